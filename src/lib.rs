@@ -1,0 +1,26 @@
+//! bszfs shows compressed model archives as the plain files they were made from.
+//!
+//! The layers, lowest first; each uses only those before it:
+//!
+//! | layer | its job |
+//! |---|---|
+//! | [`error`] | what went wrong, with what |
+//! | [`codec`] | one chunk: bytes to symbols to bytes, and nothing about files |
+//! | [`format`] | the archive on disk: header, index, footer; the safetensors header |
+//! | [`pack`] | files and directories to archives |
+//! | [`read`] | archives to bytes: random access, cache, verification |
+//! | [`mount`] | archives as a file system |
+//! | [`cli`] | arguments, output, exit codes; the only layer that prints |
+//!
+//! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes,
+//! `docs/ARCHITECTURE.md` the design.
+
+pub mod cli;
+pub mod codec;
+pub mod error;
+pub mod format;
+pub mod mount;
+pub mod pack;
+pub mod read;
+
+pub use error::{Error, ErrorKind, Result};
