@@ -1,0 +1,266 @@
+//! The decoder that defines the bits: scalar and safe. Other decoders replace its [`Kernel`] only.
+
+use super::{
+    ChunkDecoder, Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
+    model::{Slots, TOTAL, Table},
+    planes::{Plane, packed_len, unpack_round},
+};
+use crate::error::{Error, Result};
+
+/// How a plane of one chunk is stored, as numbered on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum PlaneMode {
+    /// Packed, see [`unpack_round`].
+    Stored = 0,
+    /// One value for all elements.
+    Constant = 1,
+    /// rANS with the model's table.
+    Coded = 2,
+}
+
+/// Bytes of a plane's record at the head of a chunk.
+pub(crate) const PLANE_RECORD: usize = 4;
+/// Bytes before the words of a coded plane: a word count and a state for each lane.
+pub(crate) const STREAM_HEAD: usize = 4 * STREAMS + 4 * ROUND;
+
+/// The elements that are decoded before they are merged: their planes stay in the first-level cache.
+const BLOCK: usize = 32 * ROUND;
+
+/// Where a coded plane's decoding stands.
+pub(crate) struct Streams<'a> {
+    /// Lanes of stream 0, then of stream 1.
+    pub states: [u32; ROUND],
+    /// 16-bit words not yet consumed, little-endian.
+    pub words: [&'a [u8]; STREAMS],
+}
+
+impl<'a> Streams<'a> {
+    fn parse(input: &mut &'a [u8]) -> Result<Self> {
+        let head: [u8; STREAM_HEAD] = *take(input, STREAM_HEAD)?.first_chunk().ok_or_else(short)?;
+        let word = |i: usize| u32::from_le_bytes([head[4 * i], head[4 * i + 1], head[4 * i + 2], head[4 * i + 3]]);
+        let mut words: [&[u8]; STREAMS] = [&[]; STREAMS];
+        for (i, w) in words.iter_mut().enumerate() {
+            *w = take(input, (word(i) as usize).checked_mul(2).ok_or_else(short)?)?;
+        }
+        Ok(Self { states: std::array::from_fn(|i| word(STREAMS + i)), words })
+    }
+
+    /// All words were used and every lane is back where the encoder started.
+    fn finish(&self) -> Result<()> {
+        if self.words.iter().any(|w| !w.is_empty()) || self.states.iter().any(|&s| s != STATE_LOW) {
+            return Err(Error::corrupt("an entropy-coded stream does not end where it should"));
+        }
+        Ok(())
+    }
+}
+
+/// The inner loop: decodes symbols of a coded plane.
+pub(crate) trait Kernel: Copy {
+    /// Fill `out` with the next symbols; only the last call may ask for a number that is not a multiple of
+    /// [`ROUND`].
+    ///
+    /// # Errors
+    /// Corruption, where a stream has too few words.
+    fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()>;
+}
+
+/// The scalar kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct ScalarKernel;
+
+impl Kernel for ScalarKernel {
+    #[inline(always)]
+    fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()> {
+        for (i, out) in out.iter_mut().enumerate() {
+            let lane = i % ROUND;
+            let x = streams.states[lane];
+            let entry = slots[(x & (TOTAL - 1)) as usize];
+            *out = entry as u8;
+            let x = (entry >> 20).wrapping_mul(x >> PROB_BITS).wrapping_add(entry >> 8 & 0xfff);
+            streams.states[lane] = if x < STATE_LOW {
+                let words = &mut streams.words[lane / LANES];
+                let (word, rest) = words.split_first_chunk().ok_or_else(short)?;
+                *words = rest;
+                x << 16 | u32::from(u16::from_le_bytes(*word))
+            } else {
+                x
+            };
+        }
+        Ok(())
+    }
+}
+
+/// [`super::reference`].
+pub(crate) struct Scalar;
+
+impl ChunkDecoder for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+        if super::decode_simple(coding, payload, out)? {
+            return Ok(());
+        }
+        decode_planes(ScalarKernel, model, payload, out)
+    }
+}
+
+/// Where a plane's values come from.
+enum Source<'a> {
+    Stored(&'a [u8]),
+    Constant(u16),
+    Coded(&'a Table, Box<Streams<'a>>),
+}
+
+/// Decode a chunk of [`Coding::Planes`].
+#[inline(always)]
+pub(crate) fn decode_planes<K: Kernel>(
+    kernel: K,
+    model: Option<&Model>,
+    payload: &[u8],
+    out: &mut [u8],
+) -> Result<()> {
+    let model = model.ok_or_else(|| Error::corrupt("a chunk of planes names no model"))?;
+    let width = usize::from(model.layout().width());
+    if !out.len().is_multiple_of(width) {
+        return Err(Error::corrupt("a chunk is not a whole number of elements"));
+    }
+    let mut sources = parse(model, payload, out.len() / width)?;
+    let planes = model.layout().planes();
+    let rotated = model.layout().rotated();
+    match width {
+        1 => merge::<u8, K>(kernel, planes, rotated, &mut sources, out)?,
+        2 => merge::<u16, K>(kernel, planes, rotated, &mut sources, out)?,
+        4 => merge::<u32, K>(kernel, planes, rotated, &mut sources, out)?,
+        _ => merge::<u64, K>(kernel, planes, rotated, &mut sources, out)?,
+    }
+    sources.iter().try_for_each(|s| if let Source::Coded(_, streams) = s { streams.finish() } else { Ok(()) })
+}
+
+fn parse<'a>(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Vec<Source<'a>>> {
+    let planes = model.layout().planes();
+    let mut input = payload;
+    let records = take(&mut input, planes.len() * PLANE_RECORD)?;
+    let mut sources = Vec::with_capacity(planes.len());
+    for ((record, plane), table) in records.chunks_exact(PLANE_RECORD).zip(planes).zip(model.tables()) {
+        let value = u16::from_le_bytes([record[2], record[3]]);
+        if record[1] != 0 || (record[0] != PlaneMode::Constant as u8 && value != 0) {
+            return Err(Error::corrupt("a plane's reserved bytes are not zero"));
+        }
+        sources.push(match (record[0], table) {
+            (0, _) if plane.bits <= 8 => Source::Stored(take(&mut input, packed_len(plane.bits, count))?),
+            (1, _) if value <= plane.mask() => Source::Constant(value),
+            (2, Some(table)) => Source::Coded(table, Box::new(Streams::parse(&mut input)?)),
+            (mode @ 0..=2, _) => return Err(Error::corrupt(format!("a plane cannot be stored in mode {mode}"))),
+            (mode, _) => return Err(Error::unsupported(format!("plane mode {mode} is unknown; a newer bsz is needed"))),
+        });
+    }
+    if !input.is_empty() {
+        return Err(Error::corrupt("a chunk has trailing bytes"));
+    }
+    Ok(sources)
+}
+
+/// An element as an unsigned integer of its width.
+trait Element: Copy + Default {
+    const BYTES: usize;
+    fn from_value(value: u16, low: u8) -> Self;
+    fn or(self, other: Self) -> Self;
+    fn rotate_back(self) -> Self;
+    fn put(self, out: &mut [u8]);
+}
+
+macro_rules! element {
+    ($($t:ty),*) => {$(
+        impl Element for $t {
+            const BYTES: usize = size_of::<$t>();
+            #[inline(always)]
+            fn from_value(value: u16, low: u8) -> Self {
+                (value as $t) << low
+            }
+            #[inline(always)]
+            fn or(self, other: Self) -> Self {
+                self | other
+            }
+            #[inline(always)]
+            fn rotate_back(self) -> Self {
+                self.rotate_right(1)
+            }
+            #[inline(always)]
+            fn put(self, out: &mut [u8]) {
+                out.copy_from_slice(&self.to_le_bytes());
+            }
+        }
+    )*};
+}
+element!(u8, u16, u32, u64);
+
+#[inline(always)]
+fn merge<E: Element, K: Kernel>(
+    kernel: K,
+    planes: &[Plane],
+    rotated: bool,
+    sources: &mut [Source<'_>],
+    out: &mut [u8],
+) -> Result<()> {
+    let mut elements = [E::default(); BLOCK];
+    let mut values = [0u8; BLOCK];
+    let mut first = 0;
+    for block in out.chunks_mut(BLOCK * E::BYTES) {
+        let count = block.len() / E::BYTES;
+        let elements = &mut elements[..count];
+        elements.fill(E::default());
+        for (plane, source) in planes.iter().zip(&mut *sources) {
+            match source {
+                Source::Constant(value) => {
+                    let v = E::from_value(*value, plane.low);
+                    for e in &mut *elements {
+                        *e = e.or(v);
+                    }
+                }
+                Source::Stored(packed) => {
+                    let len = packed_len(plane.bits, count);
+                    let at = packed_len(plane.bits, first);
+                    let rounds = packed[at..at + len].chunks_exact(ROUND / 8 * usize::from(plane.bits));
+                    for (round, values) in rounds.zip(values.as_chunks_mut::<ROUND>().0) {
+                        unpack_round(round, plane.bits, values);
+                    }
+                    for (e, &v) in elements.iter_mut().zip(&values) {
+                        *e = e.or(E::from_value(v.into(), plane.low));
+                    }
+                }
+                Source::Coded(table, streams) => {
+                    kernel.symbols(streams, table.slots(), &mut values[..count])?;
+                    let base = table.base();
+                    for (e, &v) in elements.iter_mut().zip(&values) {
+                        let value = if v == 0 { 0 } else { base + u16::from(v) };
+                        *e = e.or(E::from_value(value, plane.low));
+                    }
+                }
+            }
+        }
+        if rotated {
+            for (e, out) in elements.iter().zip(block.chunks_exact_mut(E::BYTES)) {
+                e.rotate_back().put(out);
+            }
+        } else {
+            for (e, out) in elements.iter().zip(block.chunks_exact_mut(E::BYTES)) {
+                e.put(out);
+            }
+        }
+        first += count;
+    }
+    Ok(())
+}
+
+fn take<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8]> {
+    let (head, rest) = input.split_at_checked(n).ok_or_else(short)?;
+    *input = rest;
+    Ok(head)
+}
+
+pub(crate) fn short() -> Error {
+    Error::corrupt("a chunk ends too early")
+}

@@ -1,0 +1,117 @@
+//! One chunk: bytes to planes to an entropy-coded stream, and back. Knows nothing of files.
+//!
+//! A chunk holds elements of one type. Each element is rotated so that its sign is its lowest bit and cut
+//! into bit [`planes`]; the top plane, exponent and leading mantissa bits together, is one symbol of a
+//! [`model`] shared by the tensor and is coded with interleaved rANS; the others are stored as they are,
+//! as a constant, or coded where that is smaller. [`encode`] writes, [`decode`] is the scalar definition
+//! of the bits, and [`simd`] the fast copies of it.
+
+pub mod decode;
+pub mod encode;
+pub mod model;
+pub mod planes;
+pub mod simd;
+pub mod stats;
+
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+pub use encode::{Encoder, encode};
+pub use model::Model;
+pub use planes::ElementKind;
+pub use stats::Modeler;
+
+/// Symbols' probabilities are multiples of 2^-12.
+pub const PROB_BITS: u32 = 12;
+/// States that take turns in one stream: one GPU warp.
+pub const LANES: usize = 32;
+/// Independent streams in a coded plane.
+pub const STREAMS: usize = 2;
+/// Elements of one round: each lane of each stream decodes one.
+pub const ROUND: usize = LANES * STREAMS;
+/// States live in `STATE_LOW..2^32`; an encoder starts, and so a decoder must end, at `STATE_LOW`.
+pub const STATE_LOW: u32 = 1 << 16;
+
+/// How a chunk's stored bytes are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Coding {
+    /// As they are.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+    /// Planes of a [`Model`].
+    Planes = 2,
+}
+
+impl Coding {
+    /// The coding with this number on disk, or an error that names the number.
+    pub fn from_wire(byte: u8) -> Result<Self> {
+        match byte {
+            0 => Ok(Self::Raw),
+            1 => Ok(Self::Zstd),
+            2 => Ok(Self::Planes),
+            n => Err(Error::unsupported(format!("chunk coding {n} is unknown; a newer bsz is needed"))),
+        }
+    }
+
+    /// The name shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Zstd => "zstd",
+            Self::Planes => "planes",
+        }
+    }
+}
+
+/// Something that turns a chunk's stored bytes into its decoded bytes.
+pub trait ChunkDecoder: Send + Sync {
+    /// What it runs on, for people: `scalar`, `avx2`.
+    fn name(&self) -> &'static str;
+
+    /// Decode `payload` into all of `out`.
+    ///
+    /// The result is not yet trusted: the caller compares [`checksum`]. On an error `out` holds anything.
+    ///
+    /// # Errors
+    /// Corruption, where the payload contradicts itself, the model or the length of `out`.
+    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()>;
+}
+
+/// The decoder that defines the bits: scalar, safe, everywhere.
+pub fn reference() -> Arc<dyn ChunkDecoder> {
+    Arc::new(decode::Scalar)
+}
+
+/// The fastest decoder this machine can run. `BSZ_DECODER=scalar` in the environment overrides it.
+pub fn fastest() -> Arc<dyn ChunkDecoder> {
+    if std::env::var_os("BSZ_DECODER").is_some_and(|v| v == "scalar") {
+        return reference();
+    }
+    let best = simd::detect().unwrap_or_else(reference);
+    log::debug!("decoding with {}", best.name());
+    best
+}
+
+/// The checksum of decoded bytes, and of the index: XXH3-64 with seed 0.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    twox_hash::XxHash3_64::oneshot(bytes)
+}
+
+/// Decode the codings that need no kernel; `true` if it was one of them.
+pub(crate) fn decode_simple(coding: Coding, payload: &[u8], out: &mut [u8]) -> Result<bool> {
+    match coding {
+        Coding::Raw if payload.len() == out.len() => out.copy_from_slice(payload),
+        Coding::Raw => return Err(Error::corrupt("a raw chunk is not as long as what it holds")),
+        Coding::Zstd => {
+            let n = zstd::bulk::decompress_to_buffer(payload, out)
+                .map_err(|e| Error::corrupt(format!("a zstd chunk does not decode ({e})")))?;
+            if n != out.len() {
+                return Err(Error::corrupt("a zstd chunk is shorter than what it should hold"));
+            }
+        }
+        Coding::Planes => return Ok(false),
+    }
+    Ok(true)
+}

@@ -1,0 +1,285 @@
+//! What the chunks of a tensor share: how elements are cut into planes, and the planes' frequency tables.
+//!
+//! One type serves both sides; its wire form is a record of the archive's index.
+
+use super::{
+    PROB_BITS,
+    planes::{Layout, Plane},
+};
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+
+/// The frequencies of a table add up to this.
+pub const TOTAL: u32 = 1 << PROB_BITS;
+/// A table holds at most this many symbols.
+pub const MAX_SYMBOLS: usize = 256;
+
+/// A table's entry for one of the [`TOTAL`] slots, packed: symbol in bits 0–7, slot minus the symbol's first
+/// slot in bits 8–19, frequency in bits 20–31.
+pub type Slots = [u32; TOTAL as usize];
+
+/// The frequencies of a plane's symbols.
+///
+/// Symbol 0 stands for the value 0, symbol `i > 0` for `base + i`: a window of values that needs not start
+/// at zero but always reaches it, since exact zeros are common and far below all other exponents.
+#[derive(Clone, Debug)]
+pub struct Table {
+    base: u16,
+    freqs: Vec<u16>,
+    slots: OnceLock<Box<Slots>>,
+}
+
+impl PartialEq for Table {
+    fn eq(&self, other: &Self) -> bool {
+        self.base == other.base && self.freqs == other.freqs
+    }
+}
+
+impl Table {
+    /// A table for values counted in `counts` (indexed by value), or `None` where fewer than two values occur
+    /// or where they do not fit into a window of [`MAX_SYMBOLS`].
+    pub fn from_counts(counts: &[u64]) -> Option<Self> {
+        let first = counts.iter().skip(1).position(|&c| c > 0)? + 1;
+        let last = counts.iter().rposition(|&c| c > 0)?;
+        let base = if last < MAX_SYMBOLS { 0 } else { first - 1 };
+        if last - base >= MAX_SYMBOLS {
+            return None;
+        }
+        let mut window: Vec<u64> = counts[base..=last].to_vec();
+        window[0] = counts[0];
+        let freqs = normalise(&window)?;
+        Some(Self { base: base as u16, freqs, slots: OnceLock::new() })
+    }
+
+    /// The value that symbol 1 exceeds by one.
+    pub fn base(&self) -> u16 {
+        self.base
+    }
+
+    /// Frequencies by symbol.
+    pub fn freqs(&self) -> &[u16] {
+        &self.freqs
+    }
+
+    /// The value that `symbol` stands for.
+    pub fn value(&self, symbol: u8) -> u16 {
+        if symbol == 0 { 0 } else { self.base + u16::from(symbol) }
+    }
+
+    /// The decoder's table, made on first use.
+    pub fn slots(&self) -> &Slots {
+        self.slots.get_or_init(|| {
+            let mut slots = vec![0u32; TOTAL as usize];
+            let mut start = 0;
+            for (symbol, &freq) in self.freqs.iter().enumerate() {
+                let freq = u32::from(freq);
+                for i in 0..freq {
+                    slots[(start + i) as usize] = symbol as u32 | i << 8 | freq << 20;
+                }
+                start += freq;
+            }
+            // The frequencies add up to TOTAL: `from_counts` and `read_from` see to it.
+            slots.into_boxed_slice().try_into().unwrap_or_else(|_| Box::new([0; TOTAL as usize]))
+        })
+    }
+
+    /// Cost of each symbol in bits; infinite for those that cannot be coded.
+    pub fn costs(&self) -> Vec<f32> {
+        self.freqs.iter().map(|&f| PROB_BITS as f32 - f32::from(f).log2()).collect()
+    }
+
+    fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.base.to_le_bytes());
+        out.extend_from_slice(&(self.freqs.len() as u16).to_le_bytes());
+        for &f in &self.freqs {
+            let high = (f >> 7) as u8;
+            if high == 0 {
+                out.push(f as u8);
+            } else {
+                out.extend_from_slice(&[f as u8 | 0x80, high]);
+            }
+        }
+    }
+
+    fn read_from(input: &mut &[u8], bits: u8) -> Result<Self> {
+        let base = u16::from_le_bytes(take(input)?);
+        let count = usize::from(u16::from_le_bytes(take(input)?));
+        if !(2..=MAX_SYMBOLS).contains(&count) || usize::from(base) + count > 1 << bits {
+            return Err(Error::corrupt("a frequency table does not fit its plane"));
+        }
+        let mut freqs = Vec::with_capacity(count);
+        for _ in 0..count {
+            let [low] = take(input)?;
+            let mut f = u16::from(low);
+            if low & 0x80 != 0 {
+                let [high] = take(input)?;
+                f = f & 0x7f | u16::from(high) << 7;
+            }
+            freqs.push(f);
+        }
+        let sum: u64 = freqs.iter().map(|&f| u64::from(f)).sum();
+        if sum != u64::from(TOTAL) || freqs.iter().any(|&f| u32::from(f) == TOTAL) {
+            return Err(Error::corrupt("the frequencies of a table do not add up"));
+        }
+        Ok(Self { base, freqs, slots: OnceLock::new() })
+    }
+}
+
+/// Scale counts to frequencies that add up to [`TOTAL`], at least 1 where a count is not zero.
+///
+/// `None` where fewer than two symbols occur: such a plane is a constant.
+fn normalise(counts: &[u64]) -> Option<Vec<u16>> {
+    let total: u64 = counts.iter().sum();
+    if counts.iter().filter(|&&c| c > 0).count() < 2 {
+        return None;
+    }
+    let scale = f64::from(TOTAL) / total as f64;
+    let mut freqs: Vec<u16> =
+        counts.iter().map(|&c| if c == 0 { 0 } else { ((c as f64 * scale).round() as u16).max(1) }).collect();
+    let mut sum: i64 = freqs.iter().map(|&f| i64::from(f)).sum();
+    // Give or take single slots where that changes the coded size least.
+    while sum != i64::from(TOTAL) {
+        let grow = sum < i64::from(TOTAL);
+        let delta = |i: usize| {
+            let (c, f) = (counts[i] as f64, f64::from(freqs[i]));
+            if grow { -c * ((f + 1.0) / f).log2() } else { c * (f / (f - 1.0)).log2() }
+        };
+        let best = (0..freqs.len())
+            .filter(|&i| if grow { freqs[i] > 0 } else { freqs[i] > 1 })
+            .min_by(|&a, &b| delta(a).total_cmp(&delta(b)))?;
+        if grow {
+            freqs[best] += 1;
+            sum += 1;
+        } else {
+            freqs[best] -= 1;
+            sum -= 1;
+        }
+    }
+    Some(freqs)
+}
+
+/// Everything a chunk needs, besides its own bytes, to be decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    layout: Layout,
+    tables: Vec<Option<Table>>,
+}
+
+impl Model {
+    /// A model of `layout` with a table, or none, for each plane.
+    ///
+    /// # Errors
+    /// Invalid argument, where the numbers differ.
+    pub fn new(layout: Layout, tables: Vec<Option<Table>>) -> Result<Self> {
+        if layout.planes().len() != tables.len() {
+            return Err(Error::invalid("a model needs an entry for each plane"));
+        }
+        Ok(Self { layout, tables })
+    }
+
+    /// How elements are cut.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The tables by plane.
+    pub fn tables(&self) -> &[Option<Table>] {
+        &self.tables
+    }
+
+    /// Append the wire form (`docs/FORMAT.md`, "Model").
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[
+            self.layout.width(),
+            u8::from(self.layout.rotated()),
+            self.tables.len() as u8,
+            0,
+        ]);
+        for (plane, table) in self.layout.planes().iter().zip(&self.tables) {
+            out.extend_from_slice(&[plane.bits, u8::from(table.is_some())]);
+            if let Some(table) = table {
+                table.write_to(out);
+            }
+        }
+    }
+
+    /// Read one wire form and nothing behind it.
+    ///
+    /// # Errors
+    /// Corruption, where anything is out of its bounds.
+    pub fn read_from(mut input: &[u8]) -> Result<Self> {
+        let input = &mut input;
+        let [width, rotated, count, zero] = take(input)?;
+        if rotated > 1 || zero != 0 {
+            return Err(Error::corrupt("a model has unknown flags"));
+        }
+        let mut low = u32::from(width) * 8;
+        let mut planes = Vec::with_capacity(usize::from(count));
+        let mut tables = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let [bits, coded] = take(input)?;
+            low = low
+                .checked_sub(u32::from(bits))
+                .ok_or_else(|| Error::corrupt("a model's planes are wider than its elements"))?;
+            planes.push(Plane { low: low as u8, bits });
+            tables.push(match coded {
+                0 => None,
+                1 if (1..=16).contains(&bits) => Some(Table::read_from(input, bits)?),
+                _ => return Err(Error::corrupt("a plane has unknown flags")),
+            });
+        }
+        if !input.is_empty() {
+            return Err(Error::corrupt("a model has trailing bytes"));
+        }
+        Ok(Self { layout: Layout::new(width, rotated == 1, planes)?, tables })
+    }
+}
+
+fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N]> {
+    let (head, rest) = input.split_first_chunk().ok_or_else(|| Error::corrupt("a model ends too early"))?;
+    *input = rest;
+    Ok(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_always_add_up_and_cover_every_symbol_that_occurs() {
+        for counts in [
+            vec![1u64, 1],
+            vec![1, 1_000_000_000],
+            (0..256).map(|i| u64::from(i % 3 == 0)).collect(),
+            (0..256).map(|i| 1u64 << (i / 8)).collect(),
+            (0..256).map(|i| if i == 7 { u32::MAX.into() } else { 1 }).collect(),
+        ] {
+            let freqs = normalise(&counts).expect("two symbols");
+            assert_eq!(freqs.iter().map(|&f| u32::from(f)).sum::<u32>(), TOTAL);
+            assert!(counts.iter().zip(&freqs).all(|(&c, &f)| (c > 0) == (f > 0) && u32::from(f) < TOTAL));
+        }
+        assert!(normalise(&[0, 9]).is_none());
+    }
+
+    #[test]
+    fn a_model_is_its_wire_form() {
+        let mut counts = vec![0u64; 1024];
+        for (i, c) in counts.iter_mut().enumerate().skip(430).take(110) {
+            *c = i as u64 * 31 % 977;
+        }
+        counts[0] = 5;
+        let table = Table::from_counts(&counts).expect("fits");
+        assert_eq!(table.value(0), 0);
+        assert_eq!(table.value(1), table.base() + 1);
+        let layout = Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
+        let model = Model::new(layout, vec![Some(table), None]).expect("valid");
+        let mut wire = Vec::new();
+        model.write_to(&mut wire);
+        assert_eq!(Model::read_from(&wire).expect("reads"), model);
+        for n in 0..wire.len() {
+            assert!(Model::read_from(&wire[..n]).is_err(), "{n} bytes of a model were enough");
+        }
+        wire.push(0);
+        assert!(Model::read_from(&wire).is_err(), "a trailing byte was accepted");
+    }
+}

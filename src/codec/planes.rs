@@ -1,0 +1,271 @@
+//! Elements as bit planes: how each type is cut, and how a plane that is not coded is packed into bytes.
+
+use super::ROUND;
+use crate::error::{Error, Result};
+
+/// What a tensor's elements are, as far as their bits matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementKind {
+    /// Sign, exponent, mantissa, from the top; `width` bytes, little-endian.
+    Float {
+        /// Bytes of an element: 2, 4 or 8.
+        width: u8,
+        /// Exponent bits.
+        exponent: u8,
+    },
+    /// Anything else: each of the element's `width` bytes (1, 2, 4 or 8) is a plane.
+    Bytes {
+        /// Bytes of an element.
+        width: u8,
+    },
+}
+
+impl ElementKind {
+    /// Bytes of one element.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Float { width, .. } | Self::Bytes { width } => width.into(),
+        }
+    }
+
+    /// Mantissa bits that join the exponent in the symbol.
+    ///
+    /// Two come within 0.04 points of coding the whole mantissa conditionally. A half-precision symbol takes
+    /// three, which fills a byte and leaves a byte.
+    fn symbol_mantissa(exponent: u8) -> u8 {
+        if exponent == 5 { 3 } else { 2 }
+    }
+
+    /// How elements of this kind are cut when the lowest `zeros` mantissa bits of all of them are zero, as
+    /// in a float that was widened from a narrower one.
+    pub fn layout(self, zeros: u8) -> Layout {
+        let (width, rotated, cuts) = match self {
+            Self::Bytes { width } => (width, false, vec![8; width.into()]),
+            Self::Float { width, exponent } => {
+                let mantissa = width * 8 - 1 - exponent;
+                let top = Self::symbol_mantissa(exponent).min(mantissa - zeros);
+                let mut cuts = vec![exponent + top];
+                if zeros == 0 {
+                    bytes_from_below(mantissa - top + 1, &mut cuts);
+                } else {
+                    bytes_from_below(mantissa - zeros - top, &mut cuts);
+                    bytes_from_below(zeros, &mut cuts);
+                    cuts.push(1); // the sign
+                }
+                (width, true, cuts)
+            }
+        };
+        let mut low = width * 8;
+        let planes = cuts
+            .into_iter()
+            .map(|bits| {
+                low -= bits;
+                Plane { low, bits }
+            })
+            .collect();
+        Layout { width, rotated, planes }
+    }
+}
+
+/// Cut `bits` into as few planes as possible, the odd one on top.
+fn bytes_from_below(bits: u8, cuts: &mut Vec<u8>) {
+    if !bits.is_multiple_of(8) {
+        cuts.push(bits % 8);
+    }
+    cuts.extend(std::iter::repeat_n(8, (bits / 8).into()));
+}
+
+/// Some neighbouring bits of every element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plane {
+    /// Its lowest bit in the (rotated) element.
+    pub low: u8,
+    /// How many bits: up to 16, up to 8 where the plane may be stored as it is.
+    pub bits: u8,
+}
+
+impl Plane {
+    /// The bits of `element` that belong to this plane.
+    pub fn of(self, element: u64) -> u16 {
+        (element >> self.low) as u16 & self.mask()
+    }
+
+    /// All ones, `bits` of them.
+    pub fn mask(self) -> u16 {
+        ((1u32 << self.bits) - 1) as u16
+    }
+}
+
+/// How elements are cut into planes, from the top bit down to the lowest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    width: u8,
+    rotated: bool,
+    planes: Vec<Plane>,
+}
+
+impl Layout {
+    /// A layout of elements of `width` bytes, which are rotated left by one bit first if `rotated`.
+    ///
+    /// # Errors
+    /// Corruption, where the planes do not cover every bit once, from the top down.
+    pub fn new(width: u8, rotated: bool, planes: Vec<Plane>) -> Result<Self> {
+        if !matches!(width, 1 | 2 | 4 | 8) {
+            return Err(Error::corrupt(format!("elements of {width} bytes are unknown")));
+        }
+        let mut low = u32::from(width) * 8;
+        for plane in &planes {
+            low = low.wrapping_sub(plane.bits.into());
+            if !(1..=16).contains(&plane.bits) || low != u32::from(plane.low) {
+                return Err(Error::corrupt("a model's planes do not follow each other"));
+            }
+        }
+        if low != 0 {
+            return Err(Error::corrupt("a model's planes do not cover its elements"));
+        }
+        Ok(Self { width, rotated, planes })
+    }
+
+    /// Bytes of an element.
+    pub fn width(&self) -> u8 {
+        self.width
+    }
+
+    /// Whether elements are rotated left by one bit, so that the sign comes lowest.
+    pub fn rotated(&self) -> bool {
+        self.rotated
+    }
+
+    /// The planes, top first.
+    pub fn planes(&self) -> &[Plane] {
+        &self.planes
+    }
+
+    /// An element, given as little-endian bytes of the layout's width, rotated as the planes expect it.
+    pub fn element(&self, bytes: &[u8]) -> u64 {
+        let mut wide = [0; 8];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        let x = u64::from_le_bytes(wide);
+        let bits = u32::from(self.width) * 8;
+        if self.rotated { (x << 1 | x >> (bits - 1)) & (u64::MAX >> (64 - bits)) } else { x }
+    }
+}
+
+/// Bytes that a plane of `count` values of `bits` bits takes when stored as it is.
+pub fn packed_len(bits: u8, count: usize) -> usize {
+    count.div_ceil(ROUND) * ROUND * usize::from(bits) / 8
+}
+
+/// Store values of `bits` (1–8) bits: see [`unpack_round`].
+pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
+    for block in values.chunks(ROUND) {
+        let mut round = [0u8; ROUND];
+        round[..block.len()].copy_from_slice(block);
+        let mut shift = 0;
+        for part in parts(bits) {
+            // `per` values share a byte; those of one byte are `stride` apart.
+            let per = 8 / usize::from(part);
+            let stride = ROUND / per;
+            let mask = (1u16 << part).wrapping_sub(1) as u8;
+            for j in 0..stride {
+                out.push((0..per).fold(0, |byte, i| {
+                    byte | ((round[j + i * stride] >> shift) & mask) << (i * usize::from(part))
+                }));
+            }
+            shift += part;
+        }
+    }
+}
+
+/// The powers of two that `bits` (1–8) is the sum of, greatest first: the widths that are packed apart.
+fn parts(bits: u8) -> impl Iterator<Item = u8> {
+    [8, 4, 2, 1].into_iter().filter(move |part| bits & part != 0)
+}
+
+/// Restore one round of values of `bits` (1–8) bits from its `8 * bits` packed bytes.
+///
+/// A round is cut into parts of 8, 4, 2 and 1 bits, the greatest holding the values' lowest bits. A part of
+/// `p` bits is `8 * p` bytes, where byte `j` holds, lowest first, the values `j`, `j + 8p`, `j + 16p`, …; so
+/// that a vector of bytes becomes vectors of neighbouring values with shifts and masks alone.
+#[inline(always)]
+pub fn unpack_round(packed: &[u8], bits: u8, out: &mut [u8; ROUND]) {
+    let mut at = 0;
+    let mut shift = 0u32;
+    if bits & 8 != 0 {
+        out.copy_from_slice(&packed[..ROUND]);
+        return;
+    }
+    out.fill(0);
+    if bits & 4 != 0 {
+        let part = &packed[at..at + 32];
+        for j in 0..32 {
+            out[j] = part[j] & 15;
+            out[j + 32] = part[j] >> 4;
+        }
+        at += 32;
+        shift += 4;
+    }
+    if bits & 2 != 0 {
+        let part = &packed[at..at + 16];
+        for i in 0..4 {
+            for j in 0..16 {
+                out[i * 16 + j] |= (part[j] >> (2 * i) & 3) << shift;
+            }
+        }
+        at += 16;
+        shift += 2;
+    }
+    if bits & 1 != 0 {
+        let part = &packed[at..at + 8];
+        for i in 0..8 {
+            for j in 0..8 {
+                out[i * 8 + j] |= (part[j] >> i & 1) << shift;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_values_come_back_at_every_width_and_length() {
+        for bits in 1..=8u8 {
+            for count in [1usize, 2, 31, 32, 63, 64, 65, 1000] {
+                let mask = (1u16 << bits).wrapping_sub(1) as u8;
+                let values: Vec<u8> = (0..count).map(|i| (i * 73 + i / 7) as u8 & mask).collect();
+                let mut packed = Vec::new();
+                pack(&values, bits, &mut packed);
+                assert_eq!(packed.len(), packed_len(bits, count));
+                let mut back = Vec::new();
+                for block in packed.chunks_exact(8 * usize::from(bits)) {
+                    let mut round = [0xaa; ROUND];
+                    unpack_round(block, bits, &mut round);
+                    back.extend_from_slice(&round);
+                }
+                assert_eq!(&back[..count], &values, "{bits} bits, {count} values");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_valid_layout_for_every_number_of_zero_bits() {
+        for (width, exponent) in [(2, 5), (2, 8), (4, 8), (8, 11)] {
+            let kind = ElementKind::Float { width, exponent };
+            for zeros in 0..width * 8 - exponent {
+                let l = kind.layout(zeros);
+                assert_eq!(Layout::new(width, true, l.planes().to_vec()).expect("valid"), l);
+                assert!(l.planes()[1..].iter().all(|p| p.bits <= 8));
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_moves_the_sign_to_the_lowest_bit() {
+        let l = ElementKind::Float { width: 2, exponent: 8 }.layout(0);
+        assert_eq!(l.element(&0x8001u16.to_le_bytes()), 0x0003);
+        let wide = ElementKind::Float { width: 8, exponent: 11 }.layout(0);
+        assert_eq!(wide.element(&(1u64 << 63).to_le_bytes()), 1);
+    }
+}

@@ -1,0 +1,124 @@
+//! From a tensor's chunks to its model: counts values plane by plane and decides what is coded.
+
+use super::{
+    encode::{Encoder, encode, zstd_competes},
+    model::{Model, Table},
+    planes::{ElementKind, Layout},
+};
+use crate::error::Result;
+
+/// A plane is worth a table where its entropy is this share of its width or less.
+const WORTH_CODING: f64 = 0.99;
+/// Elements looked at before a chunk's plane is counted in full: random low bits are recognised at once.
+const SAMPLE: usize = 4096;
+
+/// Counts of a tensor's values, gathered chunk by chunk; partial ones merge, so chunks may be counted in parallel.
+pub struct Modeler {
+    kind: ElementKind,
+    /// Every bit that is set in any element (rotated).
+    seen: u64,
+    layout: Layout,
+    counts: Vec<Vec<u64>>,
+}
+
+impl Modeler {
+    /// A modeler for elements of `kind` whose lowest mantissa bits are not known to be zero.
+    pub fn new(kind: ElementKind) -> Self {
+        Self::with_layout(kind, kind.layout(0))
+    }
+
+    fn with_layout(kind: ElementKind, layout: Layout) -> Self {
+        let counts = layout.planes().iter().map(|p| vec![0; 1 << p.bits]).collect();
+        Self { kind, seen: 0, layout, counts }
+    }
+
+    /// An empty modeler of the same layout.
+    pub fn fresh(&self) -> Self {
+        Self::with_layout(self.kind, self.layout.clone())
+    }
+
+    /// Count a chunk. Bytes behind the last whole element are not counted.
+    pub fn observe(&mut self, chunk: &[u8]) {
+        let width = usize::from(self.layout.width());
+        let elements: Vec<u64> = chunk.chunks_exact(width).map(|e| self.layout.element(e)).collect();
+        self.seen |= elements.iter().fold(0, |a, e| a | e);
+        for (i, (plane, total)) in self.layout.planes().iter().zip(&mut self.counts).enumerate() {
+            let mut counts = vec![0u64; 1 << plane.bits];
+            if i > 0 {
+                // Low planes are mostly noise: only the chunks in which they are not share a table.
+                let step = (elements.len() / SAMPLE).max(1);
+                elements.iter().step_by(step).for_each(|&e| counts[usize::from(plane.of(e))] += 1);
+                if entropy(&counts) > bias_free_limit(plane.bits, &counts) {
+                    continue;
+                }
+                counts.fill(0);
+            }
+            elements.iter().for_each(|&e| counts[usize::from(plane.of(e))] += 1);
+            total.iter_mut().zip(&counts).for_each(|(t, c)| *t += c);
+        }
+    }
+
+    /// Add what another modeler of the same layout saw.
+    pub fn merge(mut self, other: Self) -> Self {
+        self.seen |= other.seen;
+        for (a, b) in self.counts.iter_mut().zip(other.counts) {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        }
+        self
+    }
+
+    /// A modeler of a layout that suits better, now that all elements were seen; they must be observed again.
+    pub fn refined(&self) -> Option<Self> {
+        let ElementKind::Float { width, exponent } = self.kind else { return None };
+        let mantissa = width * 8 - 1 - exponent;
+        // Bit 0 of a rotated element is its sign.
+        let zeros = ((self.seen >> 1).trailing_zeros() as u8).min(mantissa);
+        let layout = self.kind.layout(zeros);
+        (layout != self.layout).then(|| Self::with_layout(self.kind, layout))
+    }
+
+    /// The model, with a table for each plane that is worth one; `None` where no plane is.
+    pub fn finish(self) -> Result<Option<Model>> {
+        let tables: Vec<_> = self
+            .counts
+            .iter()
+            .zip(self.layout.planes())
+            .map(|(counts, plane)| {
+                Table::from_counts(counts).filter(|_| entropy(counts) <= WORTH_CODING * f64::from(plane.bits))
+            })
+            .collect();
+        let wide_uncoded = self
+            .layout
+            .planes()
+            .iter()
+            .zip(&tables)
+            .zip(&self.counts)
+            .any(|((p, t), c)| p.bits > 8 && t.is_none() && c.iter().filter(|&&n| n > 0).count() > 1);
+        let constant = self.counts.iter().any(|c| c.iter().filter(|&&n| n > 0).count() == 1);
+        if wide_uncoded || (tables.iter().all(Option::is_none) && !constant) {
+            return Ok(None);
+        }
+        Model::new(self.layout, tables).map(Some)
+    }
+}
+
+/// Whether zstd should be tried on every chunk of a tensor of which `samples` are some.
+pub fn should_try_zstd(samples: &[&[u8]], encoder: Option<&Encoder<'_>>) -> bool {
+    samples.iter().any(|s| zstd_competes(s, encode(s, encoder, false).1.len()))
+}
+
+/// Order-0 entropy in bits a value.
+fn entropy(counts: &[u64]) -> f64 {
+    let total: u64 = counts.iter().sum();
+    if total == 0 {
+        return f64::INFINITY;
+    }
+    let total = total as f64;
+    counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / total).map(|p| -p * p.log2()).sum()
+}
+
+/// [`WORTH_CODING`] for counts of few values, whose entropy comes out low (Miller 1955: by (m − 1) / 2n nats).
+fn bias_free_limit(bits: u8, counts: &[u64]) -> f64 {
+    let n: u64 = counts.iter().sum();
+    WORTH_CODING * f64::from(bits) - ((1u64 << bits) - 1) as f64 / (2.0 * n.max(1) as f64) * std::f64::consts::LOG2_E
+}

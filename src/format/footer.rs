@@ -1,0 +1,155 @@
+//! The fixed ends of an archive: 16 bytes of header, 128 bytes of footer.
+
+use super::{MAX_CHUNK, Naming, VERSION};
+use crate::{
+    codec::checksum,
+    error::{Error, Result},
+};
+
+/// Bytes before the first chunk.
+pub const HEADER_LEN: u64 = 16;
+/// Bytes of the footer, which ends the archive.
+pub const FOOTER_LEN: u64 = 128;
+
+/// Neither text nor UTF-8, and broken by whatever translates line ends.
+const HEADER_MAGIC: [u8; 8] = *b"\x89BSZ\r\n\x1a\n";
+const FOOTER_MAGIC: [u8; 6] = *b"BSZEND";
+/// Where the checksum stands; it covers everything else in the footer.
+const CHECKSUM_AT: usize = 112;
+/// No index is longer: that of a model of 8 TiB.
+const MAX_INDEX: u64 = 1 << 30;
+
+/// The header of an archive.
+pub fn header() -> [u8; HEADER_LEN as usize] {
+    let mut h = [0; HEADER_LEN as usize];
+    h[..8].copy_from_slice(&HEADER_MAGIC);
+    h[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    h
+}
+
+/// `Ok(false)` where `start` is not the start of an archive.
+///
+/// # Errors
+/// Compatibility, where it is one of another version; corruption, where its reserved bytes are set.
+pub fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
+    if start[..8] != HEADER_MAGIC {
+        return Ok(false);
+    }
+    check_version(u16::from_le_bytes([start[8], start[9]]))?;
+    if start[10..].iter().any(|&b| b != 0) {
+        return Err(Error::corrupt("the archive's header has reserved bytes set"));
+    }
+    Ok(true)
+}
+
+fn check_version(version: u16) -> Result<()> {
+    if version != VERSION {
+        return Err(Error::unsupported(format!(
+            "the archive has format version {version} and this bsz reads version {VERSION}"
+        )));
+    }
+    Ok(())
+}
+
+/// What is known of an archive without its index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footer {
+    /// Bytes of the original file.
+    pub original_len: u64,
+    /// SHA-256 of the original file.
+    pub sha256: [u8; 32],
+    /// The original's modification time: seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+    /// The original's permission bits (`0o7777`).
+    pub mode: u32,
+    /// How the original's name follows from the archive's.
+    pub naming: Naming,
+    /// Where the index starts.
+    pub index_offset: u64,
+    /// Bytes of the index.
+    pub index_len: u64,
+    /// Checksum of the index.
+    pub index_checksum: u64,
+    /// Chunks in the index.
+    pub chunk_count: u32,
+    /// Models in the index.
+    pub model_count: u32,
+    /// No chunk decodes to more bytes.
+    pub max_chunk: u32,
+}
+
+impl Footer {
+    /// The wire form.
+    pub fn to_bytes(&self) -> [u8; FOOTER_LEN as usize] {
+        let mut b = Vec::with_capacity(FOOTER_LEN as usize);
+        b.extend_from_slice(&self.original_len.to_le_bytes());
+        b.extend_from_slice(&self.sha256);
+        b.extend_from_slice(&self.mtime.0.to_le_bytes());
+        b.extend_from_slice(&self.mtime.1.to_le_bytes());
+        b.extend_from_slice(&self.mode.to_le_bytes());
+        b.extend_from_slice(&u64::from(self.naming as u8).to_le_bytes());
+        for v in [self.index_offset, self.index_len, self.index_checksum] {
+            b.extend_from_slice(&v.to_le_bytes());
+        }
+        for v in [self.chunk_count, self.model_count, self.max_chunk] {
+            b.extend_from_slice(&v.to_le_bytes());
+        }
+        b.resize(FOOTER_LEN as usize, 0);
+        b[120..122].copy_from_slice(&VERSION.to_le_bytes());
+        b[122..].copy_from_slice(&FOOTER_MAGIC);
+        let sum = footer_checksum(&b);
+        b[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
+        let mut out = [0; FOOTER_LEN as usize];
+        out.copy_from_slice(&b);
+        out
+    }
+
+    /// Read the footer of an archive of `file_len` bytes.
+    ///
+    /// # Errors
+    /// Truncated, where the archive does not end in a footer; compatibility, where its version is unknown;
+    /// corruption, where its checksum or its bounds do not hold.
+    pub fn from_bytes(b: &[u8; FOOTER_LEN as usize], file_len: u64) -> Result<Self> {
+        if b[122..] != FOOTER_MAGIC {
+            return Err(Error::truncated("the archive does not end in a footer: it was cut short or never finished"));
+        }
+        check_version(u16::from_le_bytes([b[120], b[121]]))?;
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| b[at + i]));
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| b[at + i]));
+        if u64_at(CHECKSUM_AT) != footer_checksum(b) {
+            return Err(Error::corrupt("the archive's footer does not match its checksum"));
+        }
+        let naming = Naming::from_wire(u64_at(56))?;
+        let footer = Self {
+            original_len: u64_at(0),
+            sha256: std::array::from_fn(|i| b[8 + i]),
+            mtime: (u64_at(40) as i64, u32_at(48)),
+            mode: u32_at(52),
+            naming,
+            index_offset: u64_at(64),
+            index_len: u64_at(72),
+            index_checksum: u64_at(80),
+            chunk_count: u32_at(88),
+            model_count: u32_at(92),
+            max_chunk: u32_at(96),
+        };
+        let end = footer.index_offset.checked_add(footer.index_len).and_then(|n| n.checked_add(FOOTER_LEN));
+        let tables = u64::from(footer.chunk_count) * super::index::CHUNK_LEN + u64::from(footer.model_count) * 4;
+        let sound = b[100..CHECKSUM_AT].iter().all(|&b| b == 0)
+            && end == Some(file_len)
+            && footer.index_offset >= HEADER_LEN
+            && (tables..=MAX_INDEX).contains(&footer.index_len)
+            && footer.mode <= 0o7777
+            && footer.mtime.1 < 1_000_000_000
+            && footer.original_len <= i64::MAX as u64
+            && footer.max_chunk <= MAX_CHUNK;
+        sound.then_some(footer).ok_or_else(|| Error::corrupt("the archive's footer contradicts the archive"))
+    }
+}
+
+fn footer_checksum(b: &[u8]) -> u64 {
+    let mut covered = Vec::with_capacity(FOOTER_LEN as usize);
+    covered.extend_from_slice(&b[..CHECKSUM_AT]);
+    covered.extend_from_slice(&b[CHECKSUM_AT + 8..]);
+    checksum(&covered)
+}
