@@ -5,6 +5,7 @@
 //! | layer | its job |
 //! |---|---|
 //! | [`error`] | what went wrong, with what |
+//! | [`output`] | a file that appears whole or not at all |
 //! | [`codec`] | one chunk: bytes to symbols to bytes, and nothing about files |
 //! | [`format`] | the archive on disk: header, index, footer; the safetensors header |
 //! | [`pack`] | files and directories to archives |
@@ -20,6 +21,7 @@ pub mod codec;
 pub mod error;
 pub mod format;
 pub mod mount;
+pub mod output;
 pub mod pack;
 pub mod read;
 

@@ -1,0 +1,153 @@
+//! One open archive: positional reads, chunks checked as they are decoded.
+
+use crate::{
+    codec::{ChunkDecoder, checksum},
+    error::{Context, Error, ErrorKind, Result},
+    format::{FOOTER_LEN, Footer, HEADER_LEN, Index, NO_MODEL, check_header},
+};
+use std::{
+    fs::File,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// An open archive. Shared freely; every read is positional.
+pub struct Archive {
+    file: File,
+    footer: Footer,
+    index: Index,
+    id: u64,
+}
+
+/// The footer of `file`, or `None` where it is no archive. Reads 144 bytes.
+///
+/// # Errors
+/// Where it is an archive but a damaged or unknown one.
+pub fn peek(file: &File) -> Result<Option<Footer>> {
+    let len = file.metadata()?.len();
+    let mut start = [0; HEADER_LEN as usize];
+    if len < HEADER_LEN {
+        return Ok(None);
+    }
+    read_exact(file, &mut start, 0)?;
+    if !check_header(&start)? {
+        return Ok(None);
+    }
+    let mut end = [0; FOOTER_LEN as usize];
+    let at = len.checked_sub(FOOTER_LEN).filter(|&at| at >= HEADER_LEN);
+    let at = at.ok_or_else(|| Error::truncated("the archive was cut short or never finished"))?;
+    read_exact(file, &mut end, at)?;
+    Footer::from_bytes(&end, len).map(Some)
+}
+
+impl Archive {
+    /// Open the archive at `path`.
+    ///
+    /// # Errors
+    /// Io; invalid argument, where it is no archive; and as [`Archive::from_file`].
+    pub fn open(path: &Path) -> Result<Self> {
+        File::open(path).map_err(Error::from).and_then(Self::from_file).about_path(path)
+    }
+
+    /// Open an archive, and check its footer and index.
+    ///
+    /// # Errors
+    /// Corruption, truncation, compatibility: the archive is not whole or not known.
+    pub fn from_file(file: File) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let footer = peek(&file)?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
+        let mut bytes = vec![0; footer.index_len as usize];
+        read_exact(&file, &mut bytes, footer.index_offset)?;
+        let index = Index::new(bytes, &footer)?;
+        Ok(Self { file, footer, index, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    /// The original's size, times and so on.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// The chunks.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// A number no other open archive of this process has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Bytes of the archive itself.
+    pub fn stored_len(&self) -> u64 {
+        self.footer.index_offset + self.footer.index_len + FOOTER_LEN
+    }
+
+    /// User and group that own the archive.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn owner(&self) -> Result<(u32, u32)> {
+        let meta = self.file.metadata()?;
+        Ok((meta.uid(), meta.gid()))
+    }
+
+    /// Decode chunk `id` into all of `out`, which is as long as the chunk, and verify its checksum.
+    /// `scratch` holds the stored bytes meanwhile and is best reused.
+    ///
+    /// # Errors
+    /// Io; corruption, naming the chunk; `out` then holds nothing that may be used.
+    pub fn read_chunk(
+        &self,
+        id: usize,
+        decoder: &dyn ChunkDecoder,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let chunk = self.index.chunk(id);
+        let stored = chunk.stored_len as usize;
+        if scratch.len() < stored {
+            scratch.resize(stored, 0);
+        }
+        let payload = &mut scratch[..stored];
+        let decoded = read_exact(&self.file, payload, chunk.stored_at).and_then(|()| {
+            let model = if chunk.model == NO_MODEL { None } else { Some(self.index.model(chunk.model)?) };
+            decoder.decode(chunk.coding, model, payload, out)?;
+            if checksum(out) != chunk.checksum {
+                return Err(Error::corrupt("the decoded bytes do not match their checksum"));
+            }
+            Ok(())
+        });
+        decoded.about(format_args!("chunk {id} (bytes {}–{})", chunk.original.start, chunk.original.end))
+    }
+
+    /// Read the original's bytes from `offset` on into `out`, up to the original's end; returns how many.
+    ///
+    /// # Errors
+    /// As [`Archive::read_chunk`].
+    pub fn read_at(&self, offset: u64, out: &mut [u8], decoder: &dyn ChunkDecoder) -> Result<usize> {
+        let (mut scratch, mut decoded) = (Vec::new(), Vec::new());
+        let mut done = 0;
+        for id in self.index.find(offset)..self.index.len() {
+            if done == out.len() {
+                break;
+            }
+            let chunk = self.index.chunk(id);
+            decoded.resize(chunk.len(), 0);
+            self.read_chunk(id, decoder, &mut scratch, &mut decoded)?;
+            let from = &decoded[(offset + done as u64 - chunk.original.start) as usize..];
+            let n = from.len().min(out.len() - done);
+            out[done..done + n].copy_from_slice(&from[..n]);
+            done += n;
+        }
+        Ok(done)
+    }
+}
+
+/// `read_exact_at`, with a file that has become shorter told apart from other errors.
+fn read_exact(file: &File, out: &mut [u8], at: u64) -> Result<()> {
+    file.read_exact_at(out, at).map_err(|e| match Error::from(e) {
+        e if e.kind() == ErrorKind::Truncated => Error::truncated("the archive is shorter than it was or should be"),
+        e => e,
+    })
+}

@@ -1,0 +1,92 @@
+//! Memory for decoded chunks: page-aligned, returned to the system when dropped, a few kept for reuse.
+//!
+//! A heap keeps what is freed for as long as it likes; a daemon that promises a bound cannot let it.
+
+use crate::error::{Context, Result};
+use memmap2::MmapMut;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Mappings come in multiples of this many bytes, so that chunks of about a size share spares.
+const GRAIN: usize = 64 << 10;
+
+/// A source of [`Buffer`]s that keeps up to `spares` unused ones.
+pub(super) struct BufferPool {
+    spares: Mutex<Vec<MmapMut>>,
+    limit: usize,
+}
+
+impl BufferPool {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { spares: Mutex::new(Vec::with_capacity(limit)), limit })
+    }
+
+    /// A buffer of `len` bytes with any content.
+    pub(super) fn get(self: &Arc<Self>, len: usize) -> Result<Buffer> {
+        if len < GRAIN {
+            return Ok(Buffer { memory: Memory::Heap(vec![0; len]), len });
+        }
+        let size = len.next_multiple_of(GRAIN);
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = spares.iter().position(|s| s.len() == size).map(|i| spares.swap_remove(i));
+        drop(spares);
+        let map = match spare {
+            Some(s) => s,
+            None => MmapMut::map_anon(size).about("memory for a chunk")?,
+        };
+        Ok(Buffer { memory: Memory::Mapped(Some(map), Arc::clone(self)), len })
+    }
+}
+
+enum Memory {
+    Heap(Vec<u8>),
+    Mapped(Option<MmapMut>, Arc<BufferPool>),
+}
+
+/// Some bytes of a [`BufferPool`].
+pub(super) struct Buffer {
+    memory: Memory,
+    len: usize,
+}
+
+impl Buffer {
+    /// Bytes of memory it takes.
+    pub(super) fn footprint(&self) -> usize {
+        match &self.memory {
+            Memory::Heap(v) => v.capacity(),
+            Memory::Mapped(..) => self.len.next_multiple_of(GRAIN),
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Heap(v) => v,
+            Memory::Mapped(map, _) => map.as_ref().map_or(&[], |m| &m[..self.len]),
+        }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Memory::Heap(v) => v,
+            Memory::Mapped(map, _) => map.as_mut().map_or(&mut [], |m| &mut m[..self.len]),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Memory::Mapped(map, pool) = &mut self.memory {
+            let mut spares = pool.spares.lock().unwrap_or_else(PoisonError::into_inner);
+            if spares.len() < pool.limit {
+                spares.extend(map.take());
+            }
+        }
+    }
+}

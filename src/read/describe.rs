@@ -1,0 +1,123 @@
+//! What is inside an archive, for people and programs.
+
+use super::archive::Archive;
+use crate::{
+    codec::{ChunkDecoder, Coding},
+    error::Result,
+    format::{Header, Naming, header_len},
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// How some of the original's bytes are stored.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Coded {
+    /// Original bytes.
+    pub bytes: u64,
+    /// Bytes of the archive's chunks for them.
+    pub stored: u64,
+    /// Chunks by coding.
+    pub codings: BTreeMap<&'static str, u64>,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorDescription {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as the header spells it.
+    pub dtype: String,
+    /// Its shape, in elements.
+    pub shape: Vec<usize>,
+    /// How it is stored.
+    #[serde(flatten)]
+    pub coded: Coded,
+}
+
+/// A whole archive.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Format version.
+    pub version: u16,
+    /// Bytes of the original.
+    pub original: u64,
+    /// Bytes of the archive.
+    pub archive: u64,
+    /// SHA-256 of the original, in hexadecimal.
+    pub sha256: String,
+    /// The original's permission bits.
+    pub mode: u32,
+    /// The original's modification time, in seconds since 1970.
+    pub mtime: i64,
+    /// Whether the original's name ends in `.safetensors`.
+    pub safetensors: bool,
+    /// Chunks.
+    pub chunks: usize,
+    /// Models: tensors with frequency tables of their own.
+    pub models: u32,
+    /// Index and footer, in bytes.
+    pub overhead: u64,
+    /// The tensors, in the order of their data.
+    pub tensors: Vec<TensorDescription>,
+    /// Everything that is no tensor: the header, gaps, or the whole of a file of another kind.
+    pub rest: Coded,
+}
+
+/// Describe `archive`. Decodes the chunks of the safetensors header only.
+///
+/// # Errors
+/// As [`Archive::read_chunk`].
+pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Description> {
+    let f = archive.footer();
+    let header = header(archive, decoder)?;
+    let mut rest = Coded::default();
+    let mut tensors: Vec<TensorDescription> = header
+        .tensors
+        .iter()
+        .map(|t| TensorDescription {
+            name: t.name.clone(),
+            dtype: t.dtype.to_string(),
+            shape: t.shape.clone(),
+            coded: Coded::default(),
+        })
+        .collect();
+    for id in 0..archive.index().len() {
+        let chunk = archive.index().chunk(id);
+        // Chunks start where tensors do, so that each belongs to one at most.
+        let owner = header.tensors.partition_point(|t| t.end <= chunk.original.start);
+        let coded = match header.tensors.get(owner) {
+            Some(t) if t.start <= chunk.original.start && chunk.original.end <= t.end => &mut tensors[owner].coded,
+            _ => &mut rest,
+        };
+        coded.bytes += chunk.len() as u64;
+        coded.stored += u64::from(chunk.stored_len);
+        *coded.codings.entry(Coding::name(chunk.coding)).or_default() += 1;
+    }
+    Ok(Description {
+        version: crate::format::VERSION,
+        original: f.original_len,
+        archive: archive.stored_len(),
+        sha256: f.sha256.iter().map(|b| format!("{b:02x}")).collect(),
+        mode: f.mode,
+        mtime: f.mtime.0,
+        safetensors: f.naming == Naming::Safetensors,
+        chunks: archive.index().len(),
+        models: f.model_count,
+        overhead: archive.stored_len() - f.index_offset,
+        tensors,
+        rest,
+    })
+}
+
+/// The original's safetensors header; an empty one where it has none.
+fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
+    let file_len = archive.footer().original_len;
+    let mut prefix = [0; 8];
+    if archive.read_at(0, &mut prefix, decoder)? < prefix.len() {
+        return Ok(Header::default());
+    }
+    let Some(n) = header_len(prefix, file_len) else { return Ok(Header::default()) };
+    let mut json = vec![0; n as usize];
+    archive.read_at(8, &mut json, decoder)?;
+    Ok(Header::parse(&json, file_len).unwrap_or_default())
+}
