@@ -170,8 +170,9 @@ pub fn encode(chunk: &[u8], encoder: Option<&Encoder<'_>>, try_zstd: bool) -> (C
     (best.0, best.1.unwrap_or_else(|| chunk.to_vec()))
 }
 
-/// Whether zstd does about as well as `planes` bytes on a chunk or better: the question to ask of a few chunks
-/// of a tensor before all are tried.
-pub fn zstd_competes(chunk: &[u8], planes: usize) -> bool {
-    zstd::bulk::compress(chunk, 1).is_ok_and(|z| z.len() < planes + planes / 20)
+/// Whether zstd does about as well on a chunk as the model, which takes `planes` bytes, or better: the question to
+/// ask of a few chunks of a tensor before all are tried.
+pub(super) fn zstd_competes(chunk: &[u8], planes: usize) -> bool {
+    let most = (planes + planes / 20).min(chunk.len() - chunk.len() / 50);
+    zstd::bulk::compress(chunk, 1).is_ok_and(|z| z.len() < most)
 }

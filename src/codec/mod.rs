@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub use encode::{Encoder, encode};
 pub use model::Model;
 pub use planes::ElementKind;
-pub use stats::Modeler;
+pub use stats::{Modeler, should_try_zstd};
 
 /// Symbols' probabilities are multiples of 2^-12.
 pub const PROB_BITS: u32 = 12;

@@ -3,8 +3,9 @@
 use super::{MAX_CHUNK, Naming, VERSION};
 use crate::{
     codec::checksum,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
 };
+use std::{fs::File, os::unix::fs::FileExt};
 
 /// Bytes before the first chunk.
 pub const HEADER_LEN: u64 = 16;
@@ -31,7 +32,7 @@ pub fn header() -> [u8; HEADER_LEN as usize] {
 ///
 /// # Errors
 /// Compatibility, where it is one of another version; corruption, where its reserved bytes are set.
-pub fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
+fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
     if start[..8] != HEADER_MAGIC {
         return Ok(false);
     }
@@ -152,4 +153,33 @@ fn footer_checksum(b: &[u8]) -> u64 {
     covered.extend_from_slice(&b[..CHECKSUM_AT]);
     covered.extend_from_slice(&b[CHECKSUM_AT + 8..]);
     checksum(&covered)
+}
+
+/// The footer of `file`, or `None` where it is no archive. Reads 144 bytes.
+///
+/// # Errors
+/// Where it is an archive but a damaged or unknown one.
+pub fn peek(file: &File) -> Result<Option<Footer>> {
+    let len = file.metadata()?.len();
+    let mut start = [0; HEADER_LEN as usize];
+    if len < HEADER_LEN {
+        return Ok(None);
+    }
+    read_exact(file, &mut start, 0)?;
+    if !check_header(&start)? {
+        return Ok(None);
+    }
+    let mut end = [0; FOOTER_LEN as usize];
+    let at = len.checked_sub(FOOTER_LEN).filter(|&at| at >= HEADER_LEN);
+    let at = at.ok_or_else(|| Error::truncated("the archive was cut short or never finished"))?;
+    read_exact(file, &mut end, at)?;
+    Footer::from_bytes(&end, len).map(Some)
+}
+
+/// `read_exact_at`, with a file that has become shorter told apart from other errors.
+pub fn read_exact(file: &File, out: &mut [u8], at: u64) -> Result<()> {
+    file.read_exact_at(out, at).map_err(|e| match Error::from(e) {
+        e if e.kind() == ErrorKind::Truncated => Error::truncated("the archive is shorter than it was or should be"),
+        e => e,
+    })
 }

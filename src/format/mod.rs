@@ -7,7 +7,7 @@ mod index;
 mod naming;
 mod safetensors;
 
-pub use footer::{FOOTER_LEN, Footer, HEADER_LEN, check_header, header};
+pub use footer::{FOOTER_LEN, Footer, HEADER_LEN, header, peek, read_exact};
 pub use index::{Chunk, Index, IndexWriter, NO_MODEL};
 pub use naming::Naming;
 pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, header_len};

@@ -2,12 +2,12 @@
 
 use crate::{
     codec::{ChunkDecoder, checksum},
-    error::{Context, Error, ErrorKind, Result},
-    format::{FOOTER_LEN, Footer, HEADER_LEN, Index, NO_MODEL, check_header},
+    error::{Context, Error, Result},
+    format::{FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
 };
 use std::{
     fs::File,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -18,27 +18,6 @@ pub struct Archive {
     footer: Footer,
     index: Index,
     id: u64,
-}
-
-/// The footer of `file`, or `None` where it is no archive. Reads 144 bytes.
-///
-/// # Errors
-/// Where it is an archive but a damaged or unknown one.
-pub fn peek(file: &File) -> Result<Option<Footer>> {
-    let len = file.metadata()?.len();
-    let mut start = [0; HEADER_LEN as usize];
-    if len < HEADER_LEN {
-        return Ok(None);
-    }
-    read_exact(file, &mut start, 0)?;
-    if !check_header(&start)? {
-        return Ok(None);
-    }
-    let mut end = [0; FOOTER_LEN as usize];
-    let at = len.checked_sub(FOOTER_LEN).filter(|&at| at >= HEADER_LEN);
-    let at = at.ok_or_else(|| Error::truncated("the archive was cut short or never finished"))?;
-    read_exact(file, &mut end, at)?;
-    Footer::from_bytes(&end, len).map(Some)
 }
 
 impl Archive {
@@ -142,12 +121,4 @@ impl Archive {
         }
         Ok(done)
     }
-}
-
-/// `read_exact_at`, with a file that has become shorter told apart from other errors.
-fn read_exact(file: &File, out: &mut [u8], at: u64) -> Result<()> {
-    file.read_exact_at(out, at).map_err(|e| match Error::from(e) {
-        e if e.kind() == ErrorKind::Truncated => Error::truncated("the archive is shorter than it was or should be"),
-        e => e,
-    })
 }

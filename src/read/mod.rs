@@ -6,7 +6,8 @@ mod cache;
 mod describe;
 mod whole;
 
-pub use archive::{Archive, peek};
+pub use crate::format::peek;
+pub use archive::Archive;
 pub use cache::{CacheStats, ChunkCache, Slice};
 pub use describe::{Coded, Description, TensorDescription, describe};
 pub use whole::{unpack, verify};
