@@ -67,41 +67,56 @@ impl PlaneEncoder {
 
     /// Symbols of `values`, or `None` where one of them has none or where coding would take `limit` bytes.
     fn symbols(&self, table: &Table, values: &[u16], limit: usize) -> Option<Vec<u8>> {
-        let mut counts = [0u32; 256];
-        let mut symbols = Vec::with_capacity(values.len());
-        let mut outside = false;
-        for &v in values {
-            let s = self.symbols[usize::from(v)];
-            outside |= table.value(s) != v;
-            counts[usize::from(s)] += 1;
-            symbols.push(s);
+        let symbols: Vec<u8> = values.iter().map(|&v| self.symbols[usize::from(v)]).collect();
+        let mut outside = 0;
+        for (&s, &v) in symbols.iter().zip(values) {
+            outside |= table.value(s) ^ v;
         }
-        let bits: f32 = counts.iter().zip(&self.costs).filter(|(n, _)| **n > 0).map(|(&n, c)| n as f32 * c).sum();
-        (!outside && bits as usize / 8 + STREAM_HEAD < limit).then_some(symbols)
+        if outside != 0 {
+            return None;
+        }
+        let mut counts = [[0u32; 256]; 4];
+        for quad in symbols.chunks(4) {
+            quad.iter().zip(&mut counts).for_each(|(&s, c)| c[usize::from(s)] += 1);
+        }
+        let bits: f32 = (0..256)
+            .map(|s| (counts.iter().map(|c| c[s]).sum::<u32>(), self.costs[s]))
+            .filter(|&(n, _)| n > 0)
+            .map(|(n, cost)| n as f32 * cost)
+            .sum();
+        (bits as usize / 8 + STREAM_HEAD < limit).then_some(symbols)
     }
 
     /// Append the coded plane.
     fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
         let mut states = [STATE_LOW; ROUND];
-        // Words leave in the reverse of the order in which the decoder wants them.
-        let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| Vec::with_capacity(symbols.len() / 2));
-        for (i, &symbol) in symbols.iter().enumerate().rev() {
-            let lane = i % ROUND;
-            let step = self.steps[usize::from(symbol)];
-            let mut x = states[lane];
-            if u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS) {
-                words[lane / LANES].push(x as u16);
-                x >>= 16;
+        // Each symbol gives at most one word, and words leave in the reverse of the order in which the decoder
+        // wants them, so that they are written from the end down.
+        let most = symbols.len().div_ceil(ROUND) * LANES;
+        let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| vec![0; most + 1]);
+        let mut at = [most; STREAMS];
+        for round in symbols.chunks(ROUND).rev() {
+            for (stream, lanes) in round.chunks(LANES).enumerate().rev() {
+                let (states, words, at) = (&mut states[stream * LANES..], &mut words[stream], &mut at[stream]);
+                for (state, &symbol) in states[..lanes.len()].iter_mut().zip(lanes).rev() {
+                    let step = &self.steps[usize::from(symbol)];
+                    let mut x = *state;
+                    let full = u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS);
+                    words[*at] = x as u16;
+                    *at -= usize::from(full);
+                    x >>= u32::from(full) * 16;
+                    let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32;
+                    *state = x.wrapping_add(step.bias).wrapping_add(quotient.wrapping_mul(step.complement));
+                }
             }
-            let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32;
-            states[lane] = x + step.bias + quotient * step.complement;
         }
-        for w in &words {
-            out.extend_from_slice(&(w.len() as u32).to_le_bytes());
+        for at in at {
+            out.extend_from_slice(&((most - at) as u32).to_le_bytes());
         }
         states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
-        for w in &words {
-            out.extend(w.iter().rev().flat_map(|w| w.to_le_bytes()));
+        for (words, at) in words.iter().zip(at) {
+            // The word at `at` is not one that was taken.
+            out.extend(words[at + 1..].iter().flat_map(|w| w.to_le_bytes()));
         }
     }
 }
@@ -126,11 +141,11 @@ impl<'a> Encoder<'a> {
             return None;
         }
         let count = chunk.len() / width;
-        let elements: Vec<u64> = chunk.chunks_exact(width).map(|e| layout.element(e)).collect();
         let mut records = Vec::with_capacity(layout.planes().len() * PLANE_RECORD);
         let mut data = Vec::with_capacity(chunk.len());
-        for ((plane, table), encoder) in layout.planes().iter().zip(self.model.tables()).zip(&self.planes) {
-            let values: Vec<u16> = elements.iter().map(|&e| plane.of(e)).collect();
+        let mut values = Vec::with_capacity(count);
+        for ((&plane, table), encoder) in layout.planes().iter().zip(self.model.tables()).zip(&self.planes) {
+            layout.values(plane, chunk, &mut values);
             let stored = if plane.bits <= 8 { packed_len(plane.bits, count) } else { usize::MAX };
             let mut constant = 0;
             let mode = if values.iter().all(|&v| v == values[0]) {
@@ -142,8 +157,7 @@ impl<'a> Encoder<'a> {
                 encoder.encode(&symbols, &mut data);
                 PlaneMode::Coded
             } else if plane.bits <= 8 {
-                let bytes: Vec<u8> = values.iter().map(|&v| v as u8).collect();
-                pack(&bytes, plane.bits, &mut data);
+                pack(&values, plane.bits, &mut data);
                 PlaneMode::Stored
             } else {
                 return None;

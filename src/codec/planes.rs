@@ -85,11 +85,6 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// The bits of `element` that belong to this plane.
-    pub fn of(self, element: u64) -> u16 {
-        (element >> self.low) as u16 & self.mask()
-    }
-
     /// All ones, `bits` of them.
     pub fn mask(self) -> u16 {
         ((1u32 << self.bits) - 1) as u16
@@ -141,14 +136,38 @@ impl Layout {
         &self.planes
     }
 
-    /// An element, given as little-endian bytes of the layout's width, rotated as the planes expect it.
-    pub fn element(&self, bytes: &[u8]) -> u64 {
-        let mut wide = [0; 8];
-        wide[..bytes.len()].copy_from_slice(bytes);
-        let x = u64::from_le_bytes(wide);
+    /// The values of `plane` in the elements of `chunk`, a whole number of them.
+    pub fn values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u16>) {
+        match self.width {
+            1 => values::<1>(chunk, |e| e[0].rotate_left(self.rotated.into()).into(), plane, out),
+            2 => values::<2>(chunk, |e| u16::from_le_bytes(e).rotate_left(self.rotated.into()).into(), plane, out),
+            4 => values::<4>(chunk, |e| u32::from_le_bytes(e).rotate_left(self.rotated.into()).into(), plane, out),
+            _ => values::<8>(chunk, |e| u64::from_le_bytes(e).rotate_left(self.rotated.into()), plane, out),
+        }
+    }
+
+    /// Every bit that is set in any of the elements of `chunk`, as `values` sees them.
+    pub fn seen(&self, chunk: &[u8]) -> u64 {
+        let mut wide = [0u8; 8];
+        for e in chunk.chunks_exact(8) {
+            wide.iter_mut().zip(e).for_each(|(w, b)| *w |= b);
+        }
+        let width = usize::from(self.width);
+        let mut element = [0u8; 8];
+        wide.chunks_exact(width).for_each(|w| element.iter_mut().zip(w).for_each(|(e, b)| *e |= b));
+        let tail = chunk.chunks_exact(8).remainder().chunks_exact(width);
+        tail.for_each(|t| element.iter_mut().zip(t).for_each(|(e, b)| *e |= b));
         let bits = u32::from(self.width) * 8;
+        let x = u64::from_le_bytes(element);
         if self.rotated { (x << 1 | x >> (bits - 1)) & (u64::MAX >> (64 - bits)) } else { x }
     }
+}
+
+#[inline(always)]
+fn values<const N: usize>(chunk: &[u8], element: impl Fn([u8; N]) -> u64, plane: Plane, out: &mut Vec<u16>) {
+    out.clear();
+    let mask = plane.mask();
+    out.extend(chunk.as_chunks::<N>().0.iter().map(|&e| (element(e) >> plane.low) as u16 & mask));
 }
 
 /// Bytes that a plane of `count` values of `bits` bits takes when stored as it is.
@@ -157,24 +176,35 @@ pub fn packed_len(bits: u8, count: usize) -> usize {
 }
 
 /// Store values of `bits` (1–8) bits: see [`unpack_round`].
-pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
+pub fn pack(values: &[u16], bits: u8, out: &mut Vec<u8>) {
     for block in values.chunks(ROUND) {
         let mut round = [0u8; ROUND];
-        round[..block.len()].copy_from_slice(block);
+        round.iter_mut().zip(block).for_each(|(r, &v)| *r = v as u8);
         let mut shift = 0;
         for part in parts(bits) {
-            // `per` values share a byte; those of one byte are `stride` apart.
-            let per = 8 / usize::from(part);
-            let stride = ROUND / per;
-            let mask = (1u16 << part).wrapping_sub(1) as u8;
-            for j in 0..stride {
-                out.push((0..per).fold(0, |byte, i| {
-                    byte | ((round[j + i * stride] >> shift) & mask) << (i * usize::from(part))
-                }));
+            match part {
+                8 => out.extend_from_slice(&round),
+                4 => pack_part::<2, 32>(&round, shift, out),
+                2 => pack_part::<4, 16>(&round, shift, out),
+                _ => pack_part::<8, 8>(&round, shift, out),
             }
             shift += part;
         }
     }
+}
+
+/// The bits of a round from `shift` on, `PER` values to a byte, those of one byte `STRIDE` apart.
+#[inline(always)]
+fn pack_part<const PER: usize, const STRIDE: usize>(round: &[u8; ROUND], shift: u8, out: &mut Vec<u8>) {
+    let bits = 8 / PER;
+    let mask = (1u16 << bits).wrapping_sub(1) as u8;
+    let mut bytes = [0u8; STRIDE];
+    for i in 0..PER {
+        for (j, byte) in bytes.iter_mut().enumerate() {
+            *byte |= (round[i * STRIDE + j] >> shift & mask) << (i * bits);
+        }
+    }
+    out.extend_from_slice(&bytes);
 }
 
 /// The powers of two that `bits` (1–8) is the sum of, greatest first: the widths that are packed apart.
@@ -234,7 +264,7 @@ mod tests {
         for bits in 1..=8u8 {
             for count in [1usize, 2, 31, 32, 63, 64, 65, 1000] {
                 let mask = (1u16 << bits).wrapping_sub(1) as u8;
-                let values: Vec<u8> = (0..count).map(|i| (i * 73 + i / 7) as u8 & mask).collect();
+                let values: Vec<u16> = (0..count).map(|i| u16::from((i * 73 + i / 7) as u8 & mask)).collect();
                 let mut packed = Vec::new();
                 pack(&values, bits, &mut packed);
                 assert_eq!(packed.len(), packed_len(bits, count));
@@ -242,7 +272,7 @@ mod tests {
                 for block in packed.chunks_exact(8 * usize::from(bits)) {
                     let mut round = [0xaa; ROUND];
                     unpack_round(block, bits, &mut round);
-                    back.extend_from_slice(&round);
+                    back.extend(round.map(u16::from));
                 }
                 assert_eq!(&back[..count], &values, "{bits} bits, {count} values");
             }
@@ -263,9 +293,15 @@ mod tests {
 
     #[test]
     fn rotation_moves_the_sign_to_the_lowest_bit() {
-        let l = ElementKind::Float { width: 2, exponent: 8 }.layout(0);
-        assert_eq!(l.element(&0x8001u16.to_le_bytes()), 0x0003);
-        let wide = ElementKind::Float { width: 8, exponent: 11 }.layout(0);
-        assert_eq!(wide.element(&(1u64 << 63).to_le_bytes()), 1);
+        for (width, exponent, chunk) in [(2, 8, &[1u8, 0x80][..]), (8, 11, &[0, 0, 0, 0, 0, 0, 0, 0x80])] {
+            let layout = ElementKind::Float { width, exponent }.layout(0);
+            let last = layout.planes().len() - 1;
+            let mut values = Vec::new();
+            layout.values(layout.planes()[last], chunk, &mut values);
+            assert_eq!(values[0] & 1, 1);
+            assert_eq!(layout.seen(chunk) & 1, 1);
+            layout.values(layout.planes()[0], chunk, &mut values);
+            assert_eq!(values, [0]);
+        }
     }
 }

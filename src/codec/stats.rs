@@ -39,22 +39,20 @@ impl Modeler {
 
     /// Count a chunk. Bytes behind the last whole element are not counted.
     pub fn observe(&mut self, chunk: &[u8]) {
-        let width = usize::from(self.layout.width());
-        let elements: Vec<u64> = chunk.chunks_exact(width).map(|e| self.layout.element(e)).collect();
-        self.seen |= elements.iter().fold(0, |a, e| a | e);
-        for (i, (plane, total)) in self.layout.planes().iter().zip(&mut self.counts).enumerate() {
-            let mut counts = vec![0u64; 1 << plane.bits];
+        self.seen |= self.layout.seen(chunk);
+        let mut values = Vec::with_capacity(chunk.len() / usize::from(self.layout.width()));
+        for (i, (&plane, total)) in self.layout.planes().iter().zip(&mut self.counts).enumerate() {
+            self.layout.values(plane, chunk, &mut values);
+            // Low planes are mostly noise: only the chunks in which they are not share a table.
             if i > 0 {
-                // Low planes are mostly noise: only the chunks in which they are not share a table.
-                let step = (elements.len() / SAMPLE).max(1);
-                elements.iter().step_by(step).for_each(|&e| counts[usize::from(plane.of(e))] += 1);
-                if entropy(&counts) > bias_free_limit(plane.bits, &counts) {
+                let mut sample = vec![0; 1 << plane.bits];
+                let step = (values.len() / SAMPLE).max(1);
+                values.iter().step_by(step).for_each(|&v| sample[usize::from(v)] += 1);
+                if entropy(&sample) > bias_free_limit(plane.bits, &sample) {
                     continue;
                 }
-                counts.fill(0);
             }
-            elements.iter().for_each(|&e| counts[usize::from(plane.of(e))] += 1);
-            total.iter_mut().zip(&counts).for_each(|(t, c)| *t += c);
+            count(&values, total);
         }
     }
 
@@ -105,6 +103,18 @@ impl Modeler {
 /// Whether zstd should be tried on every chunk of a tensor of which `samples` are some.
 pub fn should_try_zstd(samples: &[&[u8]], encoder: Option<&Encoder<'_>>) -> bool {
     samples.iter().any(|s| zstd_competes(s, encode(s, encoder, false).1.len()))
+}
+
+/// Add the occurrences of `values` to `total`.
+fn count(values: &[u16], total: &mut [u64]) {
+    // Runs of one value would wait for each other's increments in a single table.
+    let mut counts: [Vec<u32>; 4] = std::array::from_fn(|_| vec![0; total.len()]);
+    for quad in values.chunks(4) {
+        quad.iter().zip(&mut counts).for_each(|(&v, c)| c[usize::from(v)] += 1);
+    }
+    for (i, t) in total.iter_mut().enumerate() {
+        *t += counts.iter().map(|c| u64::from(c[i])).sum::<u64>();
+    }
 }
 
 /// Order-0 entropy in bits a value.
