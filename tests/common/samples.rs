@@ -1,0 +1,232 @@
+//! Small files of every kind, made from seeds, and their way to an archive and back.
+
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+use bszfs::{
+    codec::{self, ChunkDecoder},
+    error::Result,
+    pack, read,
+};
+use std::path::Path;
+
+/// Every element type the format names, with its bits.
+pub const DTYPES: [(&str, usize); 21] = [
+    ("BOOL", 8),
+    ("F4", 4),
+    ("F6_E2M3", 6),
+    ("F6_E3M2", 6),
+    ("U8", 8),
+    ("I8", 8),
+    ("F8_E5M2", 8),
+    ("F8_E4M3", 8),
+    ("F8_E8M0", 8),
+    ("F8_E4M3FNUZ", 8),
+    ("F8_E5M2FNUZ", 8),
+    ("I16", 16),
+    ("U16", 16),
+    ("F16", 16),
+    ("BF16", 16),
+    ("I32", 32),
+    ("U32", 32),
+    ("F32", 32),
+    ("C64", 64),
+    ("F64", 64),
+    ("I64", 64),
+];
+
+/// What a tensor is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// About normally distributed floats (integers: small ones).
+    Weights,
+    /// All bits random.
+    Noise,
+    /// One value.
+    Constant,
+    /// NaN payloads, infinities, zeros of both signs, denormals, the largest and the smallest.
+    Special,
+    /// A row repeated.
+    Rows,
+    /// Mostly zero.
+    Sparse,
+    /// Weights whose lower half is zero, as after widening.
+    Widened,
+}
+
+/// All of them.
+pub const FILLS: [Fill; 7] =
+    [Fill::Weights, Fill::Noise, Fill::Constant, Fill::Special, Fill::Rows, Fill::Sparse, Fill::Widened];
+
+/// Numbers from a seed (SplitMix64, Steele et al. 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+
+    fn weight(&mut self) -> f64 {
+        (0..4).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum::<f64>() * 0.05
+    }
+
+    fn element(&mut self, dtype: &str) -> Vec<u8> {
+        let w = self.weight();
+        match dtype {
+            "F16" => half::f16::from_f64(w).to_le_bytes().into(),
+            "BF16" => half::bf16::from_f64(w).to_le_bytes().into(),
+            "F32" => (w as f32).to_le_bytes().into(),
+            "C64" => [(w as f32).to_le_bytes(), (self.weight() as f32).to_le_bytes()].concat(),
+            "F64" => w.to_le_bytes().into(),
+            "I16" | "U16" => ((w * 1000.0) as i16).to_le_bytes().into(),
+            "I32" | "U32" => ((w * 1000.0) as i32).to_le_bytes().into(),
+            "I64" | "U64" => ((w * 1000.0) as i64).to_le_bytes().into(),
+            "BOOL" => vec![u8::from(w > 0.02)],
+            _ => vec![(half::f16::from_f64(w).to_bits() >> 8) as u8],
+        }
+    }
+}
+
+/// `bytes` bytes of a tensor.
+pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
+    let mut r = Random(seed);
+    let width = DTYPES.iter().find(|d| d.0 == dtype).map_or(1, |d| d.1.div_ceil(8));
+    let mut out = Vec::with_capacity(bytes + 8);
+    let row: Vec<u8> = (0..96).flat_map(|_| r.element(dtype)).collect();
+    let one = r.element(dtype);
+    while out.len() < bytes {
+        match fill {
+            Fill::Weights => out.extend(r.element(dtype)),
+            Fill::Noise => out.extend(r.next().to_le_bytes()),
+            Fill::Constant => out.extend(&one),
+            Fill::Rows => out.extend(&row),
+            Fill::Sparse if r.next() % 50 == 0 => out.extend(r.element(dtype)),
+            Fill::Sparse => out.resize(out.len() + width, 0),
+            Fill::Widened => {
+                let mut e = r.element(dtype);
+                e[..width / 2].fill(0);
+                out.extend(e);
+            }
+            Fill::Special => {
+                // All ones, all zeros, the sign alone, the exponent alone, and single bits, with noise between.
+                let bits = match r.next() % 8 {
+                    0 => u64::MAX,
+                    1 => 0,
+                    2 => 0x8000_8000_8000_8000 & (1 << (8 * width - 1)),
+                    3 => 0x7ff0_0000_0000_0000 >> (64 - 8 * width),
+                    4 => 0x7f80_7f80_7f80_7f80 >> (64 - 8 * width),
+                    5 => 1,
+                    6 => 1 << (r.next() % 64),
+                    _ => r.next(),
+                };
+                out.extend(&bits.to_le_bytes()[..width]);
+            }
+        }
+    }
+    out.truncate(bytes);
+    out
+}
+
+/// A safetensors file of these tensors: name, dtype, shape of one dimension given by the bytes.
+pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
+    let mut at = 0;
+    let entries: Vec<String> = tensors
+        .iter()
+        .map(|(name, dtype, data)| {
+            let bits = DTYPES.iter().find(|d| d.0 == *dtype).map_or(8, |d| d.1);
+            let entry = format!(
+                r#""{name}":{{"dtype":"{dtype}","shape":[{}],"data_offsets":[{at},{}]}}"#,
+                data.len() * 8 / bits,
+                at + data.len()
+            );
+            at += data.len();
+            entry
+        })
+        .collect();
+    with_header(&format!("{{{}}}", entries.join(",")), &tensors.iter().flat_map(|t| t.2.clone()).collect::<Vec<_>>())
+}
+
+/// A file with this header, which may lie, and these data.
+pub fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
+    [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
+}
+
+/// Named files that between them use every coding, every dtype and every fill.
+pub fn samples() -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![
+        ("empty".to_owned(), Vec::new()),
+        ("a byte".to_owned(), vec![7]),
+        ("text".to_owned(), b"not a model at all\n".repeat(5000)),
+        ("noise".to_owned(), tensor("U8", 300_001, Fill::Noise, 1)),
+    ];
+    for (i, (dtype, _)) in DTYPES.iter().enumerate() {
+        let tensors: Vec<_> = FILLS
+            .iter()
+            .enumerate()
+            .map(|(j, fill)| {
+                let n = [0, 24, 600, 8 << 10, 24_000, 90_000, 300_000][(i + j) % 7];
+                (["a", "b", "c", "d", "e", "f", "g"][j], *dtype, tensor(dtype, n, *fill, (i * 7 + j) as u64))
+            })
+            .collect();
+        files.push((format!("every fill of {dtype}"), safetensors(&tensors)));
+    }
+    let t = |range: &str| format!(r#"{{"dtype":"BF16","shape":[3],"data_offsets":[{range}]}}"#);
+    let data = tensor("BF16", 70_000, Fill::Weights, 99);
+    for (name, json) in [
+        ("overlap", format!(r#"{{"a":{},"b":{}}}"#, t("0,60000"), t("30000,70000"))),
+        ("gaps", format!(r#"{{"a":{},"b":{}}}"#, t("100,30000"), t("30100,60000"))),
+        ("reversed", format!(r#"{{"a":{},"b":{}}}"#, t("30000,70000"), t("0,30000"))),
+        ("huge offsets", format!(r#"{{"a":{}}}"#, t("0,18446744073709551615"))),
+        ("odd offsets", format!(r#"{{"a":{},"b":{}}}"#, t("1,30002"), t("30003,69999"))),
+        ("one name twice", format!(r#"{{"a":{},"a":{}}}"#, t("0,30000"), t("30000,70000"))),
+        ("unknown dtype", r#"{"a":{"dtype":"Q3","shape":[70000],"data_offsets":[0,70000]}}"#.to_owned()),
+        ("deep", "[".repeat(50_000)),
+        ("deep inside", format!(r#"{{"a":{}}}"#, "[".repeat(50_000))),
+        ("padded", format!("{{\"a\":{}}}{}", t("0,70000"), " ".repeat(4000))),
+    ] {
+        files.push((format!("a header with {name}"), with_header(&json, &data)));
+    }
+    let mut bad = with_header(r#"{"a?":{"dtype":"BF16","shape":[35000],"data_offsets":[0,70000]}}"#, &data);
+    bad[11] = 0xff;
+    files.push(("a header that is not UTF-8".to_owned(), bad));
+    let mut long = with_header("{}", &data);
+    long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    files.push(("a header longer than everything".to_owned(), long));
+    files
+}
+
+/// Reports to nobody.
+pub struct Silent;
+
+impl pack::Progress for Silent {
+    fn begin(&self, _: &Path, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self, _: &pack::FileReport) {}
+}
+
+/// The archive of `bytes`, verified by the packer as always.
+pub fn pack_bytes(dir: &Path, name: &str, bytes: &[u8], chunk_size: u32) -> Vec<u8> {
+    let (src, out) = (dir.join(name), dir.join("out.bsz"));
+    std::fs::write(&src, bytes).expect("written");
+    let check = |path: &Path, _: &dyn pack::Progress| {
+        read::verify(&read::Archive::open(path)?, &*codec::reference(), &|_| ())
+    };
+    let o = pack::Options { force: true, chunk_size, ..Default::default() };
+    pack::file(&src, &out, &o, &check, &Silent).expect("packs");
+    std::fs::read(&out).expect("read")
+}
+
+/// The original of the archive `bytes`.
+pub fn unpack_bytes(dir: &Path, bytes: &[u8], decoder: &dyn ChunkDecoder) -> Result<Vec<u8>> {
+    let path = dir.join("in.bsz");
+    std::fs::write(&path, bytes).expect("written");
+    let archive = read::Archive::open(&path)?;
+    // As much as the archive claims, but no more than these tests ever pack.
+    let mut out = vec![0; archive.footer().original_len.min(1 << 22) as usize];
+    let n = archive.read_at(0, &mut out, decoder)?;
+    out.truncate(n);
+    read::verify(&archive, decoder, &|_| ())?;
+    Ok(out)
+}

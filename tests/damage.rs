@@ -1,0 +1,103 @@
+//! A damaged archive gives an error or the exact bytes: never a panic, never a wrong byte.
+
+use bszfs::codec::{self, ChunkDecoder};
+use samples::{Fill, Random, pack_bytes, safetensors, tensor, unpack_bytes};
+
+#[path = "common/samples.rs"]
+mod samples;
+
+/// An original with chunks of every coding and planes of every mode, and its archive of a few kilobytes.
+fn small(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
+    let bytes = safetensors(&[
+        ("a", "BF16", tensor("BF16", 8200, Fill::Weights, 1)),
+        ("b", "F32", tensor("F32", 8192, Fill::Widened, 2)),
+        ("c", "U8", tensor("U8", 100, Fill::Noise, 3)),
+    ]);
+    let archive = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
+    (bytes, archive)
+}
+
+/// `Some` where the damage was noticed or did not matter; the test fails in the other cases.
+fn survives(dir: &std::path::Path, damaged: &[u8], original: &[u8], decoder: &dyn ChunkDecoder, what: &str) {
+    if let Ok(back) = unpack_bytes(dir, damaged, decoder) {
+        assert!(back == original, "{what}: wrong bytes from {}", decoder.name());
+    }
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_or_harmless() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (original, archive) = small(dir.path());
+    for decoder in [codec::reference(), codec::fastest()] {
+        for at in 0..archive.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = archive.clone();
+                damaged[at] ^= flip;
+                survives(dir.path(), &damaged, &original, &*decoder, &format!("byte {at} ^ {flip:#x}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, archive) = small(dir.path());
+    for len in 0..archive.len() {
+        assert!(unpack_bytes(dir.path(), &archive[..len], &*codec::fastest()).is_err(), "{len} bytes were enough");
+    }
+}
+
+#[test]
+fn noise_behind_a_valid_checksum_is_noticed() {
+    // Damage that an attacker has covered up: the index and the footer are sealed again after it.
+    let dir = tempfile::tempdir().expect("a directory");
+    let (original, archive) = small(dir.path());
+    let footer = archive.len() - 128;
+    let index = u64::from_le_bytes(archive[footer + 64..footer + 72].try_into().expect("eight")) as usize;
+    let mut r = Random(17);
+    for round in 0..20_000 {
+        let mut damaged = archive.clone();
+        for _ in 0..1 + r.next() % 3 {
+            let at = index + r.next() as usize % (damaged.len() - index);
+            damaged[at] = r.next() as u8;
+        }
+        let sum = codec::checksum(&damaged[index..footer]);
+        damaged[footer + 80..footer + 88].copy_from_slice(&sum.to_le_bytes());
+        let sum = codec::checksum(&[&damaged[footer..footer + 112], &damaged[footer + 120..]].concat());
+        damaged[footer + 112..footer + 120].copy_from_slice(&sum.to_le_bytes());
+        survives(dir.path(), &damaged, &original, &*codec::fastest(), &format!("round {round}"));
+    }
+}
+
+#[test]
+fn noise_in_the_streams_never_leaves_the_slice() {
+    // The chunk decoders themselves, past the checksums that would catch this first.
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, archive) = small(dir.path());
+    let path = dir.path().join("a.bsz");
+    std::fs::write(&path, &archive).expect("written");
+    let a = bszfs::read::Archive::open(&path).expect("opens");
+    let mut r = Random(23);
+    let planes: Vec<_> =
+        (0..a.index().len()).filter(|&id| a.index().chunk(id).coding == codec::Coding::Planes).collect();
+    assert_eq!(planes.len(), 2, "the sample has lost its coded tensors");
+    for id in planes {
+        let c = a.index().chunk(id);
+        let model = a.index().model(c.model).expect("a model");
+        let stored = &archive[c.stored_at as usize..][..c.stored_len as usize];
+        for _ in 0..3000 {
+            let mut payload = stored.to_vec();
+            for _ in 0..1 + r.next() % 4 {
+                let at = r.next() as usize % payload.len();
+                payload[at] = r.next() as u8;
+            }
+            payload.truncate(payload.len() - (r.next() % 3) as usize * (r.next() % 40) as usize);
+            let results = [codec::reference(), codec::fastest()].map(|d| {
+                let mut out = vec![0; c.len()];
+                d.decode(c.coding, Some(model), &payload, &mut out).map(|()| out).map_err(|e| e.to_string())
+            });
+            assert!(results[0] == results[1], "the decoders disagree");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Whatever goes in comes back: every type, size, value and lie, through every decoder.
+
+use bszfs::{codec, read::Archive};
+use proptest::prelude::*;
+use samples::{DTYPES, FILLS, Random, pack_bytes, safetensors, samples, tensor, unpack_bytes};
+
+#[path = "common/samples.rs"]
+mod samples;
+
+#[test]
+fn every_sample_comes_back_through_every_decoder() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, bytes) in samples() {
+        let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
+        for decoder in [codec::reference(), codec::fastest()] {
+            let back = unpack_bytes(dir.path(), &archive, &*decoder).expect(&name);
+            assert!(back == bytes, "{name}, {}", decoder.name());
+        }
+    }
+}
+
+#[test]
+fn nothing_grows_by_more_than_its_descriptors() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (name, bytes) in samples() {
+        let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
+        std::fs::write(dir.path().join("a.bsz"), &archive).expect("written");
+        let a = Archive::open(&dir.path().join("a.bsz")).expect("opens");
+        let stored = a.footer().index_offset - 16;
+        assert!(stored <= bytes.len() as u64, "{name}: {stored} of {}", bytes.len());
+    }
+}
+
+#[test]
+fn any_range_reads_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bytes = safetensors(&[
+        ("a", "BF16", tensor("BF16", 700_000, samples::Fill::Weights, 5)),
+        ("b", "F32", tensor("F32", 300_004, samples::Fill::Weights, 6)),
+    ]);
+    std::fs::write(dir.path().join("a.bsz"), pack_bytes(dir.path(), "x", &bytes, 64 << 10)).expect("written");
+    let archive = Archive::open(&dir.path().join("a.bsz")).expect("opens");
+    let mut r = Random(3);
+    for _ in 0..300 {
+        let at = r.next() as usize % (bytes.len() + 1000);
+        let mut out = vec![0xaa; r.next() as usize % 200_000];
+        let n = archive.read_at(at as u64, &mut out, &*codec::fastest()).expect("reads");
+        let end = bytes.len().min(at + out.len());
+        assert!(out[..n] == bytes[at.min(end)..end], "{n} bytes at {at}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tensors_of_any_type_size_and_content_come_back(
+        tensors in prop::collection::vec((0..DTYPES.len(), 0..FILLS.len(), 0..150_000usize, any::<u64>()), 1..4),
+        chunk in 1..5u32,
+        tail in 0..9usize,
+    ) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tensors: Vec<_> = tensors
+            .iter()
+            .zip(["a", "b", "c", "d"])
+            .map(|(&(dtype, fill, bytes, seed), name)| {
+                (name, DTYPES[dtype].0, tensor(DTYPES[dtype].0, bytes, FILLS[fill], seed))
+            })
+            .collect();
+        let mut bytes = safetensors(&tensors);
+        bytes.resize(bytes.len() + tail, 0x5a);
+        let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, chunk * (64 << 10));
+        for decoder in [codec::reference(), codec::fastest()] {
+            let back = unpack_bytes(dir.path(), &archive, &*decoder).expect("decodes");
+            prop_assert!(back == bytes, "{}", decoder.name());
+        }
+    }
+}
