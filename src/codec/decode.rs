@@ -72,12 +72,20 @@ pub(crate) struct ScalarKernel;
 impl Kernel for ScalarKernel {
     #[inline(always)]
     fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()> {
-        for (i, out) in out.iter_mut().enumerate() {
+        let mut done = 0;
+        for round in out.as_chunks_mut::<ROUND>().0 {
+            if streams.words.iter().any(|w| w.len() < 2 * LANES) {
+                break;
+            }
+            for (stream, out) in round.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                lanes(&mut streams.states[stream * LANES..], &mut streams.words[stream], slots, out);
+            }
+            done += ROUND;
+        }
+        // Near the streams' ends every word is asked for.
+        for (i, out) in out[done..].iter_mut().enumerate() {
             let lane = i % ROUND;
-            let x = streams.states[lane];
-            let entry = slots[(x & (TOTAL - 1)) as usize];
-            *out = entry as u8;
-            let x = (entry >> 20).wrapping_mul(x >> PROB_BITS).wrapping_add(entry >> 8 & 0xfff);
+            let x = step(streams.states[lane], slots, out);
             streams.states[lane] = if x < STATE_LOW {
                 let words = &mut streams.words[lane / LANES];
                 let (word, rest) = words.split_first_chunk().ok_or_else(short)?;
@@ -89,6 +97,32 @@ impl Kernel for ScalarKernel {
         }
         Ok(())
     }
+}
+
+/// Decode one symbol; the state returned may need a word.
+#[inline(always)]
+fn step(x: u32, slots: &Slots, out: &mut u8) -> u32 {
+    let entry = slots[(x & (TOTAL - 1)) as usize];
+    *out = entry as u8;
+    (entry >> 20).wrapping_mul(x >> PROB_BITS).wrapping_add(entry >> 8 & 0xfff)
+}
+
+/// One symbol for each lane of a stream that has words for all. Whether a lane takes a word is as good as random:
+/// no branch, a word is read in any case.
+#[inline(always)]
+fn lanes(states: &mut [u32], words: &mut &[u8], slots: &Slots, out: &mut [u8; LANES]) {
+    let Some(next) = words.first_chunk::<{ 2 * LANES }>() else { return };
+    let mut at = 0;
+    for (state, out) in states.iter_mut().zip(out) {
+        let x = step(*state, slots, out);
+        let short = u32::from(x < STATE_LOW);
+        // At most one word a lane: the mask changes nothing but spares the check.
+        let i = at & (2 * LANES - 2);
+        let word = u32::from(u16::from_le_bytes([next[i], next[i + 1]]));
+        *state = x << (16 * short) | word & short.wrapping_neg();
+        at += 2 * short as usize;
+    }
+    *words = &words[at..];
 }
 
 /// [`super::reference`].
