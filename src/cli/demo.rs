@@ -48,32 +48,27 @@ pub fn demo(args: DemoArgs) -> Result<()> {
         }
     };
     let name = plain.file_name().ok_or_else(|| Error::invalid("has no name").about(plain.display()))?;
-    let packed = stage.make_dir("packed")?;
+    let archive = stage.make_dir("packed")?.join(Naming::archive_name(name));
 
     let packing = Instant::now();
     stage.bsz(&["pack".as_ref(), source.as_ref(), "-o".as_ref(), "packed".as_ref()])?;
     let packing = packing.elapsed().as_secs_f64();
-    let archive = packed.join(Naming::archive_name(name));
-    let sizes = [&plain, &archive].map(|path| fs::metadata(path).about_path(path).map(|m| m.len()));
-    let [original, stored] = [sizes[0].clone()?, sizes[1].clone()?];
+    let size = |path: &Path| fs::metadata(path).about_path(path).map(|m| m.len());
+    let (original, stored) = (size(&plain)?, size(&archive)?);
 
     let mounted = stage.mount()?;
-    let (how, view) = match &mounted {
-        Some(_) => ("mounted", stage.path("view").join(name)),
-        None => {
-            say("# no FUSE mount here; the same archive, unpacked:")?;
-            stage.bsz(&["unpack".as_ref(), archive.as_ref(), "-o".as_ref(), "view".as_ref()])?;
-            ("unpacked", stage.path("view").join(name))
-        }
-    };
-    say(format!(
-        "# load both, compare every tensor ({} threads on this machine)",
-        rayon::current_num_threads()
-    ))?;
-    let loads = [&plain, &view, &view].map(|path| stage.load(path));
-    let [plain_load, first, again] = loads.map(|load| load.map(|seconds| format!("{seconds:.3} s")));
+    if mounted.is_none() {
+        say("# no FUSE mount here; the same archive, unpacked:")?;
+        let archive = Path::new("packed").join(Naming::archive_name(name));
+        stage.bsz(&["unpack".as_ref(), archive.as_ref(), "-o".as_ref(), "view".as_ref()])?;
+    }
+    let how = if mounted.is_some() { "mounted" } else { "unpacked" };
+    let view = stage.path("view").join(name);
+    say("# load both from start to end, compare every tensor")?;
+    let seconds = |path: &Path| stage.load(path).map(|seconds| format!("{seconds:.3} s"));
+    let (loaded, first, again) = (seconds(&plain)?, seconds(&view)?, seconds(&view)?);
     let (expected, found) = (stage.digests(&plain)?, stage.digests(&view)?);
-    let same = expected.tensors.iter().filter(|&tensor| found.tensors.contains(tensor)).count();
+    let same = expected.tensors.iter().zip(&found.tensors).filter(|(a, b)| a == b).count();
 
     let speed = format!("{packing:.2} s, {}", report::rate(original, packing));
     let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
@@ -82,20 +77,23 @@ pub fn demo(args: DemoArgs) -> Result<()> {
         row(["size on disk", &report::bytes(original), &report::bytes(stored)]),
         row(["", "", &report::ratio(stored, original)]),
         row(["pack and verify", "", &speed]),
-        row(["load, first", &plain_load?, &first?]),
-        row(["load, again", "", &again?]),
+        row(["load, first", &loaded, &first]),
+        row(["load, again", "", &again]),
         row(["SHA-256", &expected.short(), &found.short()]),
         row(["tensors identical", &expected.tensors.len().to_string(), &same.to_string()]),
     ];
     say("")?;
     report::table(&rows, &[1, 2]).iter().try_for_each(say)?;
-    drop(mounted);
+    if let Some(mounted) = mounted {
+        say("")?;
+        stage.bsz(&["umount".as_ref(), "view".as_ref()])?;
+        drop(mounted);
+    }
     if expected != found {
         return Err(Error::corrupt("the view differs from the original").about(view.display()));
     }
-    let close =
-        if how == "mounted" { "unmounted, and nothing is left behind" } else { "nothing is left behind" };
-    say(format!("\nidentical to the last bit; {close}"))
+    stage.dir.close().about("the temporary directory")?;
+    say("\nidentical to the last bit; nothing is left behind")
 }
 
 /// One line on standard output, where a reader that left is an error and ends the story.
