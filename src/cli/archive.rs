@@ -137,10 +137,14 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
 
     let outcome = for_each("pack", &args.sources, |source| {
         let target = pack_target(&args, source)?;
+        let is_dir = fs::metadata(source).about_path(source)?.is_dir();
         if !args.in_place {
+            if is_dir {
+                tree::refuse_inside(source, &target)?;
+            }
             refuse_to_overwrite(&target, args.force)?;
         }
-        if fs::metadata(source).about_path(source)?.is_dir() {
+        if is_dir {
             let report = pack::tree(source, &target, &options, &check, &watch)?;
             report.warnings.into_iter().for_each(|warning| watch.warn(warning));
             Ok(())
@@ -267,6 +271,7 @@ fn unpack_source(args: &UnpackArgs, watch: &Watch) -> Result<()> {
     if fs::metadata(source).about_path(source)?.is_dir() {
         let why = "a directory needs -o OUT";
         let output = args.output.as_ref().ok_or_else(|| Error::invalid(why).about(source.display()))?;
+        tree::refuse_inside(source, output)?;
         refuse_to_overwrite(output, args.force)?;
         return match unpack_tree(source, output, watch)? {
             0 => Ok(()),

@@ -56,6 +56,17 @@ pub fn archives(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Refuse an `output` that is `source` or inside it: the walk would meet what it writes.
+pub fn refuse_inside(source: &Path, output: &Path) -> Result<()> {
+    let source = source.canonicalize().about_path(source)?;
+    let absolute = std::path::absolute(output).about_path(output)?;
+    let there = absolute.ancestors().find_map(|dir| dir.canonicalize().ok());
+    match there.is_some_and(|dir| dir.starts_with(&source)) {
+        true => Err(Error::invalid("is inside the source").about(output.display())),
+        false => Ok(()),
+    }
+}
+
 /// The name of the file that the archive at `path` was made from.
 pub fn original_name(archive: &Archive, path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|name| archive.footer().naming.original_name(name));
