@@ -139,7 +139,7 @@ fn what_is_there_is_not_overwritten_without_force() {
     let (dir, path) = with_model(100);
     fs::write(dir.path().join("model.bsz"), "precious").expect("write");
     run(dir.path(), &["pack", "model.safetensors"])
-        .fails("bsz: model.bsz: is there already; --force overwrites it");
+        .fails("bsz: model.bsz: exists and is not the archive of this file; remove it or use --force");
     assert_eq!(fs::read(dir.path().join("model.bsz")).expect("read"), b"precious");
     run(dir.path(), &["pack", "model.safetensors", "--force"]).ok();
     run(dir.path(), &["verify", "model.bsz"]).ok();
@@ -147,18 +147,28 @@ fn what_is_there_is_not_overwritten_without_force() {
     let original = fs::read(&path).expect("the model");
     fs::write(&path, "newer").expect("write");
     run(dir.path(), &["unpack", "model.bsz"])
-        .fails("bsz: model.safetensors: is there already; --force overwrites it");
+        .fails("bsz: model.safetensors: exists and is something else; remove it or use --force");
     assert_eq!(fs::read(&path).expect("read"), b"newer");
     run(dir.path(), &["unpack", "model.bsz", "--force"]).ok();
     assert_eq!(fs::read(&path).expect("the model"), original);
+}
 
-    fs::create_dir(dir.path().join("full")).expect("mkdir");
-    fs::write(dir.path().join("full/file"), "").expect("write");
-    fs::create_dir(dir.path().join("source")).expect("mkdir");
-    for verb in ["pack", "unpack"] {
-        run(dir.path(), &[verb, "source", "-o", "full"])
-            .fails("bsz: full: is there already; --force overwrites it");
+#[test]
+fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    model_directory(&dir.path().join("llama"));
+    for verb in [["pack", "llama", "-o", "packed"], ["unpack", "packed", "-o", "back"]] {
+        run(dir.path(), &verb).ok();
+        let again = run(dir.path(), &verb).ok().stdout;
+        assert!(again.contains("model-00001-of-00003") && again.contains(": already done"), "{again}");
     }
+    fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
+    fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
+    run(dir.path(), &["unpack", "packed", "-o", "back"])
+        .fails("bsz: back/tokenizer.json: exists and is something else; remove it or use --force");
+    assert_eq!(fs::read(dir.path().join("back/tokenizer.json")).expect("read"), b"changed");
+    run(dir.path(), &["unpack", "packed", "-o", "back", "--force"]).ok();
+    same_tree(&dir.path().join("llama"), &dir.path().join("back"));
 }
 
 #[test]
@@ -210,7 +220,7 @@ fn files_that_are_no_safetensors_pack_too() {
 fn what_is_no_archive_is_refused() {
     let (dir, path) = with_model(MANY);
     for verb in ["unpack", "verify", "info"] {
-        run(dir.path(), &[verb, "model.safetensors"]).fails_about("model.safetensors", "not a bsz archive");
+        run(dir.path(), &[verb, "model.safetensors"]).fails_about("model.safetensors", "not a .bsz archive");
         run(dir.path(), &[verb, "missing.bsz"])
             .fails("bsz: missing.bsz: No such file or directory (os error 2)");
     }
@@ -286,7 +296,7 @@ fn info_shows_tensors_and_archives() {
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "--in-place", "--chunk-size", "64KiB", "-j1"]).ok();
     let one = run(dir.path(), &["info", "llama/sub/adapter.bsz"]).ok().stdout;
-    assert!(one.contains("64 KiB") && one.contains("layers.10.weight") && one.contains("3x11"), "{one}");
+    assert!(one.contains("4 tensors") && one.contains("layers.10.weight") && one.contains("3x11"), "{one}");
     let all = run(dir.path(), &["info", "llama"]).ok().stdout;
     assert_eq!(all.lines().count(), 1 + 4, "{all}");
     assert!(all.contains("sub/adapter.bsz"), "{all}");

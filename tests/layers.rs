@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 /// Each layer with the layers it may use. `src/lib.rs` and `src/main.rs` stand above all.
 const ARROWS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("output", &["error"]),
     ("codec", &["error"]),
     ("format", &["error", "codec"]),
-    ("pack", &["error", "codec", "format"]),
-    ("read", &["error", "codec", "format"]),
+    ("pack", &["error", "output", "codec", "format"]),
+    ("read", &["error", "output", "codec", "format"]),
     ("mount", &["error", "codec", "format", "read"]),
-    ("store", &["error", "codec", "format", "read", "mount"]),
+    ("store", &["error", "output", "codec", "format", "read", "mount"]),
     ("gpu", &["error", "codec"]),
-    ("cli", &["error", "codec", "format", "pack", "read", "mount", "store", "gpu"]),
+    ("cli", &["error", "output", "codec", "format", "pack", "read", "mount", "store", "gpu"]),
 ];
 
 /// The only places where `unsafe` may stand.

@@ -1,20 +1,18 @@
 //! `bsz pack`, `unpack`, `verify` and `info`: archives made, undone, checked and described.
 
-use super::progress::Bar;
-use super::report::{self, Output, Row, Summary};
+use super::progress::Watch;
+use super::report::{self, Output, Row};
 use super::tree::{self, Entry};
-use super::{complain, for_each, size};
+use super::{for_each, size};
 use crate::codec;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::Naming;
-use crate::pack::{self, Action, FileReport, Options};
-use crate::read::{self, Archive};
+use crate::format::{DEFAULT_CHUNK, Naming};
+use crate::pack::{self, Options};
+use crate::read::{self, Archive, Coded};
 use clap::Args;
-use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Compress models without loss
 #[derive(Args)]
@@ -36,7 +34,7 @@ pub struct PackArgs {
     /// Overwrite what is there
     #[arg(long, conflicts_with = "in_place")]
     force: bool,
-    /// Bytes decoded at once when the archive is read, such as 256KiB or 1M
+    /// Bytes decoded at once when the archive is read, a multiple of 64KiB up to 4MiB
     #[arg(long, value_name = "SIZE", value_parser = size::parse_chunk)]
     chunk_size: Option<u32>,
     #[command(flatten)]
@@ -111,15 +109,6 @@ impl Common {
     }
 }
 
-/// Refuse to write over something that is there, unless `force`. An empty directory may be filled.
-fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if force || metadata.is_dir() && tree::entries(path)?.is_empty() {
-        return Ok(());
-    }
-    Err(Error::invalid("is there already; --force overwrites it").about(path.display()))
-}
-
 fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {
     path.file_name().ok_or_else(|| Error::invalid("has no name to go by").about(path.display()))
 }
@@ -130,27 +119,22 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
         fs::create_dir_all(output).about_path(output)?;
     }
-    let mut options = Options { in_place: args.in_place, ..Options::default() };
-    options.chunk_size = args.chunk_size.unwrap_or(options.chunk_size);
+    let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
+    let options = Options { chunk_size, in_place: args.in_place, force: args.force };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
-    let check = |path: &Path, _: &dyn pack::Progress| watch.verify(path);
-
+    let check = |path: &Path, p: &dyn pack::Progress| {
+        // Not by its path, which is temporary: errors are to name the archive's own.
+        let archive = Archive::from_file(File::open(path)?)?;
+        read::verify(&archive, &*codec::reference(), &|bytes| p.advance(bytes))
+    };
     let outcome = for_each("pack", &args.sources, |source| {
         let target = pack_target(&args, source)?;
-        let is_dir = fs::metadata(source).about_path(source)?.is_dir();
-        if !args.in_place {
-            if is_dir {
-                tree::refuse_inside(source, &target)?;
-            }
-            refuse_to_overwrite(&target, args.force)?;
+        if !fs::metadata(source).about_path(source)?.is_dir() {
+            return pack::file(source, &target, &options, &check, &watch).map(drop);
         }
-        if is_dir {
-            let report = pack::tree(source, &target, &options, &check, &watch)?;
-            report.warnings.into_iter().for_each(|warning| watch.warn(warning));
-            Ok(())
-        } else {
-            pack::file(source, &target, &options, &check, &watch).map(drop)
-        }
+        let report = pack::tree(source, &target, &options, &check, &watch)?;
+        report.warnings.into_iter().for_each(|warning| watch.warn(warning));
+        Ok(())
     });
     watch.finish(outcome)
 }
@@ -172,92 +156,6 @@ fn pack_target(args: &PackArgs, source: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Follows one command's files: the bar while they run, a line and a row when they end.
-struct Watch {
-    bar: Bar,
-    output: Output,
-    begun: Instant,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    running: HashMap<PathBuf, Instant>,
-    rows: Vec<Row>,
-    warnings: Vec<String>,
-}
-
-impl Watch {
-    fn new(output: Output, quiet: bool) -> Self {
-        Self { bar: Bar::new(quiet), output, begun: Instant::now(), state: Mutex::default() }
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Decode an archive with the decoder that defines the format, and compare every checksum.
-    fn verify(&self, path: &Path) -> Result<()> {
-        let archive = Archive::open(path)?;
-        self.bar.start("verifying", path, archive.footer().original_len);
-        read::verify(&archive, &*codec::reference(), &|bytes| self.bar.advance(bytes)).about_path(path)
-    }
-
-    fn add(&self, row: Row) {
-        if let Some(line) = row.line() {
-            self.bar.aside(|| self.output.line(line));
-        }
-        self.state().rows.push(row);
-    }
-
-    fn warn(&self, warning: String) {
-        self.bar.aside(|| complain(&Error::invalid(warning.as_str()).about("warning")));
-        self.state().warnings.push(warning);
-    }
-
-    /// The sum, and the JSON where that was asked for, also of what came before a failure.
-    fn finish(self, outcome: Result<()>) -> Result<()> {
-        let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        drop(self.bar);
-        let summary = Summary::new(state.rows, state.warnings, self.begun.elapsed());
-        if summary.files.len() > 1 || summary.files.is_empty() && outcome.is_ok() {
-            self.output.line(summary.line());
-        }
-        outcome.and(self.output.finish(&summary))
-    }
-}
-
-impl pack::Progress for Watch {
-    fn begin(&self, path: &Path, bytes: u64) {
-        self.state().running.insert(path.into(), Instant::now());
-        self.bar.start("packing", path, bytes);
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.bar.advance(bytes);
-    }
-
-    fn end(&self, outcome: &FileReport) {
-        let took = self.state().running.remove(&outcome.path).map_or(Duration::ZERO, |begun| begun.elapsed());
-        let (action, why) = match &outcome.action {
-            Action::Packed => ("packed", None),
-            Action::Copied => ("copied", None),
-            Action::Linked => ("linked", None),
-            Action::AlreadyPacked => ("already packed", None),
-            Action::Skipped(why) => ("skipped", Some(why.clone())),
-        };
-        self.add(Row {
-            path: outcome.path.clone(),
-            output: Some(outcome.output.clone()),
-            action,
-            why,
-            original: outcome.original,
-            stored: outcome.stored,
-            seconds: took.as_secs_f64(),
-        });
-    }
-}
-
 /// Restore one archive, or every archive of a directory.
 pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     args.common.start_threads()?;
@@ -272,8 +170,7 @@ fn unpack_source(args: &UnpackArgs, watch: &Watch) -> Result<()> {
         let why = "a directory needs -o OUT";
         let output = args.output.as_ref().ok_or_else(|| Error::invalid(why).about(source.display()))?;
         tree::refuse_inside(source, output)?;
-        refuse_to_overwrite(output, args.force)?;
-        return match unpack_tree(source, output, watch)? {
+        return match unpack_tree(source, output, args.force, watch)? {
             0 => Ok(()),
             n => Err(Error::corrupt(format!("{n} archives were not restored")).about(source.display())),
         };
@@ -284,41 +181,46 @@ fn unpack_source(args: &UnpackArgs, watch: &Watch) -> Result<()> {
         Some(output) => output.clone(),
         None => source.with_file_name(tree::original_name(&archive, source)?),
     };
-    refuse_to_overwrite(&output, args.force)?;
-    unpack_file(source, &archive, &output, watch)
+    unpack_file(source, &archive, &output, args.force, watch)
 }
 
-fn unpack_file(source: &Path, archive: &Archive, output: &Path, watch: &Watch) -> Result<()> {
+fn unpack_file(source: &Path, archive: &Archive, output: &Path, force: bool, watch: &Watch) -> Result<()> {
     let begun = Instant::now();
-    watch.bar.start("unpacking", source, archive.footer().original_len);
-    read::unpack(archive, output, &*codec::fastest(), &|bytes| watch.bar.advance(bytes))
-        .about_path(source)?;
-    watch.add(row("unpacked", source, Some(output), archive.footer().original_len, begun)?);
+    let footer = archive.footer();
+    let done = !force && tree::is_done(output, footer.original_len, footer.mtime)?;
+    if !done {
+        watch.bar.start("unpacking", source, footer.original_len, 1);
+        let progress = |bytes| watch.bar.advance(bytes);
+        let outcome = read::unpack(archive, output, force, &*codec::fastest(), &progress);
+        outcome.map_err(|e| naming(e, source, output))?;
+    }
+    let action = if done { "already done" } else { "unpacked" };
+    watch.add(row(action, source, Some(output), footer.original_len, begun)?);
     Ok(())
 }
 
 /// Restore `source` into `output`: archives unpacked, links kept as they are, the rest copied. An archive
 /// that is damaged does not stop the rest; how many are is returned.
-fn unpack_tree(source: &Path, output: &Path, watch: &Watch) -> Result<usize> {
+fn unpack_tree(source: &Path, output: &Path, force: bool, watch: &Watch) -> Result<usize> {
     fs::create_dir_all(output).about_path(output)?;
     let mut failed = 0;
     for path in tree::entries(source)? {
         let to = output.join(name_of(&path)?);
         let begun = Instant::now();
         match tree::classify(&path)? {
-            Entry::Directory => failed += unpack_tree(&path, &to, watch)?,
+            Entry::Directory => failed += unpack_tree(&path, &to, force, watch)?,
             Entry::Link => {
-                tree::copy_link(&path, &to)?;
-                watch.add(Row { original: 0, ..row("linked", &path, Some(&to), 0, begun)? });
+                tree::copy_link(&path, &to, force)?;
+                watch.add(row("linked", &path, Some(&to), 0, begun)?);
             }
             Entry::Plain => {
-                let bytes = tree::copy(&path, &to)?;
-                watch.add(row("copied", &path, Some(&to), bytes, begun)?);
+                let (action, bytes) = tree::copy(&path, &to, force)?;
+                watch.add(row(action, &path, Some(&to), bytes, begun)?);
             }
             Entry::Special => watch.warn(format!("{}: neither file nor directory, left out", path.display())),
-            Entry::Archive => match unpack_entry(&path, output, watch) {
+            Entry::Archive => match unpack_entry(&path, output, force, watch) {
                 Err(e) if e.kind() != ErrorKind::Io => {
-                    watch.bar.aside(|| complain(&e));
+                    watch.complain(&e);
                     failed += 1;
                 }
                 outcome => outcome?,
@@ -331,7 +233,7 @@ fn unpack_tree(source: &Path, output: &Path, watch: &Watch) -> Result<usize> {
 }
 
 /// Restore one archive of a directory into `output`.
-fn unpack_entry(path: &Path, output: &Path, watch: &Watch) -> Result<()> {
+fn unpack_entry(path: &Path, output: &Path, force: bool, watch: &Watch) -> Result<()> {
     let archive = Archive::open(path)?;
     let name = tree::original_name(&archive, path)?;
     // Where both are there, the plain file is the one that a mount shows.
@@ -339,7 +241,17 @@ fn unpack_entry(path: &Path, output: &Path, watch: &Watch) -> Result<()> {
         watch.warn(format!("{}: left out, {} is beside it", path.display(), name.display()));
         return Ok(());
     }
-    unpack_file(path, &archive, &output.join(name), watch)
+    unpack_file(path, &archive, &output.join(name), force, watch)
+}
+
+/// The error with the archive it is about: below, one that concerns a chunk names only that. Errors about
+/// what is written name it already.
+fn naming(e: Error, archive: &Path, output: &Path) -> Error {
+    let text = e.to_string();
+    match [archive, output].iter().any(|path| text.starts_with(&format!("{}: ", path.display()))) {
+        true => e,
+        false => Error::new(e.kind(), text).about(archive.display()),
+    }
 }
 
 /// A row about the file at `path`, whose size is looked up.
@@ -376,16 +288,16 @@ pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
     let outcome = for_each("verify", &archives, |path| {
         let begun = Instant::now();
         let outcome = Archive::open(path).and_then(|archive| {
-            watch.bar.start("verifying", path, archive.footer().original_len);
-            read::verify(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes)).about_path(path)?;
-            Ok(archive.footer().original_len)
+            watch.bar.start("verifying", path, archive.footer().original_len, 1);
+            let outcome = read::verify(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
+            outcome.map(|()| archive.footer().original_len).map_err(|e| naming(e, path, path))
         });
         match outcome {
             Ok(bytes) => watch.add(row("verified", path, None, bytes, begun)?),
             Err(e) => {
                 // The JSON lists it; people see the error itself.
                 let damaged = row("damaged", path, None, 0, begun)?;
-                watch.state().rows.push(Row { why: Some(e.to_string()), ..damaged });
+                watch.add_silently(Row { why: Some(e.to_string()), ..damaged });
                 return Err(e);
             }
         }
@@ -406,8 +318,9 @@ struct Described {
 pub fn info(args: InfoArgs) -> Result<()> {
     let output = Output::new(args.json, false);
     let describe = |path: PathBuf| {
+        let archive = Archive::open(&path)?;
         let description =
-            Archive::open(&path).and_then(|archive| read::describe(&archive)).about_path(&path)?;
+            read::describe(&archive, &*codec::fastest()).map_err(|e| naming(e, &path, &path))?;
         Ok(Described { path, description })
     };
     if !fs::metadata(&args.source).about_path(&args.source)?.is_dir() {
@@ -420,7 +333,8 @@ pub fn info(args: InfoArgs) -> Result<()> {
     let mut rows = vec![["archive", "original", "stored", "ratio", "tensors"].map(String::from).to_vec()];
     rows.extend(all.iter().map(|Described { path, description: d }| {
         let path = path.strip_prefix(&args.source).unwrap_or(path).display().to_string();
-        let sizes = [report::bytes(d.original), report::bytes(d.stored), report::ratio(d.stored, d.original)];
+        let sizes =
+            [report::bytes(d.original), report::bytes(d.archive), report::ratio(d.archive, d.original)];
         [vec![report::printable(&path).into_owned()], sizes.to_vec(), vec![d.tensors.len().to_string()]]
             .concat()
     }));
@@ -430,26 +344,28 @@ pub fn info(args: InfoArgs) -> Result<()> {
 
 fn info_lines(Described { path, description: d }: &Described) -> Vec<String> {
     let mut rows = vec![["tensor", "dtype", "shape", "size", "ratio", "coding"].map(String::from).to_vec()];
-    rows.extend(d.tensors.iter().map(|t| {
-        let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
+    let coded = |name: &str, dtype: &str, shape: &[usize], coded: &Coded| {
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let codings: Vec<&str> = coded.codings.keys().copied().collect();
         vec![
-            report::printable(&t.name).into_owned(),
-            t.dtype.to_string(),
+            report::printable(name).into_owned(),
+            report::printable(dtype).into_owned(),
             shape.join("x"),
-            report::bytes(t.bytes),
-            report::ratio(t.stored, t.bytes),
-            t.coding.to_string(),
+            report::bytes(coded.bytes),
+            report::ratio(coded.stored, coded.bytes),
+            codings.join(" + "),
         ]
-    }));
+    };
+    rows.extend(d.tensors.iter().map(|t| coded(&t.name, &t.dtype, &t.shape, &t.coded)));
+    rows.push(coded("(no tensor)", "", &[], &d.rest));
     let head = format!(
-        "{}: {} -> {} ({}), {} chunks of up to {} KiB, {} tensors",
+        "{}: {} -> {} ({}), {} tensors in {} chunks",
         report::printable(&path.display().to_string()),
         report::bytes(d.original),
-        report::bytes(d.stored),
-        report::ratio(d.stored, d.original),
+        report::bytes(d.archive),
+        report::ratio(d.archive, d.original),
+        d.tensors.len(),
         d.chunks,
-        d.chunk_size >> 10,
-        d.tensors.len()
     );
     [vec![head, format!("SHA-256 of the original: {}", d.sha256)], report::table(&rows, &[3, 4])].concat()
 }

@@ -2,10 +2,9 @@
 
 use super::{generate, report};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::format::Naming;
+use crate::format::{Header, Naming, header_len};
 use crate::mount;
 use clap::Args;
-use safetensors::tensor::Metadata;
 use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::ffi::OsStr;
@@ -235,26 +234,20 @@ impl Stage {
             self.blocks(path, &file, range, |block| hash.update(block)).map(|()| hash.finalize().into())
         };
         let mut tensors = Vec::new();
-        if let Some((data, metadata)) = header(&file, end) {
-            for name in metadata.offset_keys() {
-                let Some(info) = metadata.info(&name) else { continue };
-                let (from, to) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
-                tensors.push((name, digest(from.min(end)..to.min(end))?));
-            }
+        for tensor in header(&file, end).unwrap_or_default().tensors {
+            tensors.push((tensor.name, digest(tensor.start..tensor.end)?));
         }
         Ok(Digests { tensors, file: digest(0..end)? })
     }
 }
 
-/// Where the tensors' bytes begin, and what they are; `None` for a file that is not safetensors.
-fn header(file: &File, end: u64) -> Option<(u64, Metadata)> {
-    let mut length = [0; 8];
-    file.read_exact_at(&mut length, 0).ok()?;
-    let length = u64::from_le_bytes(length);
-    let data = length.checked_add(8).filter(|&data| data <= end && length <= 100 << 20)?;
-    let mut json = vec![0; length as usize];
+/// The safetensors header; `None` for a file of another kind.
+fn header(file: &File, end: u64) -> Option<Header> {
+    let mut prefix = [0; 8];
+    file.read_exact_at(&mut prefix, 0).ok()?;
+    let mut json = vec![0; header_len(prefix, end)? as usize];
     file.read_exact_at(&mut json, 8).ok()?;
-    Some((data, serde_json::from_slice(&json).ok()?))
+    Header::parse(&json, end)
 }
 
 /// A mount, undone when dropped.

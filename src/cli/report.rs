@@ -76,7 +76,7 @@ impl Row {
         match (self.action, &self.why) {
             ("copied" | "linked", _) => None,
             (action, Some(why)) => Some(format!("{path}: {action}: {}", printable(why))),
-            ("already packed", _) => Some(format!("{path}: already packed")),
+            ("already done", _) => Some(format!("{path}: already done")),
             (action, None) => {
                 Some(format!("{path}: {action}, {}", figures(self.original, self.stored, self.seconds)))
             }

@@ -1,6 +1,10 @@
 //! Sizes as people write them on a command line.
 
+use crate::format::MAX_CHUNK;
 use std::result::Result;
+
+/// Chunk sizes are multiples of this, in bytes.
+const CHUNK_STEP: u32 = 64 << 10;
 
 /// A number of bytes: plain, or in KiB, MiB, GiB, TiB (K, M, G, T for short), KB, MB, GB, TB.
 pub fn parse(text: &str) -> Result<u64, String> {
@@ -27,9 +31,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The decoded size of a chunk.
+/// The decoded size of a chunk, within what the format allows.
 pub fn parse_chunk(text: &str) -> Result<u32, String> {
-    parse(text)?.try_into().map_err(|_| "a chunk has less than 4 GiB".into())
+    let allowed = |&n: &u32| n % CHUNK_STEP == 0 && n <= MAX_CHUNK;
+    let why = || format!("not a multiple of 64 KiB up to {} MiB", MAX_CHUNK >> 20);
+    u32::try_from(parse(text)?).ok().filter(allowed).ok_or_else(why)
 }
 
 #[cfg(test)]
@@ -53,6 +59,8 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse_chunk("256KiB"), Ok(256 << 10));
-        assert!(parse_chunk("4G").is_err(), "does not fit the field");
+        for text in ["4G", "100", "65K", "1G", "8M"] {
+            assert!(parse_chunk(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! A directory that holds archives: walked for `verify` and `info`, turned back by `unpack`.
 
 use crate::error::{Context, Error, Result};
+use crate::output::{Attributes, Output, is_temporary};
 use crate::read::Archive;
-use std::fs::{self, FileTimes};
+use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -31,11 +32,12 @@ pub fn classify(path: &Path) -> Result<Entry> {
     })
 }
 
-/// The entries of a directory by name.
+/// The entries of a directory by name, without what is still being written.
 pub fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries: std::io::Result<Vec<PathBuf>> =
         fs::read_dir(dir).about_path(dir)?.map(|entry| entry.map(|e| e.path())).collect();
     let mut entries = entries.about_path(dir)?;
+    entries.retain(|path| !path.file_name().is_some_and(is_temporary));
     entries.sort();
     Ok(entries)
 }
@@ -74,24 +76,44 @@ pub fn original_name(archive: &Archive, path: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid("its name does not end in .bsz").about(path.display()))
 }
 
-/// Copy a file with its permissions and modification time. Nothing is at `to` until all of it is.
-pub fn copy(from: &Path, to: &Path) -> Result<u64> {
-    let dir = to.parent().unwrap_or(Path::new("."));
-    let source = fs::File::open(from).about_path(from)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(dir).about_path(to)?;
-    let bytes = std::io::copy(&mut &source, temporary.as_file_mut()).about_path(to)?;
-    let metadata = source.metadata().about_path(from)?;
-    let times = FileTimes::new().set_modified(metadata.modified().about_path(from)?);
-    temporary.as_file().set_permissions(metadata.permissions()).about_path(to)?;
-    temporary.as_file().set_times(times).about_path(to)?;
-    temporary.persist(to).map_err(|e| e.error).about_path(to)?;
-    Ok(bytes)
+/// Whether `output` is there with this length and modification time, as an earlier run left it.
+///
+/// # Errors
+/// Invalid argument, where something else is there.
+pub fn is_done(output: &Path, len: u64, mtime: (i64, u32)) -> Result<bool> {
+    match fs::symlink_metadata(output) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).about_path(output),
+        Ok(m) if m.is_file() && m.len() == len && Attributes::of(&m).mtime == mtime => Ok(true),
+        Ok(_) => {
+            Err(Error::invalid("exists and is something else; remove it or use --force")
+                .about(output.display()))
+        }
+    }
 }
 
-/// Make the same link at `to`, in place of a link that is there.
-pub fn copy_link(from: &Path, to: &Path) -> Result<()> {
+/// Copy a file with its attributes: what was done, and its bytes.
+pub fn copy(from: &Path, to: &Path, force: bool) -> Result<(&'static str, u64)> {
+    let source = fs::File::open(from).about_path(from)?;
+    let metadata = source.metadata().about_path(from)?;
+    let attributes = Attributes::of(&metadata);
+    if !force && is_done(to, metadata.len(), attributes.mtime)? {
+        return Ok(("already done", metadata.len()));
+    }
+    let output = Output::create(to)?;
+    let bytes = std::io::copy(&mut &source, &mut output.file()).about_path(to)?;
+    output.sync(attributes)?;
+    output.commit(force)?;
+    Ok(("copied", bytes))
+}
+
+/// Make the same link at `to`, unless it is there already; `force` replaces another link.
+pub fn copy_link(from: &Path, to: &Path, force: bool) -> Result<()> {
     let target = fs::read_link(from).about_path(from)?;
-    if fs::symlink_metadata(to).is_ok_and(|m| m.is_symlink()) {
+    if fs::read_link(to).is_ok_and(|there| there == target) {
+        return Ok(());
+    }
+    if force && fs::symlink_metadata(to).is_ok_and(|m| m.is_symlink()) {
         fs::remove_file(to).about_path(to)?;
     }
     symlink(target, to).about_path(to)
