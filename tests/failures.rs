@@ -3,7 +3,7 @@
 #[path = "common/program.rs"]
 mod program;
 
-use program::{bsz, model, names, run, with_model};
+use program::{bsz, names, run, with_model, write_model};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -34,14 +34,13 @@ fn pack_and_kill(dir: &Path, args: &[&str], pause: Duration) {
 fn a_killed_in_place_pack_loses_nothing_and_a_rerun_completes() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (work, back) = (dir.path().join("work"), dir.path().join("back"));
-    let original = model(5, BIG);
     let plain = work.join("model.safetensors");
     let fresh = || {
         let _ = fs::remove_dir_all(&work);
         fs::create_dir(&work).expect("mkdir");
-        fs::write(&plain, &original).expect("write");
+        write_model(&plain, 5, BIG)
     };
-    fresh();
+    let original = fresh();
     let begun = Instant::now();
     run(&work, &["pack", "--in-place", "model.safetensors"]).ok();
     let whole = begun.elapsed();
@@ -68,8 +67,7 @@ fn a_killed_in_place_pack_loses_nothing_and_a_rerun_completes() {
 
 #[test]
 fn a_killed_unpack_leaves_no_half_file() {
-    let (dir, path) = with_model(BIG);
-    let original = fs::read(&path).expect("the model");
+    let (dir, path, original) = with_model(BIG);
     run(dir.path(), &["pack", "--in-place", "model.safetensors"]).ok();
     for milliseconds in [1, 5, 20, 50] {
         let mut child =
@@ -104,7 +102,7 @@ impl Drop for Tmpfs<'_> {
 
 #[test]
 fn a_full_disk_is_a_clean_error() {
-    let (dir, _) = with_model(1_000_000);
+    let (dir, _, _) = with_model(1_000_000);
     let small = dir.path().join("small");
     fs::create_dir(&small).expect("mkdir");
     let Some(_mounted) = is_root().then(|| Tmpfs::new(&small, "size=1m")).flatten() else {
@@ -130,8 +128,7 @@ fn a_full_disk_leaves_the_original_of_an_in_place_pack() {
         return;
     };
     let path = dir.path().join("model.safetensors");
-    let original = model(3, 1_000_000);
-    fs::write(&path, &original).expect("room for the original");
+    let original = write_model(&path, 3, 1_000_000);
     let ran = run(dir.path(), &["pack", "--in-place", "."]);
     assert!(ran.stderr.contains("No space left on device"), "{ran:?}");
     assert_eq!(ran.code, Some(1));
@@ -141,7 +138,7 @@ fn a_full_disk_leaves_the_original_of_an_in_place_pack() {
 
 #[test]
 fn a_read_only_directory_is_a_clean_error() {
-    let (dir, path) = with_model(1_000);
+    let (dir, path, original) = with_model(1_000);
     let fixed = dir.path().join("fixed");
     fs::create_dir(&fixed).expect("mkdir");
     let Some(_mounted) = is_root().then(|| Tmpfs::new(&fixed, "size=1m,ro")).flatten() else {
@@ -153,5 +150,5 @@ fn a_read_only_directory_is_a_clean_error() {
     run(dir.path(), &["pack", "model.safetensors"]).ok();
     let ran = run(dir.path(), &["unpack", "model.bsz", "-o", "fixed/copy"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("Read-only"), "{ran:?}");
-    assert_eq!(fs::read(path).expect("the model"), model(1, 1_000));
+    assert_eq!(fs::read(path).expect("the model"), original);
 }

@@ -1,8 +1,12 @@
-//! The `bsz` program as a user runs it, and small models to run it on.
+//! The `bsz` program as a user runs it, and directories of models to run it on.
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
-use safetensors::tensor::{Dtype, TensorView, serialize};
+#[path = "models.rs"]
+mod models;
+
+pub use models::write_model;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,41 +65,16 @@ impl Ran {
     }
 }
 
-/// A safetensors file of about `weights` * 2.25 bytes: BF16 weights around zero, F32, U8 and a scalar.
-pub fn model(seed: u32, weights: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let mut random = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state
-    };
-    // The sum of four uniform values is close enough to a normal one.
-    let mut normal = || (0..4).map(|_| random() as f32 / u32::MAX as f32 - 0.5).sum::<f32>() * 0.05;
-    let bf16: Vec<u8> = (0..weights).flat_map(|_| half::bf16::from_f32(normal()).to_le_bytes()).collect();
-    let f32: Vec<u8> = (0..weights / 16).flat_map(|_| normal().to_le_bytes()).collect();
-    let u8: Vec<u8> = (0..33).map(|i| i * 7).collect();
-    let view =
-        |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).expect("sizes agree");
-    let tensors = [
-        ("layers.0.weight", view(Dtype::BF16, &[weights], &bf16)),
-        ("layers.10.weight", view(Dtype::F32, &[weights / 16], &f32)),
-        ("layers.2.mask", view(Dtype::U8, &[3, 11], &u8)),
-        ("scale", view(Dtype::F32, &[], &f32[..4])),
-    ];
-    serialize(tensors, None).expect("a valid model")
-}
-
 /// A model directory as hubs have it: three shards with their index, a tokenizer, a directory, links.
 pub fn model_directory(dir: &Path) {
     let write = |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).expect("a writable directory");
     fs::create_dir_all(dir.join("sub/empty")).expect("a writable directory");
     for shard in 1..=3 {
-        write(&format!("model-0000{shard}-of-00003.safetensors"), &model(shard, 40_000));
+        write_model(&dir.join(format!("model-0000{shard}-of-00003.safetensors")), shard, 40_000);
     }
     write("model.safetensors.index.json", br#"{"weight_map": {"a": "model-00001-of-00003.safetensors"}}"#);
     write("tokenizer.json", b"{}");
-    write("sub/adapter.safetensors", &model(9, 5_000));
+    write_model(&dir.join("sub/adapter.safetensors"), 9, 5_000);
     write("sub/empty.txt", b"");
     let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.join(name)).expect("a link");
     link("tokenizer.json", "link.json");
@@ -119,10 +98,10 @@ pub fn same_tree(a: &Path, b: &Path) {
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
 }
 
-/// A temporary directory with `model.safetensors` in it, and the path of that.
-pub fn with_model(weights: usize) -> (tempfile::TempDir, PathBuf) {
+/// A temporary directory with `model.safetensors` in it, the path of that, and its bytes.
+pub fn with_model(weights: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("model.safetensors");
-    fs::write(&path, model(1, weights)).expect("a writable directory");
-    (dir, path)
+    let bytes = write_model(&path, 1, weights);
+    (dir, path, bytes)
 }
