@@ -70,16 +70,16 @@ impl Output {
                 .mode(0o600)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&temporary)
-                .about_path(&temporary)?;
+                .about_path(path)?;
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 return Err(Error::invalid("another bsz is writing this file").about(path.display()));
             }
             // The other writer may have renamed or removed it between our open and our lock.
-            let ours = file.metadata().about_path(&temporary)?;
+            let ours = file.metadata().about_path(path)?;
             if !fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev()) {
                 continue;
             }
-            file.set_len(0).about_path(&temporary)?;
+            file.set_len(0).about_path(path)?;
             return Ok(Self { file, temporary, path: path.to_owned(), committed: false });
         }
     }
@@ -87,6 +87,11 @@ impl Output {
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The path it is to have, by which errors name it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Its temporary path.
@@ -99,13 +104,13 @@ impl Output {
         let (uid, gid) = a.owner;
         // Not permitted to most users, and then the file is simply theirs.
         let _ = std::os::unix::fs::fchown(&self.file, Some(uid), Some(gid));
-        self.file.set_permissions(fs::Permissions::from_mode(a.mode)).about_path(&self.temporary)?;
+        self.file.set_permissions(fs::Permissions::from_mode(a.mode)).about_path(&self.path)?;
         let times = Timestamps {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: a.mtime.0, tv_nsec: a.mtime.1.into() },
         };
-        rustix::fs::futimens(&self.file, &times).about_path(&self.temporary)?;
-        self.file.sync_all().about_path(&self.temporary)
+        rustix::fs::futimens(&self.file, &times).about_path(&self.path)?;
+        self.file.sync_all().about_path(&self.path)
     }
 
     /// Give the file its name; afterwards it survives a crash. [`Output::sync`] comes first.

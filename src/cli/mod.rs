@@ -1,2 +1,124 @@
-//! stub
-pub fn main() -> std::process::ExitCode { 0.into() }
+//! The command line: arguments, the log, exit codes. The only layer that prints.
+//!
+//! One file per group of subcommands. A command returns [`Result`]; an error becomes `bsz: what: why` on
+//! standard error and exit code 1, wrong usage exits 2.
+
+mod archive;
+mod demo;
+mod generate;
+mod mount;
+mod progress;
+mod report;
+mod size;
+mod tree;
+
+use crate::error::{Error, Result};
+use clap::{ArgAction, Parser, Subcommand};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Keep models compressed, use them as the plain .safetensors files they were made from.
+#[derive(Parser)]
+#[command(name = "bsz", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more; twice for debugging (BSZ_LOG and RUST_LOG say it per module)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print nothing but errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pack(archive::PackArgs),
+    Unpack(archive::UnpackArgs),
+    Verify(archive::VerifyArgs),
+    Info(archive::InfoArgs),
+    Mount(mount::MountArgs),
+    Umount(mount::UmountArgs),
+    Demo(demo::DemoArgs),
+}
+
+/// Run the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose, cli.quiet);
+    let outcome = match cli.command {
+        Command::Pack(args) => archive::pack(args, cli.quiet),
+        Command::Unpack(args) => archive::unpack(args, cli.quiet),
+        Command::Verify(args) => archive::verify(args, cli.quiet),
+        Command::Info(args) => archive::info(args),
+        Command::Mount(args) => mount::mount(args),
+        Command::Umount(args) => mount::umount(args),
+        Command::Demo(args) => demo::demo(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has gone, as `| head` does: nothing is wrong.
+        Err(e) if e.errno() == Some(libc::EPIPE) => ExitCode::SUCCESS,
+        Err(e) => {
+            complain(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Print one error. Standard error may be closed, and then there is nowhere left to say so.
+fn complain(e: &Error) {
+    let _ = writeln!(io::stderr(), "bsz: {e}");
+}
+
+/// Work through `items`. Of several, each failure is printed and the others still have their turn.
+fn for_each<T>(verb: &str, items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
+    if let [only] = items {
+        return work(only);
+    }
+    let failed = items.iter().filter(|item| work(item).inspect_err(complain).is_err()).count();
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::invalid(format!("{failed} of {} failed", items.len())).about(verb)),
+    }
+}
+
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => log::LevelFilter::Error,
+        (_, 0) => log::LevelFilter::Warn,
+        (_, 1) => log::LevelFilter::Info,
+        (_, 2) => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    };
+    let mut log = env_logger::Builder::new();
+    log.filter_level(level);
+    for variable in ["RUST_LOG", "BSZ_LOG"] {
+        if let Ok(filters) = std::env::var(variable) {
+            log.parse_filters(&filters);
+        }
+    }
+    log.init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_definitions_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn of_several_items_one_failure_does_not_stop_the_rest() {
+        let mut seen = Vec::new();
+        let outcome = for_each("count", &[1, 2, 3], |&n| {
+            seen.push(n);
+            if n == 2 { Err(Error::invalid("two")) } else { Ok(()) }
+        });
+        assert_eq!(seen, [1, 2, 3]);
+        assert_eq!(outcome.expect_err("one failed").to_string(), "count: 1 of 3 failed");
+    }
+}

@@ -162,7 +162,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.output.file().write_all(bytes).about_path(self.output.temporary())?;
+        self.output.file().write_all(bytes).about_path(self.output.path())?;
         self.at += bytes.len() as u64;
         Ok(())
     }

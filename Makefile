@@ -1,0 +1,51 @@
+# Build, check, test and show bszfs. `make help` lists what there is.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+# Where cargo builds: CARGO_TARGET_DIR, or ./target.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PYTHON := $(CURDIR)/.venv/bin/python
+
+.PHONY: help build check test demo install clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+build: ## Build the program: target/release/bsz
+	$(CARGO) build --locked --release
+
+check: ## What to run before a commit: format, lints, layers, licences, advisories
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --test layers
+	@tests/prepare deny
+	$(CARGO) deny --locked check licenses bans sources
+	@if $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check --disable-fetch advisories; \
+	else \
+		echo "advisories: NOT CHECKED, since the advisory database cannot be fetched from here"; \
+	fi
+
+test: ## Run all tests; installs what they need, and says so
+	@tests/prepare fuse python
+	@test -e /dev/fuse || echo "no /dev/fuse here: the tests that mount are skipped"
+	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked
+
+demo: build ## Pack, mount, load and compare a generated and a real model
+	@tests/prepare fuse || echo "without it, only root can mount; the demo shows what it can"
+	$(TARGET)/release/bsz demo
+	@echo
+	@if tests/prepare python; then \
+		$(PYTHON) tests/python/demo.py $(TARGET)/release/bsz; \
+	else \
+		echo "without it, the demo on a real model in Python is left out"; \
+	fi
+
+install: build ## Install under PREFIX (/usr/local); DESTDIR is honoured
+	install -D -m 755 $(TARGET)/release/bsz $(DESTDIR)$(PREFIX)/bin/bsz
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|' systemd/bszfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/bszfs@.service
+
+clean: ## Remove what was built, the Python environment too
+	$(CARGO) clean
+	rm -rf .venv

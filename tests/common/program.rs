@@ -1,0 +1,107 @@
+//! The `bsz` program as a user runs it, and directories of models to run it on.
+
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+#[path = "models.rs"]
+mod models;
+
+pub use models::write_model;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A new command; nothing of the caller's environment changes what it prints.
+pub fn bsz() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
+    command.env_remove("BSZ_LOG").env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// What one run did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Run `bsz` in `dir`.
+pub fn run<A: AsRef<OsStr>>(dir: &Path, args: &[A]) -> Ran {
+    let Output { status, stdout, stderr } = bsz().args(args).current_dir(dir).output().expect("bsz starts");
+    let text = |bytes| String::from_utf8(bytes).expect("bsz prints UTF-8");
+    Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+impl Ran {
+    /// It worked, and had nothing to complain about.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "stdout: {}", self.stdout);
+        self
+    }
+
+    /// It failed with exit code 1 and exactly this on standard error.
+    #[track_caller]
+    pub fn fails(self, stderr: &str) -> Self {
+        assert_eq!((self.code, self.stderr.trim_end()), (Some(1), stderr), "stdout: {}", self.stdout);
+        self
+    }
+
+    /// It failed with exit code 1 and one line, `bsz: what: why`, with `why` containing this.
+    #[track_caller]
+    pub fn fails_about(self, what: &str, why: &str) -> Self {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        let rest = self.stderr.strip_prefix(&format!("bsz: {what}: "));
+        assert!(rest.is_some_and(|rest| rest.contains(why)), "not `bsz: {what}: ...{why}`: {self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {self:?}"))
+    }
+}
+
+/// A model directory as hubs have it: three shards with their index, a tokenizer, a directory, links.
+pub fn model_directory(dir: &Path) {
+    let write = |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).expect("a writable directory");
+    fs::create_dir_all(dir.join("sub/empty")).expect("a writable directory");
+    for shard in 1..=3 {
+        write_model(&dir.join(format!("model-0000{shard}-of-00003.safetensors")), shard, 40_000);
+    }
+    write("model.safetensors.index.json", br#"{"weight_map": {"a": "model-00001-of-00003.safetensors"}}"#);
+    write("tokenizer.json", b"{}");
+    write_model(&dir.join("sub/adapter.safetensors"), 9, 5_000);
+    write("sub/empty.txt", b"");
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.join(name)).expect("a link");
+    link("tokenizer.json", "link.json");
+    link("sub", "link-to-directory");
+    link("nowhere", "dangling");
+}
+
+/// The names in `dir`, sorted; a left-over temporary file would be among them.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a directory");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+    let mut names: Vec<String> = entries.map(|e| name(e).to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Both directories hold the same, by `diff -r` without following links.
+#[track_caller]
+pub fn same_tree(a: &Path, b: &Path) {
+    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([a, b]).output().expect("diff");
+    assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
+}
+
+/// A temporary directory with `model.safetensors` in it, the path of that, and its bytes.
+pub fn with_model(weights: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("model.safetensors");
+    let bytes = write_model(&path, 1, weights);
+    (dir, path, bytes)
+}
