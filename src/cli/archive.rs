@@ -1,5 +1,6 @@
 //! `bsz pack`, `unpack`, `verify` and `info`: archives made, undone, checked and described.
 
+use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::{self, Output, Row};
 use super::tree::{self, Entry};
@@ -115,6 +116,7 @@ fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {
 
 /// Pack every source; of several, a failure does not stop the rest.
 pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
     args.common.start_threads()?;
     if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
         fs::create_dir_all(output).about_path(output)?;
@@ -158,6 +160,7 @@ fn pack_target(args: &PackArgs, source: &Path) -> Result<PathBuf> {
 
 /// Restore one archive, or every archive of a directory.
 pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
     args.common.start_threads()?;
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     let outcome = unpack_source(&args, &watch);
