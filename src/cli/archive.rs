@@ -214,12 +214,9 @@ fn unpack_tree(source: &Path, output: &Path, force: bool, watch: &Watch) -> Resu
             Entry::Directory => failed += unpack_tree(&path, &to, force, watch)?,
             Entry::Link => {
                 tree::copy_link(&path, &to, force)?;
-                watch.add(row("linked", &path, Some(&to), 0, begun)?);
+                watch.add(Row { stored: 0, ..row("linked", &path, Some(&to), 0, begun)? });
             }
-            Entry::Plain => {
-                let (action, bytes) = tree::copy(&path, &to, force)?;
-                watch.add(row(action, &path, Some(&to), bytes, begun)?);
-            }
+            Entry::Plain => copy(&path, &to, force, watch)?,
             Entry::Special => watch.warn(format!("{}: neither file nor directory, left out", path.display())),
             Entry::Archive => match unpack_entry(&path, output, force, watch) {
                 Err(e) if e.kind() != ErrorKind::Io => {
@@ -235,8 +232,19 @@ fn unpack_tree(source: &Path, output: &Path, force: bool, watch: &Watch) -> Resu
     Ok(failed)
 }
 
-/// Restore one archive of a directory into `output`.
+fn copy(path: &Path, to: &Path, force: bool, watch: &Watch) -> Result<()> {
+    let begun = Instant::now();
+    let (action, bytes) = tree::copy(path, to, force)?;
+    watch.add(row(action, path, Some(to), bytes, begun)?);
+    Ok(())
+}
+
+/// Restore what is called an archive in a directory into `output`.
 fn unpack_entry(path: &Path, output: &Path, force: bool, watch: &Watch) -> Result<()> {
+    if read::peek(&File::open(path).about_path(path)?).about_path(path)?.is_none() {
+        // Something else with that name, which a mount shows as it is.
+        return copy(path, &output.join(name_of(path)?), force, watch);
+    }
     let archive = Archive::open(path)?;
     let name = tree::original_name(&archive, path)?;
     // Where both are there, the plain file is the one that a mount shows.
