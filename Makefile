@@ -29,7 +29,7 @@ check: ## What to run before a commit: format, lints, layers, licences, advisori
 test: ## Run all tests; installs what they need, and says so
 	@tests/prepare fuse python
 	@test -e /dev/fuse || echo "no /dev/fuse here: the tests that mount are skipped"
-	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked
+	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
 
 demo: build ## Pack, mount, load and compare a generated and a real model
 	@tests/prepare fuse || echo "without it, only root can mount; the demo shows what it can"

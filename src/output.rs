@@ -3,14 +3,32 @@
 use crate::error::{Context, Error, Result};
 use rustix::fs::{FlockOperation, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// What is added to a name while the file is written.
 const SUFFIX: &str = ".bsz-partial";
+
+/// The temporary paths of the files being written by this process.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remove what is being written, for a process that is about to end: nothing is begun or finished afterwards.
+pub fn abandon() {
+    let unfinished = unfinished();
+    for temporary in &*unfinished {
+        let _ = fs::remove_file(temporary);
+    }
+    std::mem::forget(unfinished);
+}
 
 /// A file being written. Dropped before [`Output::commit`], it leaves nothing.
 ///
@@ -62,6 +80,7 @@ impl Output {
         hidden.push(SUFFIX);
         let temporary = path.with_file_name(hidden);
         loop {
+            let mut unfinished = unfinished();
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -79,6 +98,7 @@ impl Output {
             if !fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev()) {
                 continue;
             }
+            unfinished.insert(temporary.clone());
             file.set_len(0).about_path(path)?;
             return Ok(Self { file, temporary, path: path.to_owned(), committed: false });
         }
@@ -120,6 +140,7 @@ impl Output {
     pub fn commit(mut self, replace: bool) -> Result<()> {
         let cwd = rustix::fs::CWD;
         let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let mut unfinished = unfinished();
         let renamed = match rustix::fs::renameat_with(cwd, &self.temporary, cwd, &self.path, flags) {
             // Some network file systems know no flags.
             Err(rustix::io::Errno::INVAL) if !replace && !self.path.exists() => {
@@ -127,6 +148,10 @@ impl Output {
             }
             other => other,
         };
+        if renamed.is_ok() {
+            unfinished.remove(&self.temporary);
+        }
+        drop(unfinished);
         renamed.about_path(&self.path)?;
         self.committed = true;
         sync_directory(&self.path)
@@ -136,7 +161,9 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.committed {
+            let mut unfinished = unfinished();
             let _ = fs::remove_file(&self.temporary);
+            unfinished.remove(&self.temporary);
         }
     }
 }

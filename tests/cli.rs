@@ -110,6 +110,16 @@ fn a_directory_round_trips_with_everything_in_it() {
 }
 
 #[test]
+fn what_is_only_called_an_archive_is_copied() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    model_directory(&dir.path().join("llama"));
+    fs::write(dir.path().join("llama/notes.bsz"), "no archive").expect("write");
+    run(dir.path(), &["pack", "llama", "-o", "packed"]).ok();
+    run(dir.path(), &["unpack", "packed", "-o", "back"]).ok();
+    same_tree(&dir.path().join("llama"), &dir.path().join("back"));
+}
+
+#[test]
 fn in_place_replaces_and_a_second_run_finds_nothing_to_do() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (source, copy) = (dir.path().join("llama"), dir.path().join("copy"));
@@ -238,7 +248,8 @@ fn a_damaged_archive_does_not_hide_the_others() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "--in-place"]).ok();
-    fs::write(dir.path().join("llama/model-00002-of-00003.bsz"), "torn").expect("write");
+    let torn = fs::File::options().write(true).open(dir.path().join("llama/model-00002-of-00003.bsz"));
+    torn.and_then(|file| file.set_len(1000)).expect("truncate");
 
     let ran = run(dir.path(), &["verify", "llama", "--json"]);
     assert_eq!(ran.code, Some(1));

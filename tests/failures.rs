@@ -4,7 +4,9 @@
 mod program;
 
 use program::{bsz, names, run, with_model, write_model};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -82,6 +84,29 @@ fn a_killed_unpack_leaves_no_half_file() {
     }
     run(dir.path(), &["unpack", "model.bsz"]).ok();
     assert!(fs::read(&path).expect("the model") == original);
+}
+
+#[test]
+fn an_interrupted_command_takes_its_half_file_with_it() {
+    let (dir, _, original) = with_model(BIG);
+    let interrupt = |args: &[&str], milliseconds, signal: Signal| {
+        let mut child = bsz().arg("-q").args(args).current_dir(dir.path()).spawn().expect("bsz starts");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        // Not yet waited for, so that the number is still its own, should it have ended.
+        kill_process(Pid::from_child(&child), signal).expect("a child");
+        let status = child.wait().expect("it ended");
+        assert!(status.success() || status.signal() == Some(signal.as_raw()), "{status}");
+        let left: Vec<_> = names(dir.path()).into_iter().filter(|name| name.starts_with('.')).collect();
+        assert!(left.is_empty(), "after {milliseconds} ms: {left:?}");
+    };
+    for milliseconds in [20, 60, 150, 300] {
+        interrupt(&["pack", "model.safetensors", "--force"], milliseconds, Signal::INT);
+    }
+    run(dir.path(), &["pack", "model.safetensors"]).ok();
+    for milliseconds in [10, 20, 40] {
+        interrupt(&["unpack", "model.bsz", "--force"], milliseconds, Signal::TERM);
+    }
+    assert!(fs::read(dir.path().join("model.safetensors")).expect("the model") == original);
 }
 
 /// A small file system, unmounted when dropped.

@@ -1,5 +1,6 @@
 //! `bsz pack`, `unpack`, `verify` and `info`: archives made, undone, checked and described.
 
+use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::{self, Output, Row};
 use super::tree::{self, Entry};
@@ -115,6 +116,7 @@ fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {
 
 /// Pack every source; of several, a failure does not stop the rest.
 pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
     args.common.start_threads()?;
     if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
         fs::create_dir_all(output).about_path(output)?;
@@ -158,6 +160,7 @@ fn pack_target(args: &PackArgs, source: &Path) -> Result<PathBuf> {
 
 /// Restore one archive, or every archive of a directory.
 pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
     args.common.start_threads()?;
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     let outcome = unpack_source(&args, &watch);
@@ -211,12 +214,9 @@ fn unpack_tree(source: &Path, output: &Path, force: bool, watch: &Watch) -> Resu
             Entry::Directory => failed += unpack_tree(&path, &to, force, watch)?,
             Entry::Link => {
                 tree::copy_link(&path, &to, force)?;
-                watch.add(row("linked", &path, Some(&to), 0, begun)?);
+                watch.add(Row { stored: 0, ..row("linked", &path, Some(&to), 0, begun)? });
             }
-            Entry::Plain => {
-                let (action, bytes) = tree::copy(&path, &to, force)?;
-                watch.add(row(action, &path, Some(&to), bytes, begun)?);
-            }
+            Entry::Plain => copy(&path, &to, force, watch)?,
             Entry::Special => watch.warn(format!("{}: neither file nor directory, left out", path.display())),
             Entry::Archive => match unpack_entry(&path, output, force, watch) {
                 Err(e) if e.kind() != ErrorKind::Io => {
@@ -232,8 +232,19 @@ fn unpack_tree(source: &Path, output: &Path, force: bool, watch: &Watch) -> Resu
     Ok(failed)
 }
 
-/// Restore one archive of a directory into `output`.
+fn copy(path: &Path, to: &Path, force: bool, watch: &Watch) -> Result<()> {
+    let begun = Instant::now();
+    let (action, bytes) = tree::copy(path, to, force)?;
+    watch.add(row(action, path, Some(to), bytes, begun)?);
+    Ok(())
+}
+
+/// Restore what is called an archive in a directory into `output`.
 fn unpack_entry(path: &Path, output: &Path, force: bool, watch: &Watch) -> Result<()> {
+    if read::peek(&File::open(path).about_path(path)?).about_path(path)?.is_none() {
+        // Something else with that name, which a mount shows as it is.
+        return copy(path, &output.join(name_of(path)?), force, watch);
+    }
     let archive = Archive::open(path)?;
     let name = tree::original_name(&archive, path)?;
     // Where both are there, the plain file is the one that a mount shows.

@@ -6,6 +6,7 @@
 mod archive;
 mod demo;
 mod generate;
+mod interrupt;
 mod mount;
 mod progress;
 mod report;

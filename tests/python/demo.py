@@ -160,7 +160,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     sys.stdout.reconfigure(line_buffering=True)  # in step with what the commands print
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("demo: interrupted"))
     program = os.path.abspath(sys.argv[1])
     with tempfile.TemporaryDirectory(prefix="bsz-demo.") as directory:
