@@ -74,7 +74,8 @@ impl Output {
     /// # Errors
     /// Io, where the directory cannot be written; invalid argument, where another process is writing `path`.
     pub fn create(path: &Path) -> Result<Self> {
-        let name = path.file_name().ok_or_else(|| Error::invalid("not the name of a file").about(path.display()))?;
+        let name =
+            path.file_name().ok_or_else(|| Error::invalid("not the name of a file").about(path.display()))?;
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(SUFFIX);
@@ -95,7 +96,9 @@ impl Output {
             }
             // The other writer may have renamed or removed it between our open and our lock.
             let ours = file.metadata().about_path(path)?;
-            if !fs::symlink_metadata(&temporary).is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev()) {
+            if !fs::symlink_metadata(&temporary)
+                .is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev())
+            {
                 continue;
             }
             unfinished.insert(temporary.clone());

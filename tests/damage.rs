@@ -44,7 +44,10 @@ fn every_truncation_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = small(dir.path());
     for len in 0..archive.len() {
-        assert!(unpack_bytes(dir.path(), &archive[..len], &*codec::fastest()).is_err(), "{len} bytes were enough");
+        assert!(
+            unpack_bytes(dir.path(), &archive[..len], &*codec::fastest()).is_err(),
+            "{len} bytes were enough"
+        );
     }
 }
 

@@ -16,7 +16,9 @@ fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let t = |dtype: &'static str, n, fill, seed| (dtype, tensor(dtype, n, fill, seed));
     let file = |tensors: &[(&'static str, Vec<u8>)]| {
         let names = ["a", "b", "c", "d", "e"];
-        safetensors(&tensors.iter().zip(names).map(|((d, data), n)| (n, *d, data.clone())).collect::<Vec<_>>())
+        safetensors(
+            &tensors.iter().zip(names).map(|((d, data), n)| (n, *d, data.clone())).collect::<Vec<_>>(),
+        )
     };
     vec![
         ("bf16", file(&[t("BF16", 40_000, Fill::Weights, 1), t("BF16", 9000, Fill::Special, 2)]), BF16),
@@ -47,7 +49,8 @@ fn archives_of_every_version_are_readable() {
         let path = data.join(format!("{name}.bsz"));
         if write {
             std::fs::create_dir_all(&data).expect("a directory");
-            std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &bytes, 64 << 10)).expect("written");
+            std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &bytes, 64 << 10))
+                .expect("written");
             println!("const {}: &str = \"{found}\";", name.to_uppercase());
             continue;
         }

@@ -38,7 +38,8 @@ pub(crate) struct Streams<'a> {
 impl<'a> Streams<'a> {
     fn parse(input: &mut &'a [u8]) -> Result<Self> {
         let head: [u8; STREAM_HEAD] = *take(input, STREAM_HEAD)?.first_chunk().ok_or_else(short)?;
-        let word = |i: usize| u32::from_le_bytes([head[4 * i], head[4 * i + 1], head[4 * i + 2], head[4 * i + 3]]);
+        let word =
+            |i: usize| u32::from_le_bytes([head[4 * i], head[4 * i + 1], head[4 * i + 2], head[4 * i + 3]]);
         let mut words: [&[u8]; STREAMS] = [&[]; STREAMS];
         for (i, w) in words.iter_mut().enumerate() {
             *w = take(input, (word(i) as usize).checked_mul(2).ok_or_else(short)?)?;
@@ -187,8 +188,14 @@ fn parse<'a>(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Vec<So
             (0, _) if plane.bits <= 8 => Source::Stored(take(&mut input, packed_len(plane.bits, count))?),
             (1, _) if value <= plane.mask() => Source::Constant(value),
             (2, Some(table)) => Source::Coded(table, Box::new(Streams::parse(&mut input)?)),
-            (mode @ 0..=2, _) => return Err(Error::corrupt(format!("a plane cannot be stored in mode {mode}"))),
-            (mode, _) => return Err(Error::unsupported(format!("plane mode {mode} is unknown; a newer bsz is needed"))),
+            (mode @ 0..=2, _) => {
+                return Err(Error::corrupt(format!("a plane cannot be stored in mode {mode}")));
+            }
+            (mode, _) => {
+                return Err(Error::unsupported(format!(
+                    "plane mode {mode} is unknown; a newer bsz is needed"
+                )));
+            }
         });
     }
     if !input.is_empty() {

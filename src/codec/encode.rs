@@ -97,7 +97,8 @@ impl PlaneEncoder {
         let mut at = [most; STREAMS];
         for round in symbols.chunks(ROUND).rev() {
             for (stream, lanes) in round.chunks(LANES).enumerate().rev() {
-                let (states, words, at) = (&mut states[stream * LANES..], &mut words[stream], &mut at[stream]);
+                let (states, words, at) =
+                    (&mut states[stream * LANES..], &mut words[stream], &mut at[stream]);
                 for (state, &symbol) in states[..lanes.len()].iter_mut().zip(lanes).rev() {
                     let step = &self.steps[usize::from(symbol)];
                     let mut x = *state;
@@ -178,7 +179,10 @@ pub fn encode(chunk: &[u8], encoder: Option<&Encoder<'_>>, try_zstd: bool) -> (C
         size = planes.len();
         best = (Coding::Planes, Some(planes));
     }
-    if try_zstd && let Ok(z) = zstd::bulk::compress(chunk, ZSTD_LEVEL) && z.len() < size {
+    if try_zstd
+        && let Ok(z) = zstd::bulk::compress(chunk, ZSTD_LEVEL)
+        && z.len() < size
+    {
         best = (Coding::Zstd, Some(z));
     }
     (best.0, best.1.unwrap_or_else(|| chunk.to_vec()))

@@ -271,7 +271,8 @@ mod tests {
         let table = Table::from_counts(&counts).expect("fits");
         assert_eq!(table.value(0), 0);
         assert_eq!(table.value(1), table.base() + 1);
-        let layout = Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
+        let layout =
+            Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
         let model = Model::new(layout, vec![Some(table), None]).expect("valid");
         let mut wire = Vec::new();
         model.write_to(&mut wire);

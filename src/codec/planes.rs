@@ -140,8 +140,18 @@ impl Layout {
     pub fn values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u16>) {
         match self.width {
             1 => values::<1>(chunk, |e| e[0].rotate_left(self.rotated.into()).into(), plane, out),
-            2 => values::<2>(chunk, |e| u16::from_le_bytes(e).rotate_left(self.rotated.into()).into(), plane, out),
-            4 => values::<4>(chunk, |e| u32::from_le_bytes(e).rotate_left(self.rotated.into()).into(), plane, out),
+            2 => values::<2>(
+                chunk,
+                |e| u16::from_le_bytes(e).rotate_left(self.rotated.into()).into(),
+                plane,
+                out,
+            ),
+            4 => values::<4>(
+                chunk,
+                |e| u32::from_le_bytes(e).rotate_left(self.rotated.into()).into(),
+                plane,
+                out,
+            ),
             _ => values::<8>(chunk, |e| u64::from_le_bytes(e).rotate_left(self.rotated.into()), plane, out),
         }
     }

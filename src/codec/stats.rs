@@ -130,5 +130,6 @@ fn entropy(counts: &[u64]) -> f64 {
 /// [`WORTH_CODING`] for counts of few values, whose entropy comes out low (Miller 1955: by (m − 1) / 2n nats).
 fn bias_free_limit(bits: u8, counts: &[u64]) -> f64 {
     let n: u64 = counts.iter().sum();
-    WORTH_CODING * f64::from(bits) - ((1u64 << bits) - 1) as f64 / (2.0 * n.max(1) as f64) * std::f64::consts::LOG2_E
+    WORTH_CODING * f64::from(bits)
+        - ((1u64 << bits) - 1) as f64 / (2.0 * n.max(1) as f64) * std::f64::consts::LOG2_E
 }

@@ -112,7 +112,9 @@ impl Footer {
     /// corruption, where its checksum or its bounds do not hold.
     pub fn from_bytes(b: &[u8; FOOTER_LEN as usize], file_len: u64) -> Result<Self> {
         if b[122..] != FOOTER_MAGIC {
-            return Err(Error::truncated("the archive does not end in a footer: it was cut short or never finished"));
+            return Err(Error::truncated(
+                "the archive does not end in a footer: it was cut short or never finished",
+            ));
         }
         check_version(u16::from_le_bytes([b[120], b[121]]))?;
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| b[at + i]));
@@ -135,7 +137,8 @@ impl Footer {
             max_chunk: u32_at(96),
         };
         let end = footer.index_offset.checked_add(footer.index_len).and_then(|n| n.checked_add(FOOTER_LEN));
-        let tables = u64::from(footer.chunk_count) * super::index::CHUNK_LEN + u64::from(footer.model_count) * 4;
+        let tables =
+            u64::from(footer.chunk_count) * super::index::CHUNK_LEN + u64::from(footer.model_count) * 4;
         let sound = b[100..CHECKSUM_AT].iter().all(|&b| b == 0)
             && end == Some(file_len)
             && footer.index_offset >= HEADER_LEN
@@ -179,7 +182,9 @@ pub fn peek(file: &File) -> Result<Option<Footer>> {
 /// `read_exact_at`, with a file that has become shorter told apart from other errors.
 pub fn read_exact(file: &File, out: &mut [u8], at: u64) -> Result<()> {
     file.read_exact_at(out, at).map_err(|e| match Error::from(e) {
-        e if e.kind() == ErrorKind::Truncated => Error::truncated("the archive is shorter than it was or should be"),
+        e if e.kind() == ErrorKind::Truncated => {
+            Error::truncated("the archive is shorter than it was or should be")
+        }
         e => e,
     })
 }

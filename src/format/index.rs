@@ -61,8 +61,12 @@ impl Index {
         }
         let model_count = footer.model_count as usize;
         let models = std::iter::repeat_with(OnceLock::new).take(model_count).collect();
-        let index =
-            Self { bytes, original_len: footer.original_len, chunk_count: footer.chunk_count as usize, models };
+        let index = Self {
+            bytes,
+            original_len: footer.original_len,
+            chunk_count: footer.chunk_count as usize,
+            models,
+        };
         let mut at = 0;
         for id in 0..index.chunk_count {
             let c = index.record(id)?;
@@ -111,7 +115,8 @@ impl Index {
     /// # Panics
     /// Where `id` is not below [`Index::len`].
     pub fn chunk(&self, id: usize) -> Chunk {
-        self.record(id).unwrap_or_else(|e| unreachable!("chunk {id} was checked when the index was opened: {e}"))
+        self.record(id)
+            .unwrap_or_else(|e| unreachable!("chunk {id} was checked when the index was opened: {e}"))
     }
 
     /// The chunk that holds byte `offset` of the original; [`Index::len`] behind its end.
@@ -142,7 +147,8 @@ impl Index {
 
     fn record(&self, id: usize) -> Result<Chunk> {
         let at = id * CHUNK_LEN as usize;
-        let end = if id + 1 < self.chunk_count { self.u64_at(at + CHUNK_LEN as usize) } else { self.original_len };
+        let end =
+            if id + 1 < self.chunk_count { self.u64_at(at + CHUNK_LEN as usize) } else { self.original_len };
         let kind = self.u32_at(at + 28);
         Ok(Chunk {
             original: self.u64_at(at)..end,

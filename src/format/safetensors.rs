@@ -52,7 +52,7 @@ pub struct Header {
 /// where it is no safetensors file.
 pub fn header_len(prefix: [u8; PREFIX as usize], file_len: u64) -> Option<u64> {
     let n = u64::from_le_bytes(prefix);
-    (n >= 2 && n <= MAX_HEADER && PREFIX + n <= file_len).then_some(n)
+    ((2..=MAX_HEADER).contains(&n) && PREFIX + n <= file_len).then_some(n)
 }
 
 impl Header {

@@ -168,7 +168,13 @@ impl Writer<'_> {
     }
 
     /// Code and write a group of neighbouring extents.
-    fn extents(&mut self, source: &mut Source, group: &[Planned], chunk: usize, p: &dyn Progress) -> Result<()> {
+    fn extents(
+        &mut self,
+        source: &mut Source,
+        group: &[Planned],
+        chunk: usize,
+        p: &dyn Progress,
+    ) -> Result<()> {
         let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
         // A model gets its number when its first chunk uses it.
         let mut numbers = vec![None; group.len()];
@@ -190,7 +196,8 @@ impl Writer<'_> {
                         .par_iter()
                         .map(|(i, range)| {
                             let bytes = slice(range);
-                            let (coding, stored) = codec::encode(bytes, encoders[*i].as_ref(), group[*i].try_zstd);
+                            let (coding, stored) =
+                                codec::encode(bytes, encoders[*i].as_ref(), group[*i].try_zstd);
                             p.advance(bytes.len() as u64);
                             (coding, stored, codec::checksum(bytes))
                         })
@@ -208,7 +215,14 @@ impl Writer<'_> {
                 };
                 let stored_len = stored.len() as u32;
                 let original = original.clone();
-                self.index.chunk(&Chunk { original, stored_at: self.at, stored_len, coding, model, checksum });
+                self.index.chunk(&Chunk {
+                    original,
+                    stored_at: self.at,
+                    stored_len,
+                    coding,
+                    model,
+                    checksum,
+                });
                 self.write(&stored)?;
             }
         }

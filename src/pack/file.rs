@@ -105,5 +105,6 @@ fn same_content(source: &Source, src: &Path, footer: &Footer) -> Result<()> {
     if hash.finalize()[..] == footer.sha256 {
         return Ok(());
     }
-    Err(Error::invalid("its archive exists but holds other bytes; remove the archive or use --force").about(src.display()))
+    Err(Error::invalid("its archive exists but holds other bytes; remove the archive or use --force")
+        .about(src.display()))
 }

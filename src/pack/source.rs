@@ -104,6 +104,7 @@ impl Source {
         if same(&self.file.metadata().about_path(&self.path)?) && same(&at_path) {
             return Ok(());
         }
-        Err(Error::invalid("the file changed while it was being packed; nothing was replaced").about(self.path.display()))
+        Err(Error::invalid("the file changed while it was being packed; nothing was replaced")
+            .about(self.path.display()))
     }
 }

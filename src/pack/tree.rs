@@ -89,7 +89,8 @@ impl Walk<'_> {
     fn copy(&mut self, source: &Source, path: &Path, out: &Path) -> Result<()> {
         let a = Attributes::of(source.meta());
         self.p.begin(path, source.len());
-        let done = fs::symlink_metadata(out).is_ok_and(|m| m.len() == source.len() && Attributes::of(&m).mtime == a.mtime);
+        let done = fs::symlink_metadata(out)
+            .is_ok_and(|m| m.len() == source.len() && Attributes::of(&m).mtime == a.mtime);
         if !done {
             let output = Output::create(out)?;
             io::copy(&mut source.file(), &mut output.file()).about_path(out)?;
@@ -137,8 +138,13 @@ impl Walk<'_> {
     }
 
     fn done(&mut self, path: &Path, out: &Path, bytes: u64, action: Action) {
-        let report =
-            FileReport { path: path.to_owned(), output: out.to_owned(), original: bytes, stored: bytes, action };
+        let report = FileReport {
+            path: path.to_owned(),
+            output: out.to_owned(),
+            original: bytes,
+            stored: bytes,
+            action,
+        };
         self.p.end(&report);
         self.report.files.push(report);
     }

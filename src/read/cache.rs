@@ -22,6 +22,10 @@ use std::{
 /// A chunk of an archive: its [`Archive::id`] and its number.
 type Key = (u64, usize);
 type Waiter = Box<dyn FnOnce(Result<Arc<Buffer>>) + Send>;
+type Done = Box<dyn FnOnce(Result<Vec<Slice>>) + Send>;
+
+/// Buffers kept for reuse.
+const SPARES: usize = 16;
 
 thread_local! {
     /// Stored bytes of the chunk that a decode thread is working on.
@@ -45,7 +49,17 @@ pub struct CacheStats {
     pub held_bytes: u64,
 }
 
+/// A chunk that is present.
+struct Ready {
+    chunk: Arc<Buffer>,
+    /// Bytes of it that readers who keep them themselves have taken.
+    taken: usize,
+}
+
 /// See the module's documentation.
+///
+/// A reader may say that it keeps what it reads, as the kernel's page cache does: a chunk that has been taken as a
+/// whole is then dropped at once, and its memory used again while it is still in the processor's caches.
 pub struct ChunkCache {
     state: Mutex<State>,
     capacity: u64,
@@ -56,8 +70,8 @@ pub struct ChunkCache {
 }
 
 struct State {
-    ready: LruCache<Key, Arc<Buffer>>,
-    in_flight: HashMap<Key, Vec<Waiter>>,
+    ready: LruCache<Key, Ready>,
+    in_flight: HashMap<Key, Awaited>,
     stats: CacheStats,
 }
 
@@ -83,18 +97,20 @@ impl ChunkCache {
             capacity,
             threads: pool,
             decoder,
-            buffers: BufferPool::new(2 * threads),
+            buffers: BufferPool::new(SPARES),
             decoded: AtomicU64::new(0),
         }))
     }
 
     /// Read `len` bytes from `offset` on, clipped to the original's end, and give them to `done`: at once and on
-    /// this thread where all is present, else on a decode thread. Never blocks on decoding.
+    /// this thread where all is present, else on a decode thread. Never blocks on decoding. `keeps` says that the
+    /// reader will not ask for these bytes again soon.
     pub fn read(
         self: &Arc<Self>,
         archive: &Arc<Archive>,
         offset: u64,
         len: usize,
+        keeps: bool,
         done: impl FnOnce(Result<Vec<Slice>>) + Send + 'static,
     ) {
         let index = archive.index();
@@ -110,7 +126,7 @@ impl ChunkCache {
             parts.push((id, (at - chunk.start) as usize..(stop - chunk.start) as usize));
             at = stop;
         }
-        let (slices, missing) = self.present(archive, parts);
+        let (slices, missing) = self.present(archive, parts, keeps);
         if missing.is_empty() {
             return done(Ok(slices.into_iter().flatten().collect()));
         }
@@ -122,8 +138,9 @@ impl ChunkCache {
         })));
         for (i, id, range) in missing {
             let request = Arc::clone(&request);
+            let taken = if keeps { range.len() } else { 0 };
             let waiter: Waiter = Box::new(move |chunk| request.supply(i, range, chunk));
-            self.fetch(archive, id, waiter);
+            self.fetch(archive, id, taken, waiter);
         }
     }
 
@@ -133,13 +150,15 @@ impl ChunkCache {
         &self,
         archive: &Archive,
         parts: Vec<(usize, Range<usize>)>,
+        keeps: bool,
     ) -> (Vec<Option<Slice>>, Vec<(usize, usize, Range<usize>)>) {
         let mut state = self.lock();
         let mut slices = Vec::with_capacity(parts.len());
         let mut missing = Vec::new();
         for (i, (id, range)) in parts.into_iter().enumerate() {
-            if let Some(chunk) = state.ready.get(&(archive.id(), id)) {
-                slices.push(Some(Slice { chunk: Arc::clone(chunk), range }));
+            let taken = if keeps { range.len() } else { 0 };
+            if let Some(chunk) = state.take((archive.id(), id), taken) {
+                slices.push(Some(Slice { chunk, range }));
             } else {
                 slices.push(None);
                 missing.push((i, id, range));
@@ -150,20 +169,21 @@ impl ChunkCache {
     }
 
     /// Give chunk `id` to `waiter`, decoding it unless it is present or on its way.
-    fn fetch(self: &Arc<Self>, archive: &Arc<Archive>, id: usize, waiter: Waiter) {
+    fn fetch(self: &Arc<Self>, archive: &Arc<Archive>, id: usize, taken: usize, waiter: Waiter) {
         let key = (archive.id(), id);
         let mut state = self.lock();
-        if let Some(chunk) = state.ready.get(&key).cloned() {
+        if let Some(chunk) = state.take(key, taken) {
             state.stats.hits += 1;
             drop(state);
             return waiter(Ok(chunk));
         }
-        if let Some(waiters) = state.in_flight.get_mut(&key) {
-            waiters.push(waiter);
+        if let Some(awaited) = state.in_flight.get_mut(&key) {
+            awaited.waiters.push(waiter);
+            awaited.taken += taken;
             state.stats.joined += 1;
             return;
         }
-        state.in_flight.insert(key, vec![waiter]);
+        state.in_flight.insert(key, Awaited { waiters: vec![waiter], taken });
         state.stats.misses += 1;
         drop(state);
         let flight = Flight { cache: Arc::clone(self), key, landed: false };
@@ -197,17 +217,39 @@ impl ChunkCache {
     }
 }
 
+/// Who waits for a chunk, and how many bytes of it they will keep.
+#[derive(Default)]
+struct Awaited {
+    waiters: Vec<Waiter>,
+    taken: usize,
+}
+
 impl State {
+    /// The chunk, if it is present; dropped from here once all of it has been taken.
+    fn take(&mut self, key: Key, taken: usize) -> Option<Arc<Buffer>> {
+        let ready = self.ready.get_mut(&key)?;
+        ready.taken += taken;
+        let chunk = Arc::clone(&ready.chunk);
+        if ready.taken >= chunk.len() {
+            self.ready.pop(&key);
+            self.stats.held_bytes -= chunk.footprint() as u64;
+        }
+        Some(chunk)
+    }
+
     /// Add a chunk and drop the longest unused ones beyond `capacity`; those are returned, to be freed unlocked.
-    fn insert(&mut self, key: Key, chunk: &Arc<Buffer>, capacity: u64) -> Vec<Arc<Buffer>> {
+    fn insert(&mut self, key: Key, chunk: &Arc<Buffer>, taken: usize, capacity: u64) -> Vec<Ready> {
         let mut dropped = Vec::new();
+        if taken >= chunk.len() {
+            return dropped;
+        }
         self.stats.held_bytes += chunk.footprint() as u64;
-        dropped.extend(self.ready.put(key, Arc::clone(chunk)));
-        self.stats.held_bytes -= dropped.iter().map(|c| c.footprint() as u64).sum::<u64>();
+        dropped.extend(self.ready.put(key, Ready { chunk: Arc::clone(chunk), taken }));
+        self.stats.held_bytes -= dropped.iter().map(|r| r.chunk.footprint() as u64).sum::<u64>();
         while self.stats.held_bytes > capacity
             && let Some((_, old)) = self.ready.pop_lru()
         {
-            self.stats.held_bytes -= old.footprint() as u64;
+            self.stats.held_bytes -= old.chunk.footprint() as u64;
             self.stats.evictions += 1;
             dropped.push(old);
         }
@@ -230,11 +272,11 @@ impl Flight {
 
     fn answer(&self, chunk: Result<Arc<Buffer>>) {
         let mut state = self.cache.lock();
-        let waiters = state.in_flight.remove(&self.key).unwrap_or_default();
-        let dropped = chunk.as_ref().map(|c| state.insert(self.key, c, self.cache.capacity));
+        let awaited = state.in_flight.remove(&self.key).unwrap_or_default();
+        let dropped = chunk.as_ref().map(|c| state.insert(self.key, c, awaited.taken, self.cache.capacity));
         drop(state);
         drop(dropped);
-        for waiter in waiters {
+        for waiter in awaited.waiters {
             waiter(chunk.clone());
         }
     }
@@ -255,7 +297,7 @@ struct Waiting {
     slices: Vec<Option<Slice>>,
     missing: usize,
     error: Option<Error>,
-    done: Option<Box<dyn FnOnce(Result<Vec<Slice>>) + Send>>,
+    done: Option<Done>,
 }
 
 impl Request {
@@ -300,10 +342,18 @@ impl ChunkCache {
     ///
     /// # Errors
     /// As [`Archive::read_chunk`].
-    pub fn read_blocking(self: &Arc<Self>, archive: &Arc<Archive>, offset: u64, len: usize) -> Result<Vec<u8>> {
+    pub fn read_blocking(
+        self: &Arc<Self>,
+        archive: &Arc<Archive>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
-        self.read(archive, offset, len, move |answer| drop(send.send(answer)));
-        let slices = receive.recv().map_err(|_| Error::new(ErrorKind::Io, "the read was abandoned")).about("cache")??;
+        self.read(archive, offset, len, false, move |answer| drop(send.send(answer)));
+        let slices = receive
+            .recv()
+            .map_err(|_| Error::new(ErrorKind::Io, "the read was abandoned"))
+            .about("cache")??;
         Ok(slices.iter().flat_map(|s| s.iter().copied()).collect())
     }
 }

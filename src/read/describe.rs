@@ -86,7 +86,9 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         // Chunks start where tensors do, so that each belongs to one at most.
         let owner = header.tensors.partition_point(|t| t.end <= chunk.original.start);
         let coded = match header.tensors.get(owner) {
-            Some(t) if t.start <= chunk.original.start && chunk.original.end <= t.end => &mut tensors[owner].coded,
+            Some(t) if t.start <= chunk.original.start && chunk.original.end <= t.end => {
+                &mut tensors[owner].coded
+            }
             _ => &mut rest,
         };
         coded.bytes += chunk.len() as u64;

@@ -102,7 +102,7 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
             Fill::Noise => out.extend(r.next().to_le_bytes()),
             Fill::Constant => out.extend(&one),
             Fill::Rows => out.extend(&row),
-            Fill::Sparse if r.next() % 50 == 0 => out.extend(r.element(dtype)),
+            Fill::Sparse if r.next().is_multiple_of(50) => out.extend(r.element(dtype)),
             Fill::Sparse => out.resize(out.len() + width, 0),
             Fill::Widened => {
                 let mut e = r.element(dtype);
@@ -145,7 +145,10 @@ pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
             entry
         })
         .collect();
-    with_header(&format!("{{{}}}", entries.join(",")), &tensors.iter().flat_map(|t| t.2.clone()).collect::<Vec<_>>())
+    with_header(
+        &format!("{{{}}}", entries.join(",")),
+        &tensors.iter().flat_map(|t| t.2.clone()).collect::<Vec<_>>(),
+    )
 }
 
 /// A file with this header, which may lie, and these data.
