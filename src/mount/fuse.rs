@@ -1,0 +1,365 @@
+//! The thin adapter between `fuser` and the tree: its types here, ours there.
+//!
+//! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
+//! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
+
+use super::attr::Attr;
+use super::tree::{Content, Handle, Tree};
+use crate::error::Result;
+use crate::read::{ChunkCache, Slice};
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use lru::LruCache;
+use rustix::fs::FileType;
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long the kernel may trust a name or attributes before it asks again: how far the view lags its source.
+const TTL: Duration = Duration::from_secs(1);
+
+/// Readahead asked of the kernel, which grants ordinary users 128 KiB.
+pub(super) const READAHEAD: u32 = 1 << 20;
+
+/// Requests that the kernel may have under way before it makes readers wait: enough that parallel faults of
+/// many threads never stand behind readahead.
+const MAX_BACKGROUND: u16 = 128;
+
+/// Most bytes of a reply. The kernel asks for 1 MiB at most unless an administrator raised its limit.
+const MAX_READ: usize = 16 << 20;
+
+/// A thread's reply buffer beyond this is given back after use.
+const KEEP_BUFFER: usize = 1 << 20;
+
+pub(super) struct BszFs {
+    tree: Arc<Tree>,
+    cache: Arc<ChunkCache>,
+    said: Arc<Said>,
+}
+
+impl BszFs {
+    pub fn new(tree: Tree, cache: Arc<ChunkCache>) -> Self {
+        Self { tree: Arc::new(tree), cache, said: Arc::default() }
+    }
+}
+
+impl Filesystem for BszFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let _ = config.set_max_readahead(READAHEAD).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        // Each alone, for a kernel that lacks one refuses all that are asked for together.
+        for wanted in [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+        ] {
+            if config.add_capabilities(wanted).is_err() {
+                log::debug!("the kernel has no {wanted:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.tree.look_up(parent.0, name) {
+            Ok(found) => reply.entry(&TTL, &file_attr(&found), Generation(0)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.tree.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.tree.attr(ino.0) {
+            Ok(found) => reply.attr(&TTL, &file_attr(&found)),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.read_link(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            return reply.error(Errno::EROFS);
+        }
+        match self.tree.open_at_once(ino.0) {
+            Ok(Some(handle)) => reply_opened(Ok(handle), reply),
+            Ok(None) => {
+                let tree = self.tree.clone();
+                self.cache.spawn(move || reply_opened(tree.open(ino.0), reply));
+            }
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let len = size as usize;
+        let opened = match self.tree.file(handle.0) {
+            Ok(_) if len > MAX_READ => return reply.error(Errno::EINVAL),
+            Ok(opened) => opened,
+            Err(e) => return reply.error(errno(e)),
+        };
+        match &opened.content {
+            Content::Archive { archive, path, .. } => {
+                let (path, said) = (path.clone(), self.said.clone());
+                // What is read into the page cache stays there.
+                let keeps = flags.0 & libc::O_DIRECT == 0;
+                self.cache.read(archive, offset, len, keeps, move |slices| {
+                    reply_slices(slices, &path, &said, reply)
+                });
+            }
+            Content::Plain(_) => self.cache.spawn(move || {
+                if let Content::Plain(file) = &opened.content {
+                    reply_plain(file, offset, len, reply);
+                }
+            }),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.release(handle.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.tree.open_dir(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = match self.tree.dir(handle.0) {
+            Ok(entries) => entries,
+            Err(e) => return reply.error(errno(e)),
+        };
+        // An entry's offset is that of the one after it.
+        for (next, entry) in (1..).zip(entries.iter()).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &entry.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.tree.release_dir(handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match self.tree.statfs() {
+            Ok(s) => reply.statfs(
+                s.f_blocks,
+                s.f_bfree,
+                s.f_bavail,
+                s.f_files,
+                s.f_ffree,
+                u32::try_from(s.f_bsize).unwrap_or(u32::MAX),
+                u32::try_from(s.f_namemax).unwrap_or(u32::MAX),
+                u32::try_from(s.f_frsize).unwrap_or(u32::MAX),
+            ),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks permissions itself (`default_permissions`).
+        if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
+    }
+
+    // What follows is not offered. ENOSYS tells the kernel not to ask again, and spares a round trip each time;
+    // `fuser`'s own answers are the same, with a warning each.
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
+
+fn reply_opened(handle: rustix::io::Result<Handle>, reply: ReplyOpen) {
+    match handle {
+        Ok(handle) => {
+            let flags = if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            reply.opened(FileHandle(handle.number), flags);
+        }
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn reply_slices(slices: Result<Vec<Slice>>, path: &Path, said: &Said, reply: ReplyData) {
+    match slices.as_deref() {
+        Ok([]) => reply.data(&[]),
+        Ok([only]) => reply.data(only),
+        Ok(several) => with_buffer(|buffer| {
+            buffer.clear();
+            several.iter().for_each(|slice| buffer.extend_from_slice(slice));
+            reply.data(buffer);
+        }),
+        Err(e) => {
+            said.say(format!("{}: {e}", path.display()));
+            reply.error(Errno::EIO);
+        }
+    }
+}
+
+fn reply_plain(file: &File, offset: u64, len: usize, reply: ReplyData) {
+    with_buffer(|buffer| {
+        buffer.resize(len, 0);
+        let mut filled = 0;
+        while filled < len {
+            match file.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return reply.error(e.into()),
+            }
+        }
+        reply.data(&buffer[..filled]);
+    });
+}
+
+/// Lend this thread's reply buffer: a fresh one for each reply of 1 MiB would spend as long on page faults as
+/// on the copy.
+fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+    let mut buffer = BUFFER.take();
+    work(&mut buffer);
+    if buffer.capacity() <= KEEP_BUFFER {
+        BUFFER.set(buffer);
+    }
+}
+
+/// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.
+struct Said(Mutex<LruCache<String, ()>>);
+
+impl Default for Said {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(NonZeroUsize::new(1024).expect("not zero"))))
+    }
+}
+
+impl Said {
+    fn say(&self, message: String) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.get(&message).is_none() {
+            log::error!("{message}");
+            said.put(message, ());
+        }
+    }
+}
+
+fn errno(e: rustix::io::Errno) -> Errno {
+    Errno::from_i32(e.raw_os_error())
+}
+
+fn file_type(kind: FileType) -> fuser::FileType {
+    match kind {
+        FileType::Directory => fuser::FileType::Directory,
+        FileType::Symlink => fuser::FileType::Symlink,
+        FileType::Fifo => fuser::FileType::NamedPipe,
+        FileType::Socket => fuser::FileType::Socket,
+        FileType::CharacterDevice => fuser::FileType::CharDevice,
+        FileType::BlockDevice => fuser::FileType::BlockDevice,
+        FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
+    }
+}
+
+fn time((secs, nanos): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(secs.unsigned_abs());
+    let start = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    // An archive can record a time that is none.
+    start.and_then(|t| t.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+fn file_attr(a: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size,
+        blocks: a.blocks,
+        atime: time(a.atime),
+        mtime: time(a.mtime),
+        ctime: time(a.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(a.kind),
+        perm: a.perm,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        // The kernel's wire form has 32 bits, in the encoding that small device numbers share with `dev_t`.
+        rdev: u32::try_from(a.rdev).unwrap_or(0),
+        blksize: a.blksize,
+        flags: 0,
+    }
+}

@@ -1,0 +1,33 @@
+//! Open handles: small numbers to hand to the kernel for what is open.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Numbered things, each until it is removed. Numbers are never used twice.
+pub(super) struct Handles<T> {
+    next: AtomicU64,
+    open: RwLock<HashMap<u64, Arc<T>>>,
+}
+
+impl<T> Handles<T> {
+    pub fn new() -> Self {
+        Self { next: AtomicU64::new(1), open: RwLock::default() }
+    }
+
+    pub fn insert(&self, thing: Arc<T>) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, thing);
+        number
+    }
+
+    pub fn get(&self, number: u64) -> Option<Arc<T>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    pub fn remove(&self, number: u64) {
+        let gone = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        // Closing an archive frees its index: not while the table is locked.
+        drop(gone);
+    }
+}

@@ -1,0 +1,186 @@
+//! The life of a mount: check, mount, say ready, serve, end on a signal or when it is unmounted.
+
+use super::fuse::{BszFs, READAHEAD};
+use super::mountinfo::{self, Mount};
+use super::tree::Tree;
+use super::unmount::{self, Refused};
+use super::{FS_TYPE, MountOptions, limits, preflight};
+use crate::codec;
+use crate::error::{Context, Error, Result};
+use crate::read::ChunkCache;
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Most threads that read `/dev/fuse`. They only look up and hand on; two reach what the kernel can do.
+const MOST_SESSION_THREADS: usize = 4;
+
+/// How often to look whether the session's threads run, or have ended before they served anything.
+const SESSION_CHECK: Duration = Duration::from_millis(1);
+
+/// When to take it that they run, where `/proc` does not tell.
+const START_WITHIN: Duration = Duration::from_secs(1);
+
+/// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM, SIGINT or
+/// SIGHUP ends it.
+///
+/// At a signal a mount in use is detached, and served until its last file is closed; a second signal ends the
+/// process at once. The process's handling of these signals is changed for good.
+pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
+    let plan = preflight::check(o)?;
+    limits::raise_open_files();
+    let cache = ChunkCache::new(o.cache_bytes, o.threads, codec::fastest())?;
+    // Before mounting: a signal from now on ends the mount, not only the process.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
+
+    let file_system = BszFs::new(Tree::new(plan.view), cache);
+    let session = Session::new(file_system, &plan.mountpoint, &config(o, &plan.source))
+        .map_err(mount_failed)
+        .about_path(&o.mountpoint)?;
+    let serving = serve(session).about_path(&o.mountpoint)?;
+    let outcome = start(&plan.mountpoint, &serving).and_then(|mount| {
+        log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
+        mount.iter().for_each(raise_readahead);
+        end_on_signal(signals, mount)?;
+        ready();
+        Ok(())
+    });
+    let ended = match outcome {
+        Ok(()) => wait(serving),
+        Err(e) => Err(e),
+    };
+    if ended.is_err() {
+        // The session threads are gone but the mount is not: nobody would ever answer it.
+        let _ = unmount::detach(&plan.mountpoint);
+    }
+    ended.about_path(&o.mountpoint)
+}
+
+fn config(o: &MountOptions, source: &Path) -> Config {
+    let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, MOST_SESSION_THREADS);
+    let mut config = Config::default();
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    config.acl = if o.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(fs_name(source)),
+        // Not `MountOption::Subtype`, which fuser passes on only when it mounts through the helper.
+        MountOption::CUSTOM("subtype=bszfs".into()),
+    ];
+    config
+}
+
+/// The source for the mount table. The helper takes options apart at commas unless they are escaped; root's
+/// system call takes the name as it is.
+fn fs_name(source: &Path) -> String {
+    let name = source.to_string_lossy();
+    match rustix::process::geteuid().is_root() {
+        true => name.into_owned(),
+        false => name.replace('\\', "\\\\").replace(',', "\\,"),
+    }
+}
+
+fn mount_failed(e: io::Error) -> Error {
+    let why = e.to_string();
+    match why.trim() {
+        "" => Error::invalid("could not be mounted"),
+        // The helper's own message, which says enough.
+        why => Error::invalid(why.trim_start_matches("fusermount3: ")),
+    }
+}
+
+/// Start the session's threads. The handle gives their outcome.
+///
+/// `fuser` would unmount whatever is mounted at our path when its session is dropped, even where ours was
+/// unmounted long ago and another mount has taken its place. So the session is never dropped, and we unmount.
+fn serve(session: Session<BszFs>) -> io::Result<JoinHandle<io::Result<()>>> {
+    let mut background: BackgroundSession = session.spawn()?;
+    let placeholder = thread::Builder::new().spawn(|| Ok(()))?;
+    let serving = std::mem::replace(&mut background.guard, placeholder);
+    std::mem::forget(background);
+    Ok(serving)
+}
+
+/// Wait until the session's threads run, and find the mount in the mount table, unless it was unmounted already.
+///
+/// They are seen, not asked: a daemon that waits for an answer from its own mount cannot even be killed, for
+/// the kernel would wait with it for the answer of the threads that it has just ended.
+fn start(mountpoint: &Path, serving: &JoinHandle<io::Result<()>>) -> Result<Option<Mount>> {
+    let started = Instant::now();
+    while !session_threads_run() && started.elapsed() < START_WITHIN {
+        if serving.is_finished() {
+            return Err(Error::invalid("the session ended before it served anything"));
+        }
+        thread::sleep(SESSION_CHECK);
+    }
+    Ok(mountinfo::topmost_at(mountpoint)?.filter(|m| m.fs_type == FS_TYPE))
+}
+
+/// Whether `fuser` has started its threads, which it names `fuser-0`, `fuser-1` and so on.
+fn session_threads_run() -> bool {
+    let names = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    names
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+        .any(|name| name.trim_end() == "fuser-0")
+}
+
+fn wait(serving: JoinHandle<io::Result<()>>) -> Result<()> {
+    match serving.join() {
+        // A session that ended while a request was being read, which fuser takes for an error.
+        Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(Error::invalid("a session thread panicked")),
+    }
+}
+
+/// Ask for larger reads than an ordinary mount gets; only root may.
+fn raise_readahead(mount: &Mount) {
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+    if let Err(e) = std::fs::write(&path, (READAHEAD / 1024).to_string()) {
+        log::debug!("readahead stays as the kernel set it: {path}: {e}");
+    }
+}
+
+fn end_on_signal(mut signals: Signals, mount: Option<Mount>) -> Result<()> {
+    let watch = move || {
+        let mut received = signals.forever();
+        received.next();
+        // On another thread, for unmounting may take its time and a second signal must be heard.
+        let ending = thread::Builder::new().spawn(move || mount.iter().for_each(end));
+        if ending.is_ok() {
+            received.next();
+        }
+        std::process::exit(0);
+    };
+    thread::Builder::new().name("signals".into()).spawn(watch)?;
+    Ok(())
+}
+
+/// Unmount, unless that was done by other means; detach what is in use.
+fn end(mount: &Mount) {
+    let at = mount.mountpoint.display();
+    log::info!("a signal ends {at}");
+    match mountinfo::topmost_at(&mount.mountpoint) {
+        Ok(Some(now)) if now == *mount => {}
+        Ok(None) => return,
+        other => return log::error!("{at}: cannot be unmounted, something covers it: {other:?}"),
+    }
+    let outcome = match unmount::end(mount, false) {
+        Err(Refused::Busy) => {
+            log::warn!("{at}: is in use: detached, and served until that ends");
+            unmount::end(mount, true)
+        }
+        other => other,
+    };
+    if let Err(e) = outcome {
+        log::error!("{at}: cannot be unmounted: {e:?}");
+    }
+}

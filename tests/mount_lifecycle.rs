@@ -1,0 +1,282 @@
+//! How mounts begin and end: as root and as an ordinary user, by command, by signal, by accident.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/models.rs"]
+mod models;
+#[path = "common/mounts.rs"]
+mod mounts;
+
+use models::write_model;
+use mounts::{BSZ, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use rustix::process::Signal;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A directory with one archive, and the original's bytes.
+fn sample(rig: &Rig, name: &str) -> (PathBuf, Vec<u8>) {
+    let plain = rig.mkdir(&format!("{name}-plain"));
+    let model = write_model(&plain.join("model.safetensors"), 5, 600_000);
+    let packed = rig.path(name);
+    bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
+    (packed, model)
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn mount_returns_when_the_view_can_be_used_and_umount_when_it_is_gone() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let view = rig.mkdir("view");
+        for _ in 0..3 {
+            bsz([Path::new("mount"), &source, &view]);
+            assert!(fs::read(view.join("model.safetensors")).unwrap() == model);
+            bsz([Path::new("umount"), &view]);
+            assert_eq!(mount_line(&view), None);
+            assert_eq!(fs::read_dir(&view).unwrap().count(), 0);
+        }
+    });
+}
+
+#[test]
+fn the_mount_table_shows_type_source_and_read_only() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "a source, with \\ and space");
+        let mount = rig.mount(&source, "view of it, with \\ and space", &[]);
+        let line = mount_line(mount.root()).unwrap();
+        let fields: Vec<&str> = line.split(' ').collect();
+        let shown =
+            source.canonicalize().unwrap().to_string_lossy().replace('\\', r"\134").replace(' ', r"\040");
+        assert_eq!((fields[0], fields[2]), (&shown[..], "fuse.bszfs"));
+        for option in ["ro", "nosuid", "nodev"] {
+            assert!(fields[3].split(',').any(|o| o == option), "{option} in {line}");
+        }
+        bsz([Path::new("umount"), mount.root()]);
+        assert_eq!(mount.exit_code(), Some(0));
+    });
+}
+
+#[test]
+fn relative_paths_and_symlinks_to_the_mountpoint_work() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let view = rig.mkdir("view");
+        std::os::unix::fs::symlink("view", rig.path("link")).unwrap();
+        let at_root = |args: &[&str]| {
+            let output = run(Command::new(BSZ).args(args).current_dir(source.parent().unwrap()));
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        at_root(&["mount", "source", "link"]);
+        assert!(fs::read(view.join("model.safetensors")).unwrap() == model);
+        at_root(&["umount", "./link"]);
+        assert_eq!(mount_line(&view), None);
+    });
+}
+
+#[test]
+fn sigterm_and_sigint_unmount() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        for signal in [Signal::TERM, Signal::INT] {
+            let mount = rig.mount(&source, "view", &[]);
+            fs::read(mount.path("model.safetensors")).unwrap();
+            mount.signal(signal);
+            assert_eq!(mount.exit_code(), Some(0));
+            assert!(!mount.is_mounted());
+        }
+    });
+}
+
+#[test]
+fn a_signal_detaches_a_mount_in_use_and_open_files_are_served_to_their_end() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let mount = rig.mount(&source, "view", &[]);
+        let file = File::open(mount.path("model.safetensors")).unwrap();
+        mount.signal(Signal::TERM);
+        wait_for("the mount to go", || !mount.is_mounted());
+        let mut read = vec![0; model.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == model && !mount.has_exited());
+        drop(file);
+        assert_eq!(mount.exit_code(), Some(0));
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_daemon_at_once() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let mount = rig.mount(&source, "view", &[]);
+        let _file = File::open(mount.path("model.safetensors")).unwrap();
+        mount.signal(Signal::TERM);
+        wait_for("the mount to go", || !mount.is_mounted());
+        mount.signal(Signal::TERM);
+        assert_eq!(mount.exit_code(), Some(0));
+    });
+}
+
+#[test]
+fn a_mount_in_use_is_unmounted_only_lazily() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let mount = rig.mount(&source, "view", &[]);
+        let file = File::open(mount.path("model.safetensors")).unwrap();
+        let said = bsz_fails([Path::new("umount"), mount.root()]);
+        assert!(said.contains("is in use") && said.contains("--lazy"), "{said}");
+        assert!(mount.is_mounted());
+        bsz([Path::new("umount"), Path::new("--lazy"), mount.root()]);
+        assert!(!mount.is_mounted());
+        file.read_exact_at(&mut [0; 4096], 0).unwrap();
+        drop(file);
+        assert_eq!(mount.exit_code(), Some(0));
+    });
+}
+
+#[test]
+fn a_daemon_that_ends_leaves_a_mount_that_took_its_place_alone() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let first = rig.mount(&source, "view", &[]);
+        let file = File::open(first.path("model.safetensors")).unwrap();
+        bsz([Path::new("umount"), Path::new("--lazy"), first.root()]);
+        let second = rig.mount(&source, "view", &[]);
+        drop(file);
+        assert_eq!(first.exit_code(), Some(0));
+        assert!(fs::read(second.path("model.safetensors")).unwrap() == model);
+    });
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_named_and_cleared_away() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let mount = rig.mount(&source, "view", &[]);
+        mount.signal(Signal::KILL);
+        wait_for("the daemon to end", || mount.has_exited());
+        assert!(mount.is_mounted());
+        let said = bsz_fails([Path::new("mount"), &source, mount.root()]);
+        assert!(said.contains("daemon has died") && said.contains("bsz umount"), "{said}");
+        bsz([Path::new("umount"), mount.root()]);
+        assert!(!mount.is_mounted());
+        let again = rig.mount(&source, "view", &[]);
+        assert!(fs::read(again.path("model.safetensors")).unwrap() == model);
+    });
+}
+
+#[test]
+fn a_mount_that_cannot_be_says_why() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let inside = rig.mkdir("source/inside");
+        let mount = rig.mount(&source, "view", &[]);
+        let file = rig.path("file");
+        fs::write(&file, "").unwrap();
+        for (source, mountpoint, why) in [
+            (&rig.path("none"), &rig.mkdir("empty"), "does not exist"),
+            (&source, &rig.path("none"), "make it with mkdir"),
+            (&source, &file, "is not a directory"),
+            (&source, &source, "is the source itself"),
+            (&source, &inside, "is inside the source"),
+            (&inside, &source, "has the source inside"),
+            (&source, &mount.root().to_owned(), "is already a bszfs mount"),
+        ] {
+            for args in [&["mount"][..], &["mount", "--foreground"]] {
+                let args = args.iter().map(Path::new).chain([&**source, &**mountpoint]);
+                let said = bsz_fails(args);
+                assert!(said.contains(why), "{said}");
+                assert_eq!(said.lines().count(), 1, "{said}");
+            }
+        }
+        let said = bsz_fails([Path::new("umount"), &source]);
+        assert!(said.contains("is not a mountpoint"), "{said}");
+        let said = bsz_fails(["umount", "/proc"]);
+        assert!(said.contains("is a proc mount, not a bszfs mount"), "{said}");
+        assert!(mount.is_mounted());
+    });
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    for args in
+        [&["mount"][..], &["mount", "a", "b", "--cache-size", "much"], &["mount", "a", "b", "--threads=0"]]
+    {
+        let output = run(Command::new(BSZ).args(args));
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
+
+/// Run as the user nobody, with whom root tests what ordinary users can do.
+fn as_nobody(program: &Path, args: &[&Path]) -> std::process::Output {
+    run(Command::new("runuser").args(["-u", "nobody", "--"]).arg(program).args(args))
+}
+
+/// The program and an empty directory of nobody's, both where nobody can reach them, if this machine has what
+/// an ordinary user needs to mount.
+fn ordinary_user(rig: &Rig) -> Option<(PathBuf, PathBuf)> {
+    let lacks = |what: &str| {
+        eprintln!("skipped: {what}");
+        None
+    };
+    if !is_root() {
+        return lacks("only root can become another user");
+    }
+    if !as_nobody(Path::new("true"), &[]).status.success() {
+        return lacks("no runuser, or no user nobody");
+    }
+    fs::set_permissions(rig.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = rig.path("bsz");
+    fs::copy(BSZ, &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    if !as_nobody(&program, &[Path::new("--help")]).status.success() {
+        return lacks("nobody cannot reach the temporary directory");
+    }
+    let view = rig.mkdir("users-view");
+    chown(&view, Some(65534), None).unwrap();
+    Some((program, view))
+}
+
+#[test]
+fn an_ordinary_user_mounts_and_unmounts() {
+    mount_test(|rig| {
+        let Some((program, view)) = ordinary_user(rig) else { return };
+        if fs::metadata("/dev/fuse").unwrap().permissions().mode() & 0o006 != 0o006 {
+            return eprintln!("skipped: /dev/fuse is not for ordinary users here");
+        }
+        let (source, model) = sample(rig, "a source, with \\ and space");
+        let output = as_nobody(&program, &[Path::new("mount"), &source, &view]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let line = mount_line(&view).unwrap();
+        assert!(
+            line.contains(" fuse.bszfs ro,") && line.contains(r"a\040source,\040with\040\134\040and"),
+            "{line}"
+        );
+        let file = view.join("model.safetensors");
+        assert!(as_nobody(Path::new("cat"), &[&file]).stdout == model);
+        assert_eq!(fs::read(&file).err().and_then(|e| e.raw_os_error()), Some(libc::EACCES), "not others'");
+        let output = as_nobody(&program, &[Path::new("umount"), &view]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(mount_line(&view), None);
+    });
+}
+
+#[test]
+fn other_users_are_let_in_only_when_asked() {
+    mount_test(|rig| {
+        let Some((_, _)) = ordinary_user(rig) else { return };
+        let (source, model) = sample(rig, "source");
+        let read = |path: &Path| as_nobody(Path::new("cat"), &[path]);
+        let mount = rig.mount(&source, "view", &[]);
+        assert!(!read(&mount.path("model.safetensors")).status.success());
+        let open = rig.mount(&source, "open-view", &["--allow-other"]);
+        assert!(read(&open.path("model.safetensors")).stdout == model);
+        // Modes are checked all the same.
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o700)).unwrap();
+        let denied = || !read(&open.path("model.safetensors")).status.success();
+        wait_for("the mode to be seen", denied);
+    });
+}
