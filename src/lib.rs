@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`error`] | what went wrong, with what |
 //! | [`output`] | a file that appears whole or not at all |
+//! | [`sha256`] | the hash of a file, checkable in parallel |
 //! | [`codec`] | one chunk: bytes to symbols to bytes, and nothing about files |
 //! | [`format`] | the archive on disk: header, index, footer; the safetensors header |
 //! | [`pack`] | files and directories to archives |
@@ -24,5 +25,6 @@ pub mod mount;
 pub mod output;
 pub mod pack;
 pub mod read;
+pub mod sha256;
 
 pub use error::{Error, ErrorKind, Result};

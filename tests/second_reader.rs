@@ -124,7 +124,7 @@ fn read_archive(a: &[u8]) -> Vec<u8> {
     let (original_len, index_at, index_len) = (le(f, 0, 8), le(f, 64, 8) as usize, le(f, 72, 8) as usize);
     let (chunks, models) = (le(f, 88, 4) as usize, le(f, 92, 4) as usize);
     let index = &a[index_at..index_at + index_len];
-    let ends_at = 32 * chunks;
+    let ends_at = 32 * chunks + 32 * (original_len.saturating_sub(1) >> 22) as usize;
     let blobs = &index[ends_at + 4 * models..];
     let end = |i: usize| le(index, ends_at + 4 * i, 4) as usize;
     let models: Vec<_> =

@@ -84,14 +84,23 @@ pub fn reference() -> Arc<dyn ChunkDecoder> {
     Arc::new(decode::Scalar)
 }
 
-/// The fastest decoder this machine can run. `BSZ_DECODER=scalar` in the environment overrides it.
+/// Every decoder this machine can run, fastest first; the last is [`reference`].
+pub fn decoders() -> Vec<Arc<dyn ChunkDecoder>> {
+    let mut all = simd::detect();
+    all.push(reference());
+    all
+}
+
+/// The fastest decoder this machine can run, or the one that `BSZ_DECODER` in the environment names.
 pub fn fastest() -> Arc<dyn ChunkDecoder> {
-    if std::env::var_os("BSZ_DECODER").is_some_and(|v| v == "scalar") {
-        return reference();
-    }
-    let best = simd::detect().unwrap_or_else(reference);
-    log::debug!("decoding with {}", best.name());
-    best
+    let named = std::env::var("BSZ_DECODER").ok();
+    let chosen = decoders().into_iter().find(|d| named.as_deref().is_none_or(|n| n == d.name()));
+    let chosen = chosen.unwrap_or_else(|| {
+        log::warn!("this machine has no decoder {:?}; using the scalar one", named.unwrap_or_default());
+        reference()
+    });
+    log::debug!("decoding with {}", chosen.name());
+    chosen
 }
 
 /// The checksum of decoded bytes, and of the index: XXH3-64 with seed 0.

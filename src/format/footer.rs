@@ -4,6 +4,7 @@ use super::{MAX_CHUNK, Naming, VERSION};
 use crate::{
     codec::checksum,
     error::{Error, ErrorKind, Result},
+    sha256,
 };
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -105,6 +106,13 @@ impl Footer {
         out
     }
 
+    /// Bytes of the index before the models.
+    pub(super) fn tables_len(&self) -> u64 {
+        super::index::CHUNK_LEN * u64::from(self.chunk_count)
+            + 32 * sha256::state_count(self.original_len)
+            + 4 * u64::from(self.model_count)
+    }
+
     /// Read the footer of an archive of `file_len` bytes.
     ///
     /// # Errors
@@ -137,15 +145,13 @@ impl Footer {
             max_chunk: u32_at(96),
         };
         let end = footer.index_offset.checked_add(footer.index_len).and_then(|n| n.checked_add(FOOTER_LEN));
-        let tables =
-            u64::from(footer.chunk_count) * super::index::CHUNK_LEN + u64::from(footer.model_count) * 4;
         let sound = b[100..CHECKSUM_AT].iter().all(|&b| b == 0)
             && end == Some(file_len)
             && footer.index_offset >= HEADER_LEN
-            && (tables..=MAX_INDEX).contains(&footer.index_len)
+            && footer.original_len <= i64::MAX as u64
+            && (footer.tables_len()..=MAX_INDEX).contains(&footer.index_len)
             && footer.mode <= 0o7777
             && footer.mtime.1 < 1_000_000_000
-            && footer.original_len <= i64::MAX as u64
             && footer.max_chunk <= MAX_CHUNK;
         sound.then_some(footer).ok_or_else(|| Error::corrupt("the archive's footer contradicts the archive"))
     }

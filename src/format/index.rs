@@ -4,6 +4,7 @@ use super::{Footer, HEADER_LEN};
 use crate::{
     codec::{Coding, Model, checksum},
     error::{Error, Result},
+    sha256::{self, State},
 };
 use std::{ops::Range, sync::OnceLock};
 
@@ -46,6 +47,8 @@ pub struct Index {
     bytes: Vec<u8>,
     original_len: u64,
     chunk_count: usize,
+    /// Where the model ends start.
+    ends_at: usize,
     models: Vec<OnceLock<Result<Model>>>,
 }
 
@@ -61,12 +64,9 @@ impl Index {
         }
         let model_count = footer.model_count as usize;
         let models = std::iter::repeat_with(OnceLock::new).take(model_count).collect();
-        let index = Self {
-            bytes,
-            original_len: footer.original_len,
-            chunk_count: footer.chunk_count as usize,
-            models,
-        };
+        let chunk_count = footer.chunk_count as usize;
+        let ends_at = (footer.tables_len() - 4 * u64::from(footer.model_count)) as usize;
+        let index = Self { bytes, original_len: footer.original_len, chunk_count, ends_at, models };
         let mut at = 0;
         for id in 0..index.chunk_count {
             let c = index.record(id)?;
@@ -132,6 +132,14 @@ impl Index {
         low
     }
 
+    /// SHA-256's state after `i + 1` segments of the original: see [`crate::sha256`].
+    ///
+    /// # Panics
+    /// Where there is no such state.
+    pub fn sha256_state(&self, i: usize) -> State {
+        std::array::from_fn(|j| self.u32_at(self.chunk_count * CHUNK_LEN as usize + 32 * i + 4 * j))
+    }
+
     /// Model `id`, parsed on first use.
     ///
     /// # Errors
@@ -161,11 +169,11 @@ impl Index {
     }
 
     fn model_end(&self, id: usize) -> usize {
-        self.u32_at(self.chunk_count * CHUNK_LEN as usize + id * 4) as usize
+        self.u32_at(self.ends_at + id * 4) as usize
     }
 
     fn model_bytes(&self) -> &[u8] {
-        &self.bytes[self.chunk_count * CHUNK_LEN as usize + self.models.len() * 4..]
+        &self.bytes[self.ends_at + self.models.len() * 4..]
     }
 
     fn u64_at(&self, at: usize) -> u64 {
@@ -210,11 +218,13 @@ impl IndexWriter {
         self.chunks.extend_from_slice(&(c.model | (c.coding as u32) << 24).to_le_bytes());
     }
 
-    /// The index, and `footer` with everything filled in that describes it.
-    pub fn finish(mut self, footer: Footer) -> (Vec<u8>, Footer) {
+    /// The index, and `footer` with everything filled in that describes it; `states` are those of SHA-256.
+    pub fn finish(mut self, footer: Footer, states: &[State]) -> (Vec<u8>, Footer) {
         let chunk_count = (self.chunks.len() as u64 / CHUNK_LEN) as u32;
         let model_count = (self.model_ends.len() / 4) as u32;
+        debug_assert_eq!(states.len() as u64, sha256::state_count(footer.original_len));
         let mut bytes = self.chunks;
+        bytes.extend(states.as_flattened().iter().flat_map(|word| word.to_le_bytes()));
         bytes.append(&mut self.model_ends);
         bytes.append(&mut self.models);
         let footer = Footer {

@@ -42,20 +42,19 @@ pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
         .map_err(mount_failed)
         .about_path(&o.mountpoint)?;
     let serving = serve(session).about_path(&o.mountpoint)?;
-    let outcome = start(&plan.mountpoint, &serving).and_then(|mount| {
-        log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
-        mount.iter().for_each(raise_readahead);
-        end_on_signal(signals, mount)?;
-        ready();
-        Ok(())
-    });
-    let ended = match outcome {
-        Ok(()) => wait(serving),
-        Err(e) => Err(e),
+    // None if it was unmounted, or detached, already.
+    let mount = mountinfo::topmost_at(&plan.mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
+    let ended = match threads_run(&serving) {
+        true => {
+            log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
+            mount.iter().for_each(raise_readahead);
+            end_on_signal(signals, mount.clone()).map(|()| ready()).and_then(|()| wait(serving))
+        }
+        false => wait(serving),
     };
     if ended.is_err() {
-        // The session threads are gone but the mount is not: nobody would ever answer it.
-        let _ = unmount::detach(&plan.mountpoint);
+        // The session has ended but the mount may not have: nobody would ever answer it.
+        mount.iter().for_each(end);
     }
     ended.about_path(&o.mountpoint)
 }
@@ -109,19 +108,19 @@ fn serve(session: Session<BszFs>) -> io::Result<JoinHandle<io::Result<()>>> {
     Ok(serving)
 }
 
-/// Wait until the session's threads run, and find the mount in the mount table, unless it was unmounted already.
+/// Wait until the session's threads run; false if it has ended before, by an error or an early unmount.
 ///
 /// They are seen, not asked: a daemon that waits for an answer from its own mount cannot even be killed, for
 /// the kernel would wait with it for the answer of the threads that it has just ended.
-fn start(mountpoint: &Path, serving: &JoinHandle<io::Result<()>>) -> Result<Option<Mount>> {
+fn threads_run(serving: &JoinHandle<io::Result<()>>) -> bool {
     let started = Instant::now();
     while !session_threads_run() && started.elapsed() < START_WITHIN {
         if serving.is_finished() {
-            return Err(Error::invalid("the session ended before it served anything"));
+            return false;
         }
         thread::sleep(SESSION_CHECK);
     }
-    Ok(mountinfo::topmost_at(mountpoint)?.filter(|m| m.fs_type == FS_TYPE))
+    true
 }
 
 /// Whether `fuser` has started its threads, which it names `fuser-0`, `fuser-1` and so on.
@@ -153,6 +152,7 @@ fn end_on_signal(mut signals: Signals, mount: Option<Mount>) -> Result<()> {
     let watch = move || {
         let mut received = signals.forever();
         received.next();
+        log::info!("a signal ends the mount");
         // On another thread, for unmounting may take its time and a second signal must be heard.
         let ending = thread::Builder::new().spawn(move || mount.iter().for_each(end));
         if ending.is_ok() {
@@ -167,7 +167,6 @@ fn end_on_signal(mut signals: Signals, mount: Option<Mount>) -> Result<()> {
 /// Unmount, unless that was done by other means; detach what is in use.
 fn end(mount: &Mount) {
     let at = mount.mountpoint.display();
-    log::info!("a signal ends {at}");
     match mountinfo::topmost_at(&mount.mountpoint) {
         Ok(Some(now)) if now == *mount => {}
         Ok(None) => return,

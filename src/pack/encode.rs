@@ -6,9 +6,9 @@ use crate::{
     error::{Context, Result},
     format::{Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header},
     output::{Attributes, Output},
+    sha256::Hasher,
 };
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use std::{io::Write, ops::Range};
 
 /// Bytes of the source in memory at a time; about as many again are coded.
@@ -32,7 +32,7 @@ pub(super) fn archive(
     p: &dyn Progress,
 ) -> Result<u64> {
     let extents = source.extents()?;
-    let mut writer = Writer { output, at: 0, index: IndexWriter::default(), hash: Sha256::new() };
+    let mut writer = Writer { output, at: 0, index: IndexWriter::default(), hash: Hasher::default() };
     writer.write(&header())?;
     debug_assert_eq!(writer.at, HEADER_LEN);
     let mut rest = &extents[..];
@@ -43,9 +43,10 @@ pub(super) fn archive(
         writer.extents(source, &planned, o.chunk_size as usize, p)?;
     }
     let attributes = Attributes::of(source.meta());
+    let (sha256, states) = std::mem::take(&mut writer.hash).finish();
     let footer = Footer {
         original_len: source.len(),
-        sha256: writer.hash.clone().finalize().into(),
+        sha256,
         mtime: attributes.mtime,
         mode: attributes.mode,
         naming,
@@ -56,7 +57,7 @@ pub(super) fn archive(
         model_count: 0,
         max_chunk: 0,
     };
-    let (index, footer) = std::mem::take(&mut writer.index).finish(footer);
+    let (index, footer) = std::mem::take(&mut writer.index).finish(footer, &states);
     writer.write(&index)?;
     writer.write(&footer.to_bytes())?;
     debug_assert_eq!(writer.at, footer.index_offset + footer.index_len + FOOTER_LEN);
@@ -157,7 +158,7 @@ struct Writer<'a> {
     output: &'a Output,
     at: u64,
     index: IndexWriter,
-    hash: Sha256,
+    hash: Hasher,
 }
 
 impl Writer<'_> {

@@ -1,24 +1,25 @@
-//! Whole files back: verify and unpack, chunks in parallel, bytes in order.
+//! Whole files back: verify and unpack, in parallel, each stretch of the file on its own.
 
 use super::archive::Archive;
 use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
     output::{Attributes, Output},
+    sha256::{self, INITIAL, SEGMENT, State},
 };
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
-use std::{io::Write, path::Path};
+use std::{ops::Range, os::unix::fs::FileExt, path::Path};
 
-/// Decoded bytes that are in memory at a time, twice: one half is hashed and written while the other fills.
-const BATCH: usize = 8 << 20;
+/// Segments of SHA-256 that one thread decodes and hashes together.
+const PAIR: u64 = 2 * SEGMENT;
 
 /// Decode everything and check every checksum and the original's SHA-256. `progress` is told of decoded bytes.
+/// Each thread of the current rayon pool takes 8 MiB of memory.
 ///
 /// # Errors
-/// Io and corruption, naming the first chunk that is damaged.
+/// Io and corruption, naming a chunk that is damaged.
 pub fn verify(archive: &Archive, decoder: &dyn ChunkDecoder, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
-    stream(archive, decoder, progress, &mut |_| Ok(()))
+    stretches(archive, decoder, progress, &|_, _| Ok(()))
 }
 
 /// Restore the original at `out`, with its mode and times. It appears there only once it is complete and verified;
@@ -34,73 +35,80 @@ pub fn unpack(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let output = Output::create(out)?;
-    let mut file = output.file();
-    stream(archive, decoder, progress, &mut |bytes| file.write_all(bytes).about_path(out))?;
+    let write = |bytes: &[u8], at: u64| output.file().write_all_at(bytes, at).about_path(out);
+    stretches(archive, decoder, progress, &write)?;
     let f = archive.footer();
     output.sync(Attributes { mode: f.mode, mtime: f.mtime, owner: archive.owner()? })?;
     output.commit(replace)
 }
 
-/// Give every byte in order to `sink` and check everything. What `sink` got is not to be used if this fails.
-fn stream(
+/// Give all of the original to `sink`, with its place, in any order, and check everything. What `sink` got is not to
+/// be used if this fails.
+fn stretches(
     archive: &Archive,
     decoder: &dyn ChunkDecoder,
     progress: &(dyn Fn(u64) + Sync),
-    sink: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
+    sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
-    let mut hash = Sha256::new();
-    let (mut filled, mut filling) = (Vec::new(), Vec::new());
-    let mut next = 0;
-    while next < archive.index().len() || !filled.is_empty() {
-        let batch = batch(archive, next);
-        next = batch.end;
-        let used: &[u8] = &filled;
-        let (decoded, (sunk, ())) = rayon::join(
-            || decode(archive, batch, decoder, progress, &mut filling),
-            || rayon::join(|| sink(used), || hash.update(used)),
-        );
-        sunk?;
-        decoded?;
-        std::mem::swap(&mut filled, &mut filling);
-    }
-    if hash.finalize()[..] != archive.footer().sha256 {
-        return Err(Error::corrupt("the whole file does not match its SHA-256"));
-    }
-    Ok(())
+    let len = archive.footer().original_len;
+    // An empty file is one empty stretch: its hash is checked all the same.
+    (0..len.div_ceil(PAIR).max(1)).into_par_iter().try_for_each_init(
+        || (Vec::new(), Vec::new()),
+        |(buffer, scratch), i| {
+            let range = i * PAIR..len.min((i + 1) * PAIR);
+            let bytes = decode(archive, range.clone(), decoder, scratch, buffer)?;
+            check(archive, range.start, bytes)?;
+            sink(bytes, range.start)?;
+            progress(bytes.len() as u64);
+            Ok(())
+        },
+    )
 }
 
-/// The chunks from `first` on that make a batch.
-fn batch(archive: &Archive, first: usize) -> std::ops::Range<usize> {
+/// Decode the chunks that overlap `range`; returns the bytes of the range.
+fn decode<'a>(
+    archive: &Archive,
+    range: Range<u64>,
+    decoder: &dyn ChunkDecoder,
+    scratch: &mut Vec<u8>,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8]> {
     let index = archive.index();
-    let mut last = first;
-    let mut bytes = 0;
-    while last < index.len() && bytes < BATCH {
-        bytes += index.chunk(last).len();
-        last += 1;
+    let chunks =
+        index.find(range.start)..index.find(range.end.saturating_sub(1)) + usize::from(!range.is_empty());
+    if chunks.is_empty() {
+        return Ok(&[]);
     }
-    first..last
-}
-
-/// Decode neighbouring chunks into `out`, in parallel.
-fn decode(
-    archive: &Archive,
-    chunks: std::ops::Range<usize>,
-    decoder: &dyn ChunkDecoder,
-    progress: &(dyn Fn(u64) + Sync),
-    out: &mut Vec<u8>,
-) -> Result<()> {
-    let lengths: Vec<usize> = chunks.clone().map(|id| archive.index().chunk(id).len()).collect();
-    out.resize(lengths.iter().sum(), 0);
-    let mut rest = &mut out[..];
-    let mut jobs = Vec::with_capacity(lengths.len());
-    for (id, len) in chunks.zip(lengths) {
-        let (part, after) = rest.split_at_mut(len);
-        jobs.push((id, part));
+    let first = index.chunk(chunks.start).original.start;
+    let end = index.chunk(chunks.end - 1).original.end;
+    buffer.resize((end - first) as usize, 0);
+    let mut rest = &mut buffer[..];
+    for id in chunks {
+        let (part, after) = rest.split_at_mut(index.chunk(id).len());
+        archive.read_chunk(id, decoder, scratch, part)?;
         rest = after;
     }
-    jobs.into_par_iter().try_for_each_init(Vec::new, |scratch, (id, part)| {
-        archive.read_chunk(id, decoder, scratch, part)?;
-        progress(part.len() as u64);
-        Ok(())
-    })
+    Ok(&buffer[(range.start - first) as usize..(range.end - first) as usize])
+}
+
+/// Check that the bytes from `start`, a multiple of [`PAIR`], lead from SHA-256's state there to the next ones.
+fn check(archive: &Archive, start: u64, bytes: &[u8]) -> Result<()> {
+    let footer = archive.footer();
+    let state = |at: u64| -> State {
+        if at == 0 { INITIAL } else { archive.index().sha256_state((at / SEGMENT - 1) as usize) }
+    };
+    let (a, b) = bytes.split_at(bytes.len().min(SEGMENT as usize));
+    let mut states = [state(start), if b.is_empty() { INITIAL } else { state(start + SEGMENT) }];
+    sha256::advance_two(&mut states, [a, b]);
+    let mut matches = true;
+    for (i, part) in [a, b].into_iter().enumerate() {
+        let end = start + i as u64 * SEGMENT + part.len() as u64;
+        if end == footer.original_len && (!part.is_empty() || end == 0) {
+            let tail = part.as_chunks::<64>().1;
+            matches &= sha256::finish(states[i], tail, end) == footer.sha256;
+            break;
+        }
+        matches &= states[i] == state(end);
+    }
+    matches.then_some(()).ok_or_else(|| Error::corrupt("the whole file does not match its SHA-256"))
 }
