@@ -22,37 +22,49 @@ pub fn state_count(len: u64) -> u64 {
     len.saturating_sub(1) / SEGMENT
 }
 
-/// Hashes bytes in order and keeps the states.
-pub struct Hasher {
+/// Hashing of one stretch, from a state on.
+pub struct Stretch {
     state: State,
-    kept: Vec<State>,
     partial: Vec<u8>,
-    len: u64,
 }
 
-impl Default for Hasher {
-    fn default() -> Self {
-        Self { state: INITIAL, kept: Vec::new(), partial: Vec::with_capacity(BLOCK), len: 0 }
+impl Stretch {
+    /// Go on from `state`.
+    pub fn new(state: State) -> Self {
+        Self { state, partial: Vec::with_capacity(BLOCK) }
     }
-}
 
-impl Hasher {
+    /// The state behind the whole blocks so far.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
     /// Hash the next bytes.
-    pub fn update(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            // A state belongs to the boundary only if bytes follow it.
-            if self.len > 0 && self.len.is_multiple_of(SEGMENT) {
-                self.kept.push(self.state);
-            }
-            let left = (SEGMENT - self.len % SEGMENT) as usize;
-            let (now, later) = bytes.split_at(left.min(bytes.len()));
-            self.blocks(now);
-            self.len += now.len() as u64;
-            bytes = later;
-        }
+    pub fn update(&mut self, bytes: &[u8]) {
+        let (blocks, tail) = self.complete(bytes);
+        compress256(&mut self.state, blocks);
+        self.partial.extend_from_slice(tail);
     }
 
-    fn blocks(&mut self, mut bytes: &[u8]) {
+    /// Hash the next bytes of two stretches, taking turns: a processor that waits for one can work on the other,
+    /// which is a third faster than one after the other.
+    pub fn update_two(stretches: &mut [Self; 2], bytes: [&[u8]; 2]) {
+        let [a, b] = stretches;
+        let (blocks_a, tail_a) = a.complete(bytes[0]);
+        let (blocks_b, tail_b) = b.complete(bytes[1]);
+        for (block_a, block_b) in blocks_a.iter().zip(blocks_b) {
+            compress256(&mut a.state, std::slice::from_ref(block_a));
+            compress256(&mut b.state, std::slice::from_ref(block_b));
+        }
+        let both = blocks_a.len().min(blocks_b.len());
+        compress256(&mut a.state, &blocks_a[both..]);
+        compress256(&mut b.state, &blocks_b[both..]);
+        a.partial.extend_from_slice(tail_a);
+        b.partial.extend_from_slice(tail_b);
+    }
+
+    /// Complete the block that was begun; returns the whole blocks that follow, and the bytes behind them.
+    fn complete<'a>(&mut self, mut bytes: &'a [u8]) -> (&'a [[u8; BLOCK]], &'a [u8]) {
         if !self.partial.is_empty() {
             let (fill, rest) = bytes.split_at((BLOCK - self.partial.len()).min(bytes.len()));
             self.partial.extend_from_slice(fill);
@@ -62,42 +74,56 @@ impl Hasher {
                 self.partial.clear();
             }
         }
-        let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-        compress256(&mut self.state, blocks);
-        self.partial.extend_from_slice(rest);
+        bytes.as_chunks()
+    }
+
+    /// SHA-256 of a file of `len` bytes that ends here.
+    pub fn finish(mut self, len: u64) -> [u8; 32] {
+        self.partial.push(0x80);
+        while self.partial.len() % BLOCK != BLOCK - 8 {
+            self.partial.push(0);
+        }
+        self.partial.extend_from_slice(&(len * 8).to_be_bytes());
+        compress256(&mut self.state, self.partial.as_chunks().0);
+        let mut out = [0; 32];
+        out.as_chunks_mut::<4>().0.iter_mut().zip(self.state).for_each(|(o, s)| *o = s.to_be_bytes());
+        out
+    }
+}
+
+/// Hashes a file in order and keeps the states.
+pub struct Hasher {
+    stretch: Stretch,
+    kept: Vec<State>,
+    len: u64,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self { stretch: Stretch::new(INITIAL), kept: Vec::new(), len: 0 }
+    }
+}
+
+impl Hasher {
+    /// Hash the next bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            // A state belongs to the boundary only if bytes follow it.
+            if self.len > 0 && self.len.is_multiple_of(SEGMENT) {
+                self.kept.push(self.stretch.state());
+            }
+            let left = (SEGMENT - self.len % SEGMENT) as usize;
+            let (now, later) = bytes.split_at(left.min(bytes.len()));
+            self.stretch.update(now);
+            self.len += now.len() as u64;
+            bytes = later;
+        }
     }
 
     /// The hash of all bytes, and the states kept on the way.
     pub fn finish(self) -> ([u8; 32], Vec<State>) {
-        (finish(self.state, &self.partial, self.len), self.kept)
+        (self.stretch.finish(self.len), self.kept)
     }
-}
-
-/// Hash whole blocks of two stretches from their states, taking turns: a processor that waits for one can work on the
-/// other, which is a third faster than one after the other.
-pub fn advance_two(states: &mut [State; 2], stretches: [&[u8]; 2]) {
-    let [a, b] = stretches.map(|s| s.as_chunks::<BLOCK>().0);
-    let both = a.len().min(b.len());
-    for (a, b) in a.iter().zip(b) {
-        compress256(&mut states[0], std::slice::from_ref(a));
-        compress256(&mut states[1], std::slice::from_ref(b));
-    }
-    compress256(&mut states[0], &a[both..]);
-    compress256(&mut states[1], &b[both..]);
-}
-
-/// The hash of `len` bytes whose whole blocks led to `state`, and whose last bytes, less than a block, are `tail`.
-pub fn finish(mut state: State, tail: &[u8], len: u64) -> [u8; 32] {
-    let mut padded = tail.to_vec();
-    padded.push(0x80);
-    while padded.len() % BLOCK != BLOCK - 8 {
-        padded.push(0);
-    }
-    padded.extend_from_slice(&(len * 8).to_be_bytes());
-    compress256(&mut state, padded.as_chunks::<BLOCK>().0);
-    let mut out = [0; 32];
-    out.as_chunks_mut::<4>().0.iter_mut().zip(state).for_each(|(o, s)| *o = s.to_be_bytes());
-    out
 }
 
 #[cfg(test)]
@@ -126,11 +152,15 @@ mod tests {
         let mut h = Hasher::default();
         h.update(&data);
         let (digest, kept) = h.finish();
-        let mut states = [INITIAL, kept[0]];
-        advance_two(&mut states, [&data[..segment], &data[segment..2 * segment]]);
-        assert_eq!(states, [kept[0], kept[1]]);
-        let mut last = [kept[1], INITIAL];
-        advance_two(&mut last, [&data[2 * segment..], &[]]);
-        assert_eq!(finish(last[0], &data[2 * segment + 64..], data.len() as u64), digest);
+        let mut two = [INITIAL, kept[0]].map(Stretch::new);
+        // Pieces of different lengths, none of them whole blocks.
+        for (a, b) in data[..segment].chunks(1001).zip(data[segment..2 * segment].chunks(1001)) {
+            Stretch::update_two(&mut two, [a, &b[..b.len() / 2]]);
+            two[1].update(&b[b.len() / 2..]);
+        }
+        assert_eq!([two[0].state(), two[1].state()], [kept[0], kept[1]]);
+        let mut last = Stretch::new(kept[1]);
+        last.update(&data[2 * segment..]);
+        assert_eq!(last.finish(data.len() as u64), digest);
     }
 }

@@ -252,14 +252,11 @@ fn merge<E: Element, K: Kernel>(
     for block in out.chunks_mut(BLOCK * E::BYTES) {
         let count = block.len() / E::BYTES;
         let elements = &mut elements[..count];
-        elements.fill(E::default());
-        for (plane, source) in planes.iter().zip(&mut *sources) {
+        for (i, (plane, source)) in planes.iter().zip(&mut *sources).enumerate() {
             match source {
                 Source::Constant(value) => {
                     let v = E::from_value(*value, plane.low);
-                    for e in &mut *elements {
-                        *e = e.or(v);
-                    }
+                    put(elements, std::iter::repeat(v), i == 0);
                 }
                 Source::Stored(packed) => {
                     let len = packed_len(plane.bits, count);
@@ -268,17 +265,13 @@ fn merge<E: Element, K: Kernel>(
                     for (round, values) in rounds.zip(values.as_chunks_mut::<ROUND>().0) {
                         unpack_round(round, plane.bits, values);
                     }
-                    for (e, &v) in elements.iter_mut().zip(&values) {
-                        *e = e.or(E::from_value(v.into(), plane.low));
-                    }
+                    put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), i == 0);
                 }
                 Source::Coded(table, streams) => {
                     kernel.symbols(streams, table.slots(), &mut values[..count])?;
                     let base = table.base();
-                    for (e, &v) in elements.iter_mut().zip(&values) {
-                        let value = if v == 0 { 0 } else { base + u16::from(v) };
-                        *e = e.or(E::from_value(value, plane.low));
-                    }
+                    let value = |v: u8| if v == 0 { 0 } else { base + u16::from(v) };
+                    put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), i == 0);
                 }
             }
         }
@@ -294,6 +287,16 @@ fn merge<E: Element, K: Kernel>(
         first += count;
     }
     Ok(())
+}
+
+/// Set elements to the first plane's bits, or add those of another plane.
+#[inline(always)]
+fn put<E: Element>(elements: &mut [E], bits: impl Iterator<Item = E>, first: bool) {
+    if first {
+        elements.iter_mut().zip(bits).for_each(|(e, b)| *e = b);
+    } else {
+        elements.iter_mut().zip(bits).for_each(|(e, b)| *e = e.or(b));
+    }
 }
 
 fn take<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8]> {

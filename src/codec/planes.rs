@@ -229,40 +229,40 @@ fn parts(bits: u8) -> impl Iterator<Item = u8> {
 /// that a vector of bytes becomes vectors of neighbouring values with shifts and masks alone.
 #[inline(always)]
 pub fn unpack_round(packed: &[u8], bits: u8, out: &mut [u8; ROUND]) {
-    let mut at = 0;
-    let mut shift = 0u32;
-    if bits & 8 != 0 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    if bits == 8 {
         out.copy_from_slice(&packed[..ROUND]);
         return;
     }
-    out.fill(0);
+    // Eight values at a time: shifts move bits between the bytes of a word, and masks take them away again.
+    let mut words = packed.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+    let mut next = || words.next().unwrap_or_default();
+    let mut values = [0u64; ROUND / 8];
+    let mut shift = 0;
     if bits & 4 != 0 {
-        let part = &packed[at..at + 32];
-        for j in 0..32 {
-            out[j] = part[j] & 15;
-            out[j + 32] = part[j] >> 4;
+        for j in 0..4 {
+            let word = next();
+            values[j] = word & (ONES * 15);
+            values[j + 4] = word >> 4 & (ONES * 15);
         }
-        at += 32;
-        shift += 4;
+        shift = 4;
     }
     if bits & 2 != 0 {
-        let part = &packed[at..at + 16];
-        for i in 0..4 {
-            for j in 0..16 {
-                out[i * 16 + j] |= (part[j] >> (2 * i) & 3) << shift;
+        for j in 0..2 {
+            let word = next();
+            for i in 0..4 {
+                values[2 * i + j] |= (word >> (2 * i) & (ONES * 3)) << shift;
             }
         }
-        at += 16;
         shift += 2;
     }
     if bits & 1 != 0 {
-        let part = &packed[at..at + 8];
-        for i in 0..8 {
-            for j in 0..8 {
-                out[i * 8 + j] |= (part[j] >> i & 1) << shift;
-            }
+        let word = next();
+        for (i, value) in values.iter_mut().enumerate() {
+            *value |= (word >> i & ONES) << shift;
         }
     }
+    out.as_chunks_mut::<8>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes());
 }
 
 #[cfg(test)]

@@ -5,16 +5,13 @@ use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
     output::{Attributes, Output},
-    sha256::{self, INITIAL, SEGMENT, State},
+    sha256::{INITIAL, SEGMENT, State, Stretch},
 };
 use rayon::prelude::*;
 use std::{ops::Range, os::unix::fs::FileExt, path::Path};
 
-/// Segments of SHA-256 that one thread decodes and hashes together.
-const PAIR: u64 = 2 * SEGMENT;
-
 /// Decode everything and check every checksum and the original's SHA-256. `progress` is told of decoded bytes.
-/// Each thread of the current rayon pool takes 8 MiB of memory.
+/// Each thread of the current rayon pool takes the memory of two chunks.
 ///
 /// # Errors
 /// Io and corruption, naming a chunk that is damaged.
@@ -51,64 +48,79 @@ fn stretches(
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
     let len = archive.footer().original_len;
-    // An empty file is one empty stretch: its hash is checked all the same.
-    (0..len.div_ceil(PAIR).max(1)).into_par_iter().try_for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(buffer, scratch), i| {
-            let range = i * PAIR..len.min((i + 1) * PAIR);
-            let bytes = decode(archive, range.clone(), decoder, scratch, buffer)?;
-            check(archive, range.start, bytes)?;
-            sink(bytes, range.start)?;
-            progress(bytes.len() as u64);
-            Ok(())
+    // An empty file is one empty stretch: its hash is checked all the same. Two stretches go together.
+    let pairs = len.div_ceil(2 * SEGMENT).max(1);
+    (0..pairs).into_par_iter().try_for_each_init(
+        || (Cursor::default(), Cursor::default()),
+        |(a, b), pair| {
+            let bounds = [2 * pair, 2 * pair + 1, 2 * pair + 2].map(|i| len.min(i * SEGMENT));
+            a.seek(archive, bounds[0]..bounds[1]);
+            b.seek(archive, bounds[1]..bounds[2]);
+            let mut hashes = [bounds[0], bounds[1]].map(|at| Stretch::new(state(archive, at)));
+            while !(a.range.is_empty() && b.range.is_empty()) {
+                let at = [a.range.start, b.range.start];
+                let bytes = [a.next(archive, decoder)?, b.next(archive, decoder)?];
+                Stretch::update_two(&mut hashes, bytes);
+                for (bytes, at) in bytes.into_iter().zip(at).filter(|(bytes, _)| !bytes.is_empty()) {
+                    sink(bytes, at)?;
+                    progress(bytes.len() as u64);
+                }
+            }
+            let [first, second] = hashes;
+            arrived(archive, first, bounds[1])?;
+            if bounds[2] > bounds[1] { arrived(archive, second, bounds[2]) } else { Ok(()) }
         },
     )
 }
 
-/// Decode the chunks that overlap `range`; returns the bytes of the range.
-fn decode<'a>(
-    archive: &Archive,
-    range: Range<u64>,
-    decoder: &dyn ChunkDecoder,
-    scratch: &mut Vec<u8>,
-    buffer: &'a mut Vec<u8>,
-) -> Result<&'a [u8]> {
-    let index = archive.index();
-    let chunks =
-        index.find(range.start)..index.find(range.end.saturating_sub(1)) + usize::from(!range.is_empty());
-    if chunks.is_empty() {
-        return Ok(&[]);
+/// SHA-256's state at `at`, a multiple of [`SEGMENT`]; at the original's end there is none, and any will do.
+fn state(archive: &Archive, at: u64) -> State {
+    match at / SEGMENT {
+        0 => INITIAL,
+        _ if at == archive.footer().original_len => INITIAL,
+        i => archive.index().sha256_state((i - 1) as usize),
     }
-    let first = index.chunk(chunks.start).original.start;
-    let end = index.chunk(chunks.end - 1).original.end;
-    buffer.resize((end - first) as usize, 0);
-    let mut rest = &mut buffer[..];
-    for id in chunks {
-        let (part, after) = rest.split_at_mut(index.chunk(id).len());
-        archive.read_chunk(id, decoder, scratch, part)?;
-        rest = after;
-    }
-    Ok(&buffer[(range.start - first) as usize..(range.end - first) as usize])
 }
 
-/// Check that the bytes from `start`, a multiple of [`PAIR`], lead from SHA-256's state there to the next ones.
-fn check(archive: &Archive, start: u64, bytes: &[u8]) -> Result<()> {
+/// Check that a stretch led to the next one's state, or to the hash.
+fn arrived(archive: &Archive, stretch: Stretch, end: u64) -> Result<()> {
     let footer = archive.footer();
-    let state = |at: u64| -> State {
-        if at == 0 { INITIAL } else { archive.index().sha256_state((at / SEGMENT - 1) as usize) }
+    let right = if end == footer.original_len {
+        stretch.finish(end) == footer.sha256
+    } else {
+        stretch.state() == state(archive, end)
     };
-    let (a, b) = bytes.split_at(bytes.len().min(SEGMENT as usize));
-    let mut states = [state(start), if b.is_empty() { INITIAL } else { state(start + SEGMENT) }];
-    sha256::advance_two(&mut states, [a, b]);
-    let mut matches = true;
-    for (i, part) in [a, b].into_iter().enumerate() {
-        let end = start + i as u64 * SEGMENT + part.len() as u64;
-        if end == footer.original_len && (!part.is_empty() || end == 0) {
-            let tail = part.as_chunks::<64>().1;
-            matches &= sha256::finish(states[i], tail, end) == footer.sha256;
-            break;
-        }
-        matches &= states[i] == state(end);
+    right.then_some(()).ok_or_else(|| Error::corrupt("the whole file does not match its SHA-256"))
+}
+
+/// Goes through a range of the original, chunk by chunk.
+#[derive(Default)]
+struct Cursor {
+    range: Range<u64>,
+    id: usize,
+    chunk: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Cursor {
+    fn seek(&mut self, archive: &Archive, range: Range<u64>) {
+        self.id = archive.index().find(range.start);
+        self.range = range;
     }
-    matches.then_some(()).ok_or_else(|| Error::corrupt("the whole file does not match its SHA-256"))
+
+    /// The next bytes of the range, as far as one chunk has them; none at its end.
+    fn next(&mut self, archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<&[u8]> {
+        if self.range.is_empty() {
+            return Ok(&[]);
+        }
+        let original = archive.index().chunk(self.id).original;
+        self.chunk.resize((original.end - original.start) as usize, 0);
+        archive.read_chunk(self.id, decoder, &mut self.scratch, &mut self.chunk)?;
+        let end = self.range.end.min(original.end);
+        let bytes =
+            &self.chunk[(self.range.start - original.start) as usize..(end - original.start) as usize];
+        self.range.start = end;
+        self.id += 1;
+        Ok(bytes)
+    }
 }
