@@ -251,12 +251,13 @@ fn merge<E: Element, K: Kernel>(
     let mut first = 0;
     for block in out.chunks_mut(BLOCK * E::BYTES) {
         let count = block.len() / E::BYTES;
-        let elements = &mut elements[..count];
         for (i, (plane, source)) in planes.iter().zip(&mut *sources).enumerate() {
+            let place = Place { first: i == 0, last: i + 1 == planes.len(), rotated };
+            let elements = &mut elements[..count];
             match source {
                 Source::Constant(value) => {
                     let v = E::from_value(*value, plane.low);
-                    put(elements, std::iter::repeat(v), i == 0);
+                    place.put(elements, std::iter::repeat(v), block);
                 }
                 Source::Stored(packed) => {
                     let len = packed_len(plane.bits, count);
@@ -265,23 +266,14 @@ fn merge<E: Element, K: Kernel>(
                     for (round, values) in rounds.zip(values.as_chunks_mut::<ROUND>().0) {
                         unpack_round(round, plane.bits, values);
                     }
-                    put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), i == 0);
+                    place.put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), block);
                 }
                 Source::Coded(table, streams) => {
                     kernel.symbols(streams, table.slots(), &mut values[..count])?;
                     let base = table.base();
                     let value = |v: u8| if v == 0 { 0 } else { base + u16::from(v) };
-                    put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), i == 0);
+                    place.put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), block);
                 }
-            }
-        }
-        if rotated {
-            for (e, out) in elements.iter().zip(block.chunks_exact_mut(E::BYTES)) {
-                e.rotate_back().put(out);
-            }
-        } else {
-            for (e, out) in elements.iter().zip(block.chunks_exact_mut(E::BYTES)) {
-                e.put(out);
             }
         }
         first += count;
@@ -289,13 +281,32 @@ fn merge<E: Element, K: Kernel>(
     Ok(())
 }
 
-/// Set elements to the first plane's bits, or add those of another plane.
-#[inline(always)]
-fn put<E: Element>(elements: &mut [E], bits: impl Iterator<Item = E>, first: bool) {
-    if first {
-        elements.iter_mut().zip(bits).for_each(|(e, b)| *e = b);
-    } else {
-        elements.iter_mut().zip(bits).for_each(|(e, b)| *e = e.or(b));
+/// Where a plane comes among its element's planes.
+#[derive(Clone, Copy)]
+struct Place {
+    first: bool,
+    last: bool,
+    rotated: bool,
+}
+
+impl Place {
+    /// Add the bits of this plane to those of the planes before it: to `elements`, or with the last plane to `out`.
+    #[inline(always)]
+    fn put<E: Element>(self, elements: &mut [E], bits: impl Iterator<Item = E>, out: &mut [u8]) {
+        let pairs = elements.iter_mut().zip(bits);
+        match (self.first, self.last) {
+            (true, false) => pairs.for_each(|(e, b)| *e = b),
+            (false, false) => pairs.for_each(|(e, b)| *e = e.or(b)),
+            (first, true) => {
+                let out = out.chunks_exact_mut(E::BYTES);
+                match (first, self.rotated) {
+                    (true, true) => pairs.zip(out).for_each(|((_, b), o)| b.rotate_back().put(o)),
+                    (true, false) => pairs.zip(out).for_each(|((_, b), o)| b.put(o)),
+                    (false, true) => pairs.zip(out).for_each(|((e, b), o)| e.or(b).rotate_back().put(o)),
+                    (false, false) => pairs.zip(out).for_each(|((e, b), o)| e.or(b).put(o)),
+                }
+            }
+        }
     }
 }
 

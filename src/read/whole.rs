@@ -8,7 +8,12 @@ use crate::{
     sha256::{INITIAL, SEGMENT, State, Stretch},
 };
 use rayon::prelude::*;
-use std::{ops::Range, os::unix::fs::FileExt, path::Path};
+use std::{
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// Decode everything and check every checksum and the original's SHA-256. `progress` is told of decoded bytes.
 /// Each thread of the current rayon pool takes the memory of two chunks.
@@ -47,30 +52,50 @@ fn stretches(
     progress: &(dyn Fn(u64) + Sync),
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
-    let len = archive.footer().original_len;
     // An empty file is one empty stretch: its hash is checked all the same. Two stretches go together.
-    let pairs = len.div_ceil(2 * SEGMENT).max(1);
-    (0..pairs).into_par_iter().try_for_each_init(
-        || (Cursor::default(), Cursor::default()),
-        |(a, b), pair| {
-            let bounds = [2 * pair, 2 * pair + 1, 2 * pair + 2].map(|i| len.min(i * SEGMENT));
-            a.seek(archive, bounds[0]..bounds[1]);
-            b.seek(archive, bounds[1]..bounds[2]);
-            let mut hashes = [bounds[0], bounds[1]].map(|at| Stretch::new(state(archive, at)));
-            while !(a.range.is_empty() && b.range.is_empty()) {
-                let at = [a.range.start, b.range.start];
-                let bytes = [a.next(archive, decoder)?, b.next(archive, decoder)?];
-                Stretch::update_two(&mut hashes, bytes);
-                for (bytes, at) in bytes.into_iter().zip(at).filter(|(bytes, _)| !bytes.is_empty()) {
-                    sink(bytes, at)?;
-                    progress(bytes.len() as u64);
-                }
+    let pairs = archive.footer().original_len.div_ceil(2 * SEGMENT).max(1);
+    let next = AtomicU64::new(0);
+    let workers = (0..rayon::current_num_threads()).into_par_iter().with_max_len(1);
+    workers.try_for_each(|_| {
+        let mut cursors = [Cursor::default(), Cursor::default()];
+        loop {
+            let pair = next.fetch_add(1, Ordering::Relaxed);
+            if pair >= pairs {
+                return Ok(());
             }
-            let [first, second] = hashes;
-            arrived(archive, first, bounds[1])?;
-            if bounds[2] > bounds[1] { arrived(archive, second, bounds[2]) } else { Ok(()) }
-        },
-    )
+            // The other workers have nothing to look for once one has failed.
+            two_stretches(archive, 2 * pair, &mut cursors, decoder, progress, sink)
+                .inspect_err(|_| next.store(pairs, Ordering::Relaxed))?;
+        }
+    })
+}
+
+/// Segments `first` and `first + 1` of the original.
+fn two_stretches(
+    archive: &Archive,
+    first: u64,
+    [a, b]: &mut [Cursor; 2],
+    decoder: &dyn ChunkDecoder,
+    progress: &(dyn Fn(u64) + Sync),
+    sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
+) -> Result<()> {
+    let [start, middle, end] =
+        [first, first + 1, first + 2].map(|i| archive.footer().original_len.min(i * SEGMENT));
+    a.seek(archive, start..middle);
+    b.seek(archive, middle..end);
+    let mut hashes = [start, middle].map(|at| Stretch::new(state(archive, at)));
+    while !(a.range.is_empty() && b.range.is_empty()) {
+        let at = [a.range.start, b.range.start];
+        let bytes = [a.next(archive, decoder)?, b.next(archive, decoder)?];
+        Stretch::update_two(&mut hashes, bytes);
+        for (bytes, at) in bytes.into_iter().zip(at).filter(|(bytes, _)| !bytes.is_empty()) {
+            sink(bytes, at)?;
+            progress(bytes.len() as u64);
+        }
+    }
+    let [a, b] = hashes;
+    arrived(archive, a, middle)?;
+    if end > middle { arrived(archive, b, end) } else { Ok(()) }
 }
 
 /// SHA-256's state at `at`, a multiple of [`SEGMENT`]; at the original's end there is none, and any will do.
