@@ -2,7 +2,7 @@
 
 use super::{
     ChunkDecoder, Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
-    model::{Slots, TOTAL, Table},
+    model::{DecodeTable, Slots, TOTAL, Table},
     planes::{Plane, packed_len, unpack_round},
 };
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ pub(crate) trait Kernel: Copy {
     ///
     /// # Errors
     /// Corruption, where a stream has too few words.
-    fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()>;
+    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()>;
 }
 
 /// The scalar kernel.
@@ -72,7 +72,8 @@ pub(crate) struct ScalarKernel;
 
 impl Kernel for ScalarKernel {
     #[inline(always)]
-    fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()> {
+    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()> {
+        let slots = &table.slots;
         let mut done = 0;
         for round in out.as_chunks_mut::<ROUND>().0 {
             if streams.words.iter().any(|w| w.len() < 2 * LANES) {
@@ -269,7 +270,7 @@ fn merge<E: Element, K: Kernel>(
                     place.put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), block);
                 }
                 Source::Coded(table, streams) => {
-                    kernel.symbols(streams, table.slots(), &mut values[..count])?;
+                    kernel.symbols(streams, table.decoder(), &mut values[..count])?;
                     let base = table.base();
                     let value = |v: u8| if v == 0 { 0 } else { base + u16::from(v) };
                     place.put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), block);

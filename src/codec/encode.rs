@@ -3,7 +3,7 @@
 use super::{
     Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
     decode::{PLANE_RECORD, PlaneMode, STREAM_HEAD},
-    model::{TOTAL, Table},
+    model::Table,
     planes::{pack, packed_len},
 };
 
@@ -20,6 +20,8 @@ struct PlaneEncoder {
     /// Symbol by value; meaningful where the symbol has a frequency.
     symbols: Vec<u8>,
     steps: Vec<Step>,
+    /// [`Table::slot_numbers`].
+    slots: Vec<u16>,
     costs: Vec<f32>,
 }
 
@@ -28,23 +30,19 @@ struct PlaneEncoder {
 struct Step {
     /// ⌈2^64 / frequency⌉: division by multiplication, exact for all 32-bit states.
     reciprocal: u64,
-    bias: u32,
-    complement: u32,
     frequency: u32,
+    /// Where the symbol's slots start among all symbols' slots.
+    start: u32,
+    /// Added to the quotient: 1 for a frequency of 1, whose reciprocal would be 2^64 and comes out one too small.
+    extra: u32,
 }
 
 impl Step {
     fn new(start: u32, frequency: u32) -> Self {
         match frequency {
             0 => Self::default(),
-            // x / 1 would need 2^64: take x - 1 as the quotient and correct the bias.
-            1 => Self { reciprocal: u64::MAX, bias: start + TOTAL - 1, complement: TOTAL - 1, frequency },
-            f => Self {
-                reciprocal: u64::MAX / u64::from(f) + 1,
-                bias: start,
-                complement: TOTAL - f,
-                frequency,
-            },
+            1 => Self { reciprocal: u64::MAX, frequency, start, extra: 1 },
+            f => Self { reciprocal: u64::MAX / u64::from(f) + 1, frequency, start, extra: 0 },
         }
     }
 }
@@ -62,7 +60,7 @@ impl PlaneEncoder {
         let mut costs = table.costs();
         // A value outside the window must not pass for symbol 0.
         costs.resize(256, f32::INFINITY);
-        Self { symbols, steps, costs }
+        Self { symbols, steps, slots: table.slot_numbers(), costs }
     }
 
     /// Symbols of `values`, or `None` where one of them has none or where coding would take `limit` bytes.
@@ -106,8 +104,9 @@ impl PlaneEncoder {
                     words[*at] = x as u16;
                     *at -= usize::from(full);
                     x >>= u32::from(full) * 16;
-                    let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32;
-                    *state = x.wrapping_add(step.bias).wrapping_add(quotient.wrapping_mul(step.complement));
+                    let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32 + step.extra;
+                    let i = step.start + (x - quotient * step.frequency);
+                    *state = quotient << PROB_BITS | u32::from(self.slots[i as usize]);
                 }
             }
         }

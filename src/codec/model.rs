@@ -7,6 +7,7 @@ use super::{
     planes::{Layout, Plane},
 };
 use crate::error::{Error, Result};
+use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 /// The frequencies of a table add up to this.
@@ -14,9 +15,62 @@ pub const TOTAL: u32 = 1 << PROB_BITS;
 /// A table holds at most this many symbols.
 pub const MAX_SYMBOLS: usize = 256;
 
-/// A table's entry for one of the [`TOTAL`] slots, packed: symbol in bits 0–7, slot minus the symbol's first
-/// slot in bits 8–19, frequency in bits 20–31.
+/// A table's entry for one of the [`TOTAL`] slots, packed: symbol in bits 0–7, the slot's number among
+/// those of its symbol in bits 8–19, frequency in bits 20–31.
 pub type Slots = [u32; TOTAL as usize];
+
+/// Which symbols own which slots: each bucket of slots belongs to at most two (the alias method, Walker 1974), so that
+/// a decoder can find the symbol with tables small enough for registers. See `docs/FORMAT.md`, "Slots".
+#[derive(Clone, Debug)]
+pub struct Buckets {
+    /// Slots of bucket `b` that belong to symbol `b`, from the first on.
+    pub own: Vec<u16>,
+    /// The symbol to which the others belong.
+    pub other: Vec<u8>,
+    /// How many slots that symbol has in its own and in earlier buckets.
+    pub before: Vec<u16>,
+}
+
+impl Buckets {
+    fn new(freqs: &[u16]) -> Self {
+        let count = if freqs.len() <= 128 { 128 } else { MAX_SYMBOLS };
+        let size = (TOTAL as usize / count) as u16;
+        let mut own: Vec<u16> = freqs.to_vec();
+        own.resize(count, 0);
+        let mut other: Vec<u8> = (0..count).map(|b| b as u8).collect();
+        let (mut small, mut large): (VecDeque<usize>, VecDeque<usize>) =
+            (0..count).partition(|&b| own[b] < size);
+        // What a small symbol leaves of its bucket goes to the first large one, until that is small itself.
+        while let (Some(s), Some(&l)) = (small.pop_front(), large.front()) {
+            other[s] = l as u8;
+            own[l] -= size - own[s];
+            if own[l] < size {
+                large.pop_front();
+                small.push_back(l);
+            }
+        }
+        let mut next = own.clone();
+        let before = (0..count)
+            .map(|b| {
+                let owner = usize::from(other[b]);
+                let before = next[owner];
+                next[owner] += size - own[b];
+                before
+            })
+            .collect();
+        Self { own, other, before }
+    }
+
+    /// The symbol of `slot`, and the slot's number among those of its symbol.
+    fn symbol(&self, slot: usize) -> (u8, u16) {
+        let size = TOTAL as usize / self.own.len();
+        let (bucket, place) = (slot / size, (slot % size) as u16);
+        match place.checked_sub(self.own[bucket]) {
+            None => (bucket as u8, place),
+            Some(beyond) => (self.other[bucket], self.before[bucket] + beyond),
+        }
+    }
+}
 
 /// The frequencies of a plane's symbols.
 ///
@@ -26,7 +80,29 @@ pub type Slots = [u32; TOTAL as usize];
 pub struct Table {
     base: u16,
     freqs: Vec<u16>,
-    slots: OnceLock<Box<Slots>>,
+    decoder: OnceLock<Box<DecodeTable>>,
+}
+
+/// A table in the forms that decoders use.
+#[derive(Clone, Debug)]
+pub struct DecodeTable {
+    /// By slot.
+    pub slots: Slots,
+    /// By bucket; of 128 buckets only.
+    pub registers: Option<Registers>,
+}
+
+/// What the 128-bucket decoder keeps in registers: 16-bit numbers as two tables of bytes, low and high.
+#[derive(Clone, Debug)]
+pub struct Registers {
+    /// [`Buckets::own`].
+    pub own: [u8; 128],
+    /// [`Buckets::other`].
+    pub other: [u8; 128],
+    /// [`Buckets::before`] minus [`Buckets::own`], modulo 2^16.
+    pub shift: [[u8; 128]; 2],
+    /// Frequencies by symbol.
+    pub freqs: [[u8; 128]; 2],
 }
 
 impl PartialEq for Table {
@@ -48,7 +124,7 @@ impl Table {
         let mut window: Vec<u64> = counts[base..=last].to_vec();
         window[0] = counts[0];
         let freqs = normalise(&window)?;
-        Some(Self { base: base as u16, freqs, slots: OnceLock::new() })
+        Some(Self { base: base as u16, freqs, decoder: OnceLock::new() })
     }
 
     /// The value that symbol 1 exceeds by one.
@@ -66,20 +142,50 @@ impl Table {
         if symbol == 0 { 0 } else { self.base + u16::from(symbol) }
     }
 
-    /// The decoder's table, made on first use.
-    pub fn slots(&self) -> &Slots {
-        self.slots.get_or_init(|| {
-            let mut slots = vec![0u32; TOTAL as usize];
-            let mut start = 0;
-            for (symbol, &freq) in self.freqs.iter().enumerate() {
-                let freq = u32::from(freq);
-                for i in 0..freq {
-                    slots[(start + i) as usize] = symbol as u32 | i << 8 | freq << 20;
+    /// Which slots belong to which symbol.
+    pub fn buckets(&self) -> Buckets {
+        Buckets::new(&self.freqs)
+    }
+
+    /// For the `i`-th slot of each symbol, symbols in order: its number.
+    pub fn slot_numbers(&self) -> Vec<u16> {
+        let buckets = self.buckets();
+        let starts: Vec<usize> = self
+            .freqs
+            .iter()
+            .scan(0, |next, &f| {
+                let start = *next;
+                *next += usize::from(f);
+                Some(start)
+            })
+            .collect();
+        let mut numbers = vec![0; TOTAL as usize];
+        for slot in 0..TOTAL as usize {
+            let (symbol, i) = buckets.symbol(slot);
+            numbers[starts[usize::from(symbol)] + usize::from(i)] = slot as u16;
+        }
+        numbers
+    }
+
+    /// The decoders' tables, made on first use.
+    pub fn decoder(&self) -> &DecodeTable {
+        self.decoder.get_or_init(|| {
+            let buckets = self.buckets();
+            let slots = std::array::from_fn(|slot| {
+                let (symbol, i) = buckets.symbol(slot);
+                u32::from(symbol) | u32::from(i) << 8 | u32::from(self.freqs[usize::from(symbol)]) << 20
+            });
+            let registers = (buckets.own.len() == 128).then(|| {
+                let shift = |b: usize| buckets.before[b].wrapping_sub(buckets.own[b]).to_le_bytes();
+                let freq = |s: usize| self.freqs.get(s).copied().unwrap_or(0).to_le_bytes();
+                Registers {
+                    own: std::array::from_fn(|b| buckets.own[b] as u8),
+                    other: std::array::from_fn(|b| buckets.other[b]),
+                    shift: [0, 1].map(|i| std::array::from_fn(|b| shift(b)[i])),
+                    freqs: [0, 1].map(|i| std::array::from_fn(|s| freq(s)[i])),
                 }
-                start += freq;
-            }
-            // The frequencies add up to TOTAL: `from_counts` and `read_from` see to it.
-            slots.into_boxed_slice().try_into().unwrap_or_else(|_| Box::new([0; TOTAL as usize]))
+            });
+            Box::new(DecodeTable { slots, registers })
         })
     }
 
@@ -121,7 +227,7 @@ impl Table {
         if sum != u64::from(TOTAL) || freqs.iter().any(|&f| u32::from(f) == TOTAL) {
             return Err(Error::corrupt("the frequencies of a table do not add up"));
         }
-        Ok(Self { base, freqs, slots: OnceLock::new() })
+        Ok(Self { base, freqs, decoder: OnceLock::new() })
     }
 }
 
@@ -259,6 +365,30 @@ mod tests {
             assert!(counts.iter().zip(&freqs).all(|(&c, &f)| (c > 0) == (f > 0) && u32::from(f) < TOTAL));
         }
         assert!(normalise(&[0, 9]).is_none());
+    }
+
+    #[test]
+    fn every_symbol_owns_as_many_slots_as_its_frequency_numbered_from_zero() {
+        for counts in [
+            vec![1u64, 1],
+            vec![1, 1_000_000],
+            (0..110).map(|i| 1 << (i / 4)).collect(),
+            (0..128).map(|_| 7).collect(),
+            (0..129).map(|i| i * i).collect(),
+            (0..256).map(|i| 256 - i).collect(),
+        ] {
+            let freqs = normalise(&counts).expect("two symbols");
+            let buckets = Buckets::new(&freqs);
+            let mut seen: Vec<Vec<u16>> = vec![Vec::new(); freqs.len()];
+            for slot in 0..TOTAL as usize {
+                let (symbol, i) = buckets.symbol(slot);
+                seen[usize::from(symbol)].push(i);
+            }
+            for (mut numbers, freq) in seen.into_iter().zip(freqs) {
+                numbers.sort_unstable();
+                assert_eq!(numbers, (0..freq).collect::<Vec<_>>());
+            }
+        }
     }
 
     #[test]

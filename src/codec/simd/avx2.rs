@@ -5,7 +5,7 @@ use crate::{
     codec::{
         ChunkDecoder, Coding, Model, PROB_BITS, ROUND,
         decode::{Kernel, ScalarKernel, Streams, decode_planes},
-        model::{Slots, TOTAL},
+        model::{DecodeTable, Slots, TOTAL},
     },
     error::Result,
 };
@@ -48,10 +48,10 @@ fn decode(kernel: Avx2, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -
 
 impl Kernel for Avx2 {
     #[inline(always)]
-    fn symbols(self, streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> Result<()> {
+    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()> {
         // SAFETY: an `Avx2` exists only where the features were detected.
-        let done = unsafe { rounds(streams, slots, out) };
-        ScalarKernel.symbols(streams, slots, &mut out[done..])
+        let done = unsafe { rounds(streams, &table.slots, out) };
+        ScalarKernel.symbols(streams, table, &mut out[done..])
     }
 }
 
