@@ -58,7 +58,39 @@ fn stored_value(data: &[u8], bits: u64, i: usize) -> u64 {
     value
 }
 
+/// For each slot: its symbol, and its number among those of the symbol.
+fn slots(freqs: &[u64]) -> Vec<(usize, u64)> {
+    let buckets = if freqs.len() <= 128 { 128 } else { 256 };
+    let size = 4096 / buckets as u64;
+    let mut own: Vec<u64> = (0..buckets).map(|b| freqs.get(b).copied().unwrap_or(0)).collect();
+    let mut other: Vec<usize> = (0..buckets).collect();
+    let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..buckets).partition(|&b| own[b] < size);
+    while !small.is_empty() {
+        let (s, l) = (small.remove(0), large[0]);
+        other[s] = l;
+        own[l] -= size - own[s];
+        if own[l] < size {
+            small.push(large.remove(0));
+        }
+    }
+    let mut numbered = vec![(0, 0); 4096];
+    let mut next = vec![0; buckets];
+    for pass in 0..2 {
+        for slot in 0..4096 {
+            let (bucket, place) = (slot / size as usize, slot as u64 % size);
+            let is_own = place < own[bucket];
+            let symbol = if is_own { bucket } else { other[bucket] };
+            if is_own == (pass == 0) {
+                numbered[slot] = (symbol, next[symbol]);
+                next[symbol] += 1;
+            }
+        }
+    }
+    numbered
+}
+
 fn coded_values(data: &[u8], table: &(u64, Vec<u64>), n: usize) -> (Vec<u64>, usize) {
+    let slots = slots(&table.1);
     let mut words = [0, 1].map(|s| le(data, 4 * s, 4) as usize);
     let len = 264 + 2 * (words[0] + words[1]);
     let mut at = [264, 264 + 2 * words[0]];
@@ -66,13 +98,8 @@ fn coded_values(data: &[u8], table: &(u64, Vec<u64>), n: usize) -> (Vec<u64>, us
     let values = (0..n)
         .map(|i| {
             let x = &mut states[i % 64];
-            let slot = *x % 4096;
-            let (mut s, mut first) = (0, 0);
-            while first + table.1[s] <= slot {
-                first += table.1[s];
-                s += 1;
-            }
-            *x = table.1[s] * (*x / 4096) + slot - first;
+            let (s, number) = slots[*x as usize % 4096];
+            *x = table.1[s] * (*x / 4096) + number;
             if *x < 1 << 16 {
                 let stream = i % 64 / 32;
                 words[stream] -= 1;
