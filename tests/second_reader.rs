@@ -76,12 +76,12 @@ fn slots(freqs: &[u64]) -> Vec<(usize, u64)> {
     let mut numbered = vec![(0, 0); 4096];
     let mut next = vec![0; buckets];
     for pass in 0..2 {
-        for slot in 0..4096 {
+        for (slot, numbered) in numbered.iter_mut().enumerate() {
             let (bucket, place) = (slot / size as usize, slot as u64 % size);
             let is_own = place < own[bucket];
             let symbol = if is_own { bucket } else { other[bucket] };
             if is_own == (pass == 0) {
-                numbered[slot] = (symbol, next[symbol]);
+                *numbered = (symbol, next[symbol]);
                 next[symbol] += 1;
             }
         }

@@ -3,7 +3,7 @@
 use super::{
     Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
     decode::{PLANE_RECORD, PlaneMode, STREAM_HEAD},
-    model::Table,
+    model::{MAX_SYMBOLS, TOTAL, Table},
     planes::{pack, packed_len},
 };
 
@@ -17,12 +17,11 @@ pub struct Encoder<'a> {
 }
 
 struct PlaneEncoder {
-    /// Symbol by value; meaningful where the symbol has a frequency.
-    symbols: Vec<u8>,
-    steps: Vec<Step>,
+    base: u16,
+    steps: [Step; MAX_SYMBOLS],
     /// [`Table::slot_numbers`].
-    slots: Vec<u16>,
-    costs: Vec<f32>,
+    slots: Box<[u16; TOTAL as usize]>,
+    costs: [f32; MAX_SYMBOLS],
 }
 
 /// What coding one symbol does to a state; `frequency == 0` marks those that cannot be coded.
@@ -48,36 +47,36 @@ impl Step {
 }
 
 impl PlaneEncoder {
-    fn new(table: &Table, bits: u8) -> Self {
-        let mut symbols = vec![0; 1 << bits];
-        let mut steps = vec![Step::default(); 256];
+    fn new(table: &Table) -> Self {
+        let mut steps = [Step::default(); MAX_SYMBOLS];
         let mut start = 0;
-        for (symbol, &freq) in table.freqs().iter().enumerate() {
-            steps[symbol] = Step::new(start, freq.into());
+        for (step, &freq) in steps.iter_mut().zip(table.freqs()) {
+            *step = Step::new(start, freq.into());
             start += u32::from(freq);
-            symbols[usize::from(table.value(symbol as u8))] = symbol as u8;
         }
-        let mut costs = table.costs();
-        // A value outside the window must not pass for symbol 0.
-        costs.resize(256, f32::INFINITY);
-        Self { symbols, steps, slots: table.slot_numbers(), costs }
+        let mut costs = [f32::INFINITY; MAX_SYMBOLS];
+        costs.iter_mut().zip(table.freqs()).for_each(|(c, &f)| *c = PROB_BITS as f32 - f32::from(f).log2());
+        Self { base: table.base(), steps, slots: table.slot_numbers(), costs }
     }
 
     /// Symbols of `values`, or `None` where one of them has none or where coding would take `limit` bytes.
-    fn symbols(&self, table: &Table, values: &[u16], limit: usize) -> Option<Vec<u8>> {
-        let symbols: Vec<u8> = values.iter().map(|&v| self.symbols[usize::from(v)]).collect();
-        let mut outside = 0;
-        for (&s, &v) in symbols.iter().zip(values) {
-            outside |= table.value(s) ^ v;
+    fn symbols(&self, values: &[u16], limit: usize) -> Option<Vec<u8>> {
+        let mut outside = false;
+        for &v in values {
+            outside |= v != 0 && !(1..=255).contains(&v.wrapping_sub(self.base));
         }
-        if outside != 0 {
+        if outside {
             return None;
         }
-        let mut counts = [[0u32; 256]; 4];
-        for quad in symbols.chunks(4) {
-            quad.iter().zip(&mut counts).for_each(|(&s, c)| c[usize::from(s)] += 1);
+        let symbol = |v: u16| if v == 0 { 0 } else { v.wrapping_sub(self.base) as u8 };
+        let symbols: Vec<u8> = values.iter().map(|&v| symbol(v)).collect();
+        let mut counts = [[0u32; MAX_SYMBOLS]; 4];
+        let (quads, rest) = symbols.as_chunks::<4>();
+        for quad in quads {
+            counts.iter_mut().zip(quad).for_each(|(c, &s)| c[usize::from(s)] += 1);
         }
-        let bits: f32 = (0..256)
+        rest.iter().for_each(|&s| counts[0][usize::from(s)] += 1);
+        let bits: f32 = (0..MAX_SYMBOLS)
             .map(|s| (counts.iter().map(|c| c[s]).sum::<u32>(), self.costs[s]))
             .filter(|&(n, _)| n > 0)
             .map(|(n, cost)| n as f32 * cost)
@@ -91,45 +90,50 @@ impl PlaneEncoder {
         // Each symbol gives at most one word, and words leave in the reverse of the order in which the decoder
         // wants them, so that they are written from the end down.
         let most = symbols.len().div_ceil(ROUND) * LANES;
-        let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| vec![0; most + 1]);
-        let mut at = [most; STREAMS];
+        let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| vec![0; most]);
+        let mut free = [most; STREAMS];
         for round in symbols.chunks(ROUND).rev() {
             for (stream, lanes) in round.chunks(LANES).enumerate().rev() {
-                let (states, words, at) =
-                    (&mut states[stream * LANES..], &mut words[stream], &mut at[stream]);
-                for (state, &symbol) in states[..lanes.len()].iter_mut().zip(lanes).rev() {
-                    let step = &self.steps[usize::from(symbol)];
-                    let mut x = *state;
-                    let full = u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS);
-                    words[*at] = x as u16;
-                    *at -= usize::from(full);
-                    x >>= u32::from(full) * 16;
-                    let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32 + step.extra;
-                    let i = step.start + (x - quotient * step.frequency);
-                    *state = quotient << PROB_BITS | u32::from(self.slots[i as usize]);
-                }
+                let states = &mut states[stream * LANES..][..LANES];
+                // As many rounds are left as there is room for.
+                let room = words[stream][..free[stream]].last_chunk_mut::<LANES>();
+                free[stream] -= room.map_or(0, |room| self.encode_round(lanes, states, room));
             }
         }
-        for at in at {
-            out.extend_from_slice(&((most - at) as u32).to_le_bytes());
+        for free in free {
+            out.extend_from_slice(&((most - free) as u32).to_le_bytes());
         }
         states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
-        for (words, at) in words.iter().zip(at) {
-            // The word at `at` is not one that was taken.
-            out.extend(words[at + 1..].iter().flat_map(|w| w.to_le_bytes()));
+        for (words, free) in words.iter().zip(free) {
+            out.extend(words[free..].iter().flat_map(|w| w.to_le_bytes()));
         }
+    }
+
+    /// Code a symbol for each lane of a stream, last lane first; returns how many words were put at the end of `room`.
+    #[inline(always)]
+    fn encode_round(&self, lanes: &[u8], states: &mut [u32], room: &mut [u16; LANES]) -> usize {
+        let mut put = 0;
+        for (state, &symbol) in states.iter_mut().zip(lanes).rev() {
+            let step = &self.steps[usize::from(symbol)];
+            let x = *state;
+            let full = u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS);
+            // No branch on what is as good as random: a word that does not count is written over. The masks change
+            // nothing but spare checks.
+            room[(LANES - 1 - put) & (LANES - 1)] = x as u16;
+            put += usize::from(full);
+            let x = x >> (u32::from(full) * 16);
+            let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32 + step.extra;
+            let i = step.start + (x - quotient * step.frequency);
+            *state = quotient << PROB_BITS | u32::from(self.slots[(i & (TOTAL - 1)) as usize]);
+        }
+        put
     }
 }
 
 impl<'a> Encoder<'a> {
     /// Prepare `model`.
     pub fn new(model: &'a Model) -> Self {
-        let planes = model
-            .tables()
-            .iter()
-            .zip(model.layout().planes())
-            .map(|(table, plane)| table.as_ref().map(|t| PlaneEncoder::new(t, plane.bits)))
-            .collect();
+        let planes = model.tables().iter().map(|table| table.as_ref().map(PlaneEncoder::new)).collect();
         Self { model, planes }
     }
 
@@ -144,15 +148,15 @@ impl<'a> Encoder<'a> {
         let mut records = Vec::with_capacity(layout.planes().len() * PLANE_RECORD);
         let mut data = Vec::with_capacity(chunk.len());
         let mut values = Vec::with_capacity(count);
-        for ((&plane, table), encoder) in layout.planes().iter().zip(self.model.tables()).zip(&self.planes) {
+        for (&plane, encoder) in layout.planes().iter().zip(&self.planes) {
             layout.values(plane, chunk, &mut values);
             let stored = if plane.bits <= 8 { packed_len(plane.bits, count) } else { usize::MAX };
             let mut constant = 0;
             let mode = if values.iter().all(|&v| v == values[0]) {
                 constant = values[0];
                 PlaneMode::Constant
-            } else if let (Some(table), Some(encoder)) = (table, encoder)
-                && let Some(symbols) = encoder.symbols(table, &values, stored)
+            } else if let Some(encoder) = encoder
+                && let Some(symbols) = encoder.symbols(&values, stored)
             {
                 encoder.encode(&symbols, &mut data);
                 PlaneMode::Coded

@@ -137,18 +137,13 @@ impl Table {
         &self.freqs
     }
 
-    /// The value that `symbol` stands for.
-    pub fn value(&self, symbol: u8) -> u16 {
-        if symbol == 0 { 0 } else { self.base + u16::from(symbol) }
-    }
-
     /// Which slots belong to which symbol.
     pub fn buckets(&self) -> Buckets {
         Buckets::new(&self.freqs)
     }
 
     /// For the `i`-th slot of each symbol, symbols in order: its number.
-    pub fn slot_numbers(&self) -> Vec<u16> {
+    pub fn slot_numbers(&self) -> Box<[u16; TOTAL as usize]> {
         let buckets = self.buckets();
         let starts: Vec<usize> = self
             .freqs
@@ -159,7 +154,7 @@ impl Table {
                 Some(start)
             })
             .collect();
-        let mut numbers = vec![0; TOTAL as usize];
+        let mut numbers = Box::new([0; TOTAL as usize]);
         for slot in 0..TOTAL as usize {
             let (symbol, i) = buckets.symbol(slot);
             numbers[starts[usize::from(symbol)] + usize::from(i)] = slot as u16;
@@ -187,11 +182,6 @@ impl Table {
             });
             Box::new(DecodeTable { slots, registers })
         })
-    }
-
-    /// Cost of each symbol in bits; infinite for those that cannot be coded.
-    pub fn costs(&self) -> Vec<f32> {
-        self.freqs.iter().map(|&f| PROB_BITS as f32 - f32::from(f).log2()).collect()
     }
 
     fn write_to(&self, out: &mut Vec<u8>) {
@@ -399,8 +389,6 @@ mod tests {
         }
         counts[0] = 5;
         let table = Table::from_counts(&counts).expect("fits");
-        assert_eq!(table.value(0), 0);
-        assert_eq!(table.value(1), table.base() + 1);
         let layout =
             Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
         let model = Model::new(layout, vec![Some(table), None]).expect("valid");
