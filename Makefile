@@ -6,7 +6,10 @@ PREFIX ?= /usr/local
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help build check test demo install clean
+.PHONY: help build check test demo bench exact install clean
+
+# What `make bench` and `make exact` work on: some .safetensors files.
+FILES ?=
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -40,6 +43,12 @@ demo: build ## Pack, mount, load and compare a generated and a real model
 	else \
 		echo "without it, the demo on a real model in Python is left out"; \
 	fi
+
+bench: build ## Time bsz beside plain files, and lmz where it is installed: make bench FILES="model.safetensors ..."
+	python3 benches/compare.py --bsz $(TARGET)/release/bsz $(FILES)
+
+exact: build ## Hold every byte of FILES to their archives, unpacked and mounted
+	python3 tests/python/exact.py $(TARGET)/release/bsz $(FILES)
 
 install: build ## Install under PREFIX (/usr/local); DESTDIR is honoured
 	install -D -m 755 $(TARGET)/release/bsz $(DESTDIR)$(PREFIX)/bin/bsz
