@@ -32,6 +32,24 @@ fn nothing_grows_by_more_than_its_descriptors() {
 }
 
 #[test]
+fn one_weight_far_below_all_others_costs_little() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (dtype, most, tiny) in [
+        ("BF16", 0.72, 0x0001u16.to_le_bytes().to_vec()),
+        ("F32", 0.88, 1e-40f32.to_le_bytes().to_vec()),
+        ("F64", 0.99, 1e-300f64.to_le_bytes().to_vec()),
+    ] {
+        let mut data = tensor(dtype, 400_000, samples::Fill::Weights, 7);
+        data[8000..8000 + tiny.len()].copy_from_slice(&tiny);
+        let bytes = safetensors(&[("a", dtype, data)]);
+        let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
+        let ratio = archive.len() as f64 / bytes.len() as f64;
+        assert!(ratio < most, "{dtype}: {ratio}");
+        assert!(unpack_bytes(dir.path(), &archive, &*codec::fastest()).expect("decodes") == bytes, "{dtype}");
+    }
+}
+
+#[test]
 fn any_range_reads_the_same_bytes() {
     let dir = tempfile::tempdir().expect("a directory");
     let bytes = safetensors(&[

@@ -117,14 +117,19 @@ impl Table {
     pub fn from_counts(counts: &[u64]) -> Option<Self> {
         let first = counts.iter().skip(1).position(|&c| c > 0)? + 1;
         let last = counts.iter().rposition(|&c| c > 0)?;
-        let base = if last < MAX_SYMBOLS { 0 } else { first - 1 };
-        if last - base >= MAX_SYMBOLS {
+        if !Self::has_room(first, last) {
             return None;
         }
+        let base = if last < MAX_SYMBOLS { 0 } else { first - 1 };
         let mut window: Vec<u64> = counts[base..=last].to_vec();
         window[0] = counts[0];
         let freqs = normalise(&window)?;
         Some(Self { base: base as u16, freqs, decoder: OnceLock::new() })
+    }
+
+    /// Whether a table can have all values from `first`, which is not 0, to `last`.
+    pub fn has_room(first: usize, last: usize) -> bool {
+        last < MAX_SYMBOLS || last + 1 - first < MAX_SYMBOLS
     }
 
     /// The value that symbol 1 exceeds by one.

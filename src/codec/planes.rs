@@ -28,22 +28,26 @@ impl ElementKind {
         }
     }
 
-    /// Mantissa bits that join the exponent in the symbol.
+    /// Mantissa bits that best join the exponent in the symbol.
     ///
     /// Two come within 0.04 points of coding the whole mantissa conditionally. A half-precision symbol takes
     /// three, which fills a byte and leaves a byte.
-    fn symbol_mantissa(exponent: u8) -> u8 {
-        if exponent == 5 { 3 } else { 2 }
+    pub fn symbol_mantissa(self) -> u8 {
+        match self {
+            Self::Float { exponent: 5, .. } => 3,
+            Self::Float { .. } => 2,
+            Self::Bytes { .. } => 0,
+        }
     }
 
-    /// How elements of this kind are cut when the lowest `zeros` mantissa bits of all of them are zero, as
-    /// in a float that was widened from a narrower one.
-    pub fn layout(self, zeros: u8) -> Layout {
+    /// How elements of this kind are cut, with `top` mantissa bits in the symbol, when the lowest `zeros` mantissa
+    /// bits of all of them are zero, as in a float that was widened from a narrower one.
+    pub fn layout(self, zeros: u8, top: u8) -> Layout {
         let (width, rotated, cuts) = match self {
             Self::Bytes { width } => (width, false, vec![8; width.into()]),
             Self::Float { width, exponent } => {
                 let mantissa = width * 8 - 1 - exponent;
-                let top = Self::symbol_mantissa(exponent).min(mantissa - zeros);
+                let top = top.min(mantissa - zeros);
                 let mut cuts = vec![exponent + top];
                 if zeros == 0 {
                     bytes_from_below(mantissa - top + 1, &mut cuts);
@@ -293,8 +297,8 @@ mod tests {
     fn every_kind_has_a_valid_layout_for_every_number_of_zero_bits() {
         for (width, exponent) in [(2, 5), (2, 8), (4, 8), (8, 11)] {
             let kind = ElementKind::Float { width, exponent };
-            for zeros in 0..width * 8 - exponent {
-                let l = kind.layout(zeros);
+            for (zeros, top) in (0..width * 8 - exponent).flat_map(|z| (0..4).map(move |t| (z, t))) {
+                let l = kind.layout(zeros, top);
                 assert_eq!(Layout::new(width, true, l.planes().to_vec()).expect("valid"), l);
                 assert!(l.planes()[1..].iter().all(|p| p.bits <= 8));
             }
@@ -304,7 +308,7 @@ mod tests {
     #[test]
     fn rotation_moves_the_sign_to_the_lowest_bit() {
         for (width, exponent, chunk) in [(2, 8, &[1u8, 0x80][..]), (8, 11, &[0, 0, 0, 0, 0, 0, 0, 0x80])] {
-            let layout = ElementKind::Float { width, exponent }.layout(0);
+            let layout = ElementKind::Float { width, exponent }.layout(0, 2);
             let last = layout.planes().len() - 1;
             let mut values = Vec::new();
             layout.values(layout.planes()[last], chunk, &mut values);

@@ -24,7 +24,7 @@ pub struct Modeler {
 impl Modeler {
     /// A modeler for elements of `kind` whose lowest mantissa bits are not known to be zero.
     pub fn new(kind: ElementKind) -> Self {
-        Self::with_layout(kind, kind.layout(0))
+        Self::with_layout(kind, kind.layout(0, kind.symbol_mantissa()))
     }
 
     fn with_layout(kind: ElementKind, layout: Layout) -> Self {
@@ -71,8 +71,20 @@ impl Modeler {
         let mantissa = width * 8 - 1 - exponent;
         // Bit 0 of a rotated element is its sign.
         let zeros = ((self.seen >> 1).trailing_zeros() as u8).min(mantissa);
-        let layout = self.kind.layout(zeros);
-        (layout != self.layout).then(|| Self::with_layout(self.kind, layout))
+        // A symbol has room for 64 octaves of two mantissa bits each, which weights hardly fill, but a single one far
+        // below all others may: fewer mantissa bits then, and at last bytes.
+        let now = self.layout.planes()[0].bits - exponent;
+        let fits = |top: &u8| {
+            let used = |v: usize| v >> (now - top);
+            let first = self.counts[0].iter().skip(1).position(|&c| c > 0).map_or(0, |v| used(v + 1));
+            let last = self.counts[0].iter().rposition(|&c| c > 0).map_or(0, used);
+            Table::has_room(first, last)
+        };
+        let next = match (0..=now).rev().find(fits) {
+            Some(top) => Self::with_layout(self.kind, self.kind.layout(zeros, top)),
+            None => Self::new(ElementKind::Bytes { width }),
+        };
+        (next.layout != self.layout).then_some(next)
     }
 
     /// The model, with a table for each plane that is worth one; `None` where no plane is.
