@@ -17,6 +17,13 @@ fn small(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
     (bytes, archive)
 }
 
+/// The same with blocks in classes, for which it must be larger.
+fn classes(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
+    let bytes = safetensors(&[("a", "F8_E4M3", tensor("F8_E4M3", 33_000, Fill::Scaled, 4))]);
+    let archive = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
+    (bytes, archive)
+}
+
 /// `Some` where the damage was noticed or did not matter; the test fails in the other cases.
 fn survives(dir: &std::path::Path, damaged: &[u8], original: &[u8], decoder: &dyn ChunkDecoder, what: &str) {
     if let Ok(back) = unpack_bytes(dir, damaged, decoder) {
@@ -36,6 +43,17 @@ fn every_flipped_byte_is_noticed_or_harmless() {
                 survives(dir.path(), &damaged, &original, &*decoder, &format!("byte {at} ^ {flip:#x}"));
             }
         }
+    }
+}
+
+#[test]
+fn every_flipped_byte_is_noticed_or_harmless_where_blocks_choose_tables() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (original, archive) = classes(dir.path());
+    for at in 0..archive.len() {
+        let mut damaged = archive.clone();
+        damaged[at] ^= 1 << (at % 8);
+        survives(dir.path(), &damaged, &original, &*codec::fastest(), &format!("byte {at}"));
     }
 }
 
@@ -77,17 +95,23 @@ fn noise_behind_a_valid_checksum_is_noticed() {
 fn noise_in_the_streams_never_leaves_the_slice() {
     // The chunk decoders themselves, past the checksums that would catch this first.
     let dir = tempfile::tempdir().expect("a directory");
-    let (_, archive) = small(dir.path());
-    let path = dir.path().join("a.bsz");
-    std::fs::write(&path, &archive).expect("written");
+    for ((_, archive), tables) in [(small(dir.path()), [1, 1].as_slice()), (classes(dir.path()), &[4])] {
+        noise_in_streams(dir.path(), &archive, tables);
+    }
+}
+
+/// `tables` is how many tables the top planes of the coded chunks have: what the sample is to show.
+fn noise_in_streams(dir: &std::path::Path, archive: &[u8], tables: &[usize]) {
+    let path = dir.join("a.bsz");
+    std::fs::write(&path, archive).expect("written");
     let a = bszfs::read::Archive::open(&path).expect("opens");
     let mut r = Random(23);
     let planes: Vec<_> =
         (0..a.index().len()).filter(|&id| a.index().chunk(id).coding == codec::Coding::Planes).collect();
-    assert_eq!(planes.len(), 2, "the sample has lost its coded tensors");
+    let model = |id: usize| a.index().model(a.index().chunk(id).model).expect("a model");
+    assert_eq!(planes.iter().map(|&id| model(id).tables()[0].len()).collect::<Vec<_>>(), tables);
     for id in planes {
         let c = a.index().chunk(id);
-        let model = a.index().model(c.model).expect("a model");
         let stored = &archive[c.stored_at as usize..][..c.stored_len as usize];
         for _ in 0..3000 {
             let mut payload = stored.to_vec();
@@ -98,7 +122,8 @@ fn noise_in_the_streams_never_leaves_the_slice() {
             payload.truncate(payload.len() - (r.next() % 3) as usize * (r.next() % 40) as usize);
             let mut results = codec::decoders().into_iter().map(|d| {
                 let mut out = vec![0; c.len()];
-                d.decode(c.coding, Some(model), &payload, &mut out).map(|()| out).map_err(|e| e.to_string())
+                let decoded = d.decode(c.coding, Some(model(id)), &payload, &mut out);
+                decoded.map(|()| out).map_err(|e| e.to_string())
             });
             let first = results.next().expect("a decoder");
             assert!(results.all(|r| r == first), "the decoders disagree");

@@ -21,7 +21,15 @@ fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         )
     };
     vec![
-        ("bf16", file(&[t("BF16", 40_000, Fill::Weights, 1), t("BF16", 9000, Fill::Special, 2)]), BF16),
+        (
+            "bf16",
+            file(&[
+                t("BF16", 40_000, Fill::Weights, 1),
+                t("BF16", 9000, Fill::Special, 2),
+                t("BF16", 80_000, Fill::Scaled, 13),
+            ]),
+            BF16,
+        ),
         ("f16", file(&[t("F16", 40_000, Fill::Weights, 3), t("F16", 9000, Fill::Sparse, 4)]), F16),
         ("f32", file(&[t("F32", 40_000, Fill::Weights, 5), t("F32", 40_000, Fill::Widened, 6)]), F32),
         ("f64", file(&[t("F64", 40_000, Fill::Weights, 7), t("C64", 16_000, Fill::Weights, 8)]), F64),
@@ -31,7 +39,7 @@ fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
-const BF16: &str = "e6aa38ec28a30b5f2ae7ca7af37f8de52b39951a70d1be87d154296a538f6b53";
+const BF16: &str = "7fb70b38e07f0f2294779ef5fa543ceba33b92eb4f9845eacbaadc81dfe74d54";
 const F16: &str = "451c6053096ff39e0a4bb4a986b20a9eb90c114a30e126d4d5e4270a787c7ae0";
 const F32: &str = "2cc157641b849fb0ffa8e53d3d1a2836ef4d4429218f0ccd707157e7f4dd5092";
 const F64: &str = "9f942633cfeb65546e9cb58a9e4af31ea79b5d8113a250dca74a2e3dfff2117b";

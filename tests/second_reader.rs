@@ -11,7 +11,7 @@ fn le(b: &[u8], at: usize, n: usize) -> u64 {
 
 struct Plane {
     bits: u64,
-    table: Option<(u64, Vec<u64>)>,
+    tables: Vec<(u64, Vec<u64>)>,
 }
 
 fn model(b: &[u8]) -> (usize, bool, Vec<Plane>) {
@@ -19,25 +19,27 @@ fn model(b: &[u8]) -> (usize, bool, Vec<Plane>) {
     let mut at = 4;
     let planes = (0..count)
         .map(|_| {
-            let (bits, coded) = (u64::from(b[at]), b[at + 1] == 1);
+            let (bits, tables) = (u64::from(b[at]), b[at + 1]);
             at += 2;
-            let table = coded.then(|| {
-                let (base, n) = (le(b, at, 2), le(b, at + 2, 2));
-                at += 4;
-                let freqs = (0..n)
-                    .map(|_| {
-                        let mut f = u64::from(b[at]);
-                        at += 1;
-                        if f >= 128 {
-                            f = f - 128 + 128 * u64::from(b[at]);
+            let tables = (0..tables)
+                .map(|_| {
+                    let (base, n) = (le(b, at, 2), le(b, at + 2, 2));
+                    at += 4;
+                    let freqs = (0..n)
+                        .map(|_| {
+                            let mut f = u64::from(b[at]);
                             at += 1;
-                        }
-                        f
-                    })
-                    .collect();
-                (base, freqs)
-            });
-            Plane { bits, table }
+                            if f >= 128 {
+                                f = f - 128 + 128 * u64::from(b[at]);
+                                at += 1;
+                            }
+                            f
+                        })
+                        .collect();
+                    (base, freqs)
+                })
+                .collect();
+            Plane { bits, tables }
         })
         .collect();
     assert_eq!(at, b.len());
@@ -89,28 +91,31 @@ fn slots(freqs: &[u64]) -> Vec<(usize, u64)> {
     numbered
 }
 
-fn coded_values(data: &[u8], table: &(u64, Vec<u64>), n: usize) -> (Vec<u64>, usize) {
-    let slots = slots(&table.1);
+fn coded_values(data: &[u8], tables: &[(u64, Vec<u64>)], n: usize) -> (Vec<u64>, usize) {
+    let slots: Vec<_> = tables.iter().map(|t| slots(&t.1)).collect();
+    let choices = if tables.len() > 1 { n.div_ceil(512).div_ceil(4) } else { 0 };
+    let (choice, data) = data.split_at(choices);
     let mut words = [0, 1].map(|s| le(data, 4 * s, 4) as usize);
     let len = 264 + 2 * (words[0] + words[1]);
     let mut at = [264, 264 + 2 * words[0]];
     let mut states: Vec<u64> = (0..64).map(|i| le(data, 8 + 4 * i, 4)).collect();
     let values = (0..n)
         .map(|i| {
+            let t = if choices > 0 { usize::from(choice[i / 2048] >> (i / 512 % 4 * 2) & 3) } else { 0 };
             let x = &mut states[i % 64];
-            let (s, number) = slots[*x as usize % 4096];
-            *x = table.1[s] * (*x / 4096) + number;
+            let (s, number) = slots[t][*x as usize % 4096];
+            *x = tables[t].1[s] * (*x / 4096) + number;
             if *x < 1 << 16 {
                 let stream = i % 64 / 32;
                 words[stream] -= 1;
                 *x = (*x << 16) + le(data, at[stream], 2);
                 at[stream] += 2;
             }
-            if s == 0 { 0 } else { table.0 + s as u64 }
+            if s == 0 { 0 } else { tables[t].0 + s as u64 }
         })
         .collect();
     assert!(words == [0, 0] && states.iter().all(|&x| x == 1 << 16));
-    (values, len)
+    (values, choices + len)
 }
 
 fn planes(stored: &[u8], m: &(usize, bool, Vec<Plane>), out_len: usize) -> Vec<u8> {
@@ -130,7 +135,7 @@ fn planes(stored: &[u8], m: &(usize, bool, Vec<Plane>), out_len: usize) -> Vec<u
             }
             1 => vec![le(stored, 4 * p + 2, 2); n],
             2 => {
-                let (values, len) = coded_values(&stored[at..], plane.table.as_ref().expect("a table"), n);
+                let (values, len) = coded_values(&stored[at..], &plane.tables, n);
                 at += len;
                 values
             }

@@ -2,7 +2,7 @@
 
 use super::{
     ChunkDecoder, Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
-    model::{DecodeTable, Slots, TOTAL, Table},
+    model::{BLOCK, DecodeTable, Slots, TOTAL, Table},
     planes::{Plane, packed_len, unpack_round},
 };
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub(crate) const PLANE_RECORD: usize = 4;
 pub(crate) const STREAM_HEAD: usize = 4 * STREAMS + 4 * ROUND;
 
 /// The elements that are decoded before they are merged: their planes stay in the first-level cache.
-const BLOCK: usize = 32 * ROUND;
+const MERGED: usize = 32 * ROUND;
 
 /// Where a coded plane's decoding stands.
 pub(crate) struct Streams<'a> {
@@ -147,7 +147,45 @@ impl ChunkDecoder for Scalar {
 enum Source<'a> {
     Stored(&'a [u8]),
     Constant(u16),
-    Coded(&'a Table, Box<Streams<'a>>),
+    Coded(Coded<'a>),
+}
+
+/// A coded plane.
+struct Coded<'a> {
+    tables: &'a [Table],
+    /// Where there are several tables: the number of each [`BLOCK`]'s, two bits each, lowest first.
+    choices: &'a [u8],
+    streams: Box<Streams<'a>>,
+}
+
+impl<'a> Coded<'a> {
+    fn parse(tables: &'a [Table], input: &mut &'a [u8], count: usize) -> Result<Self> {
+        let blocks = if tables.len() > 1 { count.div_ceil(BLOCK) } else { 0 };
+        let choices = take(input, blocks.div_ceil(4))?;
+        let coded = Self { tables, choices, streams: Box::new(Streams::parse(input)?) };
+        let all = (0..choices.len() * 4).map(|i| coded.choice(i));
+        if all.enumerate().any(|(i, c)| c >= tables.len() || (i >= blocks && c > 0)) {
+            return Err(Error::corrupt("a block chooses a table that is not there"));
+        }
+        Ok(coded)
+    }
+
+    fn choice(&self, block: usize) -> usize {
+        usize::from(self.choices[block / 4] >> (block % 4 * 2) & 3)
+    }
+
+    /// Decode the next symbols, those from element `first` on, a multiple of [`BLOCK`].
+    #[inline(always)]
+    fn symbols<K: Kernel>(&mut self, kernel: K, first: usize, out: &mut [u8]) -> Result<()> {
+        if let [only] = self.tables {
+            return kernel.symbols(&mut self.streams, only.decoder(), out);
+        }
+        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+            let table = &self.tables[self.choice(first / BLOCK + i)];
+            kernel.symbols(&mut self.streams, table.decoder(), out)?;
+        }
+        Ok(())
+    }
 }
 
 /// Decode a chunk of [`Coding::Planes`].
@@ -172,7 +210,7 @@ pub(crate) fn decode_planes<K: Kernel>(
         4 => merge::<u32, K>(kernel, planes, rotated, &mut sources, out)?,
         _ => merge::<u64, K>(kernel, planes, rotated, &mut sources, out)?,
     }
-    sources.iter().try_for_each(|s| if let Source::Coded(_, streams) = s { streams.finish() } else { Ok(()) })
+    sources.iter().try_for_each(|s| if let Source::Coded(c) = s { c.streams.finish() } else { Ok(()) })
 }
 
 fn parse<'a>(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Vec<Source<'a>>> {
@@ -180,15 +218,15 @@ fn parse<'a>(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Vec<So
     let mut input = payload;
     let records = take(&mut input, planes.len() * PLANE_RECORD)?;
     let mut sources = Vec::with_capacity(planes.len());
-    for ((record, plane), table) in records.chunks_exact(PLANE_RECORD).zip(planes).zip(model.tables()) {
+    for ((record, plane), tables) in records.chunks_exact(PLANE_RECORD).zip(planes).zip(model.tables()) {
         let value = u16::from_le_bytes([record[2], record[3]]);
         if record[1] != 0 || (record[0] != PlaneMode::Constant as u8 && value != 0) {
             return Err(Error::corrupt("a plane's reserved bytes are not zero"));
         }
-        sources.push(match (record[0], table) {
+        sources.push(match (record[0], tables.as_slice()) {
             (0, _) if plane.bits <= 8 => Source::Stored(take(&mut input, packed_len(plane.bits, count))?),
             (1, _) if value <= plane.mask() => Source::Constant(value),
-            (2, Some(table)) => Source::Coded(table, Box::new(Streams::parse(&mut input)?)),
+            (2, tables @ [_, ..]) => Source::Coded(Coded::parse(tables, &mut input, count)?),
             (mode @ 0..=2, _) => {
                 return Err(Error::corrupt(format!("a plane cannot be stored in mode {mode}")));
             }
@@ -247,10 +285,10 @@ fn merge<E: Element, K: Kernel>(
     sources: &mut [Source<'_>],
     out: &mut [u8],
 ) -> Result<()> {
-    let mut elements = [E::default(); BLOCK];
-    let mut values = [0u8; BLOCK];
+    let mut elements = [E::default(); MERGED];
+    let mut values = [0u8; MERGED];
     let mut first = 0;
-    for block in out.chunks_mut(BLOCK * E::BYTES) {
+    for block in out.chunks_mut(MERGED * E::BYTES) {
         let count = block.len() / E::BYTES;
         for (i, (plane, source)) in planes.iter().zip(&mut *sources).enumerate() {
             let place = Place { first: i == 0, last: i + 1 == planes.len(), rotated };
@@ -269,9 +307,9 @@ fn merge<E: Element, K: Kernel>(
                     }
                     place.put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), block);
                 }
-                Source::Coded(table, streams) => {
-                    kernel.symbols(streams, table.decoder(), &mut values[..count])?;
-                    let base = table.base();
+                Source::Coded(coded) => {
+                    coded.symbols(kernel, first, &mut values[..count])?;
+                    let base = coded.tables[0].base();
                     let value = |v: u8| if v == 0 { 0 } else { base + u16::from(v) };
                     place.put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), block);
                 }
@@ -294,18 +332,20 @@ impl Place {
     /// Add the bits of this plane to those of the planes before it: to `elements`, or with the last plane to `out`.
     #[inline(always)]
     fn put<E: Element>(self, elements: &mut [E], bits: impl Iterator<Item = E>, out: &mut [u8]) {
-        let pairs = elements.iter_mut().zip(bits);
-        match (self.first, self.last) {
-            (true, false) => pairs.for_each(|(e, b)| *e = b),
-            (false, false) => pairs.for_each(|(e, b)| *e = e.or(b)),
-            (first, true) => {
-                let out = out.chunks_exact_mut(E::BYTES);
-                match (first, self.rotated) {
-                    (true, true) => pairs.zip(out).for_each(|((_, b), o)| b.rotate_back().put(o)),
-                    (true, false) => pairs.zip(out).for_each(|((_, b), o)| b.put(o)),
-                    (false, true) => pairs.zip(out).for_each(|((e, b), o)| e.or(b).rotate_back().put(o)),
-                    (false, false) => pairs.zip(out).for_each(|((e, b), o)| e.or(b).put(o)),
-                }
+        // Plain loops: closures may be compiled apart, without the caller's vector instructions.
+        if !self.last {
+            for (e, b) in elements.iter_mut().zip(bits) {
+                *e = if self.first { b } else { e.or(b) };
+            }
+        } else if self.rotated {
+            for ((e, b), o) in elements.iter().zip(bits).zip(out.chunks_exact_mut(E::BYTES)) {
+                let e = if self.first { b } else { e.or(b) };
+                e.rotate_back().put(o);
+            }
+        } else {
+            for ((e, b), o) in elements.iter().zip(bits).zip(out.chunks_exact_mut(E::BYTES)) {
+                let e = if self.first { b } else { e.or(b) };
+                e.put(o);
             }
         }
     }

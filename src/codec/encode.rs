@@ -3,7 +3,7 @@
 use super::{
     Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
     decode::{PLANE_RECORD, PlaneMode, STREAM_HEAD},
-    model::{MAX_SYMBOLS, TOTAL, Table},
+    model::{BLOCK, MAX_SYMBOLS, MAX_TABLES, TOTAL, Table},
     planes::{pack, packed_len},
 };
 
@@ -18,10 +18,21 @@ pub struct Encoder<'a> {
 
 struct PlaneEncoder {
     base: u16,
+    tables: Vec<TableEncoder>,
+    /// What each symbol costs in each table, in bits; infinite where it cannot be coded.
+    costs: Box<[[f32; MAX_TABLES]; MAX_SYMBOLS]>,
+}
+
+struct TableEncoder {
     steps: [Step; MAX_SYMBOLS],
     /// [`Table::slot_numbers`].
     slots: Box<[u16; TOTAL as usize]>,
-    costs: [f32; MAX_SYMBOLS],
+}
+
+/// A plane's symbols, and the table of each [`BLOCK`].
+struct Symbols {
+    symbols: Vec<u8>,
+    choices: Vec<u8>,
 }
 
 /// What coding one symbol does to a state; `frequency == 0` marks those that cannot be coded.
@@ -47,20 +58,24 @@ impl Step {
 }
 
 impl PlaneEncoder {
-    fn new(table: &Table) -> Self {
-        let mut steps = [Step::default(); MAX_SYMBOLS];
-        let mut start = 0;
-        for (step, &freq) in steps.iter_mut().zip(table.freqs()) {
-            *step = Step::new(start, freq.into());
-            start += u32::from(freq);
+    /// `None` where the plane has no table.
+    fn new(tables: &[Table]) -> Option<Self> {
+        let mut costs = Box::new([[f32::INFINITY; MAX_TABLES]; MAX_SYMBOLS]);
+        for (i, table) in tables.iter().enumerate() {
+            for (costs, &f) in costs.iter_mut().zip(table.freqs()) {
+                costs[i] = PROB_BITS as f32 - f32::from(f).log2();
+            }
         }
-        let mut costs = [f32::INFINITY; MAX_SYMBOLS];
-        costs.iter_mut().zip(table.freqs()).for_each(|(c, &f)| *c = PROB_BITS as f32 - f32::from(f).log2());
-        Self { base: table.base(), steps, slots: table.slot_numbers(), costs }
+        Some(Self {
+            base: tables.first()?.base(),
+            tables: tables.iter().map(TableEncoder::new).collect(),
+            costs,
+        })
     }
 
-    /// Symbols of `values`, or `None` where one of them has none or where coding would take `limit` bytes.
-    fn symbols(&self, values: &[u16], limit: usize) -> Option<Vec<u8>> {
+    /// Symbols of `values` and the best table of each block, or `None` where a value cannot be coded or where coding
+    /// would take `limit` bytes.
+    fn symbols(&self, values: &[u16], limit: usize) -> Option<Symbols> {
         let mut outside = false;
         for &v in values {
             outside |= v != 0 && !(1..=255).contains(&v.wrapping_sub(self.base));
@@ -70,35 +85,49 @@ impl PlaneEncoder {
         }
         let symbol = |v: u16| if v == 0 { 0 } else { v.wrapping_sub(self.base) as u8 };
         let symbols: Vec<u8> = values.iter().map(|&v| symbol(v)).collect();
-        let mut counts = [[0u32; MAX_SYMBOLS]; 4];
-        let (quads, rest) = symbols.as_chunks::<4>();
-        for quad in quads {
-            counts.iter_mut().zip(quad).for_each(|(c, &s)| c[usize::from(s)] += 1);
+        let mut bits = 0.0;
+        let mut choices = Vec::with_capacity(symbols.len().div_ceil(BLOCK));
+        for block in symbols.chunks(BLOCK) {
+            let costs = self.block_costs(block);
+            let best = (0..MAX_TABLES).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0);
+            bits += costs[best];
+            choices.push(best as u8);
         }
-        rest.iter().for_each(|&s| counts[0][usize::from(s)] += 1);
-        let bits: f32 = (0..MAX_SYMBOLS)
-            .map(|s| (counts.iter().map(|c| c[s]).sum::<u32>(), self.costs[s]))
-            .filter(|&(n, _)| n > 0)
-            .map(|(n, cost)| n as f32 * cost)
-            .sum();
-        (bits as usize / 8 + STREAM_HEAD < limit).then_some(symbols)
+        (bits as usize / 8 + choices.len() / 4 + STREAM_HEAD < limit).then_some(Symbols { symbols, choices })
+    }
+
+    /// What a block costs with each table, in bits.
+    fn block_costs(&self, block: &[u8]) -> [f32; MAX_TABLES] {
+        // Four sums in turns: additions wait for each other.
+        let mut sums = [[0f32; MAX_TABLES]; 4];
+        for four in block.chunks(4) {
+            for (sum, &s) in sums.iter_mut().zip(four) {
+                sum.iter_mut().zip(self.costs[usize::from(s)]).for_each(|(sum, c)| *sum += c);
+            }
+        }
+        std::array::from_fn(|t| sums.iter().map(|s| s[t]).sum())
     }
 
     /// Append the coded plane.
-    fn encode(&self, symbols: &[u8], out: &mut Vec<u8>) {
+    fn encode(&self, plane: &Symbols, out: &mut Vec<u8>) {
+        let Symbols { symbols, choices } = plane;
         let mut states = [STATE_LOW; ROUND];
         // Each symbol gives at most one word, and words leave in the reverse of the order in which the decoder
         // wants them, so that they are written from the end down.
         let most = symbols.len().div_ceil(ROUND) * LANES;
         let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| vec![0; most]);
         let mut free = [most; STREAMS];
-        for round in symbols.chunks(ROUND).rev() {
+        for (i, round) in symbols.chunks(ROUND).enumerate().rev() {
+            let table = &self.tables[usize::from(choices[i * ROUND / BLOCK])];
             for (stream, lanes) in round.chunks(LANES).enumerate().rev() {
                 let states = &mut states[stream * LANES..][..LANES];
                 // As many rounds are left as there is room for.
                 let room = words[stream][..free[stream]].last_chunk_mut::<LANES>();
-                free[stream] -= room.map_or(0, |room| self.encode_round(lanes, states, room));
+                free[stream] -= room.map_or(0, |room| table.encode_round(lanes, states, room));
             }
+        }
+        if self.tables.len() > 1 {
+            out.extend(choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)));
         }
         for free in free {
             out.extend_from_slice(&((most - free) as u32).to_le_bytes());
@@ -107,6 +136,18 @@ impl PlaneEncoder {
         for (words, free) in words.iter().zip(free) {
             out.extend(words[free..].iter().flat_map(|w| w.to_le_bytes()));
         }
+    }
+}
+
+impl TableEncoder {
+    fn new(table: &Table) -> Self {
+        let mut steps = [Step::default(); MAX_SYMBOLS];
+        let mut start = 0;
+        for (step, &freq) in steps.iter_mut().zip(table.freqs()) {
+            *step = Step::new(start, freq.into());
+            start += u32::from(freq);
+        }
+        Self { steps, slots: table.slot_numbers() }
     }
 
     /// Code a symbol for each lane of a stream, last lane first; returns how many words were put at the end of `room`.
@@ -133,7 +174,7 @@ impl PlaneEncoder {
 impl<'a> Encoder<'a> {
     /// Prepare `model`.
     pub fn new(model: &'a Model) -> Self {
-        let planes = model.tables().iter().map(|table| table.as_ref().map(PlaneEncoder::new)).collect();
+        let planes = model.tables().iter().map(|tables| PlaneEncoder::new(tables)).collect();
         Self { model, planes }
     }
 

@@ -6,6 +6,7 @@
 //! as a constant, or coded where that is smaller. [`encode`] writes, [`decode`] is the scalar definition
 //! of the bits, and [`simd`] the fast copies of it.
 
+mod classes;
 pub mod decode;
 pub mod encode;
 pub mod model;

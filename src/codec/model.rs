@@ -14,6 +14,10 @@ use std::sync::OnceLock;
 pub const TOTAL: u32 = 1 << PROB_BITS;
 /// A table holds at most this many symbols.
 pub const MAX_SYMBOLS: usize = 256;
+/// A plane has at most this many tables.
+pub const MAX_TABLES: usize = 4;
+/// Where a plane has several tables, this many neighbouring elements share one.
+pub const BLOCK: usize = 512;
 
 /// A table's entry for one of the [`TOTAL`] slots, packed: symbol in bits 0–7, the slot's number among
 /// those of its symbol in bits 8–19, frequency in bits 20–31.
@@ -112,19 +116,26 @@ impl PartialEq for Table {
 }
 
 impl Table {
-    /// A table for values counted in `counts` (indexed by value), or `None` where fewer than two values occur
-    /// or where they do not fit into a window of [`MAX_SYMBOLS`].
-    pub fn from_counts(counts: &[u64]) -> Option<Self> {
+    /// Tables for values counted in `counts` (indexed by value): one, or one for each of `classes`, whose counts cover
+    /// the same values. `None` where fewer than two values occur or where they do not fit into a window of
+    /// [`MAX_SYMBOLS`].
+    pub fn from_counts(counts: &[u64], classes: &[Vec<u64>]) -> Option<Vec<Self>> {
         let first = counts.iter().skip(1).position(|&c| c > 0)? + 1;
         let last = counts.iter().rposition(|&c| c > 0)?;
         if !Self::has_room(first, last) {
             return None;
         }
         let base = if last < MAX_SYMBOLS { 0 } else { first - 1 };
-        let mut window: Vec<u64> = counts[base..=last].to_vec();
-        window[0] = counts[0];
-        let freqs = normalise(&window)?;
-        Some(Self { base: base as u16, freqs, decoder: OnceLock::new() })
+        let table = |counts: &[u64]| {
+            let mut window: Vec<u64> = counts[base..=last].to_vec();
+            window[0] = counts[0];
+            Some(Self { base: base as u16, freqs: normalise(&window)?, decoder: OnceLock::new() })
+        };
+        if classes.is_empty() {
+            Some(vec![table(counts)?])
+        } else {
+            classes.iter().map(|c| table(c)).collect()
+        }
     }
 
     /// Whether a table can have all values from `first`, which is not 0, to `last`.
@@ -263,17 +274,17 @@ fn normalise(counts: &[u64]) -> Option<Vec<u16>> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     layout: Layout,
-    tables: Vec<Option<Table>>,
+    tables: Vec<Vec<Table>>,
 }
 
 impl Model {
-    /// A model of `layout` with a table, or none, for each plane.
+    /// A model of `layout` with up to [`MAX_TABLES`] tables for each plane.
     ///
     /// # Errors
-    /// Invalid argument, where the numbers differ.
-    pub fn new(layout: Layout, tables: Vec<Option<Table>>) -> Result<Self> {
-        if layout.planes().len() != tables.len() {
-            return Err(Error::invalid("a model needs an entry for each plane"));
+    /// Invalid argument, where there are more, or not as many entries as planes.
+    pub fn new(layout: Layout, tables: Vec<Vec<Table>>) -> Result<Self> {
+        if layout.planes().len() != tables.len() || tables.iter().any(|t| t.len() > MAX_TABLES) {
+            return Err(Error::invalid("a model needs an entry for each plane, of four tables at most"));
         }
         Ok(Self { layout, tables })
     }
@@ -283,8 +294,8 @@ impl Model {
         &self.layout
     }
 
-    /// The tables by plane.
-    pub fn tables(&self) -> &[Option<Table>] {
+    /// The tables by plane. Those of one plane have the same window.
+    pub fn tables(&self) -> &[Vec<Table>] {
         &self.tables
     }
 
@@ -296,11 +307,9 @@ impl Model {
             self.tables.len() as u8,
             0,
         ]);
-        for (plane, table) in self.layout.planes().iter().zip(&self.tables) {
-            out.extend_from_slice(&[plane.bits, u8::from(table.is_some())]);
-            if let Some(table) = table {
-                table.write_to(out);
-            }
+        for (plane, tables) in self.layout.planes().iter().zip(&self.tables) {
+            out.extend_from_slice(&[plane.bits, tables.len() as u8]);
+            tables.iter().for_each(|t| t.write_to(out));
         }
     }
 
@@ -323,11 +332,15 @@ impl Model {
                 .checked_sub(u32::from(bits))
                 .ok_or_else(|| Error::corrupt("a model's planes are wider than its elements"))?;
             planes.push(Plane { low: low as u8, bits });
-            tables.push(match coded {
-                0 => None,
-                1 if (1..=16).contains(&bits) => Some(Table::read_from(input, bits)?),
-                _ => return Err(Error::corrupt("a plane has unknown flags")),
-            });
+            if usize::from(coded) > MAX_TABLES || !(1..=16).contains(&bits) {
+                return Err(Error::corrupt("a plane has more bits or tables than it may"));
+            }
+            let of_plane = (0..coded).map(|_| Table::read_from(input, bits)).collect::<Result<Vec<_>>>()?;
+            if of_plane.iter().any(|t| (t.base, t.freqs.len()) != (of_plane[0].base, of_plane[0].freqs.len()))
+            {
+                return Err(Error::corrupt("the tables of a plane differ in their symbols"));
+            }
+            tables.push(of_plane);
         }
         if !input.is_empty() {
             return Err(Error::corrupt("a model has trailing bytes"));
@@ -393,10 +406,11 @@ mod tests {
             *c = i as u64 * 31 % 977;
         }
         counts[0] = 5;
-        let table = Table::from_counts(&counts).expect("fits");
+        let classes = [counts.clone(), counts.iter().map(|&c| c.min(9)).collect()];
+        let tables = Table::from_counts(&counts, &classes).expect("fits");
         let layout =
             Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
-        let model = Model::new(layout, vec![Some(table), None]).expect("valid");
+        let model = Model::new(layout, vec![tables, Vec::new()]).expect("valid");
         let mut wire = Vec::new();
         model.write_to(&mut wire);
         assert_eq!(Model::read_from(&wire).expect("reads"), model);

@@ -1,14 +1,17 @@
 //! From a tensor's chunks to its model: counts values plane by plane and decides what is coded.
 
 use super::{
+    classes::classes,
     encode::{Encoder, encode, zstd_competes},
-    model::{Model, Table},
+    model::{BLOCK, Model, Table},
     planes::{ElementKind, Layout},
 };
 use crate::error::Result;
 
 /// A plane is worth a table where its entropy is this share of its width or less.
 const WORTH_CODING: f64 = 0.99;
+/// Blocks kept of a tensor at least, if it has as many.
+const KEPT_BLOCKS: usize = 2048;
 /// Elements looked at before a chunk's plane is counted in full: random low bits are recognised at once.
 const SAMPLE: usize = 4096;
 
@@ -19,22 +22,26 @@ pub struct Modeler {
     seen: u64,
     layout: Layout,
     counts: Vec<Vec<u64>>,
+    /// Of the top plane, one of this many blocks is kept for [`classes`].
+    stride: usize,
+    blocks: Vec<Vec<u16>>,
 }
 
 impl Modeler {
-    /// A modeler for elements of `kind` whose lowest mantissa bits are not known to be zero.
-    pub fn new(kind: ElementKind) -> Self {
-        Self::with_layout(kind, kind.layout(0, kind.symbol_mantissa()))
+    /// A modeler for `bytes` bytes of elements of `kind` whose lowest mantissa bits are not known to be zero.
+    pub fn new(kind: ElementKind, bytes: u64) -> Self {
+        let stride = bytes as usize / kind.width() / BLOCK / KEPT_BLOCKS;
+        Self::with_layout(kind, kind.layout(0, kind.symbol_mantissa()), stride.max(1))
     }
 
-    fn with_layout(kind: ElementKind, layout: Layout) -> Self {
+    fn with_layout(kind: ElementKind, layout: Layout, stride: usize) -> Self {
         let counts = layout.planes().iter().map(|p| vec![0; 1 << p.bits]).collect();
-        Self { kind, seen: 0, layout, counts }
+        Self { kind, seen: 0, layout, counts, stride, blocks: Vec::new() }
     }
 
     /// An empty modeler of the same layout.
     pub fn fresh(&self) -> Self {
-        Self::with_layout(self.kind, self.layout.clone())
+        Self::with_layout(self.kind, self.layout.clone(), self.stride)
     }
 
     /// Count a chunk. Bytes behind the last whole element are not counted.
@@ -53,12 +60,16 @@ impl Modeler {
                 }
             }
             count(&values, total);
+            if i == 0 {
+                self.blocks.extend(values.chunks_exact(BLOCK).step_by(self.stride).map(<[u16]>::to_vec));
+            }
         }
     }
 
     /// Add what another modeler of the same layout saw.
     pub fn merge(mut self, other: Self) -> Self {
         self.seen |= other.seen;
+        self.blocks.extend(other.blocks);
         for (a, b) in self.counts.iter_mut().zip(other.counts) {
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         }
@@ -81,31 +92,34 @@ impl Modeler {
             Table::has_room(first, last)
         };
         let next = match (0..=now).rev().find(fits) {
-            Some(top) => Self::with_layout(self.kind, self.kind.layout(zeros, top)),
-            None => Self::new(ElementKind::Bytes { width }),
+            Some(top) => Self::with_layout(self.kind, self.kind.layout(zeros, top), self.stride),
+            None => {
+                let kind = ElementKind::Bytes { width };
+                Self::with_layout(kind, kind.layout(0, 0), self.stride)
+            }
         };
         (next.layout != self.layout).then_some(next)
     }
 
     /// The model, with a table for each plane that is worth one; `None` where no plane is.
     pub fn finish(self) -> Result<Option<Model>> {
-        let tables: Vec<_> = self
-            .counts
-            .iter()
-            .zip(self.layout.planes())
-            .map(|(counts, plane)| {
-                Table::from_counts(counts).filter(|_| entropy(counts) <= WORTH_CODING * f64::from(plane.bits))
-            })
-            .collect();
+        let mut tables = Vec::with_capacity(self.counts.len());
+        for (i, (counts, plane)) in self.counts.iter().zip(self.layout.planes()).enumerate() {
+            let worth = |tables: &Vec<Table>| {
+                tables.len() > 1 || entropy(counts) <= WORTH_CODING * f64::from(plane.bits)
+            };
+            let classes = if i == 0 { classes(&self.blocks, counts, self.stride) } else { Vec::new() };
+            tables.push(Table::from_counts(counts, &classes).filter(worth).unwrap_or_default());
+        }
         let wide_uncoded = self
             .layout
             .planes()
             .iter()
             .zip(&tables)
             .zip(&self.counts)
-            .any(|((p, t), c)| p.bits > 8 && t.is_none() && c.iter().filter(|&&n| n > 0).count() > 1);
+            .any(|((p, t), c)| p.bits > 8 && t.is_empty() && c.iter().filter(|&&n| n > 0).count() > 1);
         let constant = self.counts.iter().any(|c| c.iter().filter(|&&n| n > 0).count() == 1);
-        if wide_uncoded || (tables.iter().all(Option::is_none) && !constant) {
+        if wide_uncoded || (tables.iter().all(Vec::is_empty) && !constant) {
             return Ok(None);
         }
         Model::new(self.layout, tables).map(Some)

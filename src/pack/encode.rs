@@ -126,7 +126,7 @@ fn plan_large(source: &mut Source, extent: Extent, chunk: usize) -> Result<Plann
 }
 
 fn modeler(extent: Extent) -> Option<Modeler> {
-    extent.kind.filter(|_| extent.len >= MIN_MODELLED).map(Modeler::new)
+    extent.kind.filter(|_| extent.len >= MIN_MODELLED).map(|kind| Modeler::new(kind, extent.len))
 }
 
 fn observe(mut m: Modeler, chunk: &[u8]) -> Modeler {

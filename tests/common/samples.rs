@@ -51,11 +51,21 @@ pub enum Fill {
     Sparse,
     /// Weights whose lower half is zero, as after widening.
     Widened,
+    /// Weights in rows of different scale.
+    Scaled,
 }
 
 /// All of them.
-pub const FILLS: [Fill; 7] =
-    [Fill::Weights, Fill::Noise, Fill::Constant, Fill::Special, Fill::Rows, Fill::Sparse, Fill::Widened];
+pub const FILLS: [Fill; 8] = [
+    Fill::Weights,
+    Fill::Noise,
+    Fill::Constant,
+    Fill::Special,
+    Fill::Rows,
+    Fill::Sparse,
+    Fill::Widened,
+    Fill::Scaled,
+];
 
 /// Numbers from a seed (SplitMix64, Steele et al. 2014).
 pub struct Random(pub u64);
@@ -73,7 +83,11 @@ impl Random {
     }
 
     fn element(&mut self, dtype: &str) -> Vec<u8> {
-        let w = self.weight();
+        self.scaled(dtype, 1.0)
+    }
+
+    fn scaled(&mut self, dtype: &str, scale: f64) -> Vec<u8> {
+        let w = self.weight() * scale;
         match dtype {
             "F16" => half::f16::from_f64(w).to_le_bytes().into(),
             "BF16" => half::bf16::from_f64(w).to_le_bytes().into(),
@@ -104,6 +118,10 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
             Fill::Rows => out.extend(&row),
             Fill::Sparse if r.next().is_multiple_of(50) => out.extend(r.element(dtype)),
             Fill::Sparse => out.resize(out.len() + width, 0),
+            Fill::Scaled => {
+                let row = out.len() / width / 700;
+                out.extend(r.scaled(dtype, f64::from(1u32 << (row * 7 % 5))));
+            }
             Fill::Widened => {
                 let mut e = r.element(dtype);
                 e[..width / 2].fill(0);
@@ -170,7 +188,12 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
             .enumerate()
             .map(|(j, fill)| {
                 let n = [0, 24, 600, 8 << 10, 24_000, 90_000, 300_000][(i + j) % 7];
-                (["a", "b", "c", "d", "e", "f", "g"][j], *dtype, tensor(dtype, n, *fill, (i * 7 + j) as u64))
+                let n = if *fill == Fill::Scaled { 300_000 } else { n };
+                (
+                    ["a", "b", "c", "d", "e", "f", "g", "h"][j],
+                    *dtype,
+                    tensor(dtype, n, *fill, (i * 7 + j) as u64),
+                )
             })
             .collect();
         files.push((format!("every fill of {dtype}"), safetensors(&tensors)));
