@@ -116,10 +116,10 @@ impl Summary {
     }
 }
 
-/// `67.1 MB -> 44.2 MB (65.9 %), 0.42 s, 0.16 GB/s`; the rate is that of the original's bytes.
+/// `67.1 MB in 44.2 MB (65.9 %), 0.42 s, 0.16 GB/s`; the rate is that of the original's bytes.
 fn figures(original: u64, stored: u64, seconds: f64) -> String {
     format!(
-        "{} -> {} ({}), {seconds:.2} s, {}",
+        "{} in {} ({}), {seconds:.2} s, {}",
         bytes(original),
         bytes(stored),
         ratio(stored, original),
