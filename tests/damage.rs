@@ -111,7 +111,7 @@ fn noise_in_streams(dir: &std::path::Path, archive: &[u8], tables: &[usize]) {
     let model = |id: usize| a.index().model(a.index().chunk(id).model).expect("a model");
     assert_eq!(planes.iter().map(|&id| model(id).tables()[0].len()).collect::<Vec<_>>(), tables);
     for id in planes {
-        let c = a.index().chunk(id);
+        let (c, model) = (a.index().chunk(id), model(id));
         let stored = &archive[c.stored_at as usize..][..c.stored_len as usize];
         for _ in 0..3000 {
             let mut payload = stored.to_vec();
@@ -122,7 +122,7 @@ fn noise_in_streams(dir: &std::path::Path, archive: &[u8], tables: &[usize]) {
             payload.truncate(payload.len() - (r.next() % 3) as usize * (r.next() % 40) as usize);
             let mut results = codec::decoders().into_iter().map(|d| {
                 let mut out = vec![0; c.len()];
-                let decoded = d.decode(c.coding, Some(model(id)), &payload, &mut out);
+                let decoded = d.decode(c.coding, Some(&model), &payload, &mut out);
                 decoded.map(|()| out).map_err(|e| e.to_string())
             });
             let first = results.next().expect("a decoder");

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     sha256::{self, State},
 };
-use std::{ops::Range, sync::OnceLock};
+use std::ops::Range;
 
 /// Bytes of a chunk's record.
 pub(super) const CHUNK_LEN: u64 = 32;
@@ -49,7 +49,7 @@ pub struct Index {
     chunk_count: usize,
     /// Where the model ends start.
     ends_at: usize,
-    models: Vec<OnceLock<Result<Model>>>,
+    model_count: usize,
 }
 
 impl Index {
@@ -63,10 +63,9 @@ impl Index {
             return Err(Error::corrupt("the archive's index does not match its checksum"));
         }
         let model_count = footer.model_count as usize;
-        let models = std::iter::repeat_with(OnceLock::new).take(model_count).collect();
         let chunk_count = footer.chunk_count as usize;
         let ends_at = (footer.tables_len() - 4 * u64::from(footer.model_count)) as usize;
-        let index = Self { bytes, original_len: footer.original_len, chunk_count, ends_at, models };
+        let index = Self { bytes, original_len: footer.original_len, chunk_count, ends_at, model_count };
         let mut at = 0;
         for id in 0..index.chunk_count {
             let c = index.record(id)?;
@@ -140,17 +139,17 @@ impl Index {
         std::array::from_fn(|j| self.u32_at(self.chunk_count * CHUNK_LEN as usize + 32 * i + 4 * j))
     }
 
-    /// Model `id`, parsed on first use.
+    /// Model `id`.
     ///
     /// # Errors
     /// Corruption, where the model is malformed.
-    pub fn model(&self, id: u32) -> Result<&Model> {
+    ///
+    /// # Panics
+    /// Where there is no such model.
+    pub fn model(&self, id: u32) -> Result<Model> {
         let id = id as usize;
         let start = if id == 0 { 0 } else { self.model_end(id - 1) };
-        self.models[id]
-            .get_or_init(|| Model::read_from(&self.model_bytes()[start..self.model_end(id)]))
-            .as_ref()
-            .map_err(Clone::clone)
+        Model::read_from(&self.model_bytes()[start..self.model_end(id)])
     }
 
     fn record(&self, id: usize) -> Result<Chunk> {
@@ -173,7 +172,7 @@ impl Index {
     }
 
     fn model_bytes(&self) -> &[u8] {
-        &self.bytes[self.ends_at + self.models.len() * 4..]
+        &self.bytes[self.ends_at + self.model_count * 4..]
     }
 
     fn u64_at(&self, at: usize) -> u64 {

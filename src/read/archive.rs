@@ -1,16 +1,30 @@
 //! One open archive: positional reads, chunks checked as they are decoded.
 
 use crate::{
-    codec::{ChunkDecoder, checksum},
+    codec::{ChunkDecoder, Model, checksum},
     error::{Context, Error, Result},
     format::{FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
 };
+use lru::LruCache;
 use std::{
     fs::File,
+    num::NonZeroUsize,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+/// How many models are kept.
+const KEPT_MODELS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+
+/// The models last used, of all archives, by archive and number. With its decoders' tables a model takes 20 to 120 KiB,
+/// and an archive may have tens of thousands.
+static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(|| Mutex::new(LruCache::new(KEPT_MODELS)));
+
+type Models = LruCache<(u64, u32), Arc<Model>>;
 
 /// An open archive. Shared freely; every read is positional.
 pub struct Archive {
@@ -90,14 +104,25 @@ impl Archive {
         }
         let payload = &mut scratch[..stored];
         let decoded = read_exact(&self.file, payload, chunk.stored_at).and_then(|()| {
-            let model = if chunk.model == NO_MODEL { None } else { Some(self.index.model(chunk.model)?) };
-            decoder.decode(chunk.coding, model, payload, out)?;
+            let model = if chunk.model == NO_MODEL { None } else { Some(self.model(chunk.model)?) };
+            decoder.decode(chunk.coding, model.as_deref(), payload, out)?;
             if checksum(out) != chunk.checksum {
                 return Err(Error::corrupt("the decoded bytes do not match their checksum"));
             }
             Ok(())
         });
         decoded.about(format_args!("chunk {id} (bytes {}–{})", chunk.original.start, chunk.original.end))
+    }
+
+    fn model(&self, number: u32) -> Result<Arc<Model>> {
+        let key = (self.id, number);
+        let models = || MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(model) = models().get(&key) {
+            return Ok(Arc::clone(model));
+        }
+        let model = Arc::new(self.index.model(number)?);
+        models().put(key, Arc::clone(&model));
+        Ok(model)
     }
 
     /// Read the original's bytes from `offset` on into `out`, up to the original's end; returns how many.
