@@ -3,7 +3,7 @@
 //! Lloyd's algorithm (1982) with the coded size as the distance: each block goes to the class that codes it in the
 //! fewest bits, each class takes the frequencies of its blocks.
 
-use super::model::MAX_TABLES;
+use super::model::{BLOCK, MAX_TABLES};
 
 /// Blocks below which classes are not tried.
 const FEWEST: usize = 64;
@@ -12,12 +12,19 @@ const ITERATIONS: usize = 5;
 const PRIOR: f32 = 64.0;
 /// Bits of a choice.
 const CHOICE: f32 = 2.0;
+/// What classes must save of the elements, whole: they cost a tenth of the speed of decoding them.
+const WORTH: f32 = 0.0007;
 /// About what a symbol takes in a table's wire form, in bits.
 const ENTRY: f32 = 10.0;
 
-/// Counts by value for each class of `blocks`, one of `stride` of a plane whose values are counted in `counts`; none
-/// where classes do not pay.
-pub(super) fn classes(blocks: &[Vec<u16>], counts: &[u64], stride: usize) -> Vec<Vec<u64>> {
+/// Counts by value for each class of `blocks`, one of `stride` of a plane whose values are counted in `counts`, in
+/// elements of `element_bits`; none where classes do not pay.
+pub(super) fn classes(
+    blocks: &[Vec<u16>],
+    counts: &[u64],
+    stride: usize,
+    element_bits: usize,
+) -> Vec<Vec<u64>> {
     let live: Vec<usize> = (0..counts.len()).filter(|&v| counts[v] > 0).collect();
     if blocks.len() < FEWEST || live.len() < 2 {
         return Vec::new();
@@ -48,7 +55,8 @@ pub(super) fn classes(blocks: &[Vec<u16>], counts: &[u64], stride: usize) -> Vec
     let apart: f32 = members.iter().zip(&histograms).map(|(&m, h)| dot(h, &costs[m]) + CHOICE).sum();
     let whole_bits = bits(&whole);
     let together: f32 = histograms.iter().map(|h| dot(h, &whole_bits)).sum();
-    if (together - apart) * stride as f32 <= ENTRY * (live.len() * (MAX_TABLES - 1)) as f32 {
+    let tables = ENTRY * (live.len() * (MAX_TABLES - 1)) as f32 / stride as f32;
+    if together - apart - tables < WORTH * (element_bits * BLOCK * blocks.len()) as f32 {
         return Vec::new();
     }
     let in_full = |sum: &Vec<f32>| {

@@ -108,7 +108,11 @@ impl Modeler {
             let worth = |tables: &Vec<Table>| {
                 tables.len() > 1 || entropy(counts) <= WORTH_CODING * f64::from(plane.bits)
             };
-            let classes = if i == 0 { classes(&self.blocks, counts, self.stride) } else { Vec::new() };
+            let classes = if i == 0 {
+                classes(&self.blocks, counts, self.stride, 8 * self.kind.width())
+            } else {
+                Vec::new()
+            };
             tables.push(Table::from_counts(counts, &classes).filter(worth).unwrap_or_default());
         }
         let wide_uncoded = self
