@@ -1,101 +1,105 @@
-//! Blocks of a plane in classes, each with a table of its own: rows of a weight matrix differ in scale.
+//! Histograms in classes, each with a table of its own: rows and columns of a weight matrix differ in scale and mean.
 //!
-//! Lloyd's algorithm (1982) with the coded size as the distance: each block goes to the class that codes it in the
-//! fewest bits, each class takes the frequencies of its blocks.
+//! Lloyd's algorithm (1982) with the coded size as the distance: each histogram goes to the class that codes it in the
+//! fewest bits, each class takes the frequencies of its members.
 
-use super::model::{BLOCK, MAX_TABLES};
+use super::{PROB_BITS, alias::BUCKETS};
 
-/// Blocks below which classes are not tried.
-const FEWEST: usize = 64;
-const ITERATIONS: usize = 5;
-/// Weight of the whole plane's frequencies in those of a class, in values: a class knows its rare values badly.
+/// How often each symbol occurs.
+pub(super) type Histogram = [f32; BUCKETS];
+
+const ITERATIONS: usize = 6;
+/// Weight of all symbols' frequencies in those of a class, in symbols: a class knows its rare ones badly.
 const PRIOR: f32 = 64.0;
-/// Bits of a choice.
-const CHOICE: f32 = 2.0;
-/// What classes must save of the elements, whole: they cost a tenth of the speed of decoding them.
-const WORTH: f32 = 0.0007;
-/// About what a symbol takes in a table's wire form, in bits.
-const ENTRY: f32 = 10.0;
 
-/// Counts by value for each class of `blocks`, one of `stride` of a plane whose values are counted in `counts`, in
-/// elements of `element_bits`; none where classes do not pay.
-pub(super) fn classes(
-    blocks: &[Vec<u16>],
-    counts: &[u64],
-    stride: usize,
-    element_bits: usize,
-) -> Vec<Vec<u64>> {
-    let live: Vec<usize> = (0..counts.len()).filter(|&v| counts[v] > 0).collect();
-    if blocks.len() < FEWEST || live.len() < 2 {
-        return Vec::new();
-    }
-    let mut index = vec![0; counts.len()];
-    live.iter().enumerate().for_each(|(i, &v)| index[v] = i);
-    let histograms: Vec<Vec<f32>> = blocks
-        .iter()
-        .map(|block| {
-            let mut h = vec![0.0; live.len()];
-            block.iter().for_each(|&v| h[index[usize::from(v)]] += 1.0);
-            h
-        })
-        .collect();
-    let total: u64 = counts.iter().sum();
-    let whole: Vec<f32> = live.iter().map(|&v| (counts[v] as f64 / total as f64) as f32).collect();
-    let mut members = quantiles(&histograms);
-    let mut sums = sum(&histograms, &members, &whole);
-    for _ in 0..ITERATIONS {
-        let costs: Vec<Vec<f32>> = sums.iter().map(|s| bits(s)).collect();
-        for (m, h) in members.iter_mut().zip(&histograms) {
-            let cost = |c: usize| dot(h, &costs[c]);
-            *m = (0..MAX_TABLES).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(0);
-        }
-        sums = sum(&histograms, &members, &whole);
-    }
-    let costs: Vec<Vec<f32>> = sums.iter().map(|s| bits(s)).collect();
-    let apart: f32 = members.iter().zip(&histograms).map(|(&m, h)| dot(h, &costs[m]) + CHOICE).sum();
-    let whole_bits = bits(&whole);
-    let together: f32 = histograms.iter().map(|h| dot(h, &whole_bits)).sum();
-    let tables = ENTRY * (live.len() * (MAX_TABLES - 1)) as f32 / stride as f32;
-    if together - apart - tables < WORTH * (element_bits * BLOCK * blocks.len()) as f32 {
-        return Vec::new();
-    }
-    let in_full = |sum: &Vec<f32>| {
-        let mut full = vec![0; counts.len()];
-        live.iter().zip(sum).for_each(|(&v, &c)| full[v] = ((c * 1024.0) as u64).max(1));
-        full
-    };
-    sums.iter().map(in_full).collect()
+/// Classes of things that have a histogram for each of several contexts (a block has one for each class of columns).
+pub(super) struct Classes {
+    /// By thing.
+    pub(super) members: Vec<u8>,
+    /// By class and context.
+    pub(super) sums: Vec<Vec<Histogram>>,
 }
 
-/// Classes to begin with: blocks in the order of their mean value, in equal parts.
-fn quantiles(histograms: &[Vec<f32>]) -> Vec<usize> {
-    let mean = |h: &Vec<f32>| -> f32 { h.iter().enumerate().map(|(i, n)| i as f32 * n).sum() };
-    let means: Vec<f32> = histograms.iter().map(mean).collect();
+impl Classes {
+    /// Put things into `count` classes. The histograms of a thing's `contexts` are next to each other.
+    pub(super) fn new(histograms: &[Histogram], contexts: usize, count: usize) -> Self {
+        let mut whole = vec![[0.0; BUCKETS]; contexts];
+        for thing in histograms.chunks(contexts) {
+            whole.iter_mut().zip(thing).for_each(|(w, h)| add(w, h, 1.0));
+        }
+        let total: f32 = whole.iter().flatten().sum::<f32>().max(1.0);
+        whole.iter_mut().flatten().for_each(|w| *w *= PRIOR / total);
+        let mut classes = Self { members: quantiles(histograms, contexts, count), sums: Vec::new() };
+        for _ in 0..ITERATIONS {
+            classes.sum(histograms, &whole, count);
+            classes.assign(histograms, contexts);
+        }
+        classes.sum(histograms, &whole, count);
+        classes
+    }
+
+    /// Put things into the classes that there are.
+    pub(super) fn assign(&mut self, histograms: &[Histogram], contexts: usize) {
+        let costs: Vec<Vec<Histogram>> = self.sums.iter().map(|s| s.iter().map(bits).collect()).collect();
+        let best = |thing: &[Histogram]| {
+            let cost = |c: &Vec<Histogram>| thing.iter().zip(c).map(|(h, c)| dot(h, c)).sum::<f32>();
+            let costs: Vec<f32> = costs.iter().map(cost).collect();
+            (0..costs.len()).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0) as u8
+        };
+        self.members = histograms.chunks(contexts).map(best).collect();
+    }
+
+    fn sum(&mut self, histograms: &[Histogram], whole: &[Histogram], count: usize) {
+        self.sums = vec![whole.to_vec(); count];
+        for (thing, &m) in histograms.chunks(whole.len()).zip(&self.members) {
+            self.sums[usize::from(m)].iter_mut().zip(thing).for_each(|(s, h)| add(s, h, 1.0));
+        }
+    }
+
+    /// Bits that all things take, each with the table of its class.
+    pub(super) fn cost(&self) -> f64 {
+        self.sums.iter().flatten().map(cost).sum()
+    }
+}
+
+/// Bits that the symbols of a histogram take with a table of their own.
+pub(super) fn cost(h: &Histogram) -> f64 {
+    h.iter().zip(bits(h)).map(|(&n, b)| f64::from(n) * f64::from(b)).sum()
+}
+
+/// Classes to begin with: things in the order of their mean symbol, in equal parts.
+fn quantiles(histograms: &[Histogram], contexts: usize, count: usize) -> Vec<u8> {
+    let mean = |thing: &[Histogram]| {
+        let sum = |f: fn(usize) -> f32| -> f32 {
+            thing.iter().map(|h| h.iter().enumerate().map(|(i, n)| f(i) * n).sum::<f32>()).sum()
+        };
+        sum(|i| i as f32) / sum(|_| 1.0).max(1.0)
+    };
+    let means: Vec<f32> = histograms.chunks(contexts).map(mean).collect();
     let mut order: Vec<usize> = (0..means.len()).collect();
     order.sort_by(|&a, &b| means[a].total_cmp(&means[b]));
     let mut members = vec![0; means.len()];
-    for (place, block) in order.into_iter().enumerate() {
-        members[block] = place * MAX_TABLES / means.len();
+    for (place, thing) in order.into_iter().enumerate() {
+        members[thing] = (place * count / means.len()) as u8;
     }
     members
 }
 
-/// The classes' counts, with the prior.
-fn sum(histograms: &[Vec<f32>], members: &[usize], whole: &[f32]) -> Vec<Vec<f32>> {
-    let mut sums = vec![whole.iter().map(|p| p * PRIOR).collect::<Vec<f32>>(); MAX_TABLES];
-    for (&m, h) in members.iter().zip(histograms) {
-        sums[m].iter_mut().zip(h).for_each(|(s, n)| *s += n);
+/// What each symbol costs in a table of these counts.
+fn bits(counts: &Histogram) -> Histogram {
+    let total: f32 = counts.iter().sum::<f32>().max(1.0);
+    let least = 1.0 / (1 << PROB_BITS) as f32;
+    counts.map(|c| -(c / total).max(least).log2())
+}
+
+fn add(sum: &mut Histogram, h: &Histogram, weight: f32) {
+    sum.iter_mut().zip(h).for_each(|(s, n)| *s += n * weight);
+}
+
+fn dot(a: &Histogram, b: &Histogram) -> f32 {
+    let mut sums = [0.0; 16];
+    for (a, b) in a.as_chunks::<16>().0.iter().zip(b.as_chunks::<16>().0) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += a * b);
     }
-    sums
-}
-
-/// What each value costs at these counts.
-fn bits(counts: &[f32]) -> Vec<f32> {
-    let total: f32 = counts.iter().sum();
-    // No frequency is below 2^-12.
-    counts.iter().map(|c| -(c / total).max(1.0 / 4096.0).log2()).collect()
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    sums.iter().sum()
 }

@@ -1,69 +1,80 @@
 //! The decoder that defines the bits: scalar and safe. Other decoders replace its [`Kernel`] only.
 
 use super::{
-    ChunkDecoder, Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
-    model::{BLOCK, DecodeTable, Slots, TOTAL, Table},
-    planes::{Plane, packed_len, unpack_round},
+    ChunkDecoder, Coding, LANES, Model, PROB_BITS, STATE_LOW,
+    merge::{Element, MOST, Merge, Planes, STEP},
+    model::DecodeTable,
+    planes::{GROUP, unpack_group},
 };
 use crate::error::{Error, Result};
 
-/// How a plane of one chunk is stored, as numbered on disk.
+/// How the symbols, or a plane, of one chunk are stored, as numbered on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum PlaneMode {
-    /// Packed, see [`unpack_round`].
+pub(crate) enum Mode {
+    /// Symbols: coded with the model. A plane: packed.
     Stored = 0,
     /// One value for all elements.
     Constant = 1,
-    /// rANS with the model's table.
-    Coded = 2,
+    /// A plane: packed, without the blocks in which it is zero.
+    Sparse = 2,
 }
 
-/// Bytes of a plane's record at the head of a chunk.
-pub(crate) const PLANE_RECORD: usize = 4;
-/// Bytes before the words of a coded plane: a word count and a state for each lane.
-pub(crate) const STREAM_HEAD: usize = 4 * STREAMS + 4 * ROUND;
+/// Bytes that the states at the end of a coded chunk give back: half of each.
+pub(crate) const CARRIED: usize = 2 * LANES;
 
-/// The elements that are decoded before they are merged: their planes stay in the first-level cache.
-const MERGED: usize = 32 * ROUND;
-
-/// Where a coded plane's decoding stands.
-pub(crate) struct Streams<'a> {
-    /// Lanes of stream 0, then of stream 1.
-    pub states: [u32; ROUND],
-    /// 16-bit words not yet consumed, little-endian.
-    pub words: [&'a [u8]; STREAMS],
+/// Where the decoding of a chunk's symbols stands.
+pub(crate) struct Stream<'a> {
+    /// By lane.
+    pub states: [u32; LANES],
+    /// 16-bit words not yet taken, little-endian, and all that is stored behind them: a kernel may look further than
+    /// the words go, and what it takes is counted.
+    pub words: &'a [u8],
 }
 
-impl<'a> Streams<'a> {
-    fn parse(input: &mut &'a [u8]) -> Result<Self> {
-        let head: [u8; STREAM_HEAD] = *take(input, STREAM_HEAD)?.first_chunk().ok_or_else(short)?;
-        let word =
-            |i: usize| u32::from_le_bytes([head[4 * i], head[4 * i + 1], head[4 * i + 2], head[4 * i + 3]]);
-        let mut words: [&[u8]; STREAMS] = [&[]; STREAMS];
-        for (i, w) in words.iter_mut().enumerate() {
-            *w = take(input, (word(i) as usize).checked_mul(2).ok_or_else(short)?)?;
+/// Which table each lane decodes with, round by round.
+#[derive(Clone, Copy)]
+pub(crate) struct Tables<'a> {
+    pub model: &'a Model,
+    /// By round: the choice of its block.
+    pub choices: &'a [u8],
+    /// The column of the first round's first element.
+    pub column: usize,
+}
+
+impl<'a> Tables<'a> {
+    /// The tables of the next round, one or one for each class, and what follows it.
+    #[inline(always)]
+    pub fn next(mut self) -> (&'a [DecodeTable], &'a [u8], Self) {
+        let classes = self.model.classes();
+        let tables = &self.model.decoder()[usize::from(self.choices[0]) * classes..][..classes];
+        self.choices = &self.choices[1..];
+        if classes == 1 {
+            return (tables, &[], self);
         }
-        Ok(Self { states: std::array::from_fn(|i| word(STREAMS + i)), words })
-    }
-
-    /// All words were used and every lane is back where the encoder started.
-    fn finish(&self) -> Result<()> {
-        if self.words.iter().any(|w| !w.is_empty()) || self.states.iter().any(|&s| s != STATE_LOW) {
-            return Err(Error::corrupt("an entropy-coded stream does not end where it should"));
+        let of_lanes = self.model.classes_from(self.column);
+        self.column += LANES;
+        while self.column >= self.model.columns().len() {
+            self.column -= self.model.columns().len();
         }
-        Ok(())
+        (tables, of_lanes, self)
     }
 }
 
-/// The inner loop: decodes symbols of a coded plane.
+/// The inner loop: decodes symbols.
 pub(crate) trait Kernel: Copy {
-    /// Fill `out` with the next symbols; only the last call may ask for a number that is not a multiple of
-    /// [`ROUND`].
+    /// Fill `out`, whole rounds of [`LANES`], with the next symbols.
     ///
     /// # Errors
-    /// Corruption, where a stream has too few words.
-    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()>;
+    /// Corruption, where the words do not suffice.
+    fn symbols(self, stream: &mut Stream<'_>, tables: Tables<'_>, out: &mut [u8]) -> Result<()>;
+
+    /// Look up what each of `symbols`, all below 64, stands for.
+    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]);
+
+    /// Unpack groups of values of `bits` bits and put them `shift` bits up in their bytes: with what is there, if
+    /// `keep`, or instead of it.
+    fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]);
 }
 
 /// The scalar kernel.
@@ -72,59 +83,80 @@ pub(crate) struct ScalarKernel;
 
 impl Kernel for ScalarKernel {
     #[inline(always)]
-    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()> {
-        let slots = &table.slots;
-        let mut done = 0;
-        for round in out.as_chunks_mut::<ROUND>().0 {
-            if streams.words.iter().any(|w| w.len() < 2 * LANES) {
-                break;
+    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: &mut [u8]) -> Result<()> {
+        for out in out.as_chunks_mut().0 {
+            let (of_round, classes, next) = tables.next();
+            match of_round {
+                [only] => round(stream, |_| only, out)?,
+                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], out)?,
             }
-            for (stream, out) in round.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                lanes(&mut streams.states[stream * LANES..], &mut streams.words[stream], slots, out);
-            }
-            done += ROUND;
-        }
-        // Near the streams' ends every word is asked for.
-        for (i, out) in out[done..].iter_mut().enumerate() {
-            let lane = i % ROUND;
-            let x = step(streams.states[lane], slots, out);
-            streams.states[lane] = if x < STATE_LOW {
-                let words = &mut streams.words[lane / LANES];
-                let (word, rest) = words.split_first_chunk().ok_or_else(short)?;
-                *words = rest;
-                x << 16 | u32::from(u16::from_le_bytes(*word))
-            } else {
-                x
-            };
+            tables = next;
         }
         Ok(())
     }
+
+    #[inline(always)]
+    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]) {
+        for (o, &s) in out.iter_mut().zip(symbols) {
+            *o = map[usize::from(s & 63)];
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]) {
+        let groups = packed.chunks_exact(GROUP / 8 * usize::from(bits)).zip(bytes.as_chunks_mut::<GROUP>().0);
+        for (packed, bytes) in groups {
+            let mut values = [0; GROUP];
+            unpack_group(packed, bits, &mut values);
+            for (b, v) in bytes.iter_mut().zip(values) {
+                *b = v << shift | if keep { *b } else { 0 };
+            }
+        }
+    }
+}
+
+/// One symbol for each lane.
+#[inline(always)]
+fn round<'t>(
+    stream: &mut Stream<'_>,
+    table: impl Fn(usize) -> &'t DecodeTable,
+    out: &mut [u8; LANES],
+) -> Result<()> {
+    let mut at = 0;
+    if let Some(words) = stream.words.first_chunk::<{ 2 * LANES }>() {
+        // Whether a lane takes a word is as good as random: no branch, a word is read in any case. There is at most one
+        // a lane: the mask changes nothing but spares the check.
+        for (lane, (state, out)) in stream.states.iter_mut().zip(out).enumerate() {
+            let x = step(*state, table(lane), out);
+            let i = at & (2 * LANES - 2);
+            let word = u32::from(u16::from_le_bytes([words[i], words[i + 1]]));
+            let low = x < STATE_LOW;
+            *state = std::hint::select_unpredictable(low, x << 16 | word, x);
+            at += 2 * usize::from(low);
+        }
+    } else {
+        // Near the end every word is asked for.
+        for (lane, (state, out)) in stream.states.iter_mut().zip(out).enumerate() {
+            *state = step(*state, table(lane), out);
+            if *state < STATE_LOW {
+                let word = stream.words.get(at..at + 2).ok_or_else(short)?;
+                *state = *state << 16 | u32::from(u16::from_le_bytes([word[0], word[1]]));
+                at += 2;
+            }
+        }
+    }
+    stream.words = &stream.words[at..];
+    Ok(())
 }
 
 /// Decode one symbol; the state returned may need a word.
 #[inline(always)]
-fn step(x: u32, slots: &Slots, out: &mut u8) -> u32 {
-    let entry = slots[(x & (TOTAL - 1)) as usize];
-    *out = entry as u8;
-    (entry >> 20).wrapping_mul(x >> PROB_BITS).wrapping_add(entry >> 8 & 0xfff)
-}
-
-/// One symbol for each lane of a stream that has words for all. Whether a lane takes a word is as good as random:
-/// no branch, a word is read in any case.
-#[inline(always)]
-fn lanes(states: &mut [u32], words: &mut &[u8], slots: &Slots, out: &mut [u8; LANES]) {
-    let Some(next) = words.first_chunk::<{ 2 * LANES }>() else { return };
-    let mut at = 0;
-    for (state, out) in states.iter_mut().zip(out) {
-        let x = step(*state, slots, out);
-        let short = u32::from(x < STATE_LOW);
-        // At most one word a lane: the mask changes nothing but spares the check.
-        let i = at & (2 * LANES - 2);
-        let word = u32::from(u16::from_le_bytes([next[i], next[i + 1]]));
-        *state = x << (16 * short) | word & short.wrapping_neg();
-        at += 2 * short as usize;
-    }
-    *words = &words[at..];
+fn step(x: u32, table: &DecodeTable, out: &mut u8) -> u32 {
+    let (bucket, place) = ((x >> 8 & 63) as usize, x & 255);
+    let side = table.sides[2 * bucket + usize::from(place >= u32::from(table.own[bucket]))];
+    *out = (side >> 48) as u8;
+    let freq = u32::from((side >> 32) as u16);
+    freq.wrapping_mul(x >> PROB_BITS).wrapping_add(place).wrapping_add(side as u32)
 }
 
 /// [`super::reference`].
@@ -143,51 +175,6 @@ impl ChunkDecoder for Scalar {
     }
 }
 
-/// Where a plane's values come from.
-enum Source<'a> {
-    Stored(&'a [u8]),
-    Constant(u16),
-    Coded(Coded<'a>),
-}
-
-/// A coded plane.
-struct Coded<'a> {
-    tables: &'a [Table],
-    /// Where there are several tables: the number of each [`BLOCK`]'s, two bits each, lowest first.
-    choices: &'a [u8],
-    streams: Box<Streams<'a>>,
-}
-
-impl<'a> Coded<'a> {
-    fn parse(tables: &'a [Table], input: &mut &'a [u8], count: usize) -> Result<Self> {
-        let blocks = if tables.len() > 1 { count.div_ceil(BLOCK) } else { 0 };
-        let choices = take(input, blocks.div_ceil(4))?;
-        let coded = Self { tables, choices, streams: Box::new(Streams::parse(input)?) };
-        let all = (0..choices.len() * 4).map(|i| coded.choice(i));
-        if all.enumerate().any(|(i, c)| c >= tables.len() || (i >= blocks && c > 0)) {
-            return Err(Error::corrupt("a block chooses a table that is not there"));
-        }
-        Ok(coded)
-    }
-
-    fn choice(&self, block: usize) -> usize {
-        usize::from(self.choices[block / 4] >> (block % 4 * 2) & 3)
-    }
-
-    /// Decode the next symbols, those from element `first` on, a multiple of [`BLOCK`].
-    #[inline(always)]
-    fn symbols<K: Kernel>(&mut self, kernel: K, first: usize, out: &mut [u8]) -> Result<()> {
-        if let [only] = self.tables {
-            return kernel.symbols(&mut self.streams, only.decoder(), out);
-        }
-        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-            let table = &self.tables[self.choice(first / BLOCK + i)];
-            kernel.symbols(&mut self.streams, table.decoder(), out)?;
-        }
-        Ok(())
-    }
-}
-
 /// Decode a chunk of [`Coding::Planes`].
 #[inline(always)]
 pub(crate) fn decode_planes<K: Kernel>(
@@ -201,162 +188,192 @@ pub(crate) fn decode_planes<K: Kernel>(
     if !out.len().is_multiple_of(width) {
         return Err(Error::corrupt("a chunk is not a whole number of elements"));
     }
-    let mut sources = parse(model, payload, out.len() / width)?;
-    let planes = model.layout().planes();
-    let rotated = model.layout().rotated();
+    let mut chunk = Chunk::parse(model, payload, out.len() / width)?;
     match width {
-        1 => merge::<u8, K>(kernel, planes, rotated, &mut sources, out)?,
-        2 => merge::<u16, K>(kernel, planes, rotated, &mut sources, out)?,
-        4 => merge::<u32, K>(kernel, planes, rotated, &mut sources, out)?,
-        _ => merge::<u64, K>(kernel, planes, rotated, &mut sources, out)?,
+        1 => decode::<u8, K>(kernel, &mut chunk, out),
+        2 => decode::<u16, K>(kernel, &mut chunk, out),
+        4 => decode::<u32, K>(kernel, &mut chunk, out),
+        _ => decode::<u64, K>(kernel, &mut chunk, out),
     }
-    sources.iter().try_for_each(|s| if let Source::Coded(c) = s { c.streams.finish() } else { Ok(()) })
 }
 
-fn parse<'a>(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Vec<Source<'a>>> {
-    let planes = model.layout().planes();
-    let mut input = payload;
-    let records = take(&mut input, planes.len() * PLANE_RECORD)?;
-    let mut sources = Vec::with_capacity(planes.len());
-    for ((record, plane), tables) in records.chunks_exact(PLANE_RECORD).zip(planes).zip(model.tables()) {
-        let value = u16::from_le_bytes([record[2], record[3]]);
-        if record[1] != 0 || (record[0] != PlaneMode::Constant as u8 && value != 0) {
-            return Err(Error::corrupt("a plane's reserved bytes are not zero"));
+/// A chunk's stored bytes, taken apart.
+struct Chunk<'a> {
+    model: &'a Model,
+    symbols: Symbols<'a>,
+    planes: Planes<'a>,
+}
+
+/// Where symbols come from.
+enum Symbols<'a> {
+    Coded(Box<Coded<'a>>),
+    Constant(u16),
+}
+
+/// Symbols that are coded.
+struct Coded<'a> {
+    stream: Stream<'a>,
+    /// How many bytes are left in `stream` when all words were taken.
+    behind: usize,
+    /// Values of the elements that have no symbol, in order.
+    escapes: &'a [[u8; 2]],
+    /// By round.
+    choices: Vec<u8>,
+}
+
+impl<'a> Chunk<'a> {
+    fn parse(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Self> {
+        let mut input = payload;
+        let &[mode, zero, low, high] = take_array(&mut input)?;
+        let value = u16::from_le_bytes([low, high]);
+        let records = take(&mut input, 2 * model.layout().planes().len())?.as_chunks().0;
+        let symbols = match mode {
+            _ if zero != 0 => return Err(Error::corrupt("a chunk's reserved byte is not zero")),
+            0 if value == 0 => Symbols::Coded(Box::new(Coded::parse(model, &mut input, count)?)),
+            1 if u32::from(value) < 1 << model.layout().symbol_bits() => Symbols::Constant(value),
+            mode => return Err(unknown(mode)),
+        };
+        let coded = matches!(symbols, Symbols::Coded(_));
+        let planes = Planes::parse(model, records, &mut input, count, coded)?;
+        if !input.is_empty() {
+            return Err(Error::corrupt("a chunk has trailing bytes"));
         }
-        sources.push(match (record[0], tables.as_slice()) {
-            (0, _) if plane.bits <= 8 => Source::Stored(take(&mut input, packed_len(plane.bits, count))?),
-            (1, _) if value <= plane.mask() => Source::Constant(value),
-            (2, tables @ [_, ..]) => Source::Coded(Coded::parse(tables, &mut input, count)?),
-            (mode @ 0..=2, _) => {
-                return Err(Error::corrupt(format!("a plane cannot be stored in mode {mode}")));
-            }
-            (mode, _) => {
-                return Err(Error::unsupported(format!(
-                    "plane mode {mode} is unknown; a newer bsz is needed"
-                )));
-            }
-        });
+        Ok(Self { model, symbols, planes })
     }
-    if !input.is_empty() {
-        return Err(Error::corrupt("a chunk has trailing bytes"));
-    }
-    Ok(sources)
 }
 
-/// An element as an unsigned integer of its width.
-trait Element: Copy + Default {
-    const BYTES: usize;
-    fn from_value(value: u16, low: u8) -> Self;
-    fn or(self, other: Self) -> Self;
-    fn rotate_back(self) -> Self;
-    fn put(self, out: &mut [u8]);
-}
-
-macro_rules! element {
-    ($($t:ty),*) => {$(
-        impl Element for $t {
-            const BYTES: usize = size_of::<$t>();
-            #[inline(always)]
-            fn from_value(value: u16, low: u8) -> Self {
-                (value as $t) << low
-            }
-            #[inline(always)]
-            fn or(self, other: Self) -> Self {
-                self | other
-            }
-            #[inline(always)]
-            fn rotate_back(self) -> Self {
-                self.rotate_right(1)
-            }
-            #[inline(always)]
-            fn put(self, out: &mut [u8]) {
-                out.copy_from_slice(&self.to_le_bytes());
-            }
+impl<'a> Coded<'a> {
+    fn parse(model: &'a Model, input: &mut &'a [u8], count: usize) -> Result<Self> {
+        let words = u32::from_le_bytes(*take_array(input)?) as usize;
+        let escapes = u32::from_le_bytes(*take_array(input)?) as usize;
+        let blocks = if model.choices() > 1 { count.div_ceil(model.block()) } else { 0 };
+        let packed = take(input, blocks.div_ceil(4))?;
+        let choice = |block: usize| packed[block / 4] >> (block % 4 * 2) & 3;
+        let all = (0..packed.len() * 4).map(|i| (i, choice(i)));
+        if all.into_iter().any(|(i, c)| usize::from(c) >= model.choices() || (i >= blocks && c > 0)) {
+            return Err(Error::corrupt("a block chooses a table that is not there"));
         }
-    )*};
+        let mut choices = vec![0; count.div_ceil(LANES)];
+        if blocks > 0 {
+            let of_block = choices.chunks_mut(model.block() / LANES).enumerate();
+            of_block.for_each(|(block, rounds)| rounds.fill(choice(block)));
+        }
+        let states = take(input, 4 * LANES)?.as_chunks().0;
+        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: *input };
+        take(input, words.checked_mul(2).ok_or_else(short)?)?;
+        let behind = input.len();
+        let escapes = take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
+        Ok(Self { stream, behind, escapes, choices })
+    }
+
+    /// Check that all words were taken and that every lane is back where the encoder started; returns what the states
+    /// carry.
+    fn finish(&self, carried: bool) -> Result<[u8; CARRIED]> {
+        let states = &self.stream.states;
+        let back = |&s: &u32| if carried { s >> 16 == STATE_LOW >> 16 } else { s == STATE_LOW };
+        if self.stream.words.len() != self.behind || !states.iter().all(back) {
+            return Err(Error::corrupt("an entropy-coded stream does not end where it should"));
+        }
+        Ok(std::array::from_fn(|i| (states[i / 2] >> (8 * (i % 2))) as u8))
+    }
 }
-element!(u8, u16, u32, u64);
 
 #[inline(always)]
-fn merge<E: Element, K: Kernel>(
-    kernel: K,
-    planes: &[Plane],
-    rotated: bool,
-    sources: &mut [Source<'_>],
-    out: &mut [u8],
-) -> Result<()> {
-    let mut elements = [E::default(); MERGED];
-    let mut values = [0u8; MERGED];
+fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8]) -> Result<()> {
+    let layout = chunk.model.layout();
+    let align = 16 - layout.symbol_bits();
+    let mut map = [0; 64];
+    map.iter_mut().zip(chunk.model.values()).for_each(|(m, &v)| *m = v << align);
+    let escape = chunk.model.escape();
+    let mut symbols = [0; MOST];
+    let mut tops = [0; MOST];
+    if let Symbols::Constant(value) = chunk.symbols {
+        tops.fill(value << align);
+    }
+    let mut merge = Merge::new(layout);
+    let count = out.len() / E::BYTES;
     let mut first = 0;
-    for block in out.chunks_mut(MERGED * E::BYTES) {
-        let count = block.len() / E::BYTES;
-        for (i, (plane, source)) in planes.iter().zip(&mut *sources).enumerate() {
-            let place = Place { first: i == 0, last: i + 1 == planes.len(), rotated };
-            let elements = &mut elements[..count];
-            match source {
-                Source::Constant(value) => {
-                    let v = E::from_value(*value, plane.low);
-                    place.put(elements, std::iter::repeat(v), block);
-                }
-                Source::Stored(packed) => {
-                    let len = packed_len(plane.bits, count);
-                    let at = packed_len(plane.bits, first);
-                    let rounds = packed[at..at + len].chunks_exact(ROUND / 8 * usize::from(plane.bits));
-                    for (round, values) in rounds.zip(values.as_chunks_mut::<ROUND>().0) {
-                        unpack_round(round, plane.bits, values);
-                    }
-                    place.put(elements, values.iter().map(|&v| E::from_value(v.into(), plane.low)), block);
-                }
-                Source::Coded(coded) => {
-                    coded.symbols(kernel, first, &mut values[..count])?;
-                    let base = coded.tables[0].base();
-                    let value = |v: u8| if v == 0 { 0 } else { base + u16::from(v) };
-                    place.put(elements, values.iter().map(|&v| E::from_value(value(v), plane.low)), block);
-                }
+    while first < count {
+        // The last step is long enough for all that the states carry.
+        let n = if count - first <= MOST { count - first } else { STEP };
+        let out = &mut out[first * E::BYTES..(first + n) * E::BYTES];
+        let mut carried = None;
+        if let Symbols::Coded(coded) = &mut chunk.symbols {
+            let symbols = &mut symbols[..n.next_multiple_of(LANES)];
+            let columns = chunk.model.columns().len().max(1);
+            let tables = Tables {
+                model: chunk.model,
+                choices: &coded.choices[first / LANES..],
+                column: first % columns,
+            };
+            kernel.symbols(&mut coded.stream, tables, symbols)?;
+            kernel.values(&map, symbols, &mut tops[..symbols.len()]);
+            if first + n == count {
+                carried = Some(coded.finish(chunk.planes.carried())?);
             }
         }
-        first += count;
+        merge.step::<E, K>(kernel, &tops[..n], &chunk.planes, first, carried.as_ref(), out);
+        if let Symbols::Coded(coded) = &mut chunk.symbols {
+            if has(&symbols[..n], escape) {
+                let element = |v: u16| E::from_top(v << align).back(layout.rotated());
+                escapes::<E>(&symbols[..n], escape, &mut coded.escapes, element, out)?;
+            }
+        }
+        first += n;
+    }
+    match &chunk.symbols {
+        Symbols::Coded(coded) if !coded.escapes.is_empty() => Err(Error::corrupt("a chunk has escapes left")),
+        _ => Ok(()),
+    }
+}
+
+/// Put the values of escaped symbols in their elements, whose other bits are there.
+#[cold]
+fn escapes<E: Element>(
+    symbols: &[u8],
+    escape: u8,
+    values: &mut &[[u8; 2]],
+    element: impl Fn(u16) -> E,
+    out: &mut [u8],
+) -> Result<()> {
+    for (symbols, out) in symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES)) {
+        if !has(symbols, escape) {
+            continue;
+        }
+        for (_, out) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).filter(|(s, _)| **s == escape) {
+            let (&value, rest) = values.split_first().ok_or_else(short)?;
+            *values = rest;
+            element(u16::from_le_bytes(value)).add(out);
+        }
     }
     Ok(())
 }
 
-/// Where a plane comes among its element's planes.
-#[derive(Clone, Copy)]
-struct Place {
-    first: bool,
-    last: bool,
-    rotated: bool,
+/// Whether `symbol` is among `symbols`: all are looked at, many at a time.
+#[inline(always)]
+fn has(symbols: &[u8], symbol: u8) -> bool {
+    symbols.iter().fold(false, |any, &s| any | (s == symbol))
 }
 
-impl Place {
-    /// Add the bits of this plane to those of the planes before it: to `elements`, or with the last plane to `out`.
-    #[inline(always)]
-    fn put<E: Element>(self, elements: &mut [E], bits: impl Iterator<Item = E>, out: &mut [u8]) {
-        // Plain loops: closures may be compiled apart, without the caller's vector instructions.
-        if !self.last {
-            for (e, b) in elements.iter_mut().zip(bits) {
-                *e = if self.first { b } else { e.or(b) };
-            }
-        } else if self.rotated {
-            for ((e, b), o) in elements.iter().zip(bits).zip(out.chunks_exact_mut(E::BYTES)) {
-                let e = if self.first { b } else { e.or(b) };
-                e.rotate_back().put(o);
-            }
-        } else {
-            for ((e, b), o) in elements.iter().zip(bits).zip(out.chunks_exact_mut(E::BYTES)) {
-                let e = if self.first { b } else { e.or(b) };
-                e.put(o);
-            }
-        }
-    }
-}
-
-fn take<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8]> {
+pub(super) fn take<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8]> {
     let (head, rest) = input.split_at_checked(n).ok_or_else(short)?;
     *input = rest;
     Ok(head)
 }
 
-pub(crate) fn short() -> Error {
+fn take_array<'a, const N: usize>(input: &mut &'a [u8]) -> Result<&'a [u8; N]> {
+    let (head, rest) = input.split_first_chunk().ok_or_else(short)?;
+    *input = rest;
+    Ok(head)
+}
+
+pub(super) fn unknown(mode: u8) -> Error {
+    match mode {
+        0..=2 => Error::corrupt(format!("symbols or a plane cannot be stored in mode {mode}")),
+        _ => Error::unsupported(format!("storage mode {mode} is unknown; a newer bsz is needed")),
+    }
+}
+
+pub(super) fn short() -> Error {
     Error::corrupt("a chunk ends too early")
 }

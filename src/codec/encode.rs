@@ -1,10 +1,12 @@
 //! The encoder: one chunk and its model to stored bytes, whichever coding is smallest.
 
 use super::{
-    Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW, STREAMS,
-    decode::{PLANE_RECORD, PlaneMode, STREAM_HEAD},
-    model::{BLOCK, MAX_SYMBOLS, MAX_TABLES, TOTAL, Table},
-    planes::{pack, packed_len},
+    Coding, LANES, Model, PROB_BITS, STATE_LOW,
+    alias::{BUCKETS, Buckets},
+    decode::{CARRIED, Mode},
+    model::{MAX_CHOICES, TOTAL, Table},
+    planes::{Plane, pack, packed_len},
+    simd,
 };
 
 /// zstd level for chunks that are tried with it: matches matter there, speed hardly.
@@ -13,36 +15,31 @@ const ZSTD_LEVEL: i32 = 9;
 /// A model prepared for coding.
 pub struct Encoder<'a> {
     model: &'a Model,
-    planes: Vec<Option<PlaneEncoder>>,
-}
-
-struct PlaneEncoder {
-    base: u16,
-    tables: Vec<TableEncoder>,
-    /// What each symbol costs in each table, in bits; infinite where it cannot be coded.
-    costs: Box<[[f32; MAX_TABLES]; MAX_SYMBOLS]>,
-}
-
-struct TableEncoder {
-    steps: [Step; MAX_SYMBOLS],
-    /// [`Table::slot_numbers`].
-    slots: Box<[u16; TOTAL as usize]>,
-}
-
-/// A plane's symbols, and the table of each [`BLOCK`].
-struct Symbols {
+    /// By value: its symbol.
     symbols: Vec<u8>,
-    choices: Vec<u8>,
+    tables: Vec<TableEncoder>,
+    /// By class and symbol: what it costs with the tables of each choice, in bits.
+    costs: Vec<[[f32; MAX_CHOICES]; BUCKETS]>,
+    rounds: simd::EncodeRounds,
 }
 
-/// What coding one symbol does to a state; `frequency == 0` marks those that cannot be coded.
+/// A table prepared for coding.
+pub(super) struct TableEncoder {
+    pub(super) steps: [Step; BUCKETS],
+    /// [`Buckets::numbers`].
+    pub(super) slots: Box<[u16; TOTAL as usize]>,
+    /// The most frequent symbol.
+    likely: u8,
+}
+
+/// What coding one symbol does to a state.
 #[derive(Clone, Copy, Default)]
-struct Step {
+pub(super) struct Step {
     /// ⌈2^64 / frequency⌉: division by multiplication, exact for all 32-bit states.
     reciprocal: u64,
-    frequency: u32,
+    pub(super) frequency: u32,
     /// Where the symbol's slots start among all symbols' slots.
-    start: u32,
+    pub(super) start: u32,
     /// Added to the quotient: 1 for a frequency of 1, whose reciprocal would be 2^64 and comes out one too small.
     extra: u32,
 }
@@ -57,128 +54,92 @@ impl Step {
     }
 }
 
-impl PlaneEncoder {
-    /// `None` where the plane has no table.
-    fn new(tables: &[Table]) -> Option<Self> {
-        let mut costs = Box::new([[f32::INFINITY; MAX_TABLES]; MAX_SYMBOLS]);
-        for (i, table) in tables.iter().enumerate() {
-            for (costs, &f) in costs.iter_mut().zip(table.freqs()) {
-                costs[i] = PROB_BITS as f32 - f32::from(f).log2();
-            }
-        }
-        Some(Self {
-            base: tables.first()?.base(),
-            tables: tables.iter().map(TableEncoder::new).collect(),
-            costs,
-        })
-    }
-
-    /// Symbols of `values` and the best table of each block, or `None` where a value cannot be coded or where coding
-    /// would take `limit` bytes.
-    fn symbols(&self, values: &[u16], limit: usize) -> Option<Symbols> {
-        let mut outside = false;
-        for &v in values {
-            outside |= v != 0 && !(1..=255).contains(&v.wrapping_sub(self.base));
-        }
-        if outside {
-            return None;
-        }
-        let symbol = |v: u16| if v == 0 { 0 } else { v.wrapping_sub(self.base) as u8 };
-        let symbols: Vec<u8> = values.iter().map(|&v| symbol(v)).collect();
-        let mut bits = 0.0;
-        let mut choices = Vec::with_capacity(symbols.len().div_ceil(BLOCK));
-        for block in symbols.chunks(BLOCK) {
-            let costs = self.block_costs(block);
-            let best = (0..MAX_TABLES).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0);
-            bits += costs[best];
-            choices.push(best as u8);
-        }
-        (bits as usize / 8 + choices.len() / 4 + STREAM_HEAD < limit).then_some(Symbols { symbols, choices })
-    }
-
-    /// What a block costs with each table, in bits.
-    fn block_costs(&self, block: &[u8]) -> [f32; MAX_TABLES] {
-        // Four sums in turns: additions wait for each other.
-        let mut sums = [[0f32; MAX_TABLES]; 4];
-        for four in block.chunks(4) {
-            for (sum, &s) in sums.iter_mut().zip(four) {
-                sum.iter_mut().zip(self.costs[usize::from(s)]).for_each(|(sum, c)| *sum += c);
-            }
-        }
-        std::array::from_fn(|t| sums.iter().map(|s| s[t]).sum())
-    }
-
-    /// Append the coded plane.
-    fn encode(&self, plane: &Symbols, out: &mut Vec<u8>) {
-        let Symbols { symbols, choices } = plane;
-        let mut states = [STATE_LOW; ROUND];
-        // Each symbol gives at most one word, and words leave in the reverse of the order in which the decoder
-        // wants them, so that they are written from the end down.
-        let most = symbols.len().div_ceil(ROUND) * LANES;
-        let mut words: [Vec<u16>; STREAMS] = std::array::from_fn(|_| vec![0; most]);
-        let mut free = [most; STREAMS];
-        for (i, round) in symbols.chunks(ROUND).enumerate().rev() {
-            let table = &self.tables[usize::from(choices[i * ROUND / BLOCK])];
-            for (stream, lanes) in round.chunks(LANES).enumerate().rev() {
-                let states = &mut states[stream * LANES..][..LANES];
-                // As many rounds are left as there is room for.
-                let room = words[stream][..free[stream]].last_chunk_mut::<LANES>();
-                free[stream] -= room.map_or(0, |room| table.encode_round(lanes, states, room));
-            }
-        }
-        if self.tables.len() > 1 {
-            out.extend(choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)));
-        }
-        for free in free {
-            out.extend_from_slice(&((most - free) as u32).to_le_bytes());
-        }
-        states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
-        for (words, free) in words.iter().zip(free) {
-            out.extend(words[free..].iter().flat_map(|w| w.to_le_bytes()));
-        }
-    }
-}
-
 impl TableEncoder {
     fn new(table: &Table) -> Self {
-        let mut steps = [Step::default(); MAX_SYMBOLS];
+        let freqs = table.freqs();
+        let mut steps = [Step::default(); BUCKETS];
         let mut start = 0;
-        for (step, &freq) in steps.iter_mut().zip(table.freqs()) {
+        for (step, &freq) in steps.iter_mut().zip(freqs) {
             *step = Step::new(start, freq.into());
             start += u32::from(freq);
         }
-        Self { steps, slots: table.slot_numbers() }
+        let likely = (0..BUCKETS).max_by_key(|&s| freqs[s]).unwrap_or(0) as u8;
+        Self { steps, slots: Buckets::new(freqs).numbers(freqs), likely }
     }
 
-    /// Code a symbol for each lane of a stream, last lane first; returns how many words were put at the end of `room`.
+    /// Code a symbol; returns the word to write if the second value is 1.
     #[inline(always)]
-    fn encode_round(&self, lanes: &[u8], states: &mut [u32], room: &mut [u16; LANES]) -> usize {
-        let mut put = 0;
-        for (state, &symbol) in states.iter_mut().zip(lanes).rev() {
-            let step = &self.steps[usize::from(symbol)];
-            let x = *state;
-            let full = u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS);
-            // No branch on what is as good as random: a word that does not count is written over. The masks change
-            // nothing but spare checks.
-            room[(LANES - 1 - put) & (LANES - 1)] = x as u16;
-            put += usize::from(full);
-            let x = x >> (u32::from(full) * 16);
-            let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32 + step.extra;
-            let i = step.start + (x - quotient * step.frequency);
-            *state = quotient << PROB_BITS | u32::from(self.slots[(i & (TOTAL - 1)) as usize]);
-        }
-        put
+    fn encode(&self, state: &mut u32, symbol: u8) -> (u16, usize) {
+        let step = &self.steps[usize::from(symbol)];
+        let x = *state;
+        let full = u64::from(x) >= u64::from(step.frequency) << (32 - PROB_BITS);
+        let word = x as u16;
+        let x = if full { x >> 16 } else { x };
+        let quotient = ((u128::from(x) * u128::from(step.reciprocal)) >> 64) as u32 + step.extra;
+        let i = step.start + (x - quotient * step.frequency);
+        // The mask changes nothing but spares a check.
+        *state = quotient << PROB_BITS | u32::from(self.slots[(i & (TOTAL - 1)) as usize]);
+        (word, full.into())
     }
+}
+
+/// Words that leave the encoder in the reverse of the order in which the decoder wants them, so that they are written
+/// from the end down.
+pub(super) struct Words {
+    pub(super) buffer: Vec<u16>,
+    /// How many are free.
+    pub(super) free: usize,
+}
+
+/// Code `symbols`, whole rounds, from the last to the first, with the table of each round.
+pub(super) fn scalar_rounds(
+    tables: &[&TableEncoder],
+    symbols: &[u8],
+    states: &mut [u32; LANES],
+    words: &mut Words,
+) {
+    for (symbols, table) in symbols.as_chunks().0.iter().zip(tables).rev() {
+        round(|_| table, symbols, states, words);
+    }
+}
+
+/// Code a symbol for each lane, the last one first.
+#[inline(always)]
+fn round<'t>(
+    table: impl Fn(usize) -> &'t TableEncoder,
+    symbols: &[u8; LANES],
+    states: &mut [u32; LANES],
+    words: &mut Words,
+) {
+    // Each symbol gives at most one word: as many rounds are left as there is room for.
+    let Some(room) = words.buffer[..words.free].last_chunk_mut::<LANES>() else { return };
+    let mut put = 0;
+    for (lane, (state, &symbol)) in states.iter_mut().zip(symbols).enumerate().rev() {
+        let (word, count) = table(lane).encode(state, symbol);
+        // No branch on what is as good as random: a word that does not count is written over.
+        room[(LANES - 1 - put) & (LANES - 1)] = word;
+        put += count;
+    }
+    words.free -= put;
 }
 
 impl<'a> Encoder<'a> {
     /// Prepare `model`.
     pub fn new(model: &'a Model) -> Self {
-        let planes = model.tables().iter().map(|tables| PlaneEncoder::new(tables)).collect();
-        Self { model, planes }
+        let mut symbols = vec![model.escape(); 1 << model.layout().symbol_bits()];
+        model.values().iter().enumerate().for_each(|(s, &v)| symbols[usize::from(v)] = s as u8);
+        let classes = model.classes();
+        let mut costs = vec![[[0.0; MAX_CHOICES]; BUCKETS]; classes];
+        for (i, table) in model.tables().iter().enumerate() {
+            for (costs, &f) in costs[i % classes].iter_mut().zip(table.freqs()) {
+                costs[i / classes] = PROB_BITS as f32 - f32::from(f.max(1)).log2();
+            }
+        }
+        let tables = model.tables().iter().map(TableEncoder::new).collect();
+        Self { model, symbols, tables, costs, rounds: simd::encode_rounds() }
     }
 
-    /// The chunk as [`Coding::Planes`], or `None` where its model cannot express it.
+    /// The chunk as [`Coding::Planes`], or `None` where it is not a whole number of elements.
     fn planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
         let layout = self.model.layout();
         let width = usize::from(layout.width());
@@ -186,33 +147,136 @@ impl<'a> Encoder<'a> {
             return None;
         }
         let count = chunk.len() / width;
-        let mut records = Vec::with_capacity(layout.planes().len() * PLANE_RECORD);
-        let mut data = Vec::with_capacity(chunk.len());
+        let mut tops = Vec::with_capacity(count);
+        layout.tops(chunk, &mut tops);
+        let constant = tops.iter().all(|&t| t == tops[0]);
+        let mut head = if constant { vec![Mode::Constant as u8, 0] } else { vec![Mode::Stored as u8, 0] };
+        head.extend_from_slice(&if constant { tops[0].to_le_bytes() } else { [0, 0] });
+        let mut packed = Vec::with_capacity(chunk.len());
         let mut values = Vec::with_capacity(count);
-        for (&plane, encoder) in layout.planes().iter().zip(&self.planes) {
+        // Where the end of the last plane that ends in the states is.
+        let mut carrier = None;
+        for &plane in layout.planes() {
             layout.values(plane, chunk, &mut values);
-            let stored = if plane.bits <= 8 { packed_len(plane.bits, count) } else { usize::MAX };
-            let mut constant = 0;
-            let mode = if values.iter().all(|&v| v == values[0]) {
-                constant = values[0];
-                PlaneMode::Constant
-            } else if let Some(encoder) = encoder
-                && let Some(symbols) = encoder.symbols(&values, stored)
-            {
-                encoder.encode(&symbols, &mut data);
-                PlaneMode::Coded
-            } else if plane.bits <= 8 {
-                pack(&values, plane.bits, &mut data);
-                PlaneMode::Stored
-            } else {
-                return None;
-            };
-            records.extend_from_slice(&[mode as u8, 0]);
-            records.extend_from_slice(&constant.to_le_bytes());
+            let start = packed.len();
+            let (mode, value) = self.plane(plane, &values, &mut packed);
+            head.extend_from_slice(&[mode as u8, value]);
+            if mode == Mode::Stored && packed.len() - start >= CARRIED {
+                carrier = Some(packed.len());
+            }
         }
-        records.append(&mut data);
-        Some(records)
+        if !constant {
+            let carried = carrier.map(|end| packed.drain(end - CARRIED..end).collect::<Vec<u8>>());
+            self.symbols(&tops, carried.as_deref(), &mut head);
+        }
+        head.append(&mut packed);
+        Some(head)
     }
+
+    /// Append a plane in the smallest way.
+    fn plane(&self, plane: Plane, values: &[u8], out: &mut Vec<u8>) -> (Mode, u8) {
+        if values.iter().all(|&v| v == values[0]) {
+            return (Mode::Constant, values[0]);
+        }
+        let block = self.model.block();
+        let present: Vec<bool> =
+            values.chunks(block).map(|b| b.iter().fold(0, |any, v| any | v) != 0).collect();
+        let absent = present.iter().filter(|p| !**p).count();
+        if absent * packed_len(plane.bits, block) <= present.len().div_ceil(8) {
+            pack(values, plane.bits, out);
+            return (Mode::Stored, 0);
+        }
+        let bits = |eight: &[bool]| eight.iter().rev().fold(0, |byte, &p| byte << 1 | u8::from(p));
+        out.extend(present.chunks(8).map(bits));
+        for (block, _) in values.chunks(block).zip(&present).filter(|(_, p)| **p) {
+            pack(block, plane.bits, out);
+        }
+        (Mode::Sparse, 0)
+    }
+
+    /// Append the coded symbols of elements whose top bits are `tops`; the states start with what is `carried`.
+    fn symbols(&self, tops: &[u16], carried: Option<&[u8]>, out: &mut Vec<u8>) {
+        let rounds = tops.len().div_ceil(LANES);
+        let mut symbols = Vec::with_capacity(rounds * LANES);
+        symbols.extend(tops.iter().map(|&t| self.symbols[usize::from(t)]));
+        let escape = self.model.escape();
+        let mut escapes = Vec::new();
+        for (symbols, tops) in symbols.chunks(LANES).zip(tops.chunks(LANES)) {
+            if symbols.iter().fold(false, |any, &s| any | (s == escape)) {
+                let escaped = symbols.iter().zip(tops).filter(|(s, _)| **s == escape);
+                escapes.extend(escaped.flat_map(|(_, t)| t.to_le_bytes()));
+            }
+        }
+        let choices = self.choices(&symbols);
+        let per_block = self.model.block() / LANES;
+        let classes = self.model.classes();
+        let first_table = |round: usize| usize::from(choices[round / per_block]) * classes;
+        let columns = self.model.columns();
+        while symbols.len() < rounds * LANES {
+            // Elements that are not there cost little.
+            let class = columns.get(symbols.len() % columns.len().max(1)).map_or(0, |&c| usize::from(c));
+            symbols.push(self.tables[first_table(rounds - 1) + class].likely);
+        }
+        let mut states = [STATE_LOW; LANES];
+        if let Some(carried) = carried {
+            let halves = carried.as_chunks().0.iter();
+            states.iter_mut().zip(halves).for_each(|(s, &c)| *s |= u32::from(u16::from_le_bytes(c)));
+        }
+        let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
+        if classes == 1 {
+            let tables: Vec<&TableEncoder> = (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
+            (self.rounds)(&tables, &symbols, &mut states, &mut words);
+        } else {
+            for (i, symbols) in symbols.as_chunks().0.iter().enumerate().rev() {
+                let tables = &self.tables[first_table(i)..];
+                let class = self.model.classes_from(i * LANES % columns.len());
+                round(|lane| &tables[usize::from(class[lane])], symbols, &mut states, &mut words);
+            }
+        }
+        let words = &words.buffer[words.free..];
+        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(escapes.len() as u32 / 2).to_le_bytes());
+        if self.model.choices() > 1 {
+            out.extend(choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)));
+        }
+        states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
+        out.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+        out.append(&mut escapes);
+    }
+
+    /// The best choice for each block.
+    fn choices(&self, symbols: &[u8]) -> Vec<u8> {
+        let block = self.model.block();
+        if self.model.choices() == 1 {
+            return vec![0; symbols.len().div_ceil(block)];
+        }
+        let columns = self.model.columns();
+        let mut column = 0;
+        let blocks = symbols.chunks(block).map(|block| {
+            // Four sums in turns: additions wait for each other.
+            let mut sums = [[0f32; MAX_CHOICES]; 4];
+            if columns.is_empty() {
+                for four in block.chunks(4) {
+                    for (sum, &s) in sums.iter_mut().zip(four) {
+                        add(sum, &self.costs[0][usize::from(s)]);
+                    }
+                }
+            } else {
+                for &s in block {
+                    add(&mut sums[0], &self.costs[usize::from(columns[column])][usize::from(s)]);
+                    column = if column + 1 == columns.len() { 0 } else { column + 1 };
+                }
+            }
+            let cost = |t: usize| sums.iter().map(|s| s[t]).sum::<f32>();
+            (0..self.model.choices()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(0) as u8
+        });
+        blocks.collect()
+    }
+}
+
+#[inline(always)]
+fn add(sum: &mut [f32; MAX_CHOICES], costs: &[f32; MAX_CHOICES]) {
+    sum.iter_mut().zip(costs).for_each(|(s, c)| *s += c);
 }
 
 /// Code a chunk in the smallest way: by its model's planes, with zstd if `try_zstd`, or as it is.

@@ -1,12 +1,10 @@
 //! One chunk: bytes to planes to an entropy-coded stream, and back. Knows nothing of files.
 //!
-//! A chunk holds elements of one type. Each element is rotated so that its sign is its lowest bit and cut
-//! into bit [`planes`]; the top plane, exponent and leading mantissa bits together, is one symbol of a
-//! [`model`] shared by the tensor and is coded with interleaved rANS; the others are stored as they are,
-//! as a constant, or coded where that is smaller. [`encode`] writes, [`decode`] is the scalar definition
-//! of the bits, and [`simd`] the fast copies of it.
+//! A chunk holds elements of one type. The top bits of each, exponent and leading mantissa bits and sometimes the sign,
+//! are one symbol of a [`model`] shared by the tensor and are coded with interleaved rANS; the others are cut into
+//! [`planes`], which are stored as they are, as a constant, or without the blocks in which they are zero. [`encode`]
+//! writes, [`decode`] is the scalar definition of the bits, and [`simd`] the fast copies of it.
 
-mod classes;
 pub mod decode;
 pub mod encode;
 pub mod model;
@@ -14,23 +12,23 @@ pub mod planes;
 pub mod simd;
 pub mod stats;
 
+mod alias;
+mod classes;
+mod merge;
+
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
 pub use encode::{Encoder, encode};
 pub use model::Model;
 pub use planes::ElementKind;
-pub use stats::{Modeler, should_try_zstd};
+pub use stats::{Sample, model, should_try_zstd};
 
-/// Symbols' probabilities are multiples of 2^-12.
-pub const PROB_BITS: u32 = 12;
-/// States that take turns in one stream: one GPU warp.
-pub const LANES: usize = 32;
-/// Independent streams in a coded plane.
-pub const STREAMS: usize = 2;
-/// Elements of one round: each lane of each stream decodes one.
-pub const ROUND: usize = LANES * STREAMS;
-/// States live in `STATE_LOW..2^32`; an encoder starts, and so a decoder must end, at `STATE_LOW`.
+/// Symbols' probabilities are multiples of 2^-14.
+pub const PROB_BITS: u32 = 14;
+/// States that take turns: four GPU warps, or the registers of a CPU, with enough in flight to hide their latency.
+pub const LANES: usize = 128;
+/// States live in `STATE_LOW..2^32`.
 pub const STATE_LOW: u32 = 1 << 16;
 
 /// How a chunk's stored bytes are to be read.

@@ -1,209 +1,65 @@
-//! What the chunks of a tensor share: how elements are cut into planes, and the planes' frequency tables.
+//! What the chunks of a tensor share: how elements are cut, which values have symbols, and their frequency tables.
 //!
 //! One type serves both sides; its wire form is a record of the archive's index.
 
 use super::{
-    PROB_BITS,
-    planes::{Layout, Plane},
+    LANES, PROB_BITS,
+    alias::{BUCKETS, Buckets},
+    planes::Layout,
 };
 use crate::error::{Error, Result};
-use std::collections::VecDeque;
 use std::sync::OnceLock;
 
 /// The frequencies of a table add up to this.
 pub const TOTAL: u32 = 1 << PROB_BITS;
-/// A table holds at most this many symbols.
-pub const MAX_SYMBOLS: usize = 256;
-/// A plane has at most this many tables.
-pub const MAX_TABLES: usize = 4;
-/// Where a plane has several tables, this many neighbouring elements share one.
-pub const BLOCK: usize = 512;
+/// Values that may have a symbol; the rest share the escape.
+pub const MAX_VALUES: usize = BUCKETS - 1;
+/// Blocks choose among at most this many tables.
+pub const MAX_CHOICES: usize = 4;
+/// Columns are in at most this many classes.
+pub const MAX_CLASSES: usize = 8;
+/// Columns of a tensor whose columns are in classes.
+pub const MAX_COLUMNS: usize = 1 << 16;
 
-/// A table's entry for one of the [`TOTAL`] slots, packed: symbol in bits 0–7, the slot's number among
-/// those of its symbol in bits 8–19, frequency in bits 20–31.
-pub type Slots = [u32; TOTAL as usize];
+/// Frequencies by symbol, those of values first, then the escape's; 0 behind it.
+pub type Freqs = [u16; BUCKETS];
 
-/// Which symbols own which slots: each bucket of slots belongs to at most two (the alias method, Walker 1974), so that
-/// a decoder can find the symbol with tables small enough for registers. See `docs/FORMAT.md`, "Slots".
-#[derive(Clone, Debug)]
-pub struct Buckets {
-    /// Slots of bucket `b` that belong to symbol `b`, from the first on.
-    pub own: Vec<u16>,
-    /// The symbol to which the others belong.
-    pub other: Vec<u8>,
-    /// How many slots that symbol has in its own and in earlier buckets.
-    pub before: Vec<u16>,
-}
-
-impl Buckets {
-    fn new(freqs: &[u16]) -> Self {
-        let count = if freqs.len() <= 128 { 128 } else { MAX_SYMBOLS };
-        let size = (TOTAL as usize / count) as u16;
-        let mut own: Vec<u16> = freqs.to_vec();
-        own.resize(count, 0);
-        let mut other: Vec<u8> = (0..count).map(|b| b as u8).collect();
-        let (mut small, mut large): (VecDeque<usize>, VecDeque<usize>) =
-            (0..count).partition(|&b| own[b] < size);
-        // What a small symbol leaves of its bucket goes to the first large one, until that is small itself.
-        while let (Some(s), Some(&l)) = (small.pop_front(), large.front()) {
-            other[s] = l as u8;
-            own[l] -= size - own[s];
-            if own[l] < size {
-                large.pop_front();
-                small.push_back(l);
-            }
-        }
-        let mut next = own.clone();
-        let before = (0..count)
-            .map(|b| {
-                let owner = usize::from(other[b]);
-                let before = next[owner];
-                next[owner] += size - own[b];
-                before
-            })
-            .collect();
-        Self { own, other, before }
-    }
-
-    /// The symbol of `slot`, and the slot's number among those of its symbol.
-    fn symbol(&self, slot: usize) -> (u8, u16) {
-        let size = TOTAL as usize / self.own.len();
-        let (bucket, place) = (slot / size, (slot % size) as u16);
-        match place.checked_sub(self.own[bucket]) {
-            None => (bucket as u8, place),
-            Some(beyond) => (self.other[bucket], self.before[bucket] + beyond),
-        }
-    }
-}
-
-/// The frequencies of a plane's symbols.
-///
-/// Symbol 0 stands for the value 0, symbol `i > 0` for `base + i`: a window of values that needs not start
-/// at zero but always reaches it, since exact zeros are common and far below all other exponents.
-#[derive(Clone, Debug)]
+/// The frequencies of symbols.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    base: u16,
-    freqs: Vec<u16>,
-    decoder: OnceLock<Box<DecodeTable>>,
+    freqs: Freqs,
 }
 
 /// A table in the forms that decoders use.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct DecodeTable {
-    /// By slot.
-    pub slots: Slots,
-    /// By bucket; of 128 buckets only.
-    pub registers: Option<Registers>,
-}
-
-/// What the 128-bucket decoder keeps in registers: 16-bit numbers as two tables of bytes, low and high.
-#[derive(Clone, Debug)]
-pub struct Registers {
-    /// [`Buckets::own`].
-    pub own: [u8; 128],
+    /// [`Buckets::own`], modulo 256.
+    pub own: [u8; BUCKETS],
     /// [`Buckets::other`].
-    pub other: [u8; 128],
-    /// [`Buckets::before`] minus [`Buckets::own`], modulo 2^16.
-    pub shift: [[u8; 128]; 2],
-    /// Frequencies by symbol.
-    pub freqs: [[u8; 128]; 2],
-}
-
-impl PartialEq for Table {
-    fn eq(&self, other: &Self) -> bool {
-        self.base == other.base && self.freqs == other.freqs
-    }
+    pub other: [u8; BUCKETS],
+    /// [`Buckets::shift`], low bytes and high bytes.
+    pub shift: [[u8; BUCKETS]; 2],
+    /// Frequencies in units of 2^-16, low bytes and high bytes.
+    pub scaled: [[u8; BUCKETS]; 2],
+    /// For each bucket, of its own symbol and of the other: the shift in bits 0–31, signed, the frequency in 32–47, the
+    /// symbol in 48–55.
+    pub sides: [u64; 2 * BUCKETS],
 }
 
 impl Table {
-    /// Tables for values counted in `counts` (indexed by value): one, or one for each of `classes`, whose counts cover
-    /// the same values. `None` where fewer than two values occur or where they do not fit into a window of
-    /// [`MAX_SYMBOLS`].
-    pub fn from_counts(counts: &[u64], classes: &[Vec<u64>]) -> Option<Vec<Self>> {
-        let first = counts.iter().skip(1).position(|&c| c > 0)? + 1;
-        let last = counts.iter().rposition(|&c| c > 0)?;
-        if !Self::has_room(first, last) {
-            return None;
-        }
-        let base = if last < MAX_SYMBOLS { 0 } else { first - 1 };
-        let table = |counts: &[u64]| {
-            let mut window: Vec<u64> = counts[base..=last].to_vec();
-            window[0] = counts[0];
-            Some(Self { base: base as u16, freqs: normalise(&window)?, decoder: OnceLock::new() })
-        };
-        if classes.is_empty() {
-            Some(vec![table(counts)?])
-        } else {
-            classes.iter().map(|c| table(c)).collect()
-        }
-    }
-
-    /// Whether a table can have all values from `first`, which is not 0, to `last`.
-    pub fn has_room(first: usize, last: usize) -> bool {
-        last < MAX_SYMBOLS || last + 1 - first < MAX_SYMBOLS
-    }
-
-    /// The value that symbol 1 exceeds by one.
-    pub fn base(&self) -> u16 {
-        self.base
+    /// A table of symbols that were counted in `counts`. Every symbol gets a slot, seen or not.
+    pub fn from_counts(counts: &[u64]) -> Self {
+        Self { freqs: normalise(counts) }
     }
 
     /// Frequencies by symbol.
-    pub fn freqs(&self) -> &[u16] {
+    pub fn freqs(&self) -> &Freqs {
         &self.freqs
     }
 
-    /// Which slots belong to which symbol.
-    pub fn buckets(&self) -> Buckets {
-        Buckets::new(&self.freqs)
-    }
-
-    /// For the `i`-th slot of each symbol, symbols in order: its number.
-    pub fn slot_numbers(&self) -> Box<[u16; TOTAL as usize]> {
-        let buckets = self.buckets();
-        let starts: Vec<usize> = self
-            .freqs
-            .iter()
-            .scan(0, |next, &f| {
-                let start = *next;
-                *next += usize::from(f);
-                Some(start)
-            })
-            .collect();
-        let mut numbers = Box::new([0; TOTAL as usize]);
-        for slot in 0..TOTAL as usize {
-            let (symbol, i) = buckets.symbol(slot);
-            numbers[starts[usize::from(symbol)] + usize::from(i)] = slot as u16;
-        }
-        numbers
-    }
-
-    /// The decoders' tables, made on first use.
-    pub fn decoder(&self) -> &DecodeTable {
-        self.decoder.get_or_init(|| {
-            let buckets = self.buckets();
-            let slots = std::array::from_fn(|slot| {
-                let (symbol, i) = buckets.symbol(slot);
-                u32::from(symbol) | u32::from(i) << 8 | u32::from(self.freqs[usize::from(symbol)]) << 20
-            });
-            let registers = (buckets.own.len() == 128).then(|| {
-                let shift = |b: usize| buckets.before[b].wrapping_sub(buckets.own[b]).to_le_bytes();
-                let freq = |s: usize| self.freqs.get(s).copied().unwrap_or(0).to_le_bytes();
-                Registers {
-                    own: std::array::from_fn(|b| buckets.own[b] as u8),
-                    other: std::array::from_fn(|b| buckets.other[b]),
-                    shift: [0, 1].map(|i| std::array::from_fn(|b| shift(b)[i])),
-                    freqs: [0, 1].map(|i| std::array::from_fn(|s| freq(s)[i])),
-                }
-            });
-            Box::new(DecodeTable { slots, registers })
-        })
-    }
-
-    fn write_to(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.base.to_le_bytes());
-        out.extend_from_slice(&(self.freqs.len() as u16).to_le_bytes());
-        for &f in &self.freqs {
+    fn write_to(&self, symbols: usize, out: &mut Vec<u8>) {
+        for &f in &self.freqs[..symbols] {
             let high = (f >> 7) as u8;
             if high == 0 {
                 out.push(f as u8);
@@ -213,41 +69,53 @@ impl Table {
         }
     }
 
-    fn read_from(input: &mut &[u8], bits: u8) -> Result<Self> {
-        let base = u16::from_le_bytes(take(input)?);
-        let count = usize::from(u16::from_le_bytes(take(input)?));
-        if !(2..=MAX_SYMBOLS).contains(&count) || usize::from(base) + count > 1 << bits {
-            return Err(Error::corrupt("a frequency table does not fit its plane"));
-        }
-        let mut freqs = Vec::with_capacity(count);
-        for _ in 0..count {
+    fn read_from(input: &mut &[u8], symbols: usize) -> Result<Self> {
+        let mut freqs = [0; BUCKETS];
+        for freq in &mut freqs[..symbols] {
             let [low] = take(input)?;
-            let mut f = u16::from(low);
+            *freq = low.into();
             if low & 0x80 != 0 {
                 let [high] = take(input)?;
-                f = f & 0x7f | u16::from(high) << 7;
+                *freq = u16::from(low & 0x7f) | u16::from(high) << 7;
             }
-            freqs.push(f);
         }
-        let sum: u64 = freqs.iter().map(|&f| u64::from(f)).sum();
-        if sum != u64::from(TOTAL) || freqs.iter().any(|&f| u32::from(f) == TOTAL) {
+        let sum: u32 = freqs.iter().map(|&f| u32::from(f)).sum();
+        if sum != TOTAL || freqs.iter().any(|&f| u32::from(f) == TOTAL) {
             return Err(Error::corrupt("the frequencies of a table do not add up"));
         }
-        Ok(Self { base, freqs, decoder: OnceLock::new() })
+        Ok(Self { freqs })
     }
 }
 
-/// Scale counts to frequencies that add up to [`TOTAL`], at least 1 where a count is not zero.
-///
-/// `None` where fewer than two symbols occur: such a plane is a constant.
-fn normalise(counts: &[u64]) -> Option<Vec<u16>> {
-    let total: u64 = counts.iter().sum();
-    if counts.iter().filter(|&&c| c > 0).count() < 2 {
-        return None;
+impl DecodeTable {
+    fn new(freqs: &Freqs) -> Self {
+        let buckets = Buckets::new(freqs);
+        let halves =
+            |f: &dyn Fn(usize) -> u16| [0, 1].map(|i| std::array::from_fn(|b| f(b).to_le_bytes()[i]));
+        Self {
+            own: buckets.own.map(|n| n as u8),
+            other: buckets.other,
+            shift: halves(&|b| buckets.shift[b]),
+            scaled: halves(&|s| freqs[s] << (16 - PROB_BITS)),
+            sides: std::array::from_fn(|i| {
+                let (b, other) = (i / 2, i % 2 == 1);
+                let symbol = if other { buckets.other[b] } else { b as u8 };
+                let shift = if other { buckets.shift[b] as i16 } else { 0 };
+                let freq = freqs[usize::from(symbol)];
+                u64::from(i32::from(shift) as u32) | u64::from(freq) << 32 | u64::from(symbol) << 48
+            }),
+        }
     }
-    let scale = f64::from(TOTAL) / total as f64;
-    let mut freqs: Vec<u16> =
-        counts.iter().map(|&c| if c == 0 { 0 } else { ((c as f64 * scale).round() as u16).max(1) }).collect();
+}
+
+/// Scale counts of at least two symbols to frequencies that add up to [`TOTAL`], each at least 1.
+pub(super) fn normalise(counts: &[u64]) -> Freqs {
+    let total: u64 = counts.iter().sum();
+    let scale = f64::from(TOTAL) / total.max(1) as f64;
+    let mut freqs = [0; BUCKETS];
+    for (f, &c) in freqs.iter_mut().zip(counts) {
+        *f = ((c as f64 * scale).round() as u16).clamp(1, TOTAL as u16 - 1);
+    }
     let mut sum: i64 = freqs.iter().map(|&f| i64::from(f)).sum();
     // Give or take single slots where that changes the coded size least.
     while sum != i64::from(TOTAL) {
@@ -256,9 +124,10 @@ fn normalise(counts: &[u64]) -> Option<Vec<u16>> {
             let (c, f) = (counts[i] as f64, f64::from(freqs[i]));
             if grow { -c * ((f + 1.0) / f).log2() } else { c * (f / (f - 1.0)).log2() }
         };
-        let best = (0..freqs.len())
-            .filter(|&i| if grow { freqs[i] > 0 } else { freqs[i] > 1 })
-            .min_by(|&a, &b| delta(a).total_cmp(&delta(b)))?;
+        let best = (0..counts.len())
+            .filter(|&i| grow || freqs[i] > 1)
+            .min_by(|&a, &b| delta(a).total_cmp(&delta(b)));
+        let Some(best) = best else { unreachable!("64 symbols cannot fill 2^14 slots with one each") };
         if grow {
             freqs[best] += 1;
             sum += 1;
@@ -267,26 +136,83 @@ fn normalise(counts: &[u64]) -> Option<Vec<u16>> {
             sum -= 1;
         }
     }
-    Some(freqs)
+    freqs
 }
 
 /// Everything a chunk needs, besides its own bytes, to be decoded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Model {
     layout: Layout,
-    tables: Vec<Vec<Table>>,
+    values: Vec<u16>,
+    block: usize,
+    choices: usize,
+    classes: usize,
+    /// The class of each column, and of the first ones again, so that a round that starts in any column has all of
+    /// its classes in a row; none where there is one class.
+    wrapped: Vec<u8>,
+    columns: usize,
+    tables: Vec<Table>,
+    decoder: OnceLock<Box<[DecodeTable]>>,
+}
+
+impl PartialEq for Model {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.layout, &self.values, self.block) == (&other.layout, &other.values, other.block)
+            && (self.columns(), &self.tables) == (other.columns(), &other.tables)
+    }
 }
 
 impl Model {
-    /// A model of `layout` with up to [`MAX_TABLES`] tables for each plane.
+    /// A model of `layout` whose symbols stand for `values` and, the last one, for all others.
+    ///
+    /// Blocks of `block` elements, a multiple of [`LANES`], share a choice. `columns` holds the class of each column,
+    /// or nothing. Element `i` of a chunk is coded with table `choice * classes + class` of its block and of column
+    /// `i mod columns`.
     ///
     /// # Errors
-    /// Invalid argument, where there are more, or not as many entries as planes.
-    pub fn new(layout: Layout, tables: Vec<Vec<Table>>) -> Result<Self> {
-        if layout.planes().len() != tables.len() || tables.iter().any(|t| t.len() > MAX_TABLES) {
-            return Err(Error::invalid("a model needs an entry for each plane, of four tables at most"));
+    /// Corruption, where anything is out of its bounds.
+    pub fn new(
+        layout: Layout,
+        values: Vec<u16>,
+        block: usize,
+        columns: Vec<u8>,
+        tables: Vec<Table>,
+    ) -> Result<Self> {
+        let bad = |what| Err(Error::corrupt(what));
+        if values.is_empty() || values.len() > MAX_VALUES || !values.is_sorted_by(|a, b| a < b) {
+            return bad("a model's values are not in order");
         }
-        Ok(Self { layout, tables })
+        if values.iter().any(|&v| u32::from(v) >= 1 << layout.symbol_bits()) {
+            return bad("a model's values do not fit its symbols");
+        }
+        if block == 0 || !block.is_multiple_of(LANES) {
+            return bad("a model's blocks are not whole rounds");
+        }
+        let classes = columns.iter().max().map_or(1, |&c| usize::from(c) + 1);
+        let choices = tables.len() / classes;
+        if classes > MAX_CLASSES
+            || columns.len() > MAX_COLUMNS
+            || (!columns.is_empty() && columns.len() < LANES)
+        {
+            return bad("a model has more classes or columns than it may");
+        }
+        if !(1..=MAX_CHOICES).contains(&choices) || !tables.len().is_multiple_of(classes) {
+            return bad("a model has more or fewer tables than it may");
+        }
+        let mut wrapped = columns;
+        let columns = wrapped.len();
+        wrapped.extend_from_within(..columns.min(LANES));
+        Ok(Self {
+            layout,
+            values,
+            block,
+            choices,
+            classes,
+            wrapped,
+            columns,
+            tables,
+            decoder: OnceLock::new(),
+        })
     }
 
     /// How elements are cut.
@@ -294,23 +220,62 @@ impl Model {
         &self.layout
     }
 
-    /// The tables by plane. Those of one plane have the same window.
-    pub fn tables(&self) -> &[Vec<Table>] {
+    /// What the symbols stand for, except the last one, the escape.
+    pub fn values(&self) -> &[u16] {
+        &self.values
+    }
+
+    /// The symbol of all other values.
+    pub fn escape(&self) -> u8 {
+        self.values.len() as u8
+    }
+
+    /// Elements that share a choice.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
+    /// Among how many tables, for each class, a block chooses.
+    pub fn choices(&self) -> usize {
+        self.choices
+    }
+
+    /// How many classes of columns there are.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The class of each column; empty where there is one class.
+    pub fn columns(&self) -> &[u8] {
+        &self.wrapped[..self.columns]
+    }
+
+    /// The classes of the [`LANES`] columns from `column` on, and of any behind them.
+    pub(super) fn classes_from(&self, column: usize) -> &[u8] {
+        &self.wrapped[column..]
+    }
+
+    /// The tables: those of a choice next to each other, by class.
+    pub fn tables(&self) -> &[Table] {
         &self.tables
+    }
+
+    /// The tables as decoders use them, made on first use.
+    pub(super) fn decoder(&self) -> &[DecodeTable] {
+        self.decoder.get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs)).collect())
     }
 
     /// Append the wire form (`docs/FORMAT.md`, "Model").
     pub fn write_to(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[
-            self.layout.width(),
-            u8::from(self.layout.rotated()),
-            self.tables.len() as u8,
-            0,
-        ]);
-        for (plane, tables) in self.layout.planes().iter().zip(&self.tables) {
-            out.extend_from_slice(&[plane.bits, tables.len() as u8]);
-            tables.iter().for_each(|t| t.write_to(out));
-        }
+        let l = &self.layout;
+        out.extend_from_slice(&[l.width(), l.rotated().into(), l.symbol_bits(), l.planes().len() as u8]);
+        out.extend_from_slice(&(self.block as u32).to_le_bytes());
+        out.extend_from_slice(&(self.columns as u32).to_le_bytes());
+        out.extend_from_slice(&[self.tables.len() as u8, self.values.len() as u8]);
+        out.extend(l.planes().iter().map(|p| p.bits));
+        out.extend(self.values.iter().flat_map(|v| v.to_le_bytes()));
+        out.extend(self.columns().chunks(2).map(|c| c[0] | c.get(1).map_or(0, |c| c << 4)));
+        self.tables.iter().for_each(|t| t.write_to(self.values.len() + 1, out));
     }
 
     /// Read one wire form and nothing behind it.
@@ -319,40 +284,55 @@ impl Model {
     /// Corruption, where anything is out of its bounds.
     pub fn read_from(mut input: &[u8]) -> Result<Self> {
         let input = &mut input;
-        let [width, rotated, count, zero] = take(input)?;
-        if rotated > 1 || zero != 0 {
+        let [width, rotated, symbol_bits, planes] = take(input)?;
+        if rotated > 1 {
             return Err(Error::corrupt("a model has unknown flags"));
         }
-        let mut low = u32::from(width) * 8;
-        let mut planes = Vec::with_capacity(usize::from(count));
-        let mut tables = Vec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            let [bits, coded] = take(input)?;
-            low = low
-                .checked_sub(u32::from(bits))
-                .ok_or_else(|| Error::corrupt("a model's planes are wider than its elements"))?;
-            planes.push(Plane { low: low as u8, bits });
-            if usize::from(coded) > MAX_TABLES || !(1..=16).contains(&bits) {
-                return Err(Error::corrupt("a plane has more bits or tables than it may"));
-            }
-            let of_plane = (0..coded).map(|_| Table::read_from(input, bits)).collect::<Result<Vec<_>>>()?;
-            if of_plane.iter().any(|t| (t.base, t.freqs.len()) != (of_plane[0].base, of_plane[0].freqs.len()))
-            {
-                return Err(Error::corrupt("the tables of a plane differ in their symbols"));
-            }
-            tables.push(of_plane);
+        let block = u32::from_le_bytes(take(input)?) as usize;
+        let columns = u32::from_le_bytes(take(input)?) as usize;
+        let [tables, values] = take(input)?;
+        let layout = Layout::new(width, rotated == 1, symbol_bits, take_slice(input, planes.into())?)?;
+        if usize::from(values) > MAX_VALUES
+            || usize::from(tables) > MAX_CHOICES * MAX_CLASSES
+            || columns > MAX_COLUMNS
+        {
+            return Err(Error::corrupt("a model has more values, tables or columns than it may"));
         }
+        let values: Vec<u16> = take_slice(input, 2 * usize::from(values))?
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&v| u16::from_le_bytes(v))
+            .collect();
+        let mut classes: Vec<u8> =
+            take_slice(input, columns.div_ceil(2))?.iter().flat_map(|c| [c & 15, c >> 4]).collect();
+        if classes[columns..].iter().any(|&c| c != 0) {
+            return Err(Error::corrupt("a model has more columns than it says"));
+        }
+        classes.truncate(columns);
+        let tables =
+            (0..tables).map(|_| Table::read_from(input, values.len() + 1)).collect::<Result<Vec<_>>>()?;
         if !input.is_empty() {
             return Err(Error::corrupt("a model has trailing bytes"));
         }
-        Ok(Self { layout: Layout::new(width, rotated == 1, planes)?, tables })
+        Self::new(layout, values, block, classes, tables)
     }
 }
 
 fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N]> {
-    let (head, rest) = input.split_first_chunk().ok_or_else(|| Error::corrupt("a model ends too early"))?;
+    let (head, rest) = input.split_first_chunk().ok_or_else(short)?;
     *input = rest;
     Ok(*head)
+}
+
+fn take_slice<'a>(input: &mut &'a [u8], n: usize) -> Result<&'a [u8]> {
+    let (head, rest) = input.split_at_checked(n).ok_or_else(short)?;
+    *input = rest;
+    Ok(head)
+}
+
+fn short() -> Error {
+    Error::corrupt("a model ends too early")
 }
 
 #[cfg(test)]
@@ -360,64 +340,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frequencies_always_add_up_and_cover_every_symbol_that_occurs() {
+    fn frequencies_always_add_up_and_cover_every_symbol() {
         for counts in [
             vec![1u64, 1],
-            vec![1, 1_000_000_000],
-            (0..256).map(|i| u64::from(i % 3 == 0)).collect(),
-            (0..256).map(|i| 1u64 << (i / 8)).collect(),
-            (0..256).map(|i| if i == 7 { u32::MAX.into() } else { 1 }).collect(),
+            vec![0, 1_000_000_000],
+            vec![0, 0],
+            (0..64).map(|i| u64::from(i % 3 == 0)).collect(),
+            (0..64).map(|i| 1u64 << (i / 2)).collect(),
+            (0..64).map(|i| if i == 7 { u32::MAX.into() } else { 1 }).collect(),
         ] {
-            let freqs = normalise(&counts).expect("two symbols");
+            let freqs = normalise(&counts);
             assert_eq!(freqs.iter().map(|&f| u32::from(f)).sum::<u32>(), TOTAL);
-            assert!(counts.iter().zip(&freqs).all(|(&c, &f)| (c > 0) == (f > 0) && u32::from(f) < TOTAL));
-        }
-        assert!(normalise(&[0, 9]).is_none());
-    }
-
-    #[test]
-    fn every_symbol_owns_as_many_slots_as_its_frequency_numbered_from_zero() {
-        for counts in [
-            vec![1u64, 1],
-            vec![1, 1_000_000],
-            (0..110).map(|i| 1 << (i / 4)).collect(),
-            (0..128).map(|_| 7).collect(),
-            (0..129).map(|i| i * i).collect(),
-            (0..256).map(|i| 256 - i).collect(),
-        ] {
-            let freqs = normalise(&counts).expect("two symbols");
-            let buckets = Buckets::new(&freqs);
-            let mut seen: Vec<Vec<u16>> = vec![Vec::new(); freqs.len()];
-            for slot in 0..TOTAL as usize {
-                let (symbol, i) = buckets.symbol(slot);
-                seen[usize::from(symbol)].push(i);
-            }
-            for (mut numbers, freq) in seen.into_iter().zip(freqs) {
-                numbers.sort_unstable();
-                assert_eq!(numbers, (0..freq).collect::<Vec<_>>());
-            }
+            assert!(freqs[..counts.len()].iter().all(|&f| f > 0 && u32::from(f) < TOTAL));
+            assert!(freqs[counts.len()..].iter().all(|&f| f == 0));
         }
     }
 
     #[test]
     fn a_model_is_its_wire_form() {
-        let mut counts = vec![0u64; 1024];
-        for (i, c) in counts.iter_mut().enumerate().skip(430).take(110) {
-            *c = i as u64 * 31 % 977;
+        let values: Vec<u16> = (0..50).map(|i| 400 + i * 3).collect();
+        let table =
+            |seed: u64| Table::from_counts(&(0..51).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>());
+        for (columns, tables) in [(0u32, 1), (0, 4), (131, 6), (200, 3)] {
+            let columns: Vec<u8> = (0..columns).map(|i| (i % 3) as u8).collect();
+            let tables = (0..tables).map(table).collect();
+            let model =
+                Model::new(Layout::cut(2, true, 10, 0), values.clone(), 384, columns, tables).expect("valid");
+            let mut wire = Vec::new();
+            model.write_to(&mut wire);
+            assert_eq!(Model::read_from(&wire).expect("reads"), model);
+            for n in 0..wire.len() {
+                assert!(Model::read_from(&wire[..n]).is_err(), "{n} bytes of a model were enough");
+            }
+            wire.push(0);
+            assert!(Model::read_from(&wire).is_err(), "a trailing byte was accepted");
         }
-        counts[0] = 5;
-        let classes = [counts.clone(), counts.iter().map(|&c| c.min(9)).collect()];
-        let tables = Table::from_counts(&counts, &classes).expect("fits");
-        let layout =
-            Layout::new(2, true, vec![Plane { low: 6, bits: 10 }, Plane { low: 0, bits: 6 }]).expect("valid");
-        let model = Model::new(layout, vec![tables, Vec::new()]).expect("valid");
-        let mut wire = Vec::new();
-        model.write_to(&mut wire);
-        assert_eq!(Model::read_from(&wire).expect("reads"), model);
-        for n in 0..wire.len() {
-            assert!(Model::read_from(&wire[..n]).is_err(), "{n} bytes of a model were enough");
-        }
-        wire.push(0);
-        assert!(Model::read_from(&wire).is_err(), "a trailing byte was accepted");
     }
 }

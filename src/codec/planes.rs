@@ -1,7 +1,9 @@
 //! Elements as bit planes: how each type is cut, and how a plane that is not coded is packed into bytes.
 
-use super::ROUND;
 use crate::error::{Error, Result};
+
+/// Values that are packed together.
+pub const GROUP: usize = 64;
 
 /// What a tensor's elements are, as far as their bits matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +15,7 @@ pub enum ElementKind {
         /// Exponent bits.
         exponent: u8,
     },
-    /// Anything else: each of the element's `width` bytes (1, 2, 4 or 8) is a plane.
+    /// Integers and packed formats of `width` bytes (1, 2, 4 or 8).
     Bytes {
         /// Bytes of an element.
         width: u8,
@@ -27,102 +29,74 @@ impl ElementKind {
             Self::Float { width, .. } | Self::Bytes { width } => width.into(),
         }
     }
-
-    /// Mantissa bits that best join the exponent in the symbol.
-    ///
-    /// Two come within 0.04 points of coding the whole mantissa conditionally. A half-precision symbol takes
-    /// three, which fills a byte and leaves a byte.
-    pub fn symbol_mantissa(self) -> u8 {
-        match self {
-            Self::Float { exponent: 5, .. } => 3,
-            Self::Float { .. } => 2,
-            Self::Bytes { .. } => 0,
-        }
-    }
-
-    /// How elements of this kind are cut, with `top` mantissa bits in the symbol, when the lowest `zeros` mantissa
-    /// bits of all of them are zero, as in a float that was widened from a narrower one.
-    pub fn layout(self, zeros: u8, top: u8) -> Layout {
-        let (width, rotated, cuts) = match self {
-            Self::Bytes { width } => (width, false, vec![8; width.into()]),
-            Self::Float { width, exponent } => {
-                let mantissa = width * 8 - 1 - exponent;
-                let top = top.min(mantissa - zeros);
-                let mut cuts = vec![exponent + top];
-                if zeros == 0 {
-                    bytes_from_below(mantissa - top + 1, &mut cuts);
-                } else {
-                    bytes_from_below(mantissa - zeros - top, &mut cuts);
-                    bytes_from_below(zeros, &mut cuts);
-                    cuts.push(1); // the sign
-                }
-                (width, true, cuts)
-            }
-        };
-        let mut low = width * 8;
-        let planes = cuts
-            .into_iter()
-            .map(|bits| {
-                low -= bits;
-                Plane { low, bits }
-            })
-            .collect();
-        Layout { width, rotated, planes }
-    }
 }
 
-/// Cut `bits` into as few planes as possible, the odd one on top.
-fn bytes_from_below(bits: u8, cuts: &mut Vec<u8>) {
-    if !bits.is_multiple_of(8) {
-        cuts.push(bits % 8);
-    }
-    cuts.extend(std::iter::repeat_n(8, (bits / 8).into()));
-}
-
-/// Some neighbouring bits of every element.
+/// Some neighbouring bits of every element, all within one of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
     /// Its lowest bit in the (rotated) element.
     pub low: u8,
-    /// How many bits: up to 16, up to 8 where the plane may be stored as it is.
+    /// How many bits, 1–8.
     pub bits: u8,
 }
 
 impl Plane {
     /// All ones, `bits` of them.
-    pub fn mask(self) -> u16 {
-        ((1u32 << self.bits) - 1) as u16
+    pub fn mask(self) -> u8 {
+        u8::MAX >> (8 - self.bits)
     }
 }
 
-/// How elements are cut into planes, from the top bit down to the lowest.
+/// How elements are cut: a symbol of their top bits, and planes from there down to the lowest bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     width: u8,
     rotated: bool,
+    symbol_bits: u8,
     planes: Vec<Plane>,
 }
 
 impl Layout {
-    /// A layout of elements of `width` bytes, which are rotated left by one bit first if `rotated`.
+    /// A layout of elements of `width` bytes, which are rotated left by one bit first if `rotated`, with planes of
+    /// `plane_bits`.
     ///
     /// # Errors
-    /// Corruption, where the planes do not cover every bit once, from the top down.
-    pub fn new(width: u8, rotated: bool, planes: Vec<Plane>) -> Result<Self> {
+    /// Corruption, where symbol and planes do not cover every bit once, or a plane crosses a byte.
+    pub fn new(width: u8, rotated: bool, symbol_bits: u8, plane_bits: &[u8]) -> Result<Self> {
         if !matches!(width, 1 | 2 | 4 | 8) {
             return Err(Error::corrupt(format!("elements of {width} bytes are unknown")));
         }
-        let mut low = u32::from(width) * 8;
-        for plane in &planes {
-            low = low.wrapping_sub(plane.bits.into());
-            if !(1..=16).contains(&plane.bits) || low != u32::from(plane.low) {
-                return Err(Error::corrupt("a model's planes do not follow each other"));
+        let mut low = (width * 8).wrapping_sub(symbol_bits);
+        if !(1..=16).contains(&symbol_bits) || symbol_bits > width * 8 {
+            return Err(Error::corrupt("a model's symbols do not fit its elements"));
+        }
+        let mut planes = Vec::with_capacity(plane_bits.len());
+        for &bits in plane_bits {
+            let top = low.wrapping_sub(1);
+            low = low.wrapping_sub(bits);
+            if !(1..=8).contains(&bits) || low > top || low / 8 != top / 8 {
+                return Err(Error::corrupt("a model's planes do not follow each other within bytes"));
             }
+            planes.push(Plane { low, bits });
         }
         if low != 0 {
             return Err(Error::corrupt("a model's planes do not cover its elements"));
         }
-        Ok(Self { width, rotated, planes })
+        Ok(Self { width, rotated, symbol_bits, planes })
+    }
+
+    /// A layout with as few planes as possible in which the `zeros` lowest bits, the sign aside, are planes of their own.
+    pub fn cut(width: u8, rotated: bool, symbol_bits: u8, zeros: u8) -> Self {
+        let rest = width * 8 - symbol_bits;
+        // Bit 0 of a rotated element is its sign.
+        let sign = u8::from(rotated);
+        let zeros = zeros.min(rest.saturating_sub(sign));
+        let edge = |at: u8| at.is_multiple_of(8) || (zeros > 0 && (at == sign || at == sign + zeros));
+        let mut edges: Vec<u8> = (0..rest).filter(|&at| edge(at)).chain([rest]).collect();
+        edges.reverse();
+        let bits: Vec<u8> = edges.windows(2).map(|w| w[0] - w[1]).collect();
+        Self::new(width, rotated, symbol_bits, &bits)
+            .unwrap_or_else(|e| unreachable!("edges in order at every byte make a layout: {e}"))
     }
 
     /// Bytes of an element.
@@ -135,65 +109,61 @@ impl Layout {
         self.rotated
     }
 
+    /// How many of an element's top bits its symbol stands for.
+    pub fn symbol_bits(&self) -> u8 {
+        self.symbol_bits
+    }
+
     /// The planes, top first.
     pub fn planes(&self) -> &[Plane] {
         &self.planes
     }
 
-    /// The values of `plane` in the elements of `chunk`, a whole number of them.
-    pub fn values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u16>) {
-        match self.width {
-            1 => values::<1>(chunk, |e| e[0].rotate_left(self.rotated.into()).into(), plane, out),
-            2 => values::<2>(
-                chunk,
-                |e| u16::from_le_bytes(e).rotate_left(self.rotated.into()).into(),
-                plane,
-                out,
-            ),
-            4 => values::<4>(
-                chunk,
-                |e| u32::from_le_bytes(e).rotate_left(self.rotated.into()).into(),
-                plane,
-                out,
-            ),
-            _ => values::<8>(chunk, |e| u64::from_le_bytes(e).rotate_left(self.rotated.into()), plane, out),
-        }
+    /// The top bits of the elements of `chunk`, a whole number of them.
+    pub fn tops(&self, chunk: &[u8], out: &mut Vec<u16>) {
+        let low = self.width * 8 - self.symbol_bits;
+        self.field(chunk, low, |v| v as u16, out);
     }
 
-    /// Every bit that is set in any of the elements of `chunk`, as `values` sees them.
-    pub fn seen(&self, chunk: &[u8]) -> u64 {
-        let mut wide = [0u8; 8];
-        for e in chunk.chunks_exact(8) {
-            wide.iter_mut().zip(e).for_each(|(w, b)| *w |= b);
+    /// The values of `plane` in the elements of `chunk`, a whole number of them.
+    pub fn values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u8>) {
+        let mask = plane.mask();
+        self.field(chunk, plane.low, |v| v as u8 & mask, out);
+    }
+
+    fn field<T>(&self, chunk: &[u8], low: u8, value: impl Fn(u64) -> T + Copy, out: &mut Vec<T>) {
+        let turn = u32::from(self.rotated);
+        match self.width {
+            1 => field(chunk, |e| u8::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
+            2 => field(chunk, |e| u16::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
+            4 => field(chunk, |e| u32::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
+            _ => field(chunk, |e| u64::from_le_bytes(e).rotate_left(turn), low, value, out),
         }
-        let width = usize::from(self.width);
-        let mut element = [0u8; 8];
-        wide.chunks_exact(width).for_each(|w| element.iter_mut().zip(w).for_each(|(e, b)| *e |= b));
-        let tail = chunk.chunks_exact(8).remainder().chunks_exact(width);
-        tail.for_each(|t| element.iter_mut().zip(t).for_each(|(e, b)| *e |= b));
-        let bits = u32::from(self.width) * 8;
-        let x = u64::from_le_bytes(element);
-        if self.rotated { (x << 1 | x >> (bits - 1)) & (u64::MAX >> (64 - bits)) } else { x }
     }
 }
 
 #[inline(always)]
-fn values<const N: usize>(chunk: &[u8], element: impl Fn([u8; N]) -> u64, plane: Plane, out: &mut Vec<u16>) {
+fn field<const N: usize, T>(
+    chunk: &[u8],
+    element: impl Fn([u8; N]) -> u64,
+    low: u8,
+    value: impl Fn(u64) -> T,
+    out: &mut Vec<T>,
+) {
     out.clear();
-    let mask = plane.mask();
-    out.extend(chunk.as_chunks::<N>().0.iter().map(|&e| (element(e) >> plane.low) as u16 & mask));
+    out.extend(chunk.as_chunks::<N>().0.iter().map(|&e| value(element(e) >> low)));
 }
 
 /// Bytes that a plane of `count` values of `bits` bits takes when stored as it is.
 pub fn packed_len(bits: u8, count: usize) -> usize {
-    count.div_ceil(ROUND) * ROUND * usize::from(bits) / 8
+    count.div_ceil(GROUP) * GROUP * usize::from(bits) / 8
 }
 
-/// Store values of `bits` (1–8) bits: see [`unpack_round`].
-pub fn pack(values: &[u16], bits: u8, out: &mut Vec<u8>) {
-    for block in values.chunks(ROUND) {
-        let mut round = [0u8; ROUND];
-        round.iter_mut().zip(block).for_each(|(r, &v)| *r = v as u8);
+/// Store values of `bits` (1–8) bits: see [`unpack_group`].
+pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
+    for block in values.chunks(GROUP) {
+        let mut round = [0u8; GROUP];
+        round[..block.len()].copy_from_slice(block);
         let mut shift = 0;
         for part in parts(bits) {
             match part {
@@ -209,7 +179,7 @@ pub fn pack(values: &[u16], bits: u8, out: &mut Vec<u8>) {
 
 /// The bits of a round from `shift` on, `PER` values to a byte, those of one byte `STRIDE` apart.
 #[inline(always)]
-fn pack_part<const PER: usize, const STRIDE: usize>(round: &[u8; ROUND], shift: u8, out: &mut Vec<u8>) {
+fn pack_part<const PER: usize, const STRIDE: usize>(round: &[u8; GROUP], shift: u8, out: &mut Vec<u8>) {
     let bits = 8 / PER;
     let mask = (1u16 << bits).wrapping_sub(1) as u8;
     let mut bytes = [0u8; STRIDE];
@@ -232,16 +202,16 @@ fn parts(bits: u8) -> impl Iterator<Item = u8> {
 /// `p` bits is `8 * p` bytes, where byte `j` holds, lowest first, the values `j`, `j + 8p`, `j + 16p`, …; so
 /// that a vector of bytes becomes vectors of neighbouring values with shifts and masks alone.
 #[inline(always)]
-pub fn unpack_round(packed: &[u8], bits: u8, out: &mut [u8; ROUND]) {
+pub fn unpack_group(packed: &[u8], bits: u8, out: &mut [u8; GROUP]) {
     const ONES: u64 = 0x0101_0101_0101_0101;
     if bits == 8 {
-        out.copy_from_slice(&packed[..ROUND]);
+        out.copy_from_slice(&packed[..GROUP]);
         return;
     }
     // Eight values at a time: shifts move bits between the bytes of a word, and masks take them away again.
     let mut words = packed.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
     let mut next = || words.next().unwrap_or_default();
-    let mut values = [0u64; ROUND / 8];
+    let mut values = [0u64; GROUP / 8];
     let mut shift = 0;
     if bits & 4 != 0 {
         for j in 0..4 {
@@ -278,15 +248,15 @@ mod tests {
         for bits in 1..=8u8 {
             for count in [1usize, 2, 31, 32, 63, 64, 65, 1000] {
                 let mask = (1u16 << bits).wrapping_sub(1) as u8;
-                let values: Vec<u16> = (0..count).map(|i| u16::from((i * 73 + i / 7) as u8 & mask)).collect();
+                let values: Vec<u8> = (0..count).map(|i| (i * 73 + i / 7) as u8 & mask).collect();
                 let mut packed = Vec::new();
                 pack(&values, bits, &mut packed);
                 assert_eq!(packed.len(), packed_len(bits, count));
                 let mut back = Vec::new();
                 for block in packed.chunks_exact(8 * usize::from(bits)) {
-                    let mut round = [0xaa; ROUND];
-                    unpack_round(block, bits, &mut round);
-                    back.extend(round.map(u16::from));
+                    let mut round = [0xaa; GROUP];
+                    unpack_group(block, bits, &mut round);
+                    back.extend(round);
                 }
                 assert_eq!(&back[..count], &values, "{bits} bits, {count} values");
             }
@@ -294,28 +264,40 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_valid_layout_for_every_number_of_zero_bits() {
-        for (width, exponent) in [(2, 5), (2, 8), (4, 8), (8, 11)] {
-            let kind = ElementKind::Float { width, exponent };
-            for (zeros, top) in (0..width * 8 - exponent).flat_map(|z| (0..4).map(move |t| (z, t))) {
-                let l = kind.layout(zeros, top);
-                assert_eq!(Layout::new(width, true, l.planes().to_vec()).expect("valid"), l);
-                assert!(l.planes()[1..].iter().all(|p| p.bits <= 8));
+    fn every_cut_covers_the_element_within_its_bytes() {
+        for width in [1u8, 2, 4, 8] {
+            for symbol_bits in 1..=(width * 8).min(16) {
+                for (zeros, rotated) in (0..width * 8).flat_map(|z| [(z, false), (z, true)]) {
+                    let l = Layout::cut(width, rotated, symbol_bits, zeros);
+                    let bits: u8 = l.planes().iter().map(|p| p.bits).sum();
+                    assert_eq!(bits + symbol_bits, width * 8);
+                }
             }
         }
+        assert!(Layout::new(4, true, 10, &[7, 8, 7]).is_err(), "a plane crosses a byte");
+        assert!(Layout::new(4, true, 10, &[6, 8]).is_err(), "bits are left over");
+        assert!(Layout::new(2, true, 17, &[]).is_err() && Layout::new(1, false, 9, &[]).is_err());
+    }
+
+    #[test]
+    fn zero_bits_have_planes_of_their_own() {
+        let bits = |l: Layout| l.planes().iter().map(|p| (p.low, p.bits)).collect::<Vec<_>>();
+        // Rotated, bit 0 is the sign; thirteen zero bits come above it.
+        assert_eq!(bits(Layout::cut(4, true, 10, 13)), [(16, 6), (14, 2), (8, 6), (1, 7), (0, 1)]);
+        assert_eq!(bits(Layout::cut(4, false, 10, 13)), [(16, 6), (13, 3), (8, 5), (0, 8)]);
+        assert_eq!(bits(Layout::cut(4, true, 10, 0)), [(16, 6), (8, 8), (0, 8)]);
     }
 
     #[test]
     fn rotation_moves_the_sign_to_the_lowest_bit() {
-        for (width, exponent, chunk) in [(2, 8, &[1u8, 0x80][..]), (8, 11, &[0, 0, 0, 0, 0, 0, 0, 0x80])] {
-            let layout = ElementKind::Float { width, exponent }.layout(0, 2);
-            let last = layout.planes().len() - 1;
+        for (width, chunk) in [(2, &[1u8, 0x80][..]), (8, &[0, 0, 0, 0, 0, 0, 0, 0x80])] {
+            let layout = Layout::cut(width, true, 10, 0);
             let mut values = Vec::new();
-            layout.values(layout.planes()[last], chunk, &mut values);
+            layout.values(*layout.planes().last().expect("has planes"), chunk, &mut values);
             assert_eq!(values[0] & 1, 1);
-            assert_eq!(layout.seen(chunk) & 1, 1);
-            layout.values(layout.planes()[0], chunk, &mut values);
-            assert_eq!(values, [0]);
+            let mut tops = Vec::new();
+            layout.tops(chunk, &mut tops);
+            assert_eq!(tops, [0]);
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Extent {
     pub len: u64,
     /// What it holds; `None` for headers, gaps and whatever is not known.
     pub kind: Option<ElementKind>,
+    /// Elements of a row of a matrix.
+    pub row: Option<usize>,
 }
 
 /// What a file's header says, as far as it can be believed.
@@ -94,18 +96,18 @@ impl Header {
     pub fn extents(&self, file_len: u64) -> Vec<Extent> {
         let mut extents = Vec::with_capacity(self.tensors.len() + 2);
         let mut at = 0;
-        let mut push = |at: &mut u64, end: u64, kind| {
+        let mut push = |at: &mut u64, end: u64, kind, row| {
             if end > *at {
-                extents.push(Extent { start: *at, len: end - *at, kind });
+                extents.push(Extent { start: *at, len: end - *at, kind, row });
                 *at = end;
             }
         };
-        push(&mut at, self.data_start.min(file_len), None);
+        push(&mut at, self.data_start.min(file_len), None, None);
         for t in &self.tensors {
-            push(&mut at, t.start, None);
-            push(&mut at, t.end, Some(kind(t.dtype)));
+            push(&mut at, t.start, None, None);
+            push(&mut at, t.end, Some(kind(t.dtype)), row(&t.shape));
         }
-        push(&mut at, file_len, None);
+        push(&mut at, file_len, None, None);
         extents
     }
 
@@ -115,12 +117,28 @@ impl Header {
     }
 }
 
+/// Elements of a row: the last dimension, or as many of the last ones as make a row worth the name (the kernels of a
+/// convolution are short).
+fn row(shape: &[usize]) -> Option<usize> {
+    const SHORT: usize = 128;
+    let mut row = 1usize;
+    for &dimension in shape.get(1..)?.iter().rev() {
+        row = row.checked_mul(dimension)?;
+        if row >= SHORT {
+            return Some(row);
+        }
+    }
+    None
+}
+
 /// How elements of a type are coded. Types narrower than a byte are packed; their bytes are the elements.
 fn kind(dtype: Dtype) -> ElementKind {
     match dtype {
         Dtype::F16 => ElementKind::Float { width: 2, exponent: 5 },
         Dtype::BF16 => ElementKind::Float { width: 2, exponent: 8 },
         Dtype::F32 | Dtype::C64 => ElementKind::Float { width: 4, exponent: 8 },
+        Dtype::F8_E4M3 | Dtype::F8_E4M3FNUZ => ElementKind::Float { width: 1, exponent: 4 },
+        Dtype::F8_E5M2 | Dtype::F8_E5M2FNUZ => ElementKind::Float { width: 1, exponent: 5 },
         Dtype::F64 => ElementKind::Float { width: 8, exponent: 11 },
         Dtype::I16 | Dtype::U16 => ElementKind::Bytes { width: 2 },
         Dtype::I32 | Dtype::U32 => ElementKind::Bytes { width: 4 },

@@ -2,7 +2,7 @@
 
 use super::{Options, Progress, source::Source};
 use crate::{
-    codec::{self, Coding, Encoder, Model, Modeler, should_try_zstd},
+    codec::{self, Coding, Encoder, Model, Sample, should_try_zstd},
     error::{Context, Result},
     format::{Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header},
     output::{Attributes, Output},
@@ -16,9 +16,16 @@ const WINDOW: usize = 32 << 20;
 /// Smaller extents have no model: its table would cost more than it saves.
 const MIN_MODELLED: u64 = 8 << 10;
 
+/// Elements of a large tensor that its model is made from, about.
+const SAMPLE: usize = 1 << 20;
+/// Elements of a piece of the sample, about.
+const PIECE: usize = 16 << 10;
+
 /// A tensor, or what lies between tensors, ready to be coded.
 struct Planned {
     extent: Extent,
+    /// Decoded bytes of its chunks.
+    chunk: usize,
     model: Option<Model>,
     try_zstd: bool,
 }
@@ -40,7 +47,7 @@ pub(super) fn archive(
         let (group, after) = rest.split_at(group(rest));
         rest = after;
         let planned = plan(source, group, o.chunk_size as usize)?;
-        writer.extents(source, &planned, o.chunk_size as usize, p)?;
+        writer.extents(source, &planned, p)?;
     }
     let attributes = Attributes::of(source.meta());
     let (sha256, states) = std::mem::take(&mut writer.hash).finish();
@@ -74,7 +81,7 @@ fn group(extents: &[Extent]) -> usize {
     fit.count().max(1)
 }
 
-/// Models for a group of extents: many small ones at once, or one large one chunk by chunk.
+/// Models for a group of extents: many small ones at once, or a large one from parts of it.
 fn plan(source: &mut Source, group: &[Extent], chunk: usize) -> Result<Vec<Planned>> {
     if let [extent] = group {
         return Ok(vec![plan_large(source, *extent, chunk)?]);
@@ -85,72 +92,73 @@ fn plan(source: &mut Source, group: &[Extent], chunk: usize) -> Result<Vec<Plann
         .par_iter()
         .map(|&extent| {
             let data = &data[(extent.start - start) as usize..][..extent.len as usize];
-            let model = match modeler(extent) {
-                Some(m) => {
-                    let first = data.chunks(chunk).fold(m, observe);
-                    match first.refined() {
-                        Some(m) => data.chunks(chunk).fold(m, observe).finish()?,
-                        None => first.finish()?,
-                    }
-                }
-                None => None,
-            };
+            let sample = sampled(extent).flat_map(|r| &data[r]).copied().collect::<Vec<u8>>();
+            let model = model(extent, chunk, &sample)?;
+            let chunk = chunk_len(extent, chunk);
             let samples = samples(extent.len as usize, chunk).map(|r| &data[r]);
-            Ok(planned(extent, model, &samples))
+            Ok(planned(extent, chunk, model, &samples))
         })
         .collect()
 }
 
 fn plan_large(source: &mut Source, extent: Extent, chunk: usize) -> Result<Planned> {
-    let mut model = None;
-    let mut next = modeler(extent);
-    while let Some(mut modeler) = next.take() {
-        for window in windows(extent.len as usize, chunk) {
-            let data = source.window(extent.start + window.start as u64, window.len())?;
-            modeler = data
-                .par_chunks(chunk)
-                .fold(|| modeler.fresh(), observe)
-                .reduce(|| modeler.fresh(), Modeler::merge)
-                .merge(modeler);
-        }
-        next = modeler.refined();
-        if next.is_none() {
-            model = modeler.finish()?;
-        }
-    }
-    let mut data: [Vec<u8>; 3] = Default::default();
-    for (range, data) in samples(extent.len as usize, chunk).into_iter().zip(&mut data) {
-        source.read(extent.start + range.start as u64, data, range.len())?;
-    }
-    Ok(planned(extent, model, &data.each_ref().map(Vec::as_slice)))
+    let read = |range: Range<usize>| {
+        let mut data = Vec::new();
+        source.read(extent.start + range.start as u64, &mut data, range.len()).map(|()| data)
+    };
+    let sample = match extent.kind {
+        Some(_) => sampled(extent).map(read).collect::<Result<Vec<_>>>()?.concat(),
+        None => Vec::new(),
+    };
+    let model = model(extent, chunk, &sample)?;
+    let chunk = chunk_len(extent, chunk);
+    let [a, b, c] = samples(extent.len as usize, chunk).map(read);
+    Ok(planned(extent, chunk, model, &[&a?, &b?, &c?]))
 }
 
-fn modeler(extent: Extent) -> Option<Modeler> {
-    extent.kind.filter(|_| extent.len >= MIN_MODELLED).map(|kind| Modeler::new(kind, extent.len))
+/// Which bytes of an extent its model is made from: all, or pieces of whole rows, evenly spread.
+fn sampled(extent: Extent) -> impl Iterator<Item = Range<usize>> {
+    let len = extent.len as usize;
+    let width = extent.kind.map_or(1, |k| k.width());
+    let (piece, step) = if len / width <= 2 * SAMPLE {
+        (len, len)
+    } else {
+        let row = extent.row.filter(|&r| r <= SAMPLE / 8).unwrap_or(PIECE);
+        let piece = PIECE.div_ceil(row) * row;
+        let rows = len / width / row;
+        (piece * width, rows / (SAMPLE / piece).max(1) * row * width)
+    };
+    (0..len).step_by(step.max(piece)).map(move |at| at..at + piece).filter(move |r| r.end <= len)
 }
 
-fn observe(mut m: Modeler, chunk: &[u8]) -> Modeler {
-    m.observe(chunk);
-    m
+fn model(extent: Extent, chunk: usize, sample: &[u8]) -> Result<Option<Model>> {
+    let Some(kind) = extent.kind.filter(|_| extent.len >= MIN_MODELLED) else { return Ok(None) };
+    let bytes = &sample[..sample.len() / kind.width() * kind.width()];
+    codec::model(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
 }
 
-fn planned(extent: Extent, model: Option<Model>, samples: &[&[u8]]) -> Planned {
+/// Elements of an extent's rows, if they are short enough for chunks to consist of whole ones.
+fn short_row(extent: Extent, chunk: usize) -> Option<usize> {
+    extent.row.filter(|&r| extent.kind.is_some_and(|k| r <= chunk / 4 / k.width()))
+}
+
+/// Decoded bytes of an extent's chunks.
+fn chunk_len(extent: Extent, chunk: usize) -> usize {
+    let row = short_row(extent, chunk).zip(extent.kind).map(|(r, k)| r * k.width());
+    row.map_or(chunk, |row| chunk / row * row)
+}
+
+fn planned(extent: Extent, chunk: usize, model: Option<Model>, samples: &[&[u8]]) -> Planned {
     let encoder = model.as_ref().map(Encoder::new);
     let try_zstd = extent.len < MIN_MODELLED || should_try_zstd(samples, encoder.as_ref());
     drop(encoder);
-    Planned { extent, model, try_zstd }
+    Planned { extent, chunk, model, try_zstd }
 }
 
 /// The first, a middle and the last chunk of an extent of `len` bytes.
 fn samples(len: usize, chunk: usize) -> [Range<usize>; 3] {
     let last = (len - 1) / chunk;
     [0, last / 2, last].map(|i| i * chunk..len.min((i + 1) * chunk))
-}
-
-/// An extent of `len` bytes in windows of whole chunks.
-fn windows(len: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (WINDOW / chunk).max(1) * chunk;
-    (0..len).step_by(step).map(move |start| start..len.min(start + step))
 }
 
 /// The archive as far as it is written.
@@ -169,13 +177,7 @@ impl Writer<'_> {
     }
 
     /// Code and write a group of neighbouring extents.
-    fn extents(
-        &mut self,
-        source: &mut Source,
-        group: &[Planned],
-        chunk: usize,
-        p: &dyn Progress,
-    ) -> Result<()> {
+    fn extents(&mut self, source: &mut Source, group: &[Planned], p: &dyn Progress) -> Result<()> {
         let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
         // A model gets its number when its first chunk uses it.
         let mut numbers = vec![None; group.len()];
@@ -183,9 +185,10 @@ impl Writer<'_> {
         let mut parts: Vec<(usize, Range<u64>)> = Vec::new();
         for (i, g) in group.iter().enumerate() {
             let end = g.extent.start + g.extent.len;
-            parts.extend((g.extent.start..end).step_by(chunk).map(|at| (i, at..end.min(at + chunk as u64))));
+            let chunks = (g.extent.start..end).step_by(g.chunk);
+            parts.extend(chunks.map(|at| (i, at..end.min(at + g.chunk as u64))));
         }
-        let per_window = if group.len() > 1 { parts.len() } else { (WINDOW / chunk).max(1) };
+        let per_window = if group.len() > 1 { parts.len() } else { (WINDOW / group[0].chunk).max(1) };
         for parts in parts.chunks(per_window) {
             let (first, last) = (parts[0].1.start, parts[parts.len() - 1].1.end);
             let data = source.window(first, (last - first) as usize)?;

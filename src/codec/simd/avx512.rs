@@ -1,25 +1,23 @@
-//! AVX-512: sixteen lanes a vector, two vectors of each of the two streams in flight.
+//! AVX-512 with VBMI and VBMI2, as of Ice Lake and Zen 4: a table stays in six registers, and 64 lanes look their
+//! symbols up at once, as bytes. Two such halves of a round hide each other's latency.
 //!
-//! With VBMI a table of up to 128 symbols stays in registers, and all 64 lanes look their symbols up at once, as
-//! bytes; else tables are read with gathers.
+//! A state is kept as its low and its high 16 bits, 32 lanes a vector: renormalisation then moves whole elements, and
+//! the product of a frequency and a state's upper bits is that of two 16-bit numbers.
 #![allow(unsafe_code)]
 
-use crate::codec::decode::{Kernel, ScalarKernel, Streams, decode_planes};
-use crate::codec::model::{DecodeTable, Registers, Slots, TOTAL};
-use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS, ROUND, STATE_LOW};
+use crate::codec::decode::{Kernel, ScalarKernel, Stream, Tables, decode_planes};
+use crate::codec::model::DecodeTable;
+use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
 use crate::error::Result;
 use std::arch::x86_64::*;
 
-/// Vectors of sixteen lanes in a stream.
-const VECTORS: usize = 2;
-/// Bytes of words that one round of a stream may read past its position: 32 words, and a last vector's load.
-const REACH: usize = 2 * LANES + 32;
+/// Bytes of words that a round may look at: a vector for each 32 lanes, each behind the words that the ones before it
+/// took.
+const REACH: usize = 2 * LANES;
 
-/// Proof that this machine has AVX-512 as of Skylake's servers, and whether it has VBMI, as of Ice Lake and Zen 4.
+/// Proof that this machine has what the kernel needs.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512 {
-    bytes: bool,
-}
+pub(super) struct Avx512(());
 
 impl Avx512 {
     pub(super) fn new() -> Option<Self> {
@@ -27,8 +25,10 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("popcnt");
-        present.then(|| Self { bytes: is_x86_feature_detected!("avx512vbmi") })
+        present.then_some(Self(()))
     }
 }
 
@@ -47,230 +47,310 @@ impl ChunkDecoder for Avx512 {
 }
 
 /// The shared pipeline, compiled with AVX-512 for the sake of its unpacking and merging loops.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
 fn decode(kernel: Avx512, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
     decode_planes(kernel, model, payload, out)
 }
 
 impl Kernel for Avx512 {
     #[inline(always)]
-    fn symbols(self, streams: &mut Streams<'_>, table: &DecodeTable, out: &mut [u8]) -> Result<()> {
-        let done = match (self.bytes, &table.registers) {
-            // SAFETY: the detected features, VBMI among them.
-            (true, Some(registers)) => unsafe { register_rounds(streams, registers, out) },
-            // SAFETY: the detected features.
-            _ => unsafe { rounds(streams, &table.slots, out) },
+    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: &mut [u8]) -> Result<()> {
+        // SAFETY: an `Avx512` exists only where the features were detected.
+        let done = unsafe {
+            if tables.model.classes() == 1 {
+                rounds::<false>(stream, &mut tables, out)
+            } else {
+                rounds::<true>(stream, &mut tables, out)
+            }
         };
-        ScalarKernel.symbols(streams, table, &mut out[done..])
+        ScalarKernel.symbols(stream, tables, &mut out[done..])
+    }
+
+    #[inline(always)]
+    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]) {
+        // SAFETY: as above.
+        let done = unsafe { values(map, symbols, out) };
+        ScalarKernel.values(map, &symbols[done..], &mut out[done..]);
+    }
+
+    #[inline(always)]
+    fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]) {
+        let groups = packed.chunks_exact(8 * usize::from(bits)).zip(bytes.as_chunks_mut().0);
+        for (packed, bytes) in groups {
+            // SAFETY: as above.
+            unsafe { prefetch(packed) };
+            // SAFETY: as above.
+            unsafe { unpack_group(packed, bits, shift, keep, bytes) };
+        }
     }
 }
 
-/// Decode whole rounds while both streams hold enough words for any outcome; returns how many symbols.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
-fn rounds(streams: &mut Streams<'_>, slots: &Slots, out: &mut [u8]) -> usize {
-    let mut states = load(&streams.states);
-    let mut at = [0usize; 2];
-    let mut done = 0;
-    for round in out.chunks_exact_mut(ROUND) {
-        if (0..2).any(|s| streams.words[s].len() - at[s] < REACH) {
-            break;
-        }
-        let mut symbols = [[_mm_setzero_si128(); VECTORS]; 2];
-        for v in 0..VECTORS {
-            for s in 0..2 {
-                // SAFETY: at most 32 words are taken in a round, and REACH bytes are there.
-                unsafe {
-                    let words = streams.words[s].as_ptr().add(at[s]);
-                    at[s] += 2 * step(&mut states[s][v], &mut symbols[s][v], slots, words);
-                }
+/// The states of 64 lanes, as vectors of their low and of their high 16 bits.
+#[derive(Clone, Copy)]
+struct States {
+    low: [__m512i; 2],
+    high: [__m512i; 2],
+}
+
+impl States {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn load(states: &[u32]) -> Self {
+        let part = |first: usize, shift: u32| {
+            let words: [u16; 32] = std::array::from_fn(|i| (states[first + i] >> shift) as u16);
+            // SAFETY: the array is 64 bytes.
+            unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+        };
+        Self { low: [part(0, 0), part(32, 0)], high: [part(0, 16), part(32, 16)] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn store(self, states: &mut [u32]) {
+        for (v, states) in states.chunks_mut(32).enumerate() {
+            let (mut low, mut high) = ([0u16; 32], [0u16; 32]);
+            // SAFETY: both arrays are 64 bytes.
+            unsafe {
+                _mm512_storeu_si512(low.as_mut_ptr().cast(), self.low[v]);
+                _mm512_storeu_si512(high.as_mut_ptr().cast(), self.high[v]);
+            }
+            for (state, (low, high)) in states.iter_mut().zip(low.into_iter().zip(high)) {
+                *state = u32::from(high) << 16 | u32::from(low);
             }
         }
-        for (sixteen, symbols) in round.chunks_exact_mut(16).zip(symbols.as_flattened()) {
-            // SAFETY: `sixteen` is 16 bytes.
-            unsafe { _mm_storeu_si128(sixteen.as_mut_ptr().cast(), *symbols) };
+    }
+
+    /// Decode a symbol for each of the lanes, whose `classes` follow each other if there are several `tables`, to the
+    /// 64 bytes of `out`. Returns how many `words` were taken.
+    ///
+    /// # Safety
+    /// 128 bytes must be readable at `words`, and 64 writable at `out`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
+    unsafe fn next<const CLASSES: bool>(
+        &mut self,
+        tables: &[DecodeTable],
+        classes: &[u8],
+        words: *const u8,
+        out: *mut u8,
+    ) -> usize {
+        let low_byte = _mm512_set1_epi16(0xff);
+        // A slot's low byte is its place in its bucket, the six bits above it the bucket. Packing works within 128-bit
+        // parts: eight bytes of one vector, eight of the other.
+        let places = [_mm512_and_si512(self.low[0], low_byte), _mm512_and_si512(self.low[1], low_byte)];
+        let place = _mm512_packus_epi16(places[0], places[1]);
+        let bucket =
+            _mm512_packus_epi16(_mm512_srli_epi16::<8>(self.low[0]), _mm512_srli_epi16::<8>(self.low[1]));
+        let found = if CLASSES {
+            let class = bytes(classes.first_chunk().unwrap_or(&[0; 64]));
+            let packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), class);
+            look_up_classes(tables, packed, bucket, place)
+        } else {
+            look_up(&tables[0], bucket, place)
+        };
+        let symbols = _mm512_and_si512(found.symbols, _mm512_set1_epi8(63));
+        let in_order = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), symbols);
+        // SAFETY: the caller vouches for `out`.
+        unsafe { _mm512_storeu_si512(out.cast(), in_order) };
+        let [scaled, shift] = [found.scaled, found.shift]
+            .map(|[l, h]| [_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)]);
+        // SAFETY: the caller vouches for `words`, and at most 32 are taken for the first vector.
+        unsafe {
+            let number = _mm512_add_epi16(places[0], shift[0]);
+            let first = advance(&mut self.low[0], &mut self.high[0], scaled[0], number, words);
+            let number = _mm512_add_epi16(places[1], shift[1]);
+            first + advance(&mut self.low[1], &mut self.high[1], scaled[1], number, words.add(2 * first))
         }
-        done += ROUND;
     }
-    store(&states, &mut streams.states);
-    for (words, at) in streams.words.iter_mut().zip(at) {
-        *words = &words[at..];
+}
+
+/// What 64 lanes look up: bytes, in the order of packed words.
+struct Found {
+    symbols: __m512i,
+    /// Low and high bytes of what is added to the place in the bucket.
+    shift: [__m512i; 2],
+    /// Low and high bytes of the scaled frequency.
+    scaled: [__m512i; 2],
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bytes(table: &[u8; 64]) -> __m512i {
+    // SAFETY: the table is 64 bytes.
+    unsafe { _mm512_loadu_si512(table.as_ptr().cast()) }
+}
+
+/// Look up lanes that share a table.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up(table: &DecodeTable, bucket: __m512i, place: __m512i) -> Found {
+    let other = _mm512_cmpge_epu8_mask(place, _mm512_permutexvar_epi8(bucket, bytes(&table.own)));
+    // Indices count modulo 64: a bucket's own symbol may have the slot's upper bits on top.
+    let symbols = _mm512_mask_permutexvar_epi8(bucket, other, bucket, bytes(&table.other));
+    Found {
+        symbols,
+        shift: [0, 1].map(|i| _mm512_maskz_permutexvar_epi8(other, bucket, bytes(&table.shift[i]))),
+        scaled: [0, 1].map(|i| _mm512_permutexvar_epi8(symbols, bytes(&table.scaled[i]))),
     }
+}
+
+/// Look up lanes of several classes, each with its table.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up_classes(tables: &[DecodeTable], class: __m512i, bucket: __m512i, place: __m512i) -> Found {
+    let zero = _mm512_setzero_si512();
+    let mut own = zero;
+    let mut found = Found { symbols: zero, shift: [zero; 2], scaled: [zero; 2] };
+    for (c, table) in tables.iter().enumerate() {
+        let here = _mm512_cmpeq_epi8_mask(class, _mm512_set1_epi8(c as i8));
+        own = _mm512_mask_permutexvar_epi8(own, here, bucket, bytes(&table.own));
+        found.symbols = _mm512_mask_permutexvar_epi8(found.symbols, here, bucket, bytes(&table.other));
+        for i in 0..2 {
+            found.shift[i] =
+                _mm512_mask_permutexvar_epi8(found.shift[i], here, bucket, bytes(&table.shift[i]));
+        }
+    }
+    let other = _mm512_cmpge_epu8_mask(place, own);
+    found.symbols = _mm512_mask_mov_epi8(bucket, other, found.symbols);
+    found.shift = found.shift.map(|s| _mm512_maskz_mov_epi8(other, s));
+    for (c, table) in tables.iter().enumerate() {
+        let here = _mm512_cmpeq_epi8_mask(class, _mm512_set1_epi8(c as i8));
+        for i in 0..2 {
+            found.scaled[i] =
+                _mm512_mask_permutexvar_epi8(found.scaled[i], here, found.symbols, bytes(&table.scaled[i]));
+        }
+    }
+    found
+}
+
+/// Decode rounds while there are words for any outcome; returns how many symbols.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
+fn rounds<const CLASSES: bool>(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut [u8]) -> usize {
+    // Apart, so that they stay in registers.
+    let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
+    let mut done = 0;
+    for round in out.as_chunks_mut::<LANES>().0 {
+        if stream.words.len() < REACH {
+            break;
+        }
+        let (of_round, classes, next) = tables.next();
+        *tables = next;
+        prefetch(stream.words);
+        let (words, out) = (stream.words.as_ptr(), round.as_mut_ptr());
+        // SAFETY: at most 64 words are taken for the first half, so that both are within REACH; a round is twice 64.
+        let taken = unsafe {
+            let taken = first.next::<CLASSES>(of_round, classes, words, out);
+            let classes = classes.get(64..).unwrap_or_default();
+            taken + second.next::<CLASSES>(of_round, classes, words.add(2 * taken), out.add(64))
+        };
+        stream.words = &stream.words[2 * taken..];
+        done += LANES;
+    }
+    first.store(&mut stream.states[..64]);
+    second.store(&mut stream.states[64..]);
     done
 }
 
-/// One symbol for each of sixteen lanes; returns how many words were taken.
-///
-/// # Safety
-/// 32 bytes must be readable at `words`.
+/// Bytes ahead of what is read that are fetched into the cache: hardware stops at the end of a page.
+const AHEAD: usize = 2048;
+
+/// Fetch what comes [`AHEAD`] of `bytes`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
-unsafe fn step(state: &mut __m512i, symbols: &mut __m128i, slots: &Slots, words: *const u8) -> usize {
-    let x = *state;
-    let slot = _mm512_and_si512(x, _mm512_set1_epi32(TOTAL as i32 - 1));
-    // SAFETY: slots are below TOTAL, the length of the table.
-    let entry = unsafe { _mm512_i32gather_epi32::<4>(slot, slots.as_ptr().cast()) };
-    *symbols = _mm512_cvtepi32_epi8(entry);
-    let frequency = _mm512_srli_epi32::<20>(entry);
-    let bias = _mm512_and_si512(_mm512_srli_epi32::<8>(entry), _mm512_set1_epi32(0xfff));
-    let high = _mm512_srli_epi32::<{ PROB_BITS }>(x);
-    let x = _mm512_add_epi32(_mm512_mullo_epi32(frequency, high), bias);
-    // SAFETY: the caller vouches for the words.
-    unsafe { refill(state, x, words) }
+#[target_feature(enable = "avx512f")]
+fn prefetch(bytes: &[u8]) {
+    // It may name any address.
+    _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
 }
 
-/// Give each lane of `x` that falls short a word, and make it the new state; returns how many words were taken.
+/// Take 32 states from one symbol to the next; returns how many of `words` they took.
 ///
 /// # Safety
-/// 32 bytes must be readable at `words`.
+/// 64 bytes must be readable at `words`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,popcnt")]
-unsafe fn refill(state: &mut __m512i, x: __m512i, words: *const u8) -> usize {
-    let short = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(STATE_LOW as i32));
-    // SAFETY: the caller vouches for 32 bytes.
-    let next = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(words.cast()) });
-    // Lanes that take a word get the next ones in their order, the others nothing.
-    let taken = _mm512_maskz_expand_epi32(short, next);
-    *state = _mm512_or_si512(_mm512_mask_slli_epi32::<16>(x, short, x), taken);
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
+unsafe fn advance(
+    low: &mut __m512i,
+    high: &mut __m512i,
+    scaled: __m512i,
+    number: __m512i,
+    words: *const u8,
+) -> usize {
+    // freq * (x >> 14) + number, where x >> 14 is four times the high half and the two top bits of the low one.
+    let top = _mm512_and_si512(*low, _mm512_set1_epi16(-1 << PROB_BITS));
+    let number = _mm512_add_epi16(number, _mm512_mulhi_epu16(scaled, top));
+    let product = _mm512_mullo_epi16(scaled, *high);
+    let sum = _mm512_add_epi16(product, number);
+    // The carry out of the sum's top bit: a mask would take longer to come by.
+    let carry = _mm512_srli_epi16::<15>(_mm512_ternarylogic_epi32::<0xd4>(product, number, sum));
+    let upper = _mm512_add_epi16(_mm512_mulhi_epu16(scaled, *high), carry);
+    let short = _mm512_testn_epi16_mask(upper, upper);
+    *high = _mm512_mask_mov_epi16(upper, short, sum);
+    // SAFETY: the caller vouches for 64 bytes.
+    *low = _mm512_mask_expand_epi16(sum, short, unsafe { _mm512_loadu_si512(words.cast()) });
     short.count_ones() as usize
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(states: &[u32; ROUND]) -> [[__m512i; VECTORS]; 2] {
-    // SAFETY: sixteen states from `16 * i`, of 64, with i < 4.
-    let vector = |i: usize| unsafe { _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()) };
-    [[vector(0), vector(1)], [vector(2), vector(3)]]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(vectors: &[[__m512i; VECTORS]; 2], states: &mut [u32; ROUND]) {
-    for (i, v) in vectors.as_flattened().iter().enumerate() {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *v) };
-    }
-}
-
-/// A table of 128 bytes in two registers.
-#[derive(Clone, Copy)]
-struct Bytes(__m512i, __m512i);
-
-impl Bytes {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new(table: &[u8; 128]) -> Self {
-        // SAFETY: 128 bytes are two vectors.
-        unsafe {
-            Self(_mm512_loadu_si512(table.as_ptr().cast()), _mm512_loadu_si512(table.as_ptr().add(64).cast()))
-        }
-    }
-
-    /// The entries at the low seven bits of each byte of `index`.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn at(self, index: __m512i) -> __m512i {
-        _mm512_permutex2var_epi8(self.0, index, self.1)
-    }
-}
-
-/// Indices for the two-register permutations that change the width of elements without changing their order.
-struct Widths {
-    /// Even 16-bit words of two registers.
-    low_words: __m512i,
-    /// Even bytes of two registers.
-    low_bytes: __m512i,
-    /// Bytes 0–31 of one register and of another, in turns.
-    first_bytes: __m512i,
-    /// Bytes 32–63 likewise.
-    last_bytes: __m512i,
-}
-
-impl Widths {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new() -> Self {
-        let words: [u16; 32] = std::array::from_fn(|i| 2 * i as u16);
-        let bytes = |f: fn(u8) -> u8| -> [u8; 64] { std::array::from_fn(|i| f(i as u8)) };
-        // SAFETY: each array is 64 bytes.
-        let vector = |bytes: [u8; 64]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-        Self {
-            // SAFETY: the array is 64 bytes.
-            low_words: unsafe { _mm512_loadu_si512(words.as_ptr().cast()) },
-            low_bytes: vector(bytes(|i| 2 * i)),
-            first_bytes: vector(bytes(|i| i / 2 + 64 * (i % 2))),
-            last_bytes: vector(bytes(|i| 32 + i / 2 + 64 * (i % 2))),
-        }
-    }
-}
-
-/// [`rounds`] with the table in registers.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
-fn register_rounds(streams: &mut Streams<'_>, table: &Registers, out: &mut [u8]) -> usize {
-    let (own, other) = (Bytes::new(&table.own), Bytes::new(&table.other));
-    let shift = [Bytes::new(&table.shift[0]), Bytes::new(&table.shift[1])];
-    let freqs = [Bytes::new(&table.freqs[0]), Bytes::new(&table.freqs[1])];
-    let w = Widths::new();
-    let places = _mm512_set1_epi16(31);
-    let [[mut a, mut b], [mut c, mut d]] = load(&streams.states);
-    let mut at = [0usize; 2];
+/// [`Kernel::values`] for whole vectors; returns how many.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn values(map: &[u16; 64], symbols: &[u8], out: &mut [u16]) -> usize {
+    // SAFETY: the map is two vectors.
+    let (first, second) =
+        unsafe { (_mm512_loadu_si512(map.as_ptr().cast()), _mm512_loadu_si512(map.as_ptr().add(32).cast())) };
     let mut done = 0;
-    for round in out.chunks_exact_mut(ROUND) {
-        if (0..2).any(|s| streams.words[s].len() - at[s] < REACH) {
-            break;
-        }
-        // A slot's low five bits are its place in its bucket, the next seven the bucket.
-        let slots =
-            [_mm512_permutex2var_epi16(a, w.low_words, b), _mm512_permutex2var_epi16(c, w.low_words, d)];
-        let buckets = slots.map(|s| _mm512_srli_epi16::<5>(s));
-        let bucket = _mm512_permutex2var_epi8(buckets[0], w.low_bytes, buckets[1]);
-        let slot = _mm512_permutex2var_epi8(slots[0], w.low_bytes, slots[1]);
-        let beyond = _mm512_cmpge_epu8_mask(_mm512_and_si512(slot, _mm512_set1_epi8(31)), own.at(bucket));
-        let bucket = _mm512_and_si512(bucket, _mm512_set1_epi8(127));
-        let symbol = _mm512_mask_mov_epi8(bucket, beyond, other.at(bucket));
-        // SAFETY: a round is 64 bytes.
-        unsafe { _mm512_storeu_si512(round.as_mut_ptr().cast(), symbol) };
-        let [low, high] = freqs.map(|t| t.at(symbol));
-        let freq = [w.first_bytes, w.last_bytes].map(|half| _mm512_permutex2var_epi8(low, half, high));
-        let [low, high] = shift.map(|t| _mm512_maskz_mov_epi8(beyond, t.at(bucket)));
-        let number = [
-            _mm512_add_epi16(
-                _mm512_permutex2var_epi8(low, w.first_bytes, high),
-                _mm512_and_si512(slots[0], places),
-            ),
-            _mm512_add_epi16(
-                _mm512_permutex2var_epi8(low, w.last_bytes, high),
-                _mm512_and_si512(slots[1], places),
-            ),
-        ];
-        let x = [
-            next(a, _mm512_castsi512_si256(freq[0]), _mm512_castsi512_si256(number[0])),
-            next(b, _mm512_extracti64x4_epi64::<1>(freq[0]), _mm512_extracti64x4_epi64::<1>(number[0])),
-            next(c, _mm512_castsi512_si256(freq[1]), _mm512_castsi512_si256(number[1])),
-            next(d, _mm512_extracti64x4_epi64::<1>(freq[1]), _mm512_extracti64x4_epi64::<1>(number[1])),
-        ];
-        let words = [0, 1].map(|s| streams.words[s].as_ptr());
-        // SAFETY: at most 32 words are taken in a round, and REACH bytes are there.
+    for (symbols, out) in symbols.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        // SAFETY: 32 bytes are read, 64 are written.
         unsafe {
-            let taken_a = 2 * refill(&mut a, x[0], words[0].add(at[0]));
-            let taken_c = 2 * refill(&mut c, x[2], words[1].add(at[1]));
-            let taken_b = 2 * refill(&mut b, x[1], words[0].add(at[0] + taken_a));
-            let taken_d = 2 * refill(&mut d, x[3], words[1].add(at[1] + taken_c));
-            at[0] += taken_a + taken_b;
-            at[1] += taken_c + taken_d;
+            let index = _mm512_cvtepu8_epi16(_mm256_loadu_si256(symbols.as_ptr().cast()));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutex2var_epi16(first, index, second));
         }
-        done += ROUND;
-    }
-    store(&[[a, b], [c, d]], &mut streams.states);
-    for (words, at) in streams.words.iter_mut().zip(at) {
-        *words = &words[at..];
+        done += 32;
     }
     done
 }
 
-/// The states after a symbol of these frequencies and slot numbers, before they are refilled.
+/// [`Kernel::unpack`] for one group.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn next(x: __m512i, freq: __m256i, number: __m256i) -> __m512i {
-    let product = _mm512_mullo_epi32(_mm512_cvtepu16_epi32(freq), _mm512_srli_epi32::<{ PROB_BITS }>(x));
-    _mm512_add_epi32(product, _mm512_cvtepu16_epi32(number))
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn unpack_group(packed: &[u8], bits: u8, shift: u8, keep: bool, out: &mut [u8; 64]) {
+    let out: *mut __m512i = out.as_mut_ptr().cast();
+    let mut values = _mm512_setzero_si512();
+    let mut rest = packed;
+    let mut at = u32::from(shift);
+    // Each part is spread over the vector, each copy shifted to its values, and masked: it may end up `at` bits up.
+    if let (8, Some(part)) = (bits & 8, rest.first_chunk::<64>()) {
+        values = bytes(part);
+    }
+    if let (4, Some((part, behind))) = (bits & 4, rest.split_first_chunk::<32>()) {
+        // SAFETY: the part is 32 bytes.
+        let copies = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(part.as_ptr().cast()) });
+        values = field::<0x0f>(copies, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), at);
+        (rest, at) = (behind, at + 4);
+    }
+    if let (2, Some((part, behind))) = (bits & 2, rest.split_first_chunk::<16>()) {
+        // SAFETY: the part is 16 bytes.
+        let copies = _mm512_broadcast_i64x2(unsafe { _mm_loadu_si128(part.as_ptr().cast()) });
+        let field = field::<0x03>(copies, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6), at);
+        values = _mm512_or_si512(values, field);
+        (rest, at) = (behind, at + 2);
+    }
+    if let (1, Some(part)) = (bits & 1, rest.first_chunk::<8>()) {
+        let copies = _mm512_set1_epi64(i64::from_le_bytes(*part));
+        let field = field::<0x01>(copies, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), at);
+        values = _mm512_or_si512(values, field);
+    }
+    // SAFETY: `out` is 64 bytes.
+    unsafe {
+        if keep {
+            values = _mm512_or_si512(values, _mm512_loadu_si512(out));
+        }
+        _mm512_storeu_si512(out, values);
+    }
+}
+
+/// `copies`, each shifted down by its part of `down`, masked, and `up` bits up.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn field<const MASK: i8>(copies: __m512i, down: __m512i, up: u32) -> __m512i {
+    let field = _mm512_and_si512(_mm512_srlv_epi64(copies, down), _mm512_set1_epi8(MASK));
+    _mm512_sll_epi64(field, _mm_cvtsi32_si128(up as i32))
 }

@@ -1,20 +1,27 @@
-//! The fast copies of the decoder: chosen at run time, each tested against the scalar one.
+//! The fast copies of the decoder and of the encoder's inner loop: chosen at run time, each tested against the scalar
+//! one.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use super::ChunkDecoder;
+use super::{
+    ChunkDecoder, LANES,
+    encode::{TableEncoder, Words, scalar_rounds},
+};
 use std::sync::Arc;
+
+/// Codes whole rounds of symbols, each with its table.
+pub(super) type EncodeRounds = fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &mut Words);
 
 /// The SIMD decoders that this machine can run, fastest first.
 pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
     let mut found: Vec<Arc<dyn ChunkDecoder>> = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    {
-        found.extend(avx512::Avx512::new().map(|d| Arc::new(d) as _));
-        found.extend(avx2::Avx2::new().map(|d| Arc::new(d) as _));
-    }
+    found.extend(avx512::Avx512::new().map(|d| Arc::new(d) as _));
     found
+}
+
+/// The fastest encoder's inner loop.
+pub(super) fn encode_rounds() -> EncodeRounds {
+    scalar_rounds
 }
