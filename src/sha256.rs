@@ -7,7 +7,7 @@
 use sha2::block_api::compress256;
 
 /// Bytes between two kept states; a multiple of SHA-256's block.
-pub const SEGMENT: u64 = 4 << 20;
+pub const SEGMENT: u64 = 1 << 20;
 /// The initial state (FIPS 180-4, 5.3.3).
 pub const INITIAL: State =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];

@@ -95,13 +95,12 @@ fn noise_behind_a_valid_checksum_is_noticed() {
 fn noise_in_the_streams_never_leaves_the_slice() {
     // The chunk decoders themselves, past the checksums that would catch this first.
     let dir = tempfile::tempdir().expect("a directory");
-    for ((_, archive), tables) in [(small(dir.path()), [1, 1].as_slice()), (classes(dir.path()), &[4])] {
-        noise_in_streams(dir.path(), &archive, tables);
+    for (_, archive) in [small(dir.path()), classes(dir.path())] {
+        noise_in_streams(dir.path(), &archive);
     }
 }
 
-/// `tables` is how many tables the top planes of the coded chunks have: what the sample is to show.
-fn noise_in_streams(dir: &std::path::Path, archive: &[u8], tables: &[usize]) {
+fn noise_in_streams(dir: &std::path::Path, archive: &[u8]) {
     let path = dir.join("a.bsz");
     std::fs::write(&path, archive).expect("written");
     let a = bszfs::read::Archive::open(&path).expect("opens");
@@ -109,7 +108,7 @@ fn noise_in_streams(dir: &std::path::Path, archive: &[u8], tables: &[usize]) {
     let planes: Vec<_> =
         (0..a.index().len()).filter(|&id| a.index().chunk(id).coding == codec::Coding::Planes).collect();
     let model = |id: usize| a.index().model(a.index().chunk(id).model).expect("a model");
-    assert_eq!(planes.iter().map(|&id| model(id).tables()[0].len()).collect::<Vec<_>>(), tables);
+    assert!(!planes.is_empty(), "the sample has nothing to damage");
     for id in planes {
         let (c, model) = (a.index().chunk(id), model(id));
         let stored = &archive[c.stored_at as usize..][..c.stored_len as usize];
