@@ -36,6 +36,8 @@ pub(crate) struct Stream<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Tables<'a> {
     pub model: &'a Model,
+    /// Of the model.
+    pub tables: &'a [DecodeTable],
     /// By round: the choice of its block.
     pub choices: &'a [u8],
     /// The column of the first round's first element.
@@ -47,7 +49,7 @@ impl<'a> Tables<'a> {
     #[inline(always)]
     pub fn next(mut self) -> (&'a [DecodeTable], &'a [u8], Self) {
         let classes = self.model.classes();
-        let tables = &self.model.decoder()[usize::from(self.choices[0]) * classes..][..classes];
+        let tables = &self.tables[usize::from(self.choices[0]) * classes..][..classes];
         self.choices = &self.choices[1..];
         if classes == 1 {
             return (tables, &[], self);
@@ -61,16 +63,39 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// What symbols stand for, in the top bits of 16: low bytes and high bytes.
+pub(crate) struct Map(pub [[u8; 64]; 2]);
+
+impl Map {
+    fn new(model: &Model) -> Self {
+        let align = 16 - model.layout().symbol_bits();
+        let value = |s: usize| model.values().get(s).map_or(0, |v| v << align).to_le_bytes();
+        Self([0, 1].map(|i| std::array::from_fn(|s| value(s)[i])))
+    }
+}
+
+/// Room for whole rounds.
+pub(crate) struct Rounds<'a> {
+    /// The symbols.
+    pub symbols: &'a mut [[u8; LANES]],
+    /// What they stand for; nothing, for the escape.
+    pub tops: &'a mut [[u16; LANES]],
+}
+
+impl Rounds<'_> {
+    /// What follows the first `n` rounds.
+    pub fn after(self, n: usize) -> Self {
+        Self { symbols: &mut self.symbols[n..], tops: &mut self.tops[n..] }
+    }
+}
+
 /// The inner loop: decodes symbols.
 pub(crate) trait Kernel: Copy {
-    /// Fill `out`, whole rounds of [`LANES`], with the next symbols.
+    /// Fill `out` with the next symbols.
     ///
     /// # Errors
     /// Corruption, where the words do not suffice.
-    fn symbols(self, stream: &mut Stream<'_>, tables: Tables<'_>, out: &mut [u8]) -> Result<()>;
-
-    /// Look up what each of `symbols`, all below 64, stands for.
-    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]);
+    fn symbols(self, stream: &mut Stream<'_>, tables: Tables<'_>, map: &Map, out: Rounds<'_>) -> Result<()>;
 
     /// Unpack groups of values of `bits` bits and put them `shift` bits up in their bytes: with what is there, if
     /// `keep`, or instead of it.
@@ -83,23 +108,24 @@ pub(crate) struct ScalarKernel;
 
 impl Kernel for ScalarKernel {
     #[inline(always)]
-    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: &mut [u8]) -> Result<()> {
-        for out in out.as_chunks_mut().0 {
+    fn symbols(
+        self,
+        stream: &mut Stream<'_>,
+        mut tables: Tables<'_>,
+        map: &Map,
+        out: Rounds<'_>,
+    ) -> Result<()> {
+        let values: [u16; 64] = std::array::from_fn(|s| u16::from_le_bytes([map.0[0][s], map.0[1][s]]));
+        for (symbols, tops) in out.symbols.iter_mut().zip(out.tops) {
             let (of_round, classes, next) = tables.next();
             match of_round {
-                [only] => round(stream, |_| only, out)?,
-                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], out)?,
+                [only] => round(stream, |_| only, symbols)?,
+                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], symbols)?,
             }
             tables = next;
+            tops.iter_mut().zip(symbols).for_each(|(t, &mut s)| *t = values[usize::from(s & 63)]);
         }
         Ok(())
-    }
-
-    #[inline(always)]
-    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]) {
-        for (o, &s) in out.iter_mut().zip(symbols) {
-            *o = map[usize::from(s & 63)];
-        }
     }
 
     #[inline(always)]
@@ -282,13 +308,12 @@ impl<'a> Coded<'a> {
 fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8]) -> Result<()> {
     let layout = chunk.model.layout();
     let align = 16 - layout.symbol_bits();
-    let mut map = [0; 64];
-    map.iter_mut().zip(chunk.model.values()).for_each(|(m, &v)| *m = v << align);
+    let map = Map::new(chunk.model);
     let escape = chunk.model.escape();
-    let mut symbols = [0; MOST];
-    let mut tops = [0; MOST];
+    let mut symbols = [[0; LANES]; MOST / LANES];
+    let mut tops = [[0; LANES]; MOST / LANES];
     if let Symbols::Constant(value) = chunk.symbols {
-        tops.fill(value << align);
+        tops.fill([value << align; LANES]);
     }
     let mut merge = Merge::new(layout);
     let count = out.len() / E::BYTES;
@@ -299,24 +324,26 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
         let out = &mut out[first * E::BYTES..(first + n) * E::BYTES];
         let mut carried = None;
         if let Symbols::Coded(coded) = &mut chunk.symbols {
-            let symbols = &mut symbols[..n.next_multiple_of(LANES)];
+            let rounds = n.div_ceil(LANES);
+            let room = Rounds { symbols: &mut symbols[..rounds], tops: &mut tops[..rounds] };
             let columns = chunk.model.columns().len().max(1);
             let tables = Tables {
                 model: chunk.model,
+                tables: chunk.model.decoder(),
                 choices: &coded.choices[first / LANES..],
                 column: first % columns,
             };
-            kernel.symbols(&mut coded.stream, tables, symbols)?;
-            kernel.values(&map, symbols, &mut tops[..symbols.len()]);
+            kernel.symbols(&mut coded.stream, tables, &map, room)?;
             if first + n == count {
                 carried = Some(coded.finish(chunk.planes.carried())?);
             }
         }
-        merge.step::<E, K>(kernel, &tops[..n], &chunk.planes, first, carried.as_ref(), out);
+        merge.step::<E, K>(kernel, &tops.as_flattened()[..n], &chunk.planes, first, carried.as_ref(), out);
         if let Symbols::Coded(coded) = &mut chunk.symbols {
-            if has(&symbols[..n], escape) {
+            let symbols = &symbols.as_flattened()[..n];
+            if has(symbols, escape) {
                 let element = |v: u16| E::from_top(v << align).back(layout.rotated());
-                escapes::<E>(&symbols[..n], escape, &mut coded.escapes, element, out)?;
+                escapes::<E>(symbols, escape, &mut coded.escapes, element, out)?;
             }
         }
         first += n;

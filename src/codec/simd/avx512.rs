@@ -5,7 +5,7 @@
 //! the product of a frequency and a state's upper bits is that of two 16-bit numbers.
 #![allow(unsafe_code)]
 
-use crate::codec::decode::{Kernel, ScalarKernel, Stream, Tables, decode_planes};
+use crate::codec::decode::{Kernel, Map, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
 use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
 use crate::error::Result;
@@ -54,33 +54,38 @@ fn decode(kernel: Avx512, model: Option<&Model>, payload: &[u8], out: &mut [u8])
 
 impl Kernel for Avx512 {
     #[inline(always)]
-    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: &mut [u8]) -> Result<()> {
+    fn symbols(
+        self,
+        stream: &mut Stream<'_>,
+        mut tables: Tables<'_>,
+        map: &Map,
+        mut out: Rounds<'_>,
+    ) -> Result<()> {
         // SAFETY: an `Avx512` exists only where the features were detected.
         let done = unsafe {
             if tables.model.classes() == 1 {
-                rounds::<false>(stream, &mut tables, out)
+                rounds::<false>(stream, &mut tables, map, &mut out)
             } else {
-                rounds::<true>(stream, &mut tables, out)
+                rounds::<true>(stream, &mut tables, map, &mut out)
             }
         };
-        ScalarKernel.symbols(stream, tables, &mut out[done..])
-    }
-
-    #[inline(always)]
-    fn values(self, map: &[u16; 64], symbols: &[u8], out: &mut [u16]) {
-        // SAFETY: as above.
-        let done = unsafe { values(map, symbols, out) };
-        ScalarKernel.values(map, &symbols[done..], &mut out[done..]);
+        ScalarKernel.symbols(stream, tables, map, out.after(done))
     }
 
     #[inline(always)]
     fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]) {
-        let groups = packed.chunks_exact(8 * usize::from(bits)).zip(bytes.as_chunks_mut().0);
-        for (packed, bytes) in groups {
-            // SAFETY: as above.
-            unsafe { prefetch(packed) };
-            // SAFETY: as above.
-            unsafe { unpack_group(packed, bits, shift, keep, bytes) };
+        // SAFETY: as above.
+        unsafe {
+            match bits {
+                1 => unpack::<1>(packed, shift, keep, bytes),
+                2 => unpack::<2>(packed, shift, keep, bytes),
+                3 => unpack::<3>(packed, shift, keep, bytes),
+                4 => unpack::<4>(packed, shift, keep, bytes),
+                5 => unpack::<5>(packed, shift, keep, bytes),
+                6 => unpack::<6>(packed, shift, keep, bytes),
+                7 => unpack::<7>(packed, shift, keep, bytes),
+                _ => unpack::<8>(packed, shift, keep, bytes),
+            }
         }
     }
 }
@@ -120,19 +125,20 @@ impl States {
         }
     }
 
-    /// Decode a symbol for each of the lanes, whose `classes` follow each other if there are several `tables`, to the
-    /// 64 bytes of `out`. Returns how many `words` were taken.
+    /// Decode a symbol for each of the lanes, whose `classes` follow each other if there are several `tables`. Returns
+    /// how many `words` were taken.
     ///
     /// # Safety
-    /// 128 bytes must be readable at `words`, and 64 writable at `out`.
+    /// 128 bytes must be readable at `words`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
     unsafe fn next<const CLASSES: bool>(
         &mut self,
         tables: &[DecodeTable],
         classes: &[u8],
+        map: [__m512i; 2],
         words: *const u8,
-        out: *mut u8,
+        (out, tops): (&mut [u8; 64], &mut [u16; 64]),
     ) -> usize {
         let low_byte = _mm512_set1_epi16(0xff);
         // A slot's low byte is its place in its bucket, the six bits above it the bucket. Packing works within 128-bit
@@ -150,8 +156,14 @@ impl States {
         };
         let symbols = _mm512_and_si512(found.symbols, _mm512_set1_epi8(63));
         let in_order = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), symbols);
-        // SAFETY: the caller vouches for `out`.
-        unsafe { _mm512_storeu_si512(out.cast(), in_order) };
+        let [low, high] = map.map(|m| _mm512_permutexvar_epi8(symbols, m));
+        // SAFETY: 64 bytes of symbols, and twice as many of what they stand for.
+        unsafe {
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), in_order);
+            let tops: *mut __m512i = tops.as_mut_ptr().cast();
+            _mm512_storeu_si512(tops, _mm512_unpacklo_epi8(low, high));
+            _mm512_storeu_si512(tops.add(1), _mm512_unpackhi_epi8(low, high));
+        }
         let [scaled, shift] = [found.scaled, found.shift]
             .map(|[l, h]| [_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)]);
         // SAFETY: the caller vouches for `words`, and at most 32 are taken for the first vector.
@@ -223,28 +235,37 @@ fn look_up_classes(tables: &[DecodeTable], class: __m512i, bucket: __m512i, plac
     found
 }
 
-/// Decode rounds while there are words for any outcome; returns how many symbols.
+/// Decode rounds while there are words for any outcome; returns how many.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-fn rounds<const CLASSES: bool>(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut [u8]) -> usize {
+fn rounds<const CLASSES: bool>(
+    stream: &mut Stream<'_>,
+    tables: &mut Tables<'_>,
+    map: &Map,
+    out: &mut Rounds<'_>,
+) -> usize {
+    let map = [bytes(&map.0[0]), bytes(&map.0[1])];
     // Apart, so that they stay in registers.
     let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
     let mut done = 0;
-    for round in out.as_chunks_mut::<LANES>().0 {
+    for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
+        let ([s0, s1], [t0, t1]) = (symbols.as_chunks_mut::<64>().0, tops.as_chunks_mut::<64>().0) else {
+            break;
+        };
         if stream.words.len() < REACH {
             break;
         }
         let (of_round, classes, next) = tables.next();
         *tables = next;
         prefetch(stream.words);
-        let (words, out) = (stream.words.as_ptr(), round.as_mut_ptr());
-        // SAFETY: at most 64 words are taken for the first half, so that both are within REACH; a round is twice 64.
+        let words = stream.words.as_ptr();
+        // SAFETY: at most 64 words are taken for the first half, so that both are within REACH.
         let taken = unsafe {
-            let taken = first.next::<CLASSES>(of_round, classes, words, out);
+            let taken = first.next::<CLASSES>(of_round, classes, map, words, (s0, t0));
             let classes = classes.get(64..).unwrap_or_default();
-            taken + second.next::<CLASSES>(of_round, classes, words.add(2 * taken), out.add(64))
+            taken + second.next::<CLASSES>(of_round, classes, map, words.add(2 * taken), (s1, t1))
         };
         stream.words = &stream.words[2 * taken..];
-        done += LANES;
+        done += 1;
     }
     first.store(&mut stream.states[..64]);
     second.store(&mut stream.states[64..]);
@@ -290,50 +311,41 @@ unsafe fn advance(
     short.count_ones() as usize
 }
 
-/// [`Kernel::values`] for whole vectors; returns how many.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn values(map: &[u16; 64], symbols: &[u8], out: &mut [u16]) -> usize {
-    // SAFETY: the map is two vectors.
-    let (first, second) =
-        unsafe { (_mm512_loadu_si512(map.as_ptr().cast()), _mm512_loadu_si512(map.as_ptr().add(32).cast())) };
-    let mut done = 0;
-    for (symbols, out) in symbols.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-        // SAFETY: 32 bytes are read, 64 are written.
-        unsafe {
-            let index = _mm512_cvtepu8_epi16(_mm256_loadu_si256(symbols.as_ptr().cast()));
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutex2var_epi16(first, index, second));
-        }
-        done += 32;
+/// [`Kernel::unpack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn unpack<const BITS: u8>(packed: &[u8], shift: u8, keep: bool, bytes: &mut [u8]) {
+    for (packed, bytes) in packed.chunks_exact(8 * usize::from(BITS)).zip(bytes.as_chunks_mut().0) {
+        prefetch(packed);
+        unpack_group::<BITS>(packed, shift, keep, bytes);
     }
-    done
 }
 
 /// [`Kernel::unpack`] for one group.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn unpack_group(packed: &[u8], bits: u8, shift: u8, keep: bool, out: &mut [u8; 64]) {
+fn unpack_group<const BITS: u8>(packed: &[u8], shift: u8, keep: bool, out: &mut [u8; 64]) {
     let out: *mut __m512i = out.as_mut_ptr().cast();
     let mut values = _mm512_setzero_si512();
     let mut rest = packed;
     let mut at = u32::from(shift);
     // Each part is spread over the vector, each copy shifted to its values, and masked: it may end up `at` bits up.
-    if let (8, Some(part)) = (bits & 8, rest.first_chunk::<64>()) {
+    if let (8, Some(part)) = (BITS & 8, rest.first_chunk::<64>()) {
         values = bytes(part);
     }
-    if let (4, Some((part, behind))) = (bits & 4, rest.split_first_chunk::<32>()) {
+    if let (4, Some((part, behind))) = (BITS & 4, rest.split_first_chunk::<32>()) {
         // SAFETY: the part is 32 bytes.
         let copies = _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(part.as_ptr().cast()) });
         values = field::<0x0f>(copies, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), at);
         (rest, at) = (behind, at + 4);
     }
-    if let (2, Some((part, behind))) = (bits & 2, rest.split_first_chunk::<16>()) {
+    if let (2, Some((part, behind))) = (BITS & 2, rest.split_first_chunk::<16>()) {
         // SAFETY: the part is 16 bytes.
         let copies = _mm512_broadcast_i64x2(unsafe { _mm_loadu_si128(part.as_ptr().cast()) });
         let field = field::<0x03>(copies, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6), at);
         values = _mm512_or_si512(values, field);
         (rest, at) = (behind, at + 2);
     }
-    if let (1, Some(part)) = (bits & 1, rest.first_chunk::<8>()) {
+    if let (1, Some(part)) = (BITS & 1, rest.first_chunk::<8>()) {
         let copies = _mm512_set1_epi64(i64::from_le_bytes(*part));
         let field = field::<0x01>(copies, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), at);
         values = _mm512_or_si512(values, field);

@@ -2,6 +2,8 @@
 //! one.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 
 use super::{
@@ -17,7 +19,10 @@ pub(super) type EncodeRounds = fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &m
 pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
     let mut found: Vec<Arc<dyn ChunkDecoder>> = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    found.extend(avx512::Avx512::new().map(|d| Arc::new(d) as _));
+    {
+        found.extend(avx512::Avx512::new().map(|d| Arc::new(d) as _));
+        found.extend(avx2::Avx2::new().map(|d| Arc::new(d) as _));
+    }
     found
 }
 
