@@ -127,7 +127,7 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let check = |path: &Path, p: &dyn pack::Progress| {
         // Not by its path, which is temporary: errors are to name the archive's own.
         let archive = Archive::from_file(File::open(path)?)?;
-        read::verify(&archive, &*codec::reference(), &|bytes| p.advance(bytes))
+        read::verify(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
     };
     let outcome = for_each("pack", &args.sources, |source| {
         let target = pack_target(&args, source)?;

@@ -61,13 +61,13 @@ impl Buckets {
         }
     }
 
-    /// For the `i`-th slot of each symbol, symbols in order: its number.
-    pub fn numbers(&self, freqs: &Freqs) -> Box<[u16; TOTAL as usize]> {
+    /// For the `i`-th slot of each symbol, symbols in order: its number. One more entry is 0.
+    pub fn numbers(&self, freqs: &Freqs) -> Box<[u16; TOTAL as usize + 1]> {
         let mut starts = [0; BUCKETS];
         for s in 1..BUCKETS {
             starts[s] = starts[s - 1] + usize::from(freqs[s - 1]);
         }
-        let mut numbers = Box::new([0; TOTAL as usize]);
+        let mut numbers = Box::new([0; TOTAL as usize + 1]);
         for slot in 0..TOTAL as u16 {
             let (symbol, i) = self.symbol(slot);
             numbers[starts[usize::from(symbol)] + usize::from(i)] = slot;

@@ -217,6 +217,26 @@ impl IndexWriter {
         self.chunks.extend_from_slice(&(c.model | (c.coding as u32) << 24).to_le_bytes());
     }
 
+    /// The chunk that starts at byte `start` of the original, if there is one that is not the last so far.
+    pub fn find(&self, start: u64) -> Option<Chunk> {
+        let records: &[[u8; CHUNK_LEN as usize]] = self.chunks.as_chunks().0;
+        let u64_at =
+            |r: &[u8; CHUNK_LEN as usize], at: usize| u64::from_le_bytes(std::array::from_fn(|i| r[at + i]));
+        let u32_at =
+            |r: &[u8; CHUNK_LEN as usize], at: usize| u32::from_le_bytes(std::array::from_fn(|i| r[at + i]));
+        let i = records.binary_search_by_key(&start, |r| u64_at(r, 0)).ok()?;
+        let (record, next) = (&records[i], records.get(i + 1)?);
+        let kind = u32_at(record, 28);
+        Some(Chunk {
+            original: start..u64_at(next, 0),
+            stored_at: u64_at(record, 8),
+            checksum: u64_at(record, 16),
+            stored_len: u32_at(record, 24),
+            model: kind & NO_MODEL,
+            coding: Coding::from_wire((kind >> 24) as u8).ok()?,
+        })
+    }
+
     /// The index, and `footer` with everything filled in that describes it; `states` are those of SHA-256.
     pub fn finish(mut self, footer: Footer, states: &[State]) -> (Vec<u8>, Footer) {
         let chunk_count = (self.chunks.len() as u64 / CHUNK_LEN) as u32;

@@ -25,7 +25,7 @@ pub fn file(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progr
 }
 
 pub(super) fn pack(
-    mut source: Source,
+    source: Source,
     src: &Path,
     out: &Path,
     o: &Options,
@@ -54,7 +54,7 @@ pub(super) fn pack(
         }
     } else {
         let output = Output::create(out)?;
-        report.stored = encode::archive(&mut source, &output, naming(src), o, p)?;
+        report.stored = encode::archive(&source, &output, naming(src), o, p)?;
         source.unchanged()?;
         output.sync(Attributes::of(source.meta()))?;
         check(output.temporary(), p).about_path(out)?;

@@ -5,6 +5,7 @@
 
 mod encode;
 mod file;
+mod plan;
 mod source;
 mod tree;
 
@@ -42,7 +43,7 @@ pub trait Progress: Sync {
     fn end(&self, outcome: &FileReport);
 }
 
-/// Verifies the finished archive at a path, by decoding all of it with the reference decoder.
+/// Verifies the finished archive at a path, by decoding all of it.
 pub type Check<'a> = &'a (dyn Fn(&Path, &dyn Progress) -> Result<()> + Sync);
 
 /// What became of a file.

@@ -1,4 +1,4 @@
-//! The file being packed: read by position, in windows, and watched for change.
+//! The file being packed: read by position, and watched for change.
 
 use crate::{
     error::{Context, Error, Result},
@@ -15,14 +15,6 @@ pub(super) struct Source {
     file: File,
     path: PathBuf,
     meta: Metadata,
-    window: Window,
-}
-
-/// The part of the file that is in memory.
-#[derive(Default)]
-struct Window {
-    start: u64,
-    data: Vec<u8>,
 }
 
 impl Source {
@@ -35,7 +27,7 @@ impl Source {
         if !meta.is_file() {
             return Err(Error::invalid("not a regular file").about(path.display()));
         }
-        Ok(Self { file, path: path.to_owned(), meta, window: Window::default() })
+        Ok(Self { file, path: path.to_owned(), meta })
     }
 
     pub(super) fn file(&self) -> &File {
@@ -56,19 +48,7 @@ impl Source {
         self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header()[..8]
     }
 
-    /// The bytes from `start` on; the same window again costs nothing.
-    pub(super) fn window(&mut self, start: u64, len: usize) -> Result<&[u8]> {
-        if self.window.start != start || self.window.data.len() != len {
-            self.window.data.resize(len, 0);
-            // Not a window until it is read.
-            self.window.start = u64::MAX;
-            self.file.read_exact_at(&mut self.window.data, start).about_path(&self.path)?;
-            self.window.start = start;
-        }
-        Ok(&self.window.data)
-    }
-
-    /// Some bytes, into `out`, past the window.
+    /// `len` bytes from `start` on, into all of `out`.
     pub(super) fn read(&self, start: u64, out: &mut Vec<u8>, len: usize) -> Result<()> {
         out.resize(len, 0);
         self.file.read_exact_at(out, start).about_path(&self.path)

@@ -5,7 +5,7 @@ use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
     output::{Attributes, Output},
-    sha256::{INITIAL, SEGMENT, State, Stretch},
+    sha256::{BLOCK, INITIAL, SEGMENT, State, Stretches, finish},
 };
 use rayon::prelude::*;
 use std::{
@@ -15,8 +15,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+/// Larger chunks are not decoded for many stretches at once, for the memory that takes.
+const WIDEST_CHUNK: usize = 512 << 10;
+
 /// Decode everything and check every checksum and the original's SHA-256. `progress` is told of decoded bytes.
-/// Each thread of the current rayon pool takes the memory of two chunks.
+/// Each thread of the current rayon pool takes the memory of sixteen chunks, or of two if chunks are large.
 ///
 /// # Errors
 /// Io and corruption, naming a chunk that is damaged.
@@ -52,50 +55,72 @@ fn stretches(
     progress: &(dyn Fn(u64) + Sync),
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
-    // An empty file is one empty stretch: its hash is checked all the same. Two stretches go together.
-    let pairs = archive.footer().original_len.div_ceil(2 * SEGMENT).max(1);
+    let len = archive.footer().original_len;
+    // No more at once than leaves some for each worker. An empty file is one empty segment: its hash is checked all
+    // the same.
+    let segments = len.div_ceil(SEGMENT).max(1);
+    let threads = rayon::current_num_threads();
+    let at_once = match Stretches::at_once() as u64 {
+        n if archive.footer().max_chunk as usize > WIDEST_CHUNK || segments <= n => 2,
+        n => n,
+    };
     let next = AtomicU64::new(0);
-    let workers = (0..rayon::current_num_threads()).into_par_iter().with_max_len(1);
-    workers.try_for_each(|_| {
-        let mut cursors = [Cursor::default(), Cursor::default()];
+    (0..threads).into_par_iter().with_max_len(1).try_for_each(|_| {
+        let mut cursors: Vec<Cursor> = (0..at_once).map(|_| Cursor::default()).collect();
         loop {
-            let pair = next.fetch_add(1, Ordering::Relaxed);
-            if pair >= pairs {
+            let first = next.fetch_add(at_once, Ordering::Relaxed);
+            if first >= segments {
                 return Ok(());
             }
             // The other workers have nothing to look for once one has failed.
-            two_stretches(archive, 2 * pair, &mut cursors, decoder, progress, sink)
-                .inspect_err(|_| next.store(pairs, Ordering::Relaxed))?;
+            group(archive, first, &mut cursors, decoder, progress, sink)
+                .inspect_err(|_| next.store(segments, Ordering::Relaxed))?;
         }
     })
 }
 
-/// Segments `first` and `first + 1` of the original.
-fn two_stretches(
+/// The segments from `first` on, one for each cursor, at once.
+fn group(
     archive: &Archive,
     first: u64,
-    [a, b]: &mut [Cursor; 2],
+    cursors: &mut [Cursor],
     decoder: &dyn ChunkDecoder,
     progress: &(dyn Fn(u64) + Sync),
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
-    let [start, middle, end] =
-        [first, first + 1, first + 2].map(|i| archive.footer().original_len.min(i * SEGMENT));
-    a.seek(archive, start..middle);
-    b.seek(archive, middle..end);
-    let mut hashes = [start, middle].map(|at| Stretch::new(state(archive, at)));
-    while !(a.range.is_empty() && b.range.is_empty()) {
-        let at = [a.range.start, b.range.start];
-        let bytes = [a.next(archive, decoder)?, b.next(archive, decoder)?];
-        Stretch::update_two(&mut hashes, bytes);
-        for (bytes, at) in bytes.into_iter().zip(at).filter(|(bytes, _)| !bytes.is_empty()) {
-            sink(bytes, at)?;
-            progress(bytes.len() as u64);
+    let len = archive.footer().original_len;
+    let edge = |i: usize| len.min((first + i as u64) * SEGMENT);
+    for (i, cursor) in cursors.iter_mut().enumerate() {
+        cursor.seek(archive, edge(i)..edge(i + 1));
+    }
+    let mut hashes = Stretches::new((0..cursors.len()).map(|i| state(archive, edge(i))).collect());
+    loop {
+        for cursor in cursors.iter_mut().filter(|c| c.ready().is_empty()) {
+            cursor.refill(archive, decoder, &mut |bytes, at| {
+                progress(bytes.len() as u64);
+                sink(bytes, at)
+            })?;
+        }
+        // As far as all have whole blocks, except those that are at their end.
+        let Some(n) = cursors.iter().map(|c| c.ready().len()).filter(|&n| n > 0).min() else { break };
+        let bytes: Vec<&[u8]> = cursors.iter().map(|c| &c.ready()[..n.min(c.ready().len())]).collect();
+        hashes.update(&bytes);
+        cursors.iter_mut().for_each(|c| c.advance(n));
+    }
+    for (i, (cursor, &reached)) in cursors.iter().zip(hashes.states()).enumerate() {
+        let footer = archive.footer();
+        let end = edge(i + 1);
+        let right = if end == len {
+            // The last segment, or one behind it, that is not there.
+            edge(i) == end && end > 0 || finish(reached, cursor.tail(), end) == footer.sha256
+        } else {
+            reached == state(archive, end)
+        };
+        if !right {
+            return Err(Error::corrupt("the whole file does not match its SHA-256"));
         }
     }
-    let [a, b] = hashes;
-    arrived(archive, a, middle)?;
-    if end > middle { arrived(archive, b, end) } else { Ok(()) }
+    Ok(())
 }
 
 /// SHA-256's state at `at`, a multiple of [`SEGMENT`]; at the original's end there is none, and any will do.
@@ -107,23 +132,16 @@ fn state(archive: &Archive, at: u64) -> State {
     }
 }
 
-/// Check that a stretch led to the next one's state, or to the hash.
-fn arrived(archive: &Archive, stretch: Stretch, end: u64) -> Result<()> {
-    let footer = archive.footer();
-    let right = if end == footer.original_len {
-        stretch.finish(end) == footer.sha256
-    } else {
-        stretch.state() == state(archive, end)
-    };
-    right.then_some(()).ok_or_else(|| Error::corrupt("the whole file does not match its SHA-256"))
-}
-
 /// Goes through a range of the original, chunk by chunk.
 #[derive(Default)]
 struct Cursor {
+    /// What is not yet decoded.
     range: Range<u64>,
     id: usize,
-    chunk: Vec<u8>,
+    /// Decoded bytes, of which those before `start` were taken and those from `end` on are not of the range.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
     scratch: Vec<u8>,
 }
 
@@ -131,21 +149,53 @@ impl Cursor {
     fn seek(&mut self, archive: &Archive, range: Range<u64>) {
         self.id = archive.index().find(range.start);
         self.range = range;
+        (self.start, self.end) = (0, 0);
     }
 
-    /// The next bytes of the range, as far as one chunk has them; none at its end.
-    fn next(&mut self, archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<&[u8]> {
-        if self.range.is_empty() {
-            return Ok(&[]);
+    /// The whole blocks that are decoded and not yet taken.
+    fn ready(&self) -> &[u8] {
+        let bytes = &self.buffer[self.start..self.end];
+        &bytes[..bytes.len() / BLOCK * BLOCK]
+    }
+
+    /// What follows the last whole block, at the range's end.
+    fn tail(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// `n` bytes were taken, or as many as were ready.
+    fn advance(&mut self, n: usize) {
+        self.start += n.min(self.ready().len());
+    }
+
+    /// Decode until a block is ready or the range ends, and give what is decoded to `sink`.
+    fn refill(
+        &mut self,
+        archive: &Archive,
+        decoder: &dyn ChunkDecoder,
+        sink: &mut dyn FnMut(&[u8], u64) -> Result<()>,
+    ) -> Result<()> {
+        while self.ready().is_empty() && !self.range.is_empty() {
+            // What is left of a block, which goes on with the next chunk.
+            let left = self.end - self.start;
+            self.buffer.copy_within(self.start..self.end, 0);
+            let original = archive.index().chunk(self.id).original;
+            let len = (original.end - original.start) as usize;
+            if self.buffer.len() < left + len {
+                self.buffer.resize(left + len, 0);
+            }
+            let chunk = &mut self.buffer[left..left + len];
+            archive.read_chunk(self.id, decoder, &mut self.scratch, chunk)?;
+            let skip = (self.range.start - original.start) as usize;
+            let end = self.range.end.min(original.end);
+            let wanted = skip..(end - original.start) as usize;
+            sink(&chunk[wanted.clone()], self.range.start)?;
+            // Close up: the range begins within its first chunk only.
+            self.buffer.copy_within(left + wanted.start..left + wanted.end, left);
+            (self.start, self.end) = (0, left + wanted.len());
+            self.range.start = end;
+            self.id += 1;
         }
-        let original = archive.index().chunk(self.id).original;
-        self.chunk.resize((original.end - original.start) as usize, 0);
-        archive.read_chunk(self.id, decoder, &mut self.scratch, &mut self.chunk)?;
-        let end = self.range.end.min(original.end);
-        let bytes =
-            &self.chunk[(self.range.start - original.start) as usize..(end - original.start) as usize];
-        self.range.start = end;
-        self.id += 1;
-        Ok(bytes)
+        Ok(())
     }
 }

@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod encode;
 
 use super::{
     ChunkDecoder, LANES,
@@ -28,5 +30,9 @@ pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
 
 /// The fastest encoder's inner loop.
 pub(super) fn encode_rounds() -> EncodeRounds {
+    #[cfg(target_arch = "x86_64")]
+    if encode::present() {
+        return encode::encode;
+    }
     scalar_rounds
 }
