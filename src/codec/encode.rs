@@ -11,19 +11,20 @@ use super::{
 
 /// zstd level for chunks that are tried with it: matches matter there, speed hardly.
 const ZSTD_LEVEL: i32 = 9;
-/// Symbols of a block by which its tables are chosen.
-const JUDGED: usize = 1024;
 
 /// A model prepared for coding.
 pub struct Encoder<'a> {
     model: &'a Model,
     /// By value: its symbol.
-    symbols: Vec<u8>,
+    symbols: Box<[u8; 1 << 16]>,
     tables: Vec<TableEncoder>,
-    /// By class and symbol: what it costs with the tables of each choice, in bits.
-    costs: Vec<[[f32; MAX_CHOICES]; BUCKETS]>,
-    rounds: simd::EncodeRounds,
+    /// By class: what symbols cost.
+    costs: Vec<Costs>,
+    kernel: simd::EncodeKernel,
 }
+
+/// By choice and symbol: what it costs in sixteenths of a bit.
+pub(super) type Costs = [[u8; BUCKETS]; MAX_CHOICES];
 
 /// A table prepared for coding.
 pub(super) struct TableEncoder {
@@ -140,17 +141,16 @@ fn round<'t>(
 impl<'a> Encoder<'a> {
     /// Prepare `model`.
     pub fn new(model: &'a Model) -> Self {
-        let mut symbols = vec![model.escape(); 1 << model.layout().symbol_bits()];
+        let mut symbols = Box::new([model.escape(); 1 << 16]);
         model.values().iter().enumerate().for_each(|(s, &v)| symbols[usize::from(v)] = s as u8);
         let classes = model.classes();
-        let mut costs = vec![[[0.0; MAX_CHOICES]; BUCKETS]; classes];
+        let mut costs: Vec<Costs> = vec![[[u8::MAX; BUCKETS]; MAX_CHOICES]; classes];
         for (i, table) in model.tables().iter().enumerate() {
-            for (costs, &f) in costs[i % classes].iter_mut().zip(table.freqs()) {
-                costs[i / classes] = PROB_BITS as f32 - f32::from(f.max(1)).log2();
-            }
+            let cost = |f: u16| (16.0 * (PROB_BITS as f32 - f32::from(f.max(1)).log2())).round() as u8;
+            costs[i % classes][i / classes] = table.freqs().map(cost);
         }
         let tables = model.tables().iter().map(TableEncoder::new).collect();
-        Self { model, symbols, tables, costs, rounds: simd::encode_rounds() }
+        Self { model, symbols, tables, costs, kernel: simd::encode_kernel() }
     }
 
     /// The chunk as [`Coding::Planes`], or `None` where it is not a whole number of elements.
@@ -239,7 +239,7 @@ impl<'a> Encoder<'a> {
         let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
         if classes == 1 {
             let tables: Vec<&TableEncoder> = (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
-            (self.rounds)(&tables, &symbols, &mut states, &mut words);
+            (self.kernel.rounds)(&tables, &symbols, &mut states, &mut words);
         } else {
             for (i, symbols) in symbols.as_chunks().0.iter().enumerate().rev() {
                 let tables = &self.tables[first_table(i)..];
@@ -265,35 +265,32 @@ impl<'a> Encoder<'a> {
             return vec![0; symbols.len().div_ceil(block)];
         }
         let columns = self.model.columns();
-        // Some symbols say as much as all of a long block.
-        let step = block.div_ceil(JUDGED);
-        let blocks = symbols.chunks(block).enumerate().map(|(i, symbols)| {
-            // Four sums in turns: additions wait for each other.
-            let mut sums = [[0f32; MAX_CHOICES]; 4];
-            if columns.is_empty() {
-                for (j, &s) in symbols.iter().step_by(step).enumerate() {
-                    add(&mut sums[j % 4], &self.costs[0][usize::from(s)]);
-                }
-            } else {
-                let mut column = i * block % columns.len();
-                for (j, &s) in symbols.iter().step_by(step).enumerate() {
-                    add(&mut sums[j % 4], &self.costs[usize::from(columns[column])][usize::from(s)]);
-                    column += step;
-                    while column >= columns.len() {
-                        column -= columns.len();
-                    }
-                }
+        let best = |costs: [u32; MAX_CHOICES]| {
+            (0..self.model.choices()).min_by_key(|&choice| costs[choice]).unwrap_or(0) as u8
+        };
+        if columns.is_empty() {
+            return symbols.chunks(block).map(|b| best((self.kernel.costs)(&self.costs[0], b))).collect();
+        }
+        let mut column = 0;
+        let blocks = symbols.chunks(block).map(|symbols| {
+            let mut sums = [0; MAX_CHOICES];
+            for &s in symbols {
+                let costs = &self.costs[usize::from(columns[column])];
+                sums.iter_mut().zip(costs).for_each(|(sum, c)| *sum += u32::from(c[usize::from(s & 63)]));
+                column = if column + 1 == columns.len() { 0 } else { column + 1 };
             }
-            let cost = |t: usize| sums.iter().map(|s| s[t]).sum::<f32>();
-            (0..self.model.choices()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(0) as u8
+            best(sums)
         });
         blocks.collect()
     }
 }
 
-#[inline(always)]
-fn add(sum: &mut [f32; MAX_CHOICES], costs: &[f32; MAX_CHOICES]) {
-    sum.iter_mut().zip(costs).for_each(|(s, c)| *s += c);
+/// What `symbols` cost with each choice, in sixteenths of a bit.
+pub(super) fn scalar_costs(costs: &Costs, symbols: &[u8]) -> [u32; MAX_CHOICES] {
+    // Counted first: one addition a symbol instead of four.
+    let mut counts = [0u32; BUCKETS];
+    symbols.iter().for_each(|&s| counts[usize::from(s & 63)] += 1);
+    costs.map(|c| c.iter().zip(counts).map(|(&c, n)| u32::from(c) * n).sum())
 }
 
 /// Code a chunk in the smallest way: by its model's planes, with zstd if `try_zstd`, or as it is.
@@ -327,7 +324,7 @@ mod tests {
     /// Tables of all shapes, and symbols that follow them, and symbols that do not.
     #[test]
     fn the_fast_inner_loop_gives_the_same_words_and_states() {
-        let fast = simd::encode_rounds();
+        let simd::EncodeKernel { rounds: fast, costs } = simd::encode_kernel();
         let mut seed = 7u64;
         let mut random = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -361,6 +358,10 @@ mod tests {
             });
             let (a, b) = results.split_at_mut(1);
             assert!(a[0] == b[0], "shape {shape} of {live} symbols");
+            let prices: Costs = std::array::from_fn(|_| std::array::from_fn(|_| random() as u8));
+            for len in [0, 1, 63, 64, 65, 384, 2048] {
+                assert_eq!(costs(&prices, &symbols[..len]), scalar_costs(&prices, &symbols[..len]));
+            }
         }
     }
 }

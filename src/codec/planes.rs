@@ -131,27 +131,26 @@ impl Layout {
         self.field(chunk, plane.low, |v| v as u8 & mask, out);
     }
 
-    fn field<T>(&self, chunk: &[u8], low: u8, value: impl Fn(u64) -> T + Copy, out: &mut Vec<T>) {
-        let turn = u32::from(self.rotated);
+    fn field<T>(&self, chunk: &[u8], low: u8, value: impl Fn(u64) -> T, out: &mut Vec<T>) {
+        out.clear();
+        // The shifts in the element's own type: many at a time.
+        macro_rules! field {
+            ($t:ty) => {{
+                let elements = chunk.as_chunks().0.iter().map(|&e| <$t>::from_le_bytes(e));
+                if self.rotated {
+                    out.extend(elements.map(|e| value((e.rotate_left(1) >> low).into())));
+                } else {
+                    out.extend(elements.map(|e| value((e >> low).into())));
+                }
+            }};
+        }
         match self.width {
-            1 => field(chunk, |e| u8::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
-            2 => field(chunk, |e| u16::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
-            4 => field(chunk, |e| u32::from_le_bytes(e).rotate_left(turn).into(), low, value, out),
-            _ => field(chunk, |e| u64::from_le_bytes(e).rotate_left(turn), low, value, out),
+            1 => field!(u8),
+            2 => field!(u16),
+            4 => field!(u32),
+            _ => field!(u64),
         }
     }
-}
-
-#[inline(always)]
-fn field<const N: usize, T>(
-    chunk: &[u8],
-    element: impl Fn([u8; N]) -> u64,
-    low: u8,
-    value: impl Fn(u64) -> T,
-    out: &mut Vec<T>,
-) {
-    out.clear();
-    out.extend(chunk.as_chunks::<N>().0.iter().map(|&e| value(element(e) >> low)));
 }
 
 /// Bytes that a plane of `count` values of `bits` bits takes when stored as it is.

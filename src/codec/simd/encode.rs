@@ -1,33 +1,62 @@
-//! The encoder's inner loop with AVX-512: sixteen states a vector, each divided by its symbol's frequency by way of
+//! The encoder's inner loops with AVX-512: sixteen states a vector, each divided by its symbol's frequency by way of
 //! single-precision floats, which are off by at most one.
 #![allow(unsafe_code)]
 
-use crate::codec::encode::{TableEncoder, Words};
+use crate::codec::encode::{Costs, TableEncoder, Words, scalar_costs};
+use crate::codec::model::MAX_CHOICES;
 use crate::codec::{LANES, PROB_BITS};
 use std::arch::x86_64::*;
 
 /// Vectors of states.
 const VECTORS: usize = LANES / 16;
 
-/// Whether this machine has what [`encode`] needs.
+/// Whether this machine has what is needed here.
 pub(super) fn present() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vbmi2")
         && is_x86_feature_detected!("popcnt")
 }
 
-/// [`super::EncodeRounds`] for machines for which [`present`] holds.
-pub(super) fn encode(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
+/// [`super::EncodeKernel::rounds`] for machines for which [`present`] holds.
+pub(super) fn rounds(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
     assert!(present(), "the caller has asked");
     // SAFETY: the features are there.
-    unsafe { rounds(tables, symbols, states, words) }
+    unsafe { encode(tables, symbols, states, words) }
+}
+
+/// [`super::EncodeKernel::costs`] likewise.
+pub(super) fn costs(costs: &Costs, symbols: &[u8]) -> [u32; MAX_CHOICES] {
+    assert!(present(), "the caller has asked");
+    let (whole, rest) = symbols.as_chunks();
+    // SAFETY: the features are there.
+    let mut sums = unsafe { sum(costs, whole) };
+    sums.iter_mut().zip(scalar_costs(costs, rest)).for_each(|(s, c)| *s += c);
+    sums
+}
+
+/// What 64 symbols at a time cost.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn sum(costs: &Costs, symbols: &[[u8; 64]]) -> [u32; MAX_CHOICES] {
+    // SAFETY: each array is 64 bytes.
+    let vector = |bytes: &[u8; 64]| unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let zero = _mm512_setzero_si512();
+    let mut sums = [zero; MAX_CHOICES];
+    for symbols in symbols {
+        let symbols = vector(symbols);
+        for (sum, costs) in sums.iter_mut().zip(costs) {
+            let found = _mm512_permutexvar_epi8(symbols, vector(costs));
+            *sum = _mm512_add_epi64(*sum, _mm512_sad_epu8(found, zero));
+        }
+    }
+    sums.map(|s| _mm512_reduce_add_epi64(s) as u32)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt")]
-fn rounds(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
+fn encode(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
     let mut x = [_mm512_setzero_si512(); VECTORS];
     for (x, states) in x.iter_mut().zip(states.as_chunks::<16>().0) {
         // SAFETY: sixteen states are 64 bytes.

@@ -10,12 +10,20 @@ mod encode;
 
 use super::{
     ChunkDecoder, LANES,
-    encode::{TableEncoder, Words, scalar_rounds},
+    encode::{Costs, TableEncoder, Words, scalar_costs, scalar_rounds},
+    model::MAX_CHOICES,
 };
 use std::sync::Arc;
 
 /// Codes whole rounds of symbols, each with its table.
 pub(super) type EncodeRounds = fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &mut Words);
+
+/// The encoder's inner loops.
+pub(super) struct EncodeKernel {
+    pub(super) rounds: EncodeRounds,
+    /// What symbols cost.
+    pub(super) costs: fn(&Costs, &[u8]) -> [u32; MAX_CHOICES],
+}
 
 /// The SIMD decoders that this machine can run, fastest first.
 pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
@@ -28,11 +36,11 @@ pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
     found
 }
 
-/// The fastest encoder's inner loop.
-pub(super) fn encode_rounds() -> EncodeRounds {
+/// The fastest encoder's inner loops.
+pub(super) fn encode_kernel() -> EncodeKernel {
     #[cfg(target_arch = "x86_64")]
     if encode::present() {
-        return encode::encode;
+        return EncodeKernel { rounds: encode::rounds, costs: encode::costs };
     }
-    scalar_rounds
+    EncodeKernel { rounds: scalar_rounds, costs: scalar_costs }
 }
