@@ -259,7 +259,7 @@ impl<'a> Coded<'a> {
             of_block.for_each(|(block, rounds)| rounds.fill(choice(block)));
         }
         let states = take(input, 4 * LANES)?.as_chunks().0;
-        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: *input };
+        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: input };
         take(input, words.checked_mul(2).ok_or_else(short)?)?;
         let behind = input.len();
         let escapes = take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
@@ -313,11 +313,11 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
             }
         }
         merge.step::<E, K>(kernel, &tops[..n], &chunk.planes, first, carried.as_ref(), out);
-        if let Symbols::Coded(coded) = &mut chunk.symbols {
-            if has(&symbols[..n], escape) {
-                let element = |v: u16| E::from_top(v << align).back(layout.rotated());
-                escapes::<E>(&symbols[..n], escape, &mut coded.escapes, element, out)?;
-            }
+        if let Symbols::Coded(coded) = &mut chunk.symbols
+            && has(&symbols[..n], escape)
+        {
+            let element = |v: u16| E::from_top(v << align).back(layout.rotated());
+            escapes::<E>(&symbols[..n], escape, &mut coded.escapes, element, out)?;
         }
         first += n;
     }
