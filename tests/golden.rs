@@ -4,47 +4,85 @@
 //! anew.
 
 use bszfs::codec;
-use samples::{Fill, pack_bytes, safetensors, tensor, unpack_bytes};
+use samples::{Fill, matrices, pack_bytes, tensor, unpack_bytes};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
 #[path = "common/samples.rs"]
 mod samples;
 
-/// The originals: made from seeds, and held to their hashes so that a change of the generator is noticed.
+/// The originals: made from seeds, and held to their hashes so that a change of the generator is noticed. Between them
+/// they use all of the format, which `tests/second_reader.rs` makes sure of.
 fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let t = |dtype: &'static str, n, fill, seed| (dtype, tensor(dtype, n, fill, seed));
-    let file = |tensors: &[(&'static str, Vec<u8>)]| {
-        let names = ["a", "b", "c", "d", "e"];
-        safetensors(
-            &tensors.iter().zip(names).map(|((d, data), n)| (n, *d, data.clone())).collect::<Vec<_>>(),
-        )
+    let file = |tensors: &[(&'static str, usize, Fill)], seed| {
+        let names = ["a", "b", "c", "d", "e"].into_iter().zip(seed..);
+        let tensors = names.zip(tensors).map(|((name, seed), &(dtype, bytes, fill))| {
+            (name, dtype, fill.row(), tensor(dtype, bytes, fill, seed))
+        });
+        matrices(&tensors.collect::<Vec<_>>())
     };
+    use Fill::{Columns, Frozen, Narrow, Noise, Rows, Scaled, Sparse, Special, Weights, Widened};
     vec![
         (
             "bf16",
-            file(&[
-                t("BF16", 40_000, Fill::Weights, 1),
-                t("BF16", 9000, Fill::Special, 2),
-                t("BF16", 80_000, Fill::Scaled, 13),
-            ]),
+            file(
+                &[
+                    ("BF16", 16_000, Weights),
+                    ("BF16", 9000, Special),
+                    ("BF16", 68_000, Scaled),
+                    ("BF16", 40_000, Columns),
+                ],
+                10,
+            ),
             BF16,
         ),
-        ("f16", file(&[t("F16", 40_000, Fill::Weights, 3), t("F16", 9000, Fill::Sparse, 4)]), F16),
-        ("f32", file(&[t("F32", 40_000, Fill::Weights, 5), t("F32", 40_000, Fill::Widened, 6)]), F32),
-        ("f64", file(&[t("F64", 40_000, Fill::Weights, 7), t("C64", 16_000, Fill::Weights, 8)]), F64),
-        ("f8", file(&[t("F8_E4M3", 30_000, Fill::Weights, 9), t("I8", 10_000, Fill::Noise, 10)]), F8),
-        ("other", file(&[t("I64", 9000, Fill::Weights, 11), t("BOOL", 20_000, Fill::Rows, 12)]), OTHER),
+        ("f16", file(&[("F16", 16_000, Weights), ("F16", 9000, Sparse), ("F16", 24_000, Frozen)], 20), F16),
+        (
+            "f32",
+            file(
+                &[
+                    ("F32", 20_000, Weights),
+                    ("F32", 20_000, Widened),
+                    ("F32", 30_000, Frozen),
+                    ("F32", 9000, Narrow),
+                ],
+                30,
+            ),
+            F32,
+        ),
+        (
+            "f64",
+            file(&[("F64", 16_000, Weights), ("C64", 12_000, Weights), ("F64", 16_000, Frozen)], 40),
+            F64,
+        ),
+        (
+            "f8",
+            file(&[("F8_E4M3", 70_000, Columns), ("F8_E5M2", 12_000, Weights), ("U8", 10_000, Special)], 50),
+            F8,
+        ),
+        (
+            "other",
+            file(
+                &[
+                    ("I64", 9000, Weights),
+                    ("BOOL", 1_100_000, Rows),
+                    ("I8", 5000, Noise),
+                    ("F4", 9000, Sparse),
+                ],
+                60,
+            ),
+            OTHER,
+        ),
         ("empty", Vec::new(), EMPTY),
     ]
 }
 
-const BF16: &str = "7fb70b38e07f0f2294779ef5fa543ceba33b92eb4f9845eacbaadc81dfe74d54";
-const F16: &str = "451c6053096ff39e0a4bb4a986b20a9eb90c114a30e126d4d5e4270a787c7ae0";
-const F32: &str = "2cc157641b849fb0ffa8e53d3d1a2836ef4d4429218f0ccd707157e7f4dd5092";
-const F64: &str = "9f942633cfeb65546e9cb58a9e4af31ea79b5d8113a250dca74a2e3dfff2117b";
-const F8: &str = "9223dd169d5b838f8d91c6a95a7fbaa630e91b1c1b080df7fb7aad49d37c6db9";
-const OTHER: &str = "fd44bccf43c10f45d9dc58be9edc93f0b63a5dcc39a78d4510ad033bf5df3292";
+const BF16: &str = "77aeb83564f66cb7534b382e5539b7ccc06e7ec5cc28898f1959c72fd916bfe2";
+const F16: &str = "4375a9c228c406b13352537e31fe7a51b58e6c44263faa37ffdda0e696c0f422";
+const F32: &str = "95aa595f290af9b55139a51b25d2cfcbcee36421ad0e25452f6874ab7b4eefed";
+const F64: &str = "25abbebfa73f4c54f035cc00f490400763c8354e0aaae8bca9155c3e8decc21e";
+const F8: &str = "9f87569b68f1190393aa1d08cb13a572e782c74f460687d25e5afbb9184222ea";
+const OTHER: &str = "6a4ae15de895ba6e6f7b2ce4ee23c6759671ca28c0dc7746536a9a9da5cc75cd";
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 #[test]

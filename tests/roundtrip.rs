@@ -2,7 +2,7 @@
 
 use bszfs::{codec, read::Archive};
 use proptest::prelude::*;
-use samples::{DTYPES, FILLS, Random, pack_bytes, safetensors, samples, tensor, unpack_bytes};
+use samples::{DTYPES, FILLS, Random, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes};
 
 #[path = "common/samples.rs"]
 mod samples;
@@ -74,6 +74,7 @@ proptest! {
     #[test]
     fn tensors_of_any_type_size_and_content_come_back(
         tensors in prop::collection::vec((0..DTYPES.len(), 0..FILLS.len(), 0..150_000usize, any::<u64>()), 1..4),
+        row in prop::option::of(1..2000usize),
         chunk in 1..5u32,
         tail in 0..9usize,
     ) {
@@ -82,10 +83,11 @@ proptest! {
             .iter()
             .zip(["a", "b", "c", "d"])
             .map(|(&(dtype, fill, bytes, seed), name)| {
-                (name, DTYPES[dtype].0, tensor(DTYPES[dtype].0, bytes, FILLS[fill], seed))
+                let ((dtype, _), fill) = (DTYPES[dtype], FILLS[fill]);
+                (name, dtype, fill.row().or(row), tensor(dtype, bytes, fill, seed))
             })
             .collect();
-        let mut bytes = safetensors(&tensors);
+        let mut bytes = matrices(&tensors);
         bytes.resize(bytes.len() + tail, 0x5a);
         let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, chunk * (64 << 10));
         for decoder in codec::decoders() {

@@ -285,10 +285,17 @@ impl<'a> Coded<'a> {
             of_block.for_each(|(block, rounds)| rounds.fill(choice(block)));
         }
         let states = take(input, 4 * LANES)?.as_chunks().0;
-        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: *input };
+        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: input };
+        if stream.states.iter().any(|&s| s < STATE_LOW) {
+            return Err(Error::corrupt("a state is lower than states are"));
+        }
         take(input, words.checked_mul(2).ok_or_else(short)?)?;
         let behind = input.len();
-        let escapes = take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
+        let escapes: &[[u8; 2]] = take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
+        let bits = model.layout().symbol_bits();
+        if escapes.iter().any(|&e| u32::from(u16::from_le_bytes(e)) >> bits != 0) {
+            return Err(Error::corrupt("an escaped value has more bits than symbols have"));
+        }
         Ok(Self { stream, behind, escapes, choices })
     }
 

@@ -69,7 +69,7 @@ impl Coding {
 
 /// Something that turns a chunk's stored bytes into its decoded bytes.
 pub trait ChunkDecoder: Send + Sync {
-    /// What it runs on, for people: `scalar`, `avx2`.
+    /// What it runs on, for people: `scalar`, `avx512`.
     fn name(&self) -> &'static str;
 
     /// Decode `payload` into all of `out`.
@@ -140,6 +140,9 @@ pub(crate) fn decode_simple(coding: Coding, payload: &[u8], out: &mut [u8]) -> R
         Coding::Raw if payload.len() == out.len() => out.copy_from_slice(payload),
         Coding::Raw => return Err(Error::corrupt("a raw chunk is not as long as what it holds")),
         Coding::Zstd => {
+            if zstd::zstd_safe::find_frame_compressed_size(payload) != Ok(payload.len()) {
+                return Err(Error::corrupt("a zstd chunk is not one frame"));
+            }
             let n = zstd::bulk::decompress_to_buffer(payload, out)
                 .map_err(|e| Error::corrupt(format!("a zstd chunk does not decode ({e})")))?;
             if n != out.len() {

@@ -72,11 +72,11 @@ impl Layout {
         }
         let mut planes = Vec::with_capacity(plane_bits.len());
         for &bits in plane_bits {
-            let top = low.wrapping_sub(1);
-            low = low.wrapping_sub(bits);
-            if !(1..=8).contains(&bits) || low > top || low / 8 != top / 8 {
+            // A plane's top bit and its lowest are in the same byte.
+            if !(1..=8).contains(&bits) || bits > low || (low - 1) / 8 != (low - bits) / 8 {
                 return Err(Error::corrupt("a model's planes do not follow each other within bytes"));
             }
+            low -= bits;
             planes.push(Plane { low, bits });
         }
         if low != 0 {
@@ -275,6 +275,7 @@ mod tests {
         }
         assert!(Layout::new(4, true, 10, &[7, 8, 7]).is_err(), "a plane crosses a byte");
         assert!(Layout::new(4, true, 10, &[6, 8]).is_err(), "bits are left over");
+        assert!(Layout::new(1, false, 8, &[8; 32]).is_err(), "planes below the lowest bit");
         assert!(Layout::new(2, true, 17, &[]).is_err() && Layout::new(1, false, 9, &[]).is_err());
     }
 

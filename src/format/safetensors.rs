@@ -105,7 +105,7 @@ impl Header {
         push(&mut at, self.data_start.min(file_len), None, None);
         for t in &self.tensors {
             push(&mut at, t.start, None, None);
-            push(&mut at, t.end, Some(kind(t.dtype)), row(&t.shape));
+            push(&mut at, t.end, Some(kind(t.dtype)), row(t.dtype, &t.shape));
         }
         push(&mut at, file_len, None, None);
         extents
@@ -118,10 +118,15 @@ impl Header {
 }
 
 /// Elements of a row: the last dimension, or as many of the last ones as make a row worth the name (the kernels of a
-/// convolution are short).
-fn row(shape: &[usize]) -> Option<usize> {
+/// convolution are short). Types narrower than a byte have none: their rows need not end where bytes do.
+fn row(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     const SHORT: usize = 128;
-    let mut row = 1usize;
+    // A complex number is two elements.
+    let mut row: usize = match dtype {
+        Dtype::C64 => 2,
+        narrow if narrow.bitsize() < 8 => return None,
+        _ => 1,
+    };
     for &dimension in shape.get(1..)?.iter().rev() {
         row = row.checked_mul(dimension)?;
         if row >= SHORT {

@@ -53,10 +53,27 @@ pub enum Fill {
     Widened,
     /// Weights in rows of different scale.
     Scaled,
+    /// Weights in columns of different scale and mean, some of one sign, and rows that differ in scale.
+    Columns,
+    /// Weights of one sign in rows, a third of which were widened.
+    Frozen,
+    /// Little more than one: all have the same leading bits.
+    Narrow,
+}
+
+impl Fill {
+    /// Elements of a row, where it has rows that a shape should tell of: a number that nothing divides, or whole rounds.
+    pub fn row(self) -> Option<usize> {
+        match self {
+            Self::Columns => Some(201),
+            Self::Frozen => Some(384),
+            _ => None,
+        }
+    }
 }
 
 /// All of them.
-pub const FILLS: [Fill; 8] = [
+pub const FILLS: [Fill; 11] = [
     Fill::Weights,
     Fill::Noise,
     Fill::Constant,
@@ -65,6 +82,9 @@ pub const FILLS: [Fill; 8] = [
     Fill::Sparse,
     Fill::Widened,
     Fill::Scaled,
+    Fill::Columns,
+    Fill::Frozen,
+    Fill::Narrow,
 ];
 
 /// Numbers from a seed (SplitMix64, Steele et al. 2014).
@@ -88,6 +108,10 @@ impl Random {
 
     fn scaled(&mut self, dtype: &str, scale: f64) -> Vec<u8> {
         let w = self.weight() * scale;
+        self.number(dtype, w)
+    }
+
+    fn number(&mut self, dtype: &str, w: f64) -> Vec<u8> {
         match dtype {
             "F16" => half::f16::from_f64(w).to_le_bytes().into(),
             "BF16" => half::bf16::from_f64(w).to_le_bytes().into(),
@@ -127,6 +151,25 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
                 e[..width / 2].fill(0);
                 out.extend(e);
             }
+            Fill::Columns => {
+                let (row, column) = (out.len() / width / 201, out.len() / width % 201);
+                let scale = f64::from(1u32 << (column * 7 % 5 + row / 16 % 3));
+                let mean = [0.0, 0.4, -0.4][column % 3];
+                let w = r.weight() * scale + mean;
+                out.extend(r.number(dtype, w));
+            }
+            Fill::Frozen => {
+                let w = r.weight().abs();
+                let mut e = r.number(dtype, w);
+                if (out.len() / width / 384).is_multiple_of(3) {
+                    e[..width / 2].fill(0);
+                }
+                out.extend(e);
+            }
+            Fill::Narrow => {
+                let w = 1.0 + (r.next() >> 11) as f64 / (1u64 << 53) as f64 / 16.0;
+                out.extend(r.number(dtype, w));
+            }
             Fill::Special => {
                 // All ones, all zeros, the sign alone, the exponent alone, and single bits, with noise between.
                 let bits = match r.next() % 8 {
@@ -149,14 +192,22 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
 
 /// A safetensors file of these tensors: name, dtype, shape of one dimension given by the bytes.
 pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
+    matrices(
+        &tensors.iter().map(|(name, dtype, data)| (*name, *dtype, None, data.clone())).collect::<Vec<_>>(),
+    )
+}
+
+/// A safetensors file of these tensors: name, dtype, elements of a row. What is left behind the last row is in no shape.
+pub fn matrices(tensors: &[(&str, &str, Option<usize>, Vec<u8>)]) -> Vec<u8> {
     let mut at = 0;
     let entries: Vec<String> = tensors
         .iter()
-        .map(|(name, dtype, data)| {
+        .map(|(name, dtype, row, data)| {
             let bits = DTYPES.iter().find(|d| d.0 == *dtype).map_or(8, |d| d.1);
+            let elements = data.len() * 8 / bits;
+            let shape = row.map_or(format!("{elements}"), |row| format!("{},{row}", elements / row));
             let entry = format!(
-                r#""{name}":{{"dtype":"{dtype}","shape":[{}],"data_offsets":[{at},{}]}}"#,
-                data.len() * 8 / bits,
+                r#""{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{at},{}]}}"#,
                 at + data.len()
             );
             at += data.len();
@@ -165,7 +216,7 @@ pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
         .collect();
     with_header(
         &format!("{{{}}}", entries.join(",")),
-        &tensors.iter().flat_map(|t| t.2.clone()).collect::<Vec<_>>(),
+        &tensors.iter().flat_map(|t| t.3.clone()).collect::<Vec<_>>(),
     )
 }
 
@@ -180,7 +231,7 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
         ("empty".to_owned(), Vec::new()),
         ("a byte".to_owned(), vec![7]),
         ("text".to_owned(), b"not a model at all\n".repeat(5000)),
-        ("noise".to_owned(), tensor("U8", 300_001, Fill::Noise, 1)),
+        ("noise".to_owned(), tensor("U8", 2_300_001, Fill::Noise, 1)),
     ];
     for (i, (dtype, _)) in DTYPES.iter().enumerate() {
         let tensors: Vec<_> = FILLS
@@ -188,15 +239,16 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
             .enumerate()
             .map(|(j, fill)| {
                 let n = [0, 24, 600, 8 << 10, 24_000, 90_000, 300_000][(i + j) % 7];
-                let n = if *fill == Fill::Scaled { 300_000 } else { n };
-                (
-                    ["a", "b", "c", "d", "e", "f", "g", "h"][j],
-                    *dtype,
-                    tensor(dtype, n, *fill, (i * 7 + j) as u64),
-                )
+                let n = match fill {
+                    Fill::Scaled => 300_000,
+                    Fill::Columns | Fill::Frozen => 150_000,
+                    _ => n,
+                };
+                let name = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"][j];
+                (name, *dtype, fill.row(), tensor(dtype, n, *fill, (i * 7 + j) as u64))
             })
             .collect();
-        files.push((format!("every fill of {dtype}"), safetensors(&tensors)));
+        files.push((format!("every fill of {dtype}"), matrices(&tensors)));
     }
     let t = |range: &str| format!(r#"{{"dtype":"BF16","shape":[3],"data_offsets":[{range}]}}"#);
     let data = tensor("BF16", 70_000, Fill::Weights, 99);
