@@ -68,9 +68,8 @@ pub(crate) struct Map(pub [[u8; 64]; 2]);
 
 impl Map {
     fn new(model: &Model) -> Self {
-        let align = 16 - model.layout().symbol_bits();
-        let value = |s: usize| model.values().get(s).map_or(0, |v| v << align).to_le_bytes();
-        Self([0, 1].map(|i| std::array::from_fn(|s| value(s)[i])))
+        let tops = model.tops();
+        Self([0, 1].map(|i| tops.map(|t| t.to_le_bytes()[i])))
     }
 }
 
@@ -115,15 +114,13 @@ impl Kernel for ScalarKernel {
         map: &Map,
         out: Rounds<'_>,
     ) -> Result<()> {
-        let values: [u16; 64] = std::array::from_fn(|s| u16::from_le_bytes([map.0[0][s], map.0[1][s]]));
         for (symbols, tops) in out.symbols.iter_mut().zip(out.tops) {
             let (of_round, classes, next) = tables.next();
             match of_round {
-                [only] => round(stream, |_| only, symbols)?,
-                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], symbols)?,
+                [only] => round(stream, |_| only, symbols, tops)?,
+                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], symbols, tops)?,
             }
             tables = next;
-            tops.iter_mut().zip(symbols).for_each(|(t, &mut s)| *t = values[usize::from(s & 63)]);
         }
         Ok(())
     }
@@ -146,14 +143,16 @@ impl Kernel for ScalarKernel {
 fn round<'t>(
     stream: &mut Stream<'_>,
     table: impl Fn(usize) -> &'t DecodeTable,
-    out: &mut [u8; LANES],
+    symbols: &mut [u8; LANES],
+    tops: &mut [u16; LANES],
 ) -> Result<()> {
     let mut at = 0;
     if let Some(words) = stream.words.first_chunk::<{ 2 * LANES }>() {
         // Whether a lane takes a word is as good as random: no branch, a word is read in any case. There is at most one
         // a lane: the mask changes nothing but spares the check.
-        for (lane, (state, out)) in stream.states.iter_mut().zip(out).enumerate() {
-            let x = step(*state, table(lane), out);
+        let out = symbols.iter_mut().zip(tops);
+        for (lane, (state, (symbol, top))) in stream.states.iter_mut().zip(out).enumerate() {
+            let x = step(*state, table(lane), symbol, top);
             let i = at & (2 * LANES - 2);
             let word = u32::from(u16::from_le_bytes([words[i], words[i + 1]]));
             let low = x < STATE_LOW;
@@ -162,8 +161,9 @@ fn round<'t>(
         }
     } else {
         // Near the end every word is asked for.
-        for (lane, (state, out)) in stream.states.iter_mut().zip(out).enumerate() {
-            *state = step(*state, table(lane), out);
+        let out = symbols.iter_mut().zip(tops);
+        for (lane, (state, (symbol, top))) in stream.states.iter_mut().zip(out).enumerate() {
+            *state = step(*state, table(lane), symbol, top);
             if *state < STATE_LOW {
                 let word = stream.words.get(at..at + 2).ok_or_else(short)?;
                 *state = *state << 16 | u32::from(u16::from_le_bytes([word[0], word[1]]));
@@ -177,12 +177,15 @@ fn round<'t>(
 
 /// Decode one symbol; the state returned may need a word.
 #[inline(always)]
-fn step(x: u32, table: &DecodeTable, out: &mut u8) -> u32 {
-    let (bucket, place) = ((x >> 8 & 63) as usize, x & 255);
-    let side = table.sides[2 * bucket + usize::from(place >= u32::from(table.own[bucket]))];
-    *out = (side >> 48) as u8;
-    let freq = u32::from((side >> 32) as u16);
-    freq.wrapping_mul(x >> PROB_BITS).wrapping_add(place).wrapping_add(side as u32)
+fn step(x: u32, table: &DecodeTable, symbol: &mut u8, top: &mut u16) -> u32 {
+    let place = x & 255;
+    // Both sides are read, and one taken: that is as good as random too.
+    let [own, other] = table.sides[(x >> 8 & 63) as usize];
+    let side = std::hint::select_unpredictable(u64::from(place) < own >> 56, own, other);
+    *top = (side >> 32) as u16;
+    *symbol = (side >> 48) as u8;
+    let freq = side as u32 >> 16;
+    freq.wrapping_mul(x >> PROB_BITS).wrapping_add(place).wrapping_add(i32::from(side as i16) as u32)
 }
 
 /// [`super::reference`].

@@ -42,10 +42,14 @@ pub struct DecodeTable {
     pub shift: [[u8; BUCKETS]; 2],
     /// Frequencies in units of 2^-16, low bytes and high bytes.
     pub scaled: [[u8; BUCKETS]; 2],
-    /// For each bucket, of its own symbol and of the other: the shift in bits 0–31, signed, the frequency in 32–47, the
-    /// symbol in 48–55.
-    pub sides: [u64; 2 * BUCKETS],
+    /// By bucket: its own symbol, and the other.
+    pub sides: [[Side; 2]; BUCKETS],
 }
+
+/// A symbol of a bucket, packed: what to add to a place in the bucket in bits 0–15, signed; the frequency in bits 16–31;
+/// what the symbol stands for, at the top of 16 bits, in 32–47; the symbol in 48–55; how many of the bucket's slots are
+/// its own symbol's, modulo 256, in 56–63.
+pub type Side = u64;
 
 impl Table {
     /// A table of symbols that were counted in `counts`. Every symbol gets a slot, seen or not.
@@ -88,7 +92,7 @@ impl Table {
 }
 
 impl DecodeTable {
-    fn new(freqs: &Freqs) -> Self {
+    fn new(freqs: &Freqs, tops: &[u16; BUCKETS]) -> Self {
         let buckets = Buckets::new(freqs);
         let halves =
             |f: &dyn Fn(usize) -> u16| [0, 1].map(|i| std::array::from_fn(|b| f(b).to_le_bytes()[i]));
@@ -97,12 +101,13 @@ impl DecodeTable {
             other: buckets.other,
             shift: halves(&|b| buckets.shift[b]),
             scaled: halves(&|s| freqs[s] << (16 - PROB_BITS)),
-            sides: std::array::from_fn(|i| {
-                let (b, other) = (i / 2, i % 2 == 1);
-                let symbol = if other { buckets.other[b] } else { b as u8 };
-                let shift = if other { buckets.shift[b] as i16 } else { 0 };
-                let freq = freqs[usize::from(symbol)];
-                u64::from(i32::from(shift) as u32) | u64::from(freq) << 32 | u64::from(symbol) << 48
+            sides: std::array::from_fn(|b| {
+                [(b as u8, 0), (buckets.other[b], buckets.shift[b])].map(|(symbol, shift)| {
+                    let (freq, top) = (freqs[usize::from(symbol)], tops[usize::from(symbol)]);
+                    let high =
+                        u32::from(top) | u32::from(symbol) << 16 | u32::from(buckets.own[b] as u8) << 24;
+                    u64::from(shift) | u64::from(freq) << 16 | u64::from(high) << 32
+                })
             }),
         }
     }
@@ -262,7 +267,14 @@ impl Model {
 
     /// The tables as decoders use them, made on first use.
     pub(super) fn decoder(&self) -> &[DecodeTable] {
-        self.decoder.get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs)).collect())
+        let tops = self.tops();
+        self.decoder.get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs, &tops)).collect())
+    }
+
+    /// What each symbol stands for, at the top of 16 bits; 0 for the escape.
+    pub(super) fn tops(&self) -> [u16; BUCKETS] {
+        let align = 16 - self.layout.symbol_bits();
+        std::array::from_fn(|s| self.values.get(s).map_or(0, |v| v << align))
     }
 
     /// Append the wire form (`docs/FORMAT.md`, "Model").

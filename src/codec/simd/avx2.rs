@@ -358,7 +358,6 @@ unsafe fn gather(
     words: *const u8,
     out: &mut [u8; 8],
 ) -> usize {
-    const OWN: usize = std::mem::offset_of!(DecodeTable, own);
     const SIDES: usize = std::mem::offset_of!(DecodeTable, sides);
     let base: *const u8 = tables.as_ptr().cast();
     // SAFETY: the arrays are 8 and 32 bytes.
@@ -371,22 +370,21 @@ unsafe fn gather(
     let table = _mm256_mullo_epi32(class, _mm256_set1_epi32(size_of::<DecodeTable>() as i32));
     let place = _mm256_and_si256(x, _mm256_set1_epi32(0xff));
     let bucket = _mm256_and_si256(_mm256_srli_epi32::<8>(x), _mm256_set1_epi32(63));
-    let at = _mm256_add_epi32(table, bucket);
-    // SAFETY: four bytes from each table's `own` on, which more of the same table follows.
-    let own = unsafe { _mm256_i32gather_epi32::<1>(base.add(OWN).cast(), at) };
-    let whole = _mm256_cmpgt_epi32(_mm256_and_si256(own, _mm256_set1_epi32(0xff)), place);
     // Two sides of eight bytes a bucket; the second, if the place is not one of the bucket's own.
     let at = _mm256_add_epi32(table, _mm256_slli_epi32::<4>(bucket));
-    let at = _mm256_add_epi32(at, _mm256_andnot_si256(whole, _mm256_set1_epi32(8)));
     // SAFETY: sides are eight bytes, and there are 128 in each table.
-    let (shift, side) = unsafe {
+    let (low, high) = unsafe {
         let sides = base.add(SIDES);
+        let own = _mm256_srli_epi32::<24>(_mm256_i32gather_epi32::<1>(sides.add(4).cast(), at));
+        let other = _mm256_andnot_si256(_mm256_cmpgt_epi32(own, place), _mm256_set1_epi32(8));
+        let at = _mm256_add_epi32(at, other);
         (_mm256_i32gather_epi32::<1>(sides.cast(), at), _mm256_i32gather_epi32::<1>(sides.add(4).cast(), at))
     };
-    let frequency = _mm256_and_si256(side, _mm256_set1_epi32(0xffff));
+    let frequency = _mm256_srli_epi32::<16>(low);
+    let shift = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(low));
     let product = _mm256_mullo_epi32(frequency, _mm256_srli_epi32::<{ PROB_BITS as i32 }>(x));
     let x = _mm256_add_epi32(product, _mm256_add_epi32(place, shift));
-    let symbols = _mm256_srli_epi32::<16>(side);
+    let symbols = _mm256_and_si256(_mm256_srli_epi32::<16>(high), _mm256_set1_epi32(0xff));
     let symbols = _mm256_packus_epi16(_mm256_packus_epi32(symbols, symbols), symbols);
     // SAFETY: two times four of the eight bytes of `out`.
     unsafe {
