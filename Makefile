@@ -8,7 +8,7 @@ PYTHON := $(CURDIR)/.venv/bin/python
 
 .PHONY: help build check test demo bench exact install clean
 
-# What `make bench` and `make exact` work on: some .safetensors files.
+# What `make bench` and `make exact` work on: some .safetensors files. `bench` can do without.
 FILES ?=
 
 help: ## List the targets
@@ -44,8 +44,10 @@ demo: build ## Pack, mount, load and compare a generated and a real model
 		echo "without it, the demo on a real model in Python is left out"; \
 	fi
 
-bench: build ## Time bsz beside plain files, and lmz where it is installed: make bench FILES="model.safetensors ..."
-	python3 benches/compare.py --bsz $(TARGET)/release/bsz $(FILES)
+bench: build ## Time the kernels; with FILES="model.safetensors ..." also bsz on these, beside plain files and lmz, if installed
+	$(CARGO) bench --locked --bench codec
+	$(if $(FILES),@for file in $(FILES); do echo; $(TARGET)/release/bsz bench "$$file" || exit; done)
+	$(if $(FILES),@echo; python3 benches/compare.py --bsz $(TARGET)/release/bsz $(FILES))
 
 exact: build ## Hold every byte of FILES to their archives, unpacked and mounted
 	python3 tests/python/exact.py $(TARGET)/release/bsz $(FILES)

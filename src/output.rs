@@ -171,6 +171,37 @@ impl Drop for Output {
     }
 }
 
+/// A file that nobody keeps, empty at first: gone when dropped, or [abandoned](abandon).
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Make one in `parent`, with a name of its own.
+    ///
+    /// # Errors
+    /// Io, where `parent` cannot be written.
+    pub fn new(parent: &Path) -> Result<Self> {
+        let mut unfinished = unfinished();
+        let file = tempfile::Builder::new().prefix(".").suffix(SUFFIX).tempfile_in(parent);
+        let path =
+            file.about_path(parent)?.into_temp_path().keep().map_err(|e| e.error).about_path(parent)?;
+        unfinished.insert(path.clone());
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut unfinished = unfinished();
+        let _ = fs::remove_file(&self.0);
+        unfinished.remove(&self.0);
+    }
+}
+
 /// Bring the directory entry of `path` to the disk.
 pub fn sync_directory(path: &Path) -> Result<()> {
     let parent = match path.parent() {

@@ -3,7 +3,8 @@
 #[path = "common/program.rs"]
 mod program;
 
-use program::{bsz, model_directory, names, run, same_tree, with_model};
+use program::{Ran, bsz, model_directory, names, run, same_tree, with_model};
+use serde_json::Value;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -296,6 +297,87 @@ fn json_says_what_was_done() {
 }
 
 #[test]
+fn bench_measures_and_leaves_nothing() {
+    let (dir, _, original) = with_model(MANY);
+    let bench = |args: &[&str], tmpdir: Option<&str>| {
+        let mut command = bsz();
+        command.args(["bench", "--seconds", "0.01", "--threads", "2"]).args(args).current_dir(dir.path());
+        match tmpdir {
+            Some(tmpdir) => command.env("TMPDIR", tmpdir),
+            None => command.env_remove("TMPDIR"),
+        };
+        let ran = Ran::from(command.output().expect("bsz starts")).ok();
+        assert_eq!(names(dir.path()), ["model.safetensors"]);
+        ran
+    };
+    let json = bench(&["model.safetensors", "--json"], None).json();
+    let number = |json: &Value| json.as_f64().filter(|n| *n > 0.0).unwrap_or_else(|| panic!("{json}"));
+    assert_eq!(json["file"], "model.safetensors");
+    assert_eq!(json["bytes"], original.len());
+    let (stored, ratio) = (number(&json["stored"]), number(&json["ratio"]));
+    assert_eq!(ratio, stored / original.len() as f64);
+    assert!(ratio < 0.8, "{ratio}");
+    for rate in [&json["pack_gbs"], &json["verify_gbs"]] {
+        number(rate);
+    }
+    for field in ["reads_per_s", "median_us", "p99_us"] {
+        number(&json["random"][field]);
+    }
+    let rows = |list: &str| -> Vec<(Option<String>, u64)> {
+        let rows = json[list].as_array().expect("a list").iter();
+        let row = |row: &Value| {
+            number(&row["gbs"]);
+            (row["name"].as_str().map(str::to_owned), row["threads"].as_u64().expect("threads"))
+        };
+        rows.map(row).collect()
+    };
+    assert_eq!(rows("memcpy"), [(None, 1), (None, 2)]);
+    let fastest = bszfs::codec::fastest().name();
+    let decoders = bszfs::codec::decoders();
+    let others = decoders.iter().map(|d| d.name()).filter(|name| *name != fastest).map(|name| (name, 1));
+    let expected: Vec<_> = [(fastest, 1), (fastest, 2)].into_iter().chain(others).collect();
+    let expected: Vec<_> = expected.into_iter().map(|(name, n)| (Some(name.to_owned()), n)).collect();
+    assert_eq!(rows("decoders"), expected);
+
+    // For people, and with another place for what is temporary.
+    let other = tempfile::tempdir().expect("a temporary directory");
+    let said = bench(&["model.safetensors"], other.path().to_str()).stdout;
+    for row in ["model.safetensors: ", "pack and verify", "decode, scalar", "memcpy", "random reads"] {
+        assert!(said.contains(row), "{row}: {said}");
+    }
+    assert!(fs::read_dir(other.path()).expect("a directory").next().is_none());
+}
+
+#[test]
+fn bench_takes_archives_and_refuses_the_rest() {
+    let (dir, _, _) = with_model(MANY);
+    run(dir.path(), &["pack", "model.safetensors", "--in-place"]).ok();
+    let json = run(dir.path(), &["bench", "model.bsz", "--seconds", "0.01", "--json"]).ok().json();
+    assert_eq!(json["pack_gbs"], Value::Null);
+    assert_eq!(json["stored"], dir.path().join("model.bsz").metadata().expect("the archive").len());
+
+    let archive = fs::read(dir.path().join("model.bsz")).expect("the archive");
+    let mut damaged = archive.clone();
+    damaged[50_000] ^= 1;
+    for (name, bytes) in
+        [("damaged.bsz", &damaged[..]), ("other.bsz", b"no archive"), ("empty", b""), ("renamed", &archive)]
+    {
+        fs::write(dir.path().join(name), bytes).expect("write");
+    }
+    for (name, why) in [
+        ("damaged.bsz", ""),
+        ("other.bsz", "not a .bsz archive"),
+        ("empty", "empty: there is nothing to measure"),
+        ("renamed", "already a .bsz archive"),
+        ("missing", "No such file"),
+        (".", "not a regular file"),
+    ] {
+        run(dir.path(), &["bench", name]).fails_about(name, why);
+    }
+    assert_eq!(names(dir.path()), ["damaged.bsz", "empty", "model.bsz", "other.bsz", "renamed"]);
+}
+
+#[test]
 fn info_shows_tensors_and_archives() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
@@ -330,7 +412,7 @@ fn a_link_to_a_model_is_packed_as_the_model() {
 #[test]
 fn wrong_usage_exits_with_two() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 10] = [
         &[],
         &["frobnicate"],
         &["pack"],
@@ -339,6 +421,8 @@ fn wrong_usage_exits_with_two() {
         &["pack", "x", "-o", "y", "--in-place"],
         &["unpack"],
         &["info", "a", "b"],
+        &["bench", "x", "--threads", "1,0"],
+        &["bench", "x", "--seconds", "nan"],
     ];
     for args in wrong {
         let ran = run(dir.path(), args);
@@ -350,7 +434,7 @@ fn wrong_usage_exits_with_two() {
 #[test]
 fn help_has_examples() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    for verb in ["pack", "unpack", "verify", "info", "mount", "umount", "demo"] {
+    for verb in ["pack", "unpack", "verify", "info", "mount", "umount", "bench", "demo"] {
         let help = run(dir.path(), &[verb, "--help"]).ok().stdout;
         assert!(help.contains("Examples:") && help.contains(&format!("bsz {verb}")), "{verb}: {help}");
     }

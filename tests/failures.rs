@@ -90,7 +90,9 @@ fn a_killed_unpack_leaves_no_half_file() {
 fn an_interrupted_command_takes_its_half_file_with_it() {
     let (dir, _, original) = with_model(BIG);
     let interrupt = |args: &[&str], milliseconds, signal: Signal| {
-        let mut child = bsz().arg("-q").args(args).current_dir(dir.path()).spawn().expect("bsz starts");
+        let mut command = bsz();
+        let command = command.arg("-q").args(args).current_dir(dir.path()).env_remove("TMPDIR");
+        let mut child = command.spawn().expect("bsz starts");
         std::thread::sleep(Duration::from_millis(milliseconds));
         // Not yet waited for, so that the number is still its own, should it have ended.
         kill_process(Pid::from_child(&child), signal).expect("a child");
@@ -101,6 +103,7 @@ fn an_interrupted_command_takes_its_half_file_with_it() {
     };
     for milliseconds in [20, 60, 150, 300] {
         interrupt(&["pack", "model.safetensors", "--force"], milliseconds, Signal::INT);
+        interrupt(&["bench", "model.safetensors"], milliseconds, Signal::INT);
     }
     run(dir.path(), &["pack", "model.safetensors"]).ok();
     for milliseconds in [10, 20, 40] {

@@ -124,11 +124,6 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
     let options = Options { chunk_size, in_place: args.in_place, force: args.force };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
-    let check = |path: &Path, p: &dyn pack::Progress| {
-        // Not by its path, which is temporary: errors are to name the archive's own.
-        let archive = Archive::from_file(File::open(path)?)?;
-        read::verify(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
-    };
     let outcome = for_each("pack", &args.sources, |source| {
         let target = pack_target(&args, source)?;
         if !fs::metadata(source).about_path(source)?.is_dir() {
@@ -139,6 +134,13 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
         Ok(())
     });
     watch.finish(outcome)
+}
+
+/// A packer's [`pack::Check`].
+pub(super) fn check(path: &Path, p: &dyn pack::Progress) -> Result<()> {
+    // Not by its path, which is temporary: errors are to name the archive's own.
+    let archive = Archive::from_file(File::open(path)?)?;
+    read::verify(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
 }
 
 /// Where `source` goes.
@@ -257,7 +259,7 @@ fn unpack_entry(path: &Path, output: &Path, force: bool, watch: &Watch) -> Resul
 
 /// The error with the archive it is about: below, one that concerns a chunk names only that. Errors about
 /// what is written name it already.
-fn naming(e: Error, archive: &Path, output: &Path) -> Error {
+pub(super) fn naming(e: Error, archive: &Path, output: &Path) -> Error {
     let text = e.to_string();
     match [archive, output].iter().any(|path| text.starts_with(&format!("{}: ", path.display()))) {
         true => e,

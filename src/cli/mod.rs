@@ -4,6 +4,7 @@
 //! standard error and exit code 1, wrong usage exits 2.
 
 mod archive;
+mod bench;
 mod demo;
 mod generate;
 mod interrupt;
@@ -40,6 +41,7 @@ enum Command {
     Info(archive::InfoArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
+    Bench(bench::BenchArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Info(args) => archive::info(args),
         Command::Mount(args) => mount::mount(args),
         Command::Umount(args) => mount::umount(args),
+        Command::Bench(args) => bench::bench(args, cli.quiet),
         Command::Demo(args) => demo::demo(args),
     };
     match outcome {

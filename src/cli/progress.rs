@@ -23,12 +23,7 @@ pub struct Bar {
 impl Bar {
     pub fn new(quiet: bool) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let style = ProgressStyle::with_template(
-            "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
-        );
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        // The template is a constant; should it ever be wrong, the default bar still shows the work.
-        let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
         Self { bar, done: AtomicU64::new(0), passes: AtomicU64::new(1) }
     }
 
@@ -38,9 +33,19 @@ impl Bar {
         self.done.store(0, Ordering::Relaxed);
         self.passes.store(passes, Ordering::Relaxed);
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        self.bar.set_style(style(
+            "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
+        ));
         self.bar.set_message(format!("{verb} {}", super::report::printable(&name)));
         self.bar.set_length(bytes / passes);
         self.bar.reset();
+    }
+
+    /// Say what is being done, where no bytes are counted.
+    pub fn say(&self, what: &str) {
+        self.bar.set_style(style("{msg}"));
+        self.bar.set_message(what.to_owned());
+        self.bar.tick();
     }
 
     /// `bytes` more are done.
@@ -53,6 +58,11 @@ impl Bar {
     pub fn aside(&self, print: impl FnOnce()) {
         self.bar.suspend(print);
     }
+}
+
+/// Templates are constants; should one ever be wrong, the default bar still shows the work.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Drop for Bar {

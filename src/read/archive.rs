@@ -1,9 +1,9 @@
 //! One open archive: positional reads, chunks checked as they are decoded.
 
 use crate::{
-    codec::{ChunkDecoder, Model, checksum},
+    codec::{ChunkDecoder, Coding, Model, checksum},
     error::{Context, Error, Result},
-    format::{FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
+    format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
 };
 use lru::LruCache;
 use std::{
@@ -25,6 +25,29 @@ const KEPT_MODELS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
 static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(|| Mutex::new(LruCache::new(KEPT_MODELS)));
 
 type Models = LruCache<(u64, u32), Arc<Model>>;
+
+/// A chunk in memory as it is stored, with what it takes to decode it.
+pub struct StoredChunk {
+    coding: Coding,
+    model: Option<Arc<Model>>,
+    payload: Vec<u8>,
+    len: usize,
+}
+
+impl StoredChunk {
+    /// Decoded bytes.
+    pub fn decoded_len(&self) -> usize {
+        self.len
+    }
+
+    /// Decode into all of `out`, which is as long as the chunk. No checksum is looked at.
+    ///
+    /// # Errors
+    /// As [`ChunkDecoder::decode`].
+    pub fn decode(&self, decoder: &dyn ChunkDecoder, out: &mut [u8]) -> Result<()> {
+        decoder.decode(self.coding, self.model.as_deref(), &self.payload, out)
+    }
+}
 
 /// An open archive. Shared freely; every read is positional.
 pub struct Archive {
@@ -104,14 +127,31 @@ impl Archive {
         }
         let payload = &mut scratch[..stored];
         let decoded = read_exact(&self.file, payload, chunk.stored_at).and_then(|()| {
-            let model = if chunk.model == NO_MODEL { None } else { Some(self.model(chunk.model)?) };
+            let model = self.model_of(&chunk)?;
             decoder.decode(chunk.coding, model.as_deref(), payload, out)?;
             if checksum(out) != chunk.checksum {
                 return Err(Error::corrupt("the decoded bytes do not match their checksum"));
             }
             Ok(())
         });
-        decoded.about(format_args!("chunk {id} (bytes {}–{})", chunk.original.start, chunk.original.end))
+        of_chunk(decoded, id, &chunk)
+    }
+
+    /// Chunk `id` as it is stored, for decoding without the archive.
+    ///
+    /// # Errors
+    /// Io; corruption, where its model is malformed.
+    pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
+        let chunk = self.index.chunk(id);
+        let mut payload = vec![0; chunk.stored_len as usize];
+        let model =
+            read_exact(&self.file, &mut payload, chunk.stored_at).and_then(|()| self.model_of(&chunk));
+        let (coding, len) = (chunk.coding, chunk.len());
+        of_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
+    }
+
+    fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
+        if chunk.model == NO_MODEL { Ok(None) } else { self.model(chunk.model).map(Some) }
     }
 
     fn model(&self, number: u32) -> Result<Arc<Model>> {
@@ -146,4 +186,9 @@ impl Archive {
         }
         Ok(done)
     }
+}
+
+/// The result, with an error said of chunk `id`.
+fn of_chunk<T>(result: Result<T>, id: usize, chunk: &Chunk) -> Result<T> {
+    result.about(format_args!("chunk {id} (bytes {}–{})", chunk.original.start, chunk.original.end))
 }

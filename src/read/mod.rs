@@ -7,7 +7,7 @@ mod describe;
 mod whole;
 
 pub use crate::format::peek;
-pub use archive::Archive;
+pub use archive::{Archive, StoredChunk};
 pub use cache::{CacheStats, ChunkCache, Slice};
 pub use describe::{Coded, Description, TensorDescription, describe};
 pub use whole::{unpack, verify};

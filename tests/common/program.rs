@@ -29,9 +29,14 @@ pub struct Ran {
 
 /// Run `bsz` in `dir`.
 pub fn run<A: AsRef<OsStr>>(dir: &Path, args: &[A]) -> Ran {
-    let Output { status, stdout, stderr } = bsz().args(args).current_dir(dir).output().expect("bsz starts");
-    let text = |bytes| String::from_utf8(bytes).expect("bsz prints UTF-8");
-    Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    bsz().args(args).current_dir(dir).output().expect("bsz starts").into()
+}
+
+impl From<Output> for Ran {
+    fn from(Output { status, stdout, stderr }: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("bsz prints UTF-8");
+        Self { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+    }
 }
 
 impl Ran {

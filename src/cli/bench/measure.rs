@@ -1,0 +1,192 @@
+//! The measurements: passes that are repeated for a while, over chunks in memory and over an open archive.
+
+use crate::cli::generate::Random;
+use crate::codec::ChunkDecoder;
+use crate::error::{Error, Result};
+use crate::read::{Archive, StoredChunk};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Stored bytes of the chunks that are held in memory, at most, about.
+const MOST_STORED: u64 = 1 << 30;
+/// Bytes that copies are made from, at most, about: more than caches hold.
+const MOST_COPIED: usize = 256 << 20;
+/// A shorter pass says more of clocks and of threads that start than of the work.
+const SHORTEST: f64 = 0.02;
+/// Bytes of a random read.
+const READ: u64 = 4 << 10;
+/// Fewer random reads have no percentiles.
+const FEWEST_READS: usize = 100;
+
+/// `threads` threads that start no work of their own.
+pub fn pool(threads: usize) -> Result<ThreadPool> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("bsz-{i}")).build();
+    pool.map_err(|e| Error::invalid(e.to_string()).about("threads"))
+}
+
+/// The rate of the best of the passes that fit into `seconds`, of one at least, in GB/s. `pass` does work on `bytes`
+/// bytes as many times as it is told.
+pub fn best(bytes: u64, seconds: f64, mut pass: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let (mut times, mut best) = (1, 0f64);
+    let begun = Instant::now();
+    loop {
+        let pass_begun = Instant::now();
+        pass(times)?;
+        let took = pass_begun.elapsed().as_secs_f64();
+        if took < SHORTEST {
+            times = (1.5 * times as f64 * SHORTEST / took.max(1e-6)).ceil() as usize;
+            continue;
+        }
+        best = best.max(times as f64 * bytes as f64 / took / 1e9);
+        if begun.elapsed().as_secs_f64() + took > seconds {
+            return Ok(best);
+        }
+    }
+}
+
+/// Of `count` chunks that are stored in `stored` bytes, those that take about `most`, evenly spread; all, if they fit.
+fn spread(count: usize, stored: u64, most: u64) -> Vec<usize> {
+    let taken = (count as u128 * u128::from(most) / u128::from(stored.max(1))).clamp(1, count as u128);
+    (0..taken).map(|i| (i * count as u128 / taken) as usize).collect()
+}
+
+/// Chunks of an archive in memory, as they are stored: all, or so many, evenly spread.
+pub struct Sample {
+    chunks: Vec<StoredChunk>,
+    /// What copies are made from: places of the longest chunk's length.
+    source: Vec<u8>,
+    /// Decoded bytes of the longest chunk.
+    longest: usize,
+}
+
+impl Sample {
+    /// Read them, and decode each once, so that their tables are there.
+    ///
+    /// # Errors
+    /// As [`Archive::stored_chunk`] and [`StoredChunk::decode`].
+    pub fn load(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Self> {
+        let index = archive.index();
+        let stored = (0..index.len()).map(|id| u64::from(index.chunk(id).stored_len)).sum();
+        let load = |out: &mut Vec<u8>, id| {
+            let chunk = archive.stored_chunk(id)?;
+            out.resize(chunk.decoded_len(), 0);
+            chunk.decode(decoder, out).map(|()| chunk)
+        };
+        let chunks = spread(index.len(), stored, MOST_STORED)
+            .into_par_iter()
+            .map_init(Vec::new, load)
+            .collect::<Result<Vec<_>>>()?;
+        let longest = chunks.iter().map(StoredChunk::decoded_len).max().unwrap_or(0);
+        let places = (MOST_COPIED / longest.max(1)).clamp(1, chunks.len());
+        // Not of zeros, which would be one page, mapped again and again.
+        Ok(Self { chunks, source: vec![1; places * longest], longest })
+    }
+
+    /// Decoded bytes.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|c| c.decoded_len() as u64).sum()
+    }
+
+    /// GB/s of decoding with `threads` threads.
+    ///
+    /// # Errors
+    /// As [`StoredChunk::decode`].
+    pub fn decode(&self, decoder: &dyn ChunkDecoder, threads: usize, seconds: f64) -> Result<f64> {
+        self.rate(threads, seconds, &|i, out| self.chunks[i].decode(decoder, out))
+    }
+
+    /// GB/s of copying as many bytes in the same pieces.
+    ///
+    /// # Errors
+    /// Where the threads do not start.
+    pub fn copy(&self, threads: usize, seconds: f64) -> Result<f64> {
+        let places = self.source.len() / self.longest;
+        self.rate(threads, seconds, &|i, out| {
+            out.copy_from_slice(&self.source[i % places * self.longest..][..out.len()]);
+            Ok(())
+        })
+    }
+
+    /// The rate of `work`, which makes the bytes of a chunk, by its number. Each thread has one buffer.
+    fn rate(
+        &self,
+        threads: usize,
+        seconds: f64,
+        work: &(dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
+    ) -> Result<f64> {
+        let pool = pool(threads)?;
+        let buffers: Vec<_> = (0..threads).map(|_| Mutex::new(vec![0; self.longest])).collect();
+        best(self.bytes(), seconds, |times| {
+            let next = AtomicUsize::new(0);
+            let done = pool.broadcast(|thread| {
+                let mut buffer = buffers[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= times * self.chunks.len() {
+                        return Ok(());
+                    }
+                    let i = i % self.chunks.len();
+                    let out = &mut buffer[..self.chunks[i].decoded_len()];
+                    work(i, out)?;
+                    black_box(out);
+                }
+            });
+            done.into_iter().collect()
+        })
+    }
+}
+
+/// How long it takes to read a page of the original from an open archive.
+#[derive(Serialize)]
+pub struct RandomReads {
+    pub reads_per_s: f64,
+    /// Microseconds.
+    pub median_us: f64,
+    pub p99_us: f64,
+}
+
+/// Read 4 KiB at random places, one after the other, each by decoding what holds it.
+///
+/// # Errors
+/// As [`Archive::read_at`].
+pub fn random_reads(archive: &Archive, decoder: &dyn ChunkDecoder, seconds: f64) -> Result<RandomReads> {
+    let len = archive.footer().original_len;
+    let mut out = vec![0; READ.min(len) as usize];
+    let places = len - out.len() as u64 + 1;
+    let mut random = Random(0);
+    let mut took = Vec::new();
+    let begun = Instant::now();
+    while took.len() < FEWEST_READS || begun.elapsed().as_secs_f64() < seconds {
+        let at = random.next() % places;
+        let one = Instant::now();
+        archive.read_at(at, &mut out, decoder)?;
+        took.push(one.elapsed());
+    }
+    let all = begun.elapsed().as_secs_f64();
+    took.sort_unstable();
+    let percentile = |p: usize| took[took.len() * p / 100].as_secs_f64() * 1e6;
+    Ok(RandomReads {
+        reads_per_s: took.len() as f64 / all,
+        median_us: percentile(50),
+        p99_us: percentile(99),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_spread_over_all_chunks() {
+        assert_eq!(spread(4, 100, 100), [0, 1, 2, 3]);
+        assert_eq!(spread(4, 100, 1000), [0, 1, 2, 3]);
+        assert_eq!(spread(10, 1000, 500), [0, 2, 4, 6, 8]);
+        assert_eq!(spread(10, 1000, 300), [0, 3, 6]);
+        assert_eq!(spread(10, u64::MAX, 1), [0]);
+    }
+}
