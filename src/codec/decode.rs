@@ -38,6 +38,8 @@ pub(crate) struct Tables<'a> {
     pub model: &'a Model,
     /// Of the model.
     pub tables: &'a [DecodeTable],
+    /// What symbols stand for.
+    pub map: &'a Map,
     /// By round: the choice of its block.
     pub choices: &'a [u8],
     /// The column of the first round's first element.
@@ -94,7 +96,7 @@ pub(crate) trait Kernel: Copy {
     ///
     /// # Errors
     /// Corruption, where the words do not suffice.
-    fn symbols(self, stream: &mut Stream<'_>, tables: Tables<'_>, map: &Map, out: Rounds<'_>) -> Result<()>;
+    fn symbols(self, stream: &mut Stream<'_>, tables: Tables<'_>, out: Rounds<'_>) -> Result<()>;
 
     /// Unpack groups of values of `bits` bits and put them `shift` bits up in their bytes: with what is there, if
     /// `keep`, or instead of it.
@@ -107,13 +109,7 @@ pub(crate) struct ScalarKernel;
 
 impl Kernel for ScalarKernel {
     #[inline(always)]
-    fn symbols(
-        self,
-        stream: &mut Stream<'_>,
-        mut tables: Tables<'_>,
-        map: &Map,
-        out: Rounds<'_>,
-    ) -> Result<()> {
+    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: Rounds<'_>) -> Result<()> {
         for (symbols, tops) in out.symbols.iter_mut().zip(out.tops) {
             let (of_round, classes, next) = tables.next();
             match of_round {
@@ -147,18 +143,22 @@ fn round<'t>(
     tops: &mut [u16; LANES],
 ) -> Result<()> {
     let mut at = 0;
-    if let Some(words) = stream.words.first_chunk::<{ 2 * LANES }>() {
-        // Whether a lane takes a word is as good as random: no branch, a word is read in any case. There is at most one
-        // a lane: the mask changes nothing but spares the check.
-        let out = symbols.iter_mut().zip(tops);
-        for (lane, (state, (symbol, top))) in stream.states.iter_mut().zip(out).enumerate() {
-            let x = step(*state, table(lane), symbol, top);
-            let i = at & (2 * LANES - 2);
-            let word = u32::from(u16::from_le_bytes([words[i], words[i + 1]]));
-            let low = x < STATE_LOW;
-            *state = std::hint::select_unpredictable(low, x << 16 | word, x);
-            at += 2 * usize::from(low);
+    if let Some(words) = stream.words.as_chunks::<2>().0.first_chunk::<256>() {
+        // Whether a lane takes a word is as good as random: no branch, a word is read in any case.
+        let mut taken = 0u8;
+        let fours = stream.states.as_chunks_mut::<4>().0.iter_mut();
+        let out = symbols.as_chunks_mut::<4>().0.iter_mut().zip(tops.as_chunks_mut::<4>().0);
+        for (i, (states, (symbols, tops))) in fours.zip(out).enumerate() {
+            for j in 0..4 {
+                let x = step(states[j], table(4 * i + j), &mut symbols[j], &mut tops[j]);
+                let word = u32::from(u16::from_le_bytes(words[usize::from(taken)]));
+                let low = x < STATE_LOW;
+                states[j] = std::hint::select_unpredictable(low, x << 16 | word, x);
+                // At most one a lane: it does not overflow.
+                taken = taken.wrapping_add(low.into());
+            }
         }
+        at = 2 * usize::from(taken);
     } else {
         // Near the end every word is asked for.
         let out = symbols.iter_mut().zip(tops);
@@ -340,10 +340,11 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
             let tables = Tables {
                 model: chunk.model,
                 tables: chunk.model.decoder(),
+                map: &map,
                 choices: &coded.choices[first / LANES..],
                 column: first % columns,
             };
-            kernel.symbols(&mut coded.stream, tables, &map, room)?;
+            kernel.symbols(&mut coded.stream, tables, room)?;
             if first + n == count {
                 carried = Some(coded.finish(chunk.planes.carried())?);
             }

@@ -50,22 +50,16 @@ fn decode(kernel: Avx2, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -
 
 impl Kernel for Avx2 {
     #[inline(always)]
-    fn symbols(
-        self,
-        stream: &mut Stream<'_>,
-        mut tables: Tables<'_>,
-        map: &Map,
-        mut out: Rounds<'_>,
-    ) -> Result<()> {
+    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, mut out: Rounds<'_>) -> Result<()> {
         // SAFETY: an `Avx2` exists only where the features were detected.
         let done = unsafe {
             if tables.model.classes() == 1 {
-                rounds(stream, &mut tables, map, &mut out)
+                rounds(stream, &mut tables, &mut out)
             } else {
-                class_rounds(stream, &mut tables, map, &mut out)
+                class_rounds(stream, &mut tables, &mut out)
             }
         };
-        ScalarKernel.symbols(stream, tables, map, out.after(done))
+        ScalarKernel.symbols(stream, tables, out.after(done))
     }
 
     #[inline(always)]
@@ -183,7 +177,8 @@ fn store(low: &[__m256i; VECTORS], high: &[__m256i; VECTORS], states: &mut [u32;
 
 /// Decode rounds whose lanes share a table, while there are words for any outcome; returns how many.
 #[target_feature(enable = "avx2,popcnt")]
-fn rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, map: &Map, out: &mut Rounds<'_>) -> usize {
+fn rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut Rounds<'_>) -> usize {
+    let map = tables.map;
     let (mut low, mut high) = (load(&stream.states, 0), load(&stream.states, 16));
     let mut done = 0;
     for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
@@ -318,7 +313,8 @@ unsafe fn take(mask: u8, words: *const u8) -> (__m128i, *const u8) {
 
 /// [`rounds`] where lanes are of several classes.
 #[target_feature(enable = "avx2,popcnt")]
-fn class_rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, map: &Map, out: &mut Rounds<'_>) -> usize {
+fn class_rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut Rounds<'_>) -> usize {
+    let map = tables.map;
     let mut done = 0;
     for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
         if stream.words.len() < REACH {

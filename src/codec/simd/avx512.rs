@@ -5,7 +5,7 @@
 //! the product of a frequency and a state's upper bits is that of two 16-bit numbers.
 #![allow(unsafe_code)]
 
-use crate::codec::decode::{Kernel, Map, Rounds, ScalarKernel, Stream, Tables, decode_planes};
+use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
 use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
 use crate::error::Result;
@@ -54,22 +54,16 @@ fn decode(kernel: Avx512, model: Option<&Model>, payload: &[u8], out: &mut [u8])
 
 impl Kernel for Avx512 {
     #[inline(always)]
-    fn symbols(
-        self,
-        stream: &mut Stream<'_>,
-        mut tables: Tables<'_>,
-        map: &Map,
-        mut out: Rounds<'_>,
-    ) -> Result<()> {
+    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, mut out: Rounds<'_>) -> Result<()> {
         // SAFETY: an `Avx512` exists only where the features were detected.
         let done = unsafe {
             if tables.model.classes() == 1 {
-                rounds::<false>(stream, &mut tables, map, &mut out)
+                rounds::<false>(stream, &mut tables, &mut out)
             } else {
-                rounds::<true>(stream, &mut tables, map, &mut out)
+                rounds::<true>(stream, &mut tables, &mut out)
             }
         };
-        ScalarKernel.symbols(stream, tables, map, out.after(done))
+        ScalarKernel.symbols(stream, tables, out.after(done))
     }
 
     #[inline(always)]
@@ -240,10 +234,9 @@ fn look_up_classes(tables: &[DecodeTable], class: __m512i, bucket: __m512i, plac
 fn rounds<const CLASSES: bool>(
     stream: &mut Stream<'_>,
     tables: &mut Tables<'_>,
-    map: &Map,
     out: &mut Rounds<'_>,
 ) -> usize {
-    let map = [bytes(&map.0[0]), bytes(&map.0[1])];
+    let map = [bytes(&tables.map.0[0]), bytes(&tables.map.0[1])];
     // Apart, so that they stay in registers.
     let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
     let mut done = 0;
