@@ -50,6 +50,23 @@ fn one_weight_far_below_all_others_costs_little() {
 }
 
 #[test]
+fn equal_tensors_are_stored_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = tensor("BF16", 17 << 20, samples::Fill::Noise, 11);
+    // Alike at first, but not the same.
+    let mut other = data.clone();
+    other[16 << 20] ^= 1;
+    let bytes = safetensors(&[("a", "BF16", data.clone()), ("b", "BF16", data), ("c", "BF16", other)]);
+    let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
+    assert!(archive.len() < 18 << 20, "{} bytes", archive.len());
+    std::fs::write(dir.path().join("a.bsz"), &archive).expect("written");
+    let archive = Archive::open(&dir.path().join("a.bsz")).expect("opens");
+    let mut back = vec![0; bytes.len()];
+    assert_eq!(archive.read_at(0, &mut back, &*codec::fastest()).expect("decodes"), bytes.len());
+    assert!(back == bytes);
+}
+
+#[test]
 fn any_range_reads_the_same_bytes() {
     let dir = tempfile::tempdir().expect("a directory");
     let bytes = safetensors(&[
