@@ -6,13 +6,13 @@ PREFIX ?= /usr/local
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help build check test demo bench exact install clean
+.PHONY: help build check test fuzz fuzz-smoke miri demo bench exact install clean
 
 # What `make bench` and `make exact` work on: some .safetensors files. `bench` can do without.
 FILES ?=
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 build: ## Build the program: target/release/bsz
 	$(CARGO) build --locked --release
@@ -33,6 +33,20 @@ test: ## Run all tests; installs what they need, and says so
 	@tests/prepare fuse python
 	@test -e /dev/fuse || echo "no /dev/fuse here: the tests that mount are skipped"
 	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
+
+# For how long `make fuzz` runs each target.
+SECONDS ?= 600
+
+fuzz: ## Feed the decoders and the parsers damaged input: make fuzz SECONDS=600, for each of the targets
+	fuzz/run $(SECONDS)
+
+fuzz-smoke: ## The same, 20 seconds each
+	fuzz/run 20
+
+miri: ## Run the codec's unit tests under Miri, where a nightly toolchain has it
+	@cargo +nightly miri --version || { \
+		echo "miri is missing: rustup toolchain install nightly --component miri,rust-src"; exit 1; }
+	$(CARGO) +nightly miri test --locked --lib codec::
 
 demo: build ## Pack, mount, load and compare a generated and a real model
 	@tests/prepare fuse || echo "without it, only root can mount; the demo shows what it can"
@@ -59,4 +73,4 @@ install: build ## Install under PREFIX (/usr/local); DESTDIR is honoured
 
 clean: ## Remove what was built, the Python environment too
 	$(CARGO) clean
-	rm -rf .venv
+	rm -rf .venv fuzz/target

@@ -153,3 +153,48 @@ pub(crate) fn decode_simple(coding: Coding, payload: &[u8], out: &mut [u8]) -> R
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{model::Table, planes::Layout, *};
+
+    /// Elements of `width` bytes: the upper eight bits are mostly one of 16 values, the others noise.
+    fn elements(width: usize, count: usize) -> Vec<u8> {
+        let mut seed = 1u64;
+        let mut element = || {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let top = 0x30 + (seed >> 60) + if seed >> 52 & 127 == 0 { 0x60 } else { 0 };
+            let low = 8 * width - 8;
+            top << low | seed >> 8 & ((1 << low) - 1)
+        };
+        (0..count).flat_map(|_| element().to_le_bytes().into_iter().take(width)).collect()
+    }
+
+    #[test]
+    fn chunks_of_every_width_come_back_through_every_decoder() {
+        let counts: &[usize] =
+            if cfg!(miri) { &[1500] } else { &[1500, 2048, 4095, 4096, 4097, 6144, 20_001] };
+        let table =
+            |seed: u64| Table::from_counts(&(0..17).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>());
+        let columns: Vec<u8> = (0..131).map(|i| i % 3).collect();
+        for (width, columns, choices) in
+            [(1, vec![], 1), (2, vec![], 4), (4, columns.clone(), 1), (8, columns, 2)]
+        {
+            let classes = if columns.is_empty() { 1 } else { 3 };
+            let tables = (0..choices * classes).map(table).collect();
+            let layout = Layout::cut(width, false, 8, 0);
+            let values = (0x30..0x40).collect();
+            let model = Model::new(layout, values, 2 * LANES, columns, tables).expect("valid");
+            for &count in counts {
+                let chunk = elements(width.into(), count);
+                let (coding, payload) = encode(&chunk, Some(&Encoder::new(&model)), false);
+                assert_eq!(coding, Coding::Planes, "{count} elements of {width} bytes");
+                for decoder in decoders() {
+                    let mut out = vec![0xaa; chunk.len()];
+                    decoder.decode(coding, Some(&model), &payload, &mut out).expect("decodes");
+                    assert!(out == chunk, "{count} elements of {width} bytes, {}", decoder.name());
+                }
+            }
+        }
+    }
+}
