@@ -146,11 +146,12 @@ fn round<'t>(
     if let Some(words) = stream.words.as_chunks::<2>().0.first_chunk::<256>() {
         // Whether a lane takes a word is as good as random: no branch, a word is read in any case.
         let mut taken = 0u8;
+        let mut halves = [0; LANES];
         let fours = stream.states.as_chunks_mut::<4>().0.iter_mut();
-        let out = symbols.as_chunks_mut::<4>().0.iter_mut().zip(tops.as_chunks_mut::<4>().0);
-        for (i, (states, (symbols, tops))) in fours.zip(out).enumerate() {
+        for (i, (states, halves)) in fours.zip(halves.as_chunks_mut::<4>().0).enumerate() {
             for j in 0..4 {
-                let x = step(states[j], table(4 * i + j), &mut symbols[j], &mut tops[j]);
+                let (x, half) = step(states[j], table(4 * i + j));
+                halves[j] = half;
                 let word = u32::from(u16::from_le_bytes(words[usize::from(taken)]));
                 let low = x < STATE_LOW;
                 states[j] = std::hint::select_unpredictable(low, x << 16 | word, x);
@@ -158,12 +159,16 @@ fn round<'t>(
                 taken = taken.wrapping_add(low.into());
             }
         }
+        // Apart: many at a time.
+        tops.iter_mut().zip(halves).for_each(|(t, half)| *t = half as u16);
+        symbols.iter_mut().zip(halves).for_each(|(s, half)| *s = (half >> 16) as u8);
         at = 2 * usize::from(taken);
     } else {
         // Near the end every word is asked for.
         let out = symbols.iter_mut().zip(tops);
         for (lane, (state, (symbol, top))) in stream.states.iter_mut().zip(out).enumerate() {
-            *state = step(*state, table(lane), symbol, top);
+            let (x, half) = step(*state, table(lane));
+            (*state, *top, *symbol) = (x, half as u16, (half >> 16) as u8);
             if *state < STATE_LOW {
                 let word = stream.words.get(at..at + 2).ok_or_else(short)?;
                 *state = *state << 16 | u32::from(u16::from_le_bytes([word[0], word[1]]));
@@ -175,17 +180,17 @@ fn round<'t>(
     Ok(())
 }
 
-/// Decode one symbol; the state returned may need a word.
+/// Decode one symbol: the state, which may need a word, and the upper half of its side, with the symbol and what it
+/// stands for.
 #[inline(always)]
-fn step(x: u32, table: &DecodeTable, symbol: &mut u8, top: &mut u16) -> u32 {
+fn step(x: u32, table: &DecodeTable) -> (u32, u32) {
     let place = x & 255;
     // Both sides are read, and one taken: that is as good as random too.
     let [own, other] = table.sides[(x >> 8 & 63) as usize];
     let side = std::hint::select_unpredictable(u64::from(place) < own >> 56, own, other);
-    *top = (side >> 32) as u16;
-    *symbol = (side >> 48) as u8;
     let freq = side as u32 >> 16;
-    freq.wrapping_mul(x >> PROB_BITS).wrapping_add(place).wrapping_add(i32::from(side as i16) as u32)
+    let number = place.wrapping_add(i32::from(side as i16) as u32);
+    (freq.wrapping_mul(x >> PROB_BITS).wrapping_add(number), (side >> 32) as u32)
 }
 
 /// [`super::reference`].
