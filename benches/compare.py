@@ -1,24 +1,18 @@
 #!/usr/bin/env python3
-"""Time bsz on FILE..., beside a plain file and, where it is installed, beside lmz (pip install lmzip).
+"""Time bsz's commands on FILE..., and lmz's, where it is installed (pip install lmzip).
 
     compare.py [--bsz PATH/bsz] [--lmz PATH/lmz] [--runs N] FILE...
 
-Whole commands, best of the runs, tools in turn: pack (lmz: compress), unpack, verify, in MB/s of the original; and reads
-of the file, plain and through a mount, each with a fresh mount and, where permitted (root), a dropped page cache.
+Best of the runs, tools in turn: pack (lmz: compress), unpack, verify, in MB/s of the original. mounts.py times reading.
 Rates drift on shared machines: compare rows of one run.
 """
 
 import argparse
-import mmap
-import os
 import pathlib
 import shutil
 import subprocess
 import tempfile
 import time
-
-MIB = 1 << 20
-
 
 def timed(*command):
     start = time.perf_counter()
@@ -35,38 +29,6 @@ def tools(a, file, work):
             a.lmz, "decompress", work / "a.lmz", work / "back"], [a.lmz, "verify", work / "a.lmz"], work / "a.lmz"
 
 
-def streamed(path):
-    buffer = memoryview(bytearray(16 * MIB))
-    with open(path, "rb", buffering=0) as f:
-        while f.readinto(buffer):
-            pass
-
-
-def mapped(path):
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as m:
-        for at in range(0, len(m), MIB):
-            m[at : at + MIB]
-
-
-def cold(read, path):
-    os.sync()
-    try:
-        pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
-    except OSError:
-        pass
-    start = time.perf_counter()
-    read(path)
-    return time.perf_counter() - start
-
-
-def mounted(bsz, archive, view, read, name):
-    subprocess.run([bsz, "mount", archive, view], check=True)
-    try:
-        return cold(read, view / name)
-    finally:
-        subprocess.run([bsz, "umount", view], check=True)
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--bsz", default="target/release/bsz")
@@ -80,7 +42,6 @@ def main():
         rate = lambda seconds: f"{size / 1e6 / seconds:7.0f} MB/s"
         with tempfile.TemporaryDirectory(prefix="compare.", dir=file.resolve().parent) as work:
             work = pathlib.Path(work)
-            (work / "view").mkdir()
             print(f"{file.name}, {size / 1e6:.1f} MB")
             best = {}
             for _ in range(a.runs):
@@ -90,13 +51,9 @@ def main():
                     best[tool] = ratio, [min(x) for x in zip(times, best.get(tool, (0, times))[1])]
                     subprocess.run(["cmp", file, work / "back"], check=True)
                     (work / "back").unlink()
+                    archive.unlink()
             for tool, (ratio, times) in best.items():
                 print(f"  {tool:8} {100 * ratio:6.2f} %   pack {rate(times[0])}   unpack {rate(times[1])}   verify {rate(times[2])}")
-            archive = (work / "a.bsz").rename(work / f"{file.stem}.bsz")
-            for label, read in ("read", streamed), ("mapped", mapped):
-                plain = min(cold(read, file) for _ in range(a.runs))
-                view = min(mounted(a.bsz, archive, work / "view", read, file.name) for _ in range(a.runs))
-                print(f"  {label:8} plain {rate(plain)}   mounted {rate(view)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 //! | [`format`] | the archive on disk: header, index, footer; the safetensors header |
 //! | [`pack`] | files and directories to archives |
 //! | [`read`] | archives to bytes: random access, cache, verification |
+//! | `gpu` | chunks decoded by a GPU, where there is one; feature `cuda` |
 //! | [`mount`] | archives as a file system |
 //! | [`cli`] | arguments, output, exit codes; the only layer that prints |
 //!
@@ -21,6 +22,8 @@ pub mod cli;
 pub mod codec;
 pub mod error;
 pub mod format;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod mount;
 pub mod output;
 pub mod pack;

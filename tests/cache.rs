@@ -2,7 +2,7 @@
 
 use bszfs::codec::{self, ChunkDecoder, Coding, Model};
 use bszfs::error::{Error, Result};
-use bszfs::read::{Archive, ChunkCache};
+use bszfs::read::{Archive, CacheOptions, ChunkCache};
 use samples::{Fill, Random, pack_bytes, safetensors, tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,11 @@ impl ChunkDecoder for Counting {
     }
 }
 
+/// A cache that decodes ahead.
+fn cache(capacity: u64, threads: usize, decoder: Arc<dyn ChunkDecoder>) -> Result<Arc<ChunkCache>> {
+    ChunkCache::new(CacheOptions { capacity, threads, decoder, ahead: true })
+}
+
 fn counting(fail: bool) -> Arc<Counting> {
     Arc::new(Counting { calls: AtomicUsize::new(0), fail })
 }
@@ -60,7 +65,7 @@ fn readers_of_one_chunk_at_once_have_it_decoded_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     let decoder = counting(false);
-    let cache = ChunkCache::new(8 << 20, 4, decoder.clone()).expect("a cache");
+    let cache = cache(8 << 20, 4, decoder.clone()).expect("a cache");
     thread::scope(|s| {
         for i in 0..16 {
             let (cache, archive, bytes) = (&cache, &archive, &bytes);
@@ -81,7 +86,7 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     for capacity in [0, 100 << 10, 200 << 10, 8 << 20] {
-        let cache = ChunkCache::new(capacity, 2, codec::fastest()).expect("a cache");
+        let cache = cache(capacity, 2, codec::fastest()).expect("a cache");
         let mut r = Random(capacity);
         for _ in 0..300 {
             let at = r.next() as usize % (bytes.len() + 100);
@@ -99,7 +104,7 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
 fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
-    let cache = ChunkCache::new(8 << 20, 2, codec::fastest()).expect("a cache");
+    let cache = cache(8 << 20, 2, codec::fastest()).expect("a cache");
     for at in (0..bytes.len()).step_by(40_000) {
         let end = bytes.len().min(at + 40_000);
         assert!(read_kept(&cache, &archive, at as u64, 40_000) == bytes[at..end]);
@@ -115,7 +120,7 @@ fn everyone_who_waits_for_a_damaged_chunk_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = archive(dir.path());
     let decoder = counting(true);
-    let cache = ChunkCache::new(8 << 20, 2, decoder.clone()).expect("a cache");
+    let cache = cache(8 << 20, 2, decoder.clone()).expect("a cache");
     thread::scope(|s| {
         for _ in 0..8 {
             s.spawn(|| {

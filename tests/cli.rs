@@ -105,6 +105,7 @@ fn a_directory_round_trips_with_everything_in_it() {
     assert_eq!(fs::read_link(packed.join("link.json")).expect("a link"), Path::new("tokenizer.json"));
 
     let verified = run(dir.path(), &["verify", "packed"]).ok();
+    run(dir.path(), &["verify", "--quick", "packed"]).ok();
     assert!(verified.stdout.contains("total: 4 verified"), "{}", verified.stdout);
     run(dir.path(), &["unpack", "packed", "-o", "back"]).ok();
     same_tree(&source, &dir.path().join("back"));
@@ -432,11 +433,31 @@ fn wrong_usage_exits_with_two() {
 }
 
 #[test]
-fn help_has_examples() {
+fn every_command_has_examples_in_its_help() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    for verb in ["pack", "unpack", "verify", "info", "mount", "umount", "bench", "demo"] {
+    let program = bszfs::cli::command();
+    for verb in program.get_subcommands().filter(|v| !v.is_hide_set()).map(|v| v.get_name()) {
         let help = run(dir.path(), &[verb, "--help"]).ok().stdout;
-        assert!(help.contains("Examples:") && help.contains(&format!("bsz {verb}")), "{verb}: {help}");
+        let examples = help.split_once("Examples:\n").map(|(_, examples)| examples).unwrap_or_default();
+        assert!(examples.contains(&format!("  bsz {verb} ")), "{verb}: {help}");
+    }
+    let help = run(dir.path(), &["--help"]).ok().stdout;
+    assert!(help.contains("Examples:\n  bsz pack "), "{help}");
+}
+
+#[test]
+fn doctor_looks_at_all_and_says_what_to_do() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let ran = run(dir.path(), &["doctor", "--json"]);
+    let findings: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let findings = findings.as_array().expect("a list");
+    assert_eq!(findings.len(), 10);
+    let bad = findings.iter().any(|f| f["state"] == "bad");
+    assert_eq!(ran.code, Some(if bad { 1 } else { 0 }), "{ran:?}");
+    assert!(findings.iter().all(|f| f["state"] != "bad" || f["mend"].is_string()), "{ran:?}");
+    let said = run(dir.path(), &["doctor"]).stdout;
+    for what in ["kernel", "FUSE", "processor", "CUDA"] {
+        assert!(said.contains(what), "{said}");
     }
 }
 

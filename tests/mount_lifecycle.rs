@@ -169,6 +169,80 @@ fn what_a_killed_daemon_left_is_named_and_cleared_away() {
 }
 
 #[test]
+fn all_that_killed_daemons_left_is_cleared_away_at_once() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let mounts: Vec<_> = (0..3).map(|i| rig.mount(&source, &format!("view-{i}"), &[])).collect();
+        for mount in &mounts[..2] {
+            mount.signal(Signal::KILL);
+            wait_for("the daemon to end", || mount.has_exited());
+        }
+        // Only ours: other tests have dead mounts of their own.
+        bsz([Path::new("umount"), Path::new("--stale"), mounts[0].root()]);
+        assert!(!mounts[0].is_mounted() && mounts[1].is_mounted());
+        let root = mounts[0].root().parent().unwrap();
+        bsz([Path::new("umount"), Path::new("--stale"), root]);
+        wait_for("the dead ones to go", || !mounts[0].is_mounted() && !mounts[1].is_mounted());
+        assert!(mounts[2].is_mounted());
+    });
+}
+
+#[test]
+fn mount_8_is_understood() {
+    mount_test(|rig| {
+        let (source, model) = sample(rig, "source");
+        let view = rig.mkdir("view");
+        let helper = |options: &str, more: &[&str]| {
+            let mut command = Command::new(BSZ);
+            command.arg("mount-helper").args([&source, &view]).args(more).args(["-o", options]);
+            run(&mut command)
+        };
+        let options = "rw,noatime,nofail,x-systemd.automount,cache_size=3MiB,prefetch=2,threads=2";
+        assert!(helper(options, &["-f"]).status.success() && mount_line(&view).is_none());
+        assert!(helper(options, &["-n"]).status.success());
+        assert!(fs::read(view.join("model.safetensors")).unwrap() == model);
+        let status = run(Command::new(BSZ).args(["status", "--json"]).arg(&view)).stdout;
+        assert!(String::from_utf8_lossy(&status).contains(&format!("\"capacity_bytes\": {}", 3 << 20)));
+        bsz([Path::new("umount"), &view]);
+        for (option, why) in [
+            ("cache_sise=1", "is no option"),
+            ("cache_size=x", "-o cache_size=x"),
+            ("prefetch=x", "neither off nor auto nor cuda"),
+        ] {
+            let output = helper(option, &[]);
+            assert_eq!(output.status.code(), Some(1));
+            assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{option}");
+        }
+        assert!(helper("fancy", &["-s"]).status.success());
+        bsz([Path::new("umount"), &view]);
+        bsz([Path::new("mount"), &source, &view, Path::new("-o"), Path::new("nodev,cache_size=1M")]);
+        bsz([Path::new("umount"), &view]);
+    });
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_mount_can_be_used() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let view = rig.mkdir("view");
+        let socket = std::os::unix::net::UnixDatagram::bind(rig.path("notify")).unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let mut daemon = Command::new(BSZ);
+        daemon
+            .args(["mount", "--foreground"])
+            .args([&source, &view])
+            .env("NOTIFY_SOCKET", rig.path("notify"));
+        let mut daemon = daemon.spawn().unwrap();
+        let mut said = [0; 100];
+        let n = socket.recv(&mut said).unwrap();
+        assert_eq!(&said[..n], b"READY=1");
+        assert_eq!(fs::read_dir(&view).unwrap().count(), 1);
+        bsz([Path::new("umount"), &view]);
+        assert!(daemon.wait().unwrap().success());
+    });
+}
+
+#[test]
 fn a_mount_that_cannot_be_says_why() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");

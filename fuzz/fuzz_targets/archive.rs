@@ -3,7 +3,7 @@
 
 use bszfs::codec::checksum;
 use bszfs::format::{NO_MODEL, header};
-use bszfs::read::{Archive, describe, verify};
+use bszfs::read::{Archive, Scratch, describe, verify};
 use bszfs::sha256::Hasher;
 use bszfs_fuzz::{DECODERS, FOOTER, Tested, correct_footer, decode, seal_footer};
 use libfuzzer_sys::fuzz_target;
@@ -42,7 +42,7 @@ fn archive(data: &[u8]) -> Tested {
     let original: Option<Vec<u8>> = chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
     for decoder in &DECODERS[..DECODERS.len() - 1] {
         let decoder = &**decoder;
-        let mut scratch = Vec::new();
+        let mut scratch = Scratch::default();
         for (id, chunk) in chunks.iter().enumerate() {
             let mut out = vec![0xaa; archive.index().chunk(id).len()];
             let read = archive.read_chunk(id, decoder, &mut scratch, &mut out);

@@ -66,12 +66,16 @@ pub struct UnpackArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz verify model.bsz
+  bsz verify --quick llama-packed/    as often as you like: finds any damage of the disk
   bsz verify llama-packed/ more.bsz   every archive inside, then one more
   bsz verify --json llama-packed/     the outcome for a program to read")]
 pub struct VerifyArgs {
     /// Archives, or directories with archives
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
+    /// Check every chunk's checksum (XXH3-64), and leave out the SHA-256, which takes longer than decoding
+    #[arg(long)]
+    quick: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -124,6 +128,8 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
     let options = Options { chunk_size, in_place: args.in_place, force: args.force };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
+    // Where the original goes, its SHA-256 is what is left of it.
+    let check = |path: &Path, p: &dyn pack::Progress| check(path, !args.in_place, p);
     let outcome = for_each("pack", &args.sources, |source| {
         let target = pack_target(&args, source)?;
         if !fs::metadata(source).about_path(source)?.is_dir() {
@@ -136,11 +142,17 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     watch.finish(outcome)
 }
 
-/// A packer's [`pack::Check`].
-pub(super) fn check(path: &Path, p: &dyn pack::Progress) -> Result<()> {
+/// A packer's [`pack::Check`]. If `quick`, of checksums alone: these were taken of the original's own bytes.
+pub(super) fn check(path: &Path, quick: bool, p: &dyn pack::Progress) -> Result<()> {
     // Not by its path, which is temporary: errors are to name the archive's own.
     let archive = Archive::from_file(File::open(path)?)?;
-    read::verify(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
+    verify_with(quick)(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
+}
+
+type Verify = fn(&Archive, &dyn codec::ChunkDecoder, &(dyn Fn(u64) + Sync)) -> Result<()>;
+
+fn verify_with(quick: bool) -> Verify {
+    if quick { read::verify_chunks } else { read::verify }
 }
 
 /// Where `source` goes.
@@ -302,7 +314,8 @@ pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
         let begun = Instant::now();
         let outcome = Archive::open(path).and_then(|archive| {
             watch.bar.start("verifying", path, archive.footer().original_len, 1);
-            let outcome = read::verify(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
+            let verify = verify_with(args.quick);
+            let outcome = verify(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
             outcome.map(|()| archive.footer().original_len).map_err(|e| naming(e, path, path))
         });
         match outcome {

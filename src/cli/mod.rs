@@ -6,22 +6,40 @@
 mod archive;
 mod bench;
 mod demo;
+mod doctor;
 mod generate;
 mod interrupt;
 mod mount;
 mod progress;
 mod report;
 mod size;
+mod status;
 mod tree;
 
 use crate::error::{Error, Result};
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Keep models compressed, use them as the plain .safetensors files they were made from.
 #[derive(Parser)]
 #[command(name = "bsz", version, propagate_version = true, max_term_width = 100)]
+#[command(after_long_help = "Examples:
+  bsz pack llama/ -o llama-packed/      compress a model's directory
+  bsz mount llama-packed/ llama-view/   show it as it was; load models from llama-view/
+  bsz umount llama-view/                end that
+  bsz unpack llama-packed/ -o llama/    go back to plain files
+  bsz help mount                        what one command can do, with examples
+
+Environment:
+  BSZ_LOG      what to log, as in BSZ_LOG=debug or BSZ_LOG=bszfs::mount=trace; RUST_LOG is read, too
+  BSZ_DECODER  a decoder to use instead of the fastest: scalar, avx2 or avx512
+  TMPDIR       where demo and bench put what is temporary, instead of /tmp
+
+Exit status:
+  0  it was done
+  1  it failed, and standard error says why
+  2  the arguments were wrong")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,9 +58,21 @@ enum Command {
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
     Mount(mount::MountArgs),
+    #[command(hide = true)]
+    MountHelper(mount::HelperArgs),
     Umount(mount::UmountArgs),
+    Status(status::StatusArgs),
+    Warm(status::WarmArgs),
+    Cache(status::CacheArgs),
     Bench(bench::BenchArgs),
+    Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
+}
+
+/// The definitions of all arguments, of which `--help` is made, and the man pages and completions of
+/// `examples/manuals.rs`.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Run the program on the process's arguments.
@@ -55,8 +85,13 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
         Command::Mount(args) => mount::mount(args),
+        Command::MountHelper(args) => mount::helper(args),
         Command::Umount(args) => mount::umount(args),
+        Command::Status(args) => status::status(&args, cli.quiet),
+        Command::Warm(args) => status::warm(&args, cli.quiet),
+        Command::Cache(args) => status::cache(&args),
         Command::Bench(args) => bench::bench(args, cli.quiet),
+        Command::Doctor(args) => doctor::doctor(&args, cli.quiet),
         Command::Demo(args) => demo::demo(args),
     };
     match outcome {
@@ -111,8 +146,7 @@ mod tests {
 
     #[test]
     fn the_argument_definitions_are_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! that the mount can be used, or why it cannot.
 
 use crate::error::{Context, Error, Result};
-use crate::mount::{self, MountOptions};
+use crate::mount::{self, MountOptions, Prefetch};
 use clap::Args;
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::num::NonZeroUsize;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -24,7 +27,8 @@ const READY: &str = "bszfs is ready";
   bsz mount llama-packed/ /mnt/llama     llama-packed/model.bsz is /mnt/llama/model.safetensors
   bsz mount model.bsz view/              view/model.safetensors, and nothing else
   bsz mount --cache-size 4GiB a/ view/   more memory for what is read again and again
-  bsz mount --foreground a/ view/        for a service manager; ends at SIGTERM or ^C")]
+  bsz mount --foreground a/ view/        for a service manager; ends at SIGTERM or ^C
+  /srv/models /mnt/models bszfs allow_other,cache_size=4GiB,nofail 0 0    as a line of /etc/fstab")]
 pub struct MountArgs {
     /// A directory with archives in it, or one archive
     #[arg(value_name = "SRC")]
@@ -35,12 +39,24 @@ pub struct MountArgs {
     /// memory where that is less]
     #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
     cache_size: Option<u64>,
-    /// Threads that decode [default: one for each core]
+    /// Threads that read archives and decode; some wait for the disk meanwhile [default: two for each core, four at least]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// What to decode before it is read: `auto` is what follows in a file that is read in order, and the next layers as
+    /// soon as layers are taken in order; N is no more than N layers; `cuda` has layers decoded by an NVIDIA GPU, which
+    /// `auto` does where that turns out to be faster
+    #[arg(long, value_name = "off|auto|N|cuda", default_value = "auto", value_parser = prefetch)]
+    prefetch: Prefetch,
+    /// Memory of the GPU for that, and as much of the host's, while layers are decoded
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = super::size::parse)]
+    gpu_memory: u64,
     /// Let other users use the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
+    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE; those that say what any
+    /// mount of bszfs is anyway (ro, nosuid, nodev, ...) or are for others (nofail, x-...) change nothing
+    #[arg(short = 'o', value_name = "OPTION,...", value_delimiter = ',')]
+    options: Vec<String>,
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
@@ -53,32 +69,99 @@ pub struct MountArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz umount view/          ends the mount, also one whose daemon has died
-  bsz umount --lazy view/   although it is in use: files that are open can be read to their end")]
+  bsz umount --lazy view/   although it is in use: files that are open can be read to their end
+  bsz umount --stale        ends all mounts that nobody serves any more")]
 pub struct UmountArgs {
     /// Where it is mounted
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "stale")]
+    mountpoint: Option<PathBuf>,
+    /// End the mounts whose daemons have died: all, or those at and below MOUNTPOINT
+    #[arg(long)]
+    stale: bool,
     /// Detach a mount that is in use: who has files open keeps them
     #[arg(short, long)]
     lazy: bool,
 }
 
+fn prefetch(text: &str) -> std::result::Result<Prefetch, String> {
+    match text {
+        "off" => Ok(Prefetch::Off),
+        "auto" => Ok(Prefetch::Auto),
+        "cuda" => Ok(Prefetch::Cuda),
+        n => n
+            .parse()
+            .map(Prefetch::Layers)
+            .map_err(|_| "neither off nor auto nor cuda nor a number of layers".into()),
+    }
+}
+
+/// Options of any mount that are true of ours anyway, or that others look at.
+const GENERAL: [&str; 26] = [
+    "defaults",
+    "ro",
+    "rw",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "async",
+    "default_permissions",
+    "lazytime",
+];
+
 impl MountArgs {
+    /// Take an option of `-o`.
+    fn apply(&mut self, option: &str) -> Result<()> {
+        let wrong = |why: String| Error::invalid(why).about(format_args!("-o {option}"));
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("allow_other", "") => self.allow_other = true,
+            ("cache_size", size) => self.cache_size = Some(super::size::parse(size).map_err(wrong)?),
+            ("threads", n) => {
+                self.threads = Some(n.parse().map_err(|_| wrong("not a number of threads".into()))?);
+            }
+            ("prefetch", how) => self.prefetch = prefetch(how).map_err(wrong)?,
+            ("gpu_memory", size) => self.gpu_memory = super::size::parse(size).map_err(wrong)?,
+            (name, _) if name.starts_with("x-") || name.starts_with("comment") => {}
+            (name, "") if name.is_empty() || GENERAL.contains(&name) => {}
+            _ => return Err(wrong("is no option of bszfs; bsz mount --help lists them".into())),
+        }
+        Ok(())
+    }
+
     fn options(&self) -> MountOptions {
         MountOptions {
             source: self.source.clone(),
             mountpoint: self.mountpoint.clone(),
             cache_bytes: self.cache_size.unwrap_or_else(mount::default_cache_bytes),
-            threads: self
-                .threads
-                .or_else(|| std::thread::available_parallelism().ok())
-                .map_or(1, usize::from),
+            threads: self.threads.map_or_else(mount::default_threads, usize::from),
+            prefetch: self.prefetch,
+            gpu_memory: self.gpu_memory,
             allow_other: self.allow_other,
         }
     }
 }
 
 /// `bsz mount`
-pub fn mount(args: MountArgs) -> Result<()> {
+pub fn mount(mut args: MountArgs) -> Result<()> {
+    for option in std::mem::take(&mut args.options) {
+        args.apply(&option)?;
+    }
     let options = args.options();
     if args.daemon {
         // Away from the terminal, its signals, and the directory in which the user happened to be.
@@ -89,16 +172,35 @@ pub fn mount(args: MountArgs) -> Result<()> {
         });
     }
     if args.foreground {
-        return mount::run(&options, || {});
+        return mount::run(&options, tell_manager);
     }
     launch(&options)
 }
 
 /// `bsz umount`
 pub fn umount(args: UmountArgs) -> Result<()> {
-    match args.lazy {
-        true => mount::detach(&args.mountpoint),
-        false => mount::unmount(&args.mountpoint),
+    match args.mountpoint {
+        below if args.stale => super::for_each("umount", &mount::stale(below.as_deref())?, |mountpoint| {
+            mount::detach(mountpoint)
+        }),
+        Some(mountpoint) if args.lazy => mount::detach(&mountpoint),
+        Some(mountpoint) => mount::unmount(&mountpoint),
+        None => Ok(()),
+    }
+}
+
+/// Tell a service manager that waits for it that the mount can be used: sd_notify(3).
+fn tell_manager() {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let tell = || {
+        let address = match socket.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            _ => SocketAddr::from_pathname(&socket)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)
+    };
+    if let Err(e) = tell() {
+        log::warn!("the service manager cannot be told that the mount is ready: {}: {e}", socket.display());
     }
 }
 
@@ -111,6 +213,13 @@ pub(super) fn launch(o: &MountOptions) -> Result<()> {
         .args(["mount", "--daemon"])
         .arg(format!("--cache-size={}", o.cache_bytes))
         .arg(format!("--threads={}", o.threads))
+        .arg(match o.prefetch {
+            Prefetch::Off => "--prefetch=off".to_owned(),
+            Prefetch::Auto => "--prefetch=auto".to_owned(),
+            Prefetch::Layers(n) => format!("--prefetch={n}"),
+            Prefetch::Cuda => "--prefetch=cuda".to_owned(),
+        })
+        .arg(format!("--gpu-memory={}", o.gpu_memory))
         .args(o.allow_other.then_some("--allow-other"))
         .args(log_flags())
         .arg("--")
@@ -164,4 +273,49 @@ fn log_flags() -> &'static [&'static str] {
         log::LevelFilter::Debug => &["-vv"],
         log::LevelFilter::Trace => &["-vvv"],
     }
+}
+
+/// What mount(8) runs as `mount.bszfs SRC MOUNTPOINT [-sfnv] [-o OPTIONS]`
+#[derive(Args)]
+#[command(after_help = "Examples:
+  mount -t bszfs /srv/models /mnt/models -o allow_other    has mount(8) run this")]
+pub struct HelperArgs {
+    source: PathBuf,
+    mountpoint: PathBuf,
+    /// Tolerate options that are unknown
+    #[arg(short)]
+    sloppy: bool,
+    /// Do everything but mount
+    #[arg(short)]
+    fake: bool,
+    /// Nothing is written to /etc/mtab anyway
+    #[arg(short)]
+    n: bool,
+    #[arg(short = 't', value_name = "TYPE")]
+    fs_type: Option<String>,
+    #[arg(short = 'o', value_name = "OPTION,...", value_delimiter = ',')]
+    options: Vec<String>,
+}
+
+/// `bsz mount-helper`
+pub fn helper(args: HelperArgs) -> Result<()> {
+    let mut mount_args = MountArgs {
+        source: args.source,
+        mountpoint: args.mountpoint,
+        cache_size: None,
+        threads: None,
+        prefetch: Prefetch::Auto,
+        gpu_memory: 256 << 20,
+        allow_other: false,
+        options: Vec::new(),
+        foreground: false,
+        daemon: false,
+    };
+    for option in &args.options {
+        match mount_args.apply(option) {
+            Err(e) if !args.sloppy => return Err(e),
+            _ => {}
+        }
+    }
+    if args.fake { Ok(()) } else { mount(mount_args) }
 }

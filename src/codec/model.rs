@@ -266,13 +266,13 @@ impl Model {
     }
 
     /// The tables as decoders use them, made on first use.
-    pub(super) fn decoder(&self) -> &[DecodeTable] {
+    pub(crate) fn decoder(&self) -> &[DecodeTable] {
         let tops = self.tops();
         self.decoder.get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs, &tops)).collect())
     }
 
     /// What each symbol stands for, at the top of 16 bits; 0 for the escape.
-    pub(super) fn tops(&self) -> [u16; BUCKETS] {
+    pub(crate) fn tops(&self) -> [u16; BUCKETS] {
         let align = 16 - self.layout.symbol_bits();
         std::array::from_fn(|s| self.values.get(s).map_or(0, |v| v << align))
     }

@@ -3,8 +3,10 @@
 //! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
+use super::ahead::Model;
 use super::attr::Attr;
-use super::tree::{Content, Handle, Tree};
+use super::tree::{Content, Handle, Opened, Tree};
+use super::{Prefetch, Status, xattrs};
 use crate::error::Result;
 use crate::read::{ChunkCache, Slice};
 use fuser::{
@@ -21,6 +23,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,12 +46,34 @@ const KEEP_BUFFER: usize = 1 << 20;
 pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
+    prefetch: Prefetch,
+    /// What the daemon says of itself, apart from its figures.
+    status: Status,
     said: Arc<Said>,
 }
 
 impl BszFs {
-    pub fn new(tree: Tree, cache: Arc<ChunkCache>) -> Self {
-        Self { tree: Arc::new(tree), cache, said: Arc::default() }
+    pub fn new(tree: Tree, cache: Arc<ChunkCache>, prefetch: Prefetch, status: Status) -> Self {
+        Self { tree: Arc::new(tree), cache, prefetch, status, said: Arc::default() }
+    }
+
+    /// Learn which model an open archive is a shard of, on another thread; at its first read.
+    fn look_for_model(&self, opened: &Arc<Opened>) {
+        let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
+        let prefetch = self.prefetch;
+        self.cache.spawn(move || {
+            let Content::Archive { archive, path, model, .. } = &opened.content else { return };
+            model.get_or_init(|| {
+                let (shards, this) = tree.shards(path, archive);
+                match Model::new(shards, prefetch, cache.decoder()) {
+                    Ok(model) => model.map(|model| (Arc::new(model), this)),
+                    Err(e) => {
+                        log::warn!("{}: its layers are not known: {e}", path.display());
+                        None
+                    }
+                }
+            });
+        });
     }
 }
 
@@ -129,13 +154,20 @@ impl Filesystem for BszFs {
             Err(e) => return reply.error(errno(e)),
         };
         match &opened.content {
-            Content::Archive { archive, path, .. } => {
-                let (path, said) = (path.clone(), self.said.clone());
+            Content::Archive { archive, path, model, sought, .. } => {
+                let (said_of, said) = (path.clone(), self.said.clone());
                 // What is read into the page cache stays there.
                 let keeps = flags.0 & libc::O_DIRECT == 0;
                 self.cache.read(archive, offset, len, keeps, move |slices| {
-                    reply_slices(slices, &path, &said, reply)
+                    reply_slices(slices, &said_of, &said, reply)
                 });
+                match model.get() {
+                    Some(Some((model, shard))) => model.is_read(*shard, offset, size.into(), &self.cache),
+                    None if self.prefetch != Prefetch::Off && !sought.swap(true, Ordering::Relaxed) => {
+                        self.look_for_model(&opened);
+                    }
+                    _ => {}
+                }
             }
             Content::Plain(_) => self.cache.spawn(move || {
                 if let Content::Plain(file) = &opened.content {
@@ -206,6 +238,22 @@ impl Filesystem for BszFs {
         if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
     }
 
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !xattrs::may_have(ino.0, name) {
+            return reply.error(Errno::NO_XATTR);
+        }
+        if ino == INodeNo::ROOT {
+            let status = Status { cache: self.cache.stats(), ..self.status.clone() };
+            return reply_xattr(serde_json::to_vec(&status).map_err(|_| rustix::io::Errno::IO), size, reply);
+        }
+        let (tree, name) = (self.tree.clone(), name.to_owned());
+        self.cache.spawn(move || reply_xattr(xattrs::get(&tree, ino.0, &name), size, reply));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(xattrs::list(&self.tree, ino.0), size, reply);
+    }
+
     // What follows is not offered. ENOSYS tells the kernel not to ask again, and spares a round trip each time;
     // `fuser`'s own answers are the same, with a warning each.
 
@@ -218,14 +266,6 @@ impl Filesystem for BszFs {
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -254,6 +294,15 @@ fn reply_opened(handle: rustix::io::Result<Handle>, reply: ReplyOpen) {
             let flags = if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
             reply.opened(FileHandle(handle.number), flags);
         }
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn reply_xattr(value: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
         Err(e) => reply.error(errno(e)),
     }
 }

@@ -1,20 +1,23 @@
 //! The life of a mount: check, mount, say ready, serve, end on a signal or when it is unmounted.
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
 use super::tree::Tree;
 use super::unmount::{self, Refused};
-use super::{FS_TYPE, MountOptions, limits, preflight};
+use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, preflight};
 use crate::codec;
 use crate::error::{Context, Error, Result};
-use crate::read::ChunkCache;
+use crate::read::{CacheOptions, ChunkCache};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Most threads that read `/dev/fuse`. They only look up and hand on; two reach what the kernel can do.
 const MOST_SESSION_THREADS: usize = 4;
@@ -25,19 +28,33 @@ const SESSION_CHECK: Duration = Duration::from_millis(1);
 /// When to take it that they run, where `/proc` does not tell.
 const START_WITHIN: Duration = Duration::from_secs(1);
 
-/// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM, SIGINT or
-/// SIGHUP ends it.
+/// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM or SIGINT ends it.
+/// SIGHUP empties the cache.
 ///
 /// At a signal a mount in use is detached, and served until its last file is closed; a second signal ends the
 /// process at once. The process's handling of these signals is changed for good.
 pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
     let plan = preflight::check(o)?;
     limits::raise_open_files();
-    let cache = ChunkCache::new(o.cache_bytes, o.threads, codec::fastest())?;
+    let cache = ChunkCache::new(CacheOptions {
+        capacity: o.cache_bytes,
+        threads: o.threads,
+        decoder: codec::fastest(),
+        ahead: o.prefetch != Prefetch::Off,
+    })?;
+    look_for_gpu(&cache, o);
     // Before mounting: a signal from now on ends the mount, not only the process.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
 
-    let file_system = BszFs::new(Tree::new(plan.view), cache);
+    let status = Status {
+        source: plan.source.clone(),
+        mountpoint: plan.mountpoint.clone(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        cache: cache.stats(),
+    };
+    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, status);
     let session = Session::new(file_system, &plan.mountpoint, &config(o, &plan.source))
         .map_err(mount_failed)
         .about_path(&o.mountpoint)?;
@@ -48,7 +65,7 @@ pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
         true => {
             log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
             mount.iter().for_each(raise_readahead);
-            end_on_signal(signals, mount.clone()).map(|()| ready()).and_then(|()| wait(serving))
+            on_signals(signals, mount.clone(), cache).map(|()| ready()).and_then(|()| wait(serving))
         }
         false => wait(serving),
     };
@@ -57,6 +74,27 @@ pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
         mount.iter().for_each(end);
     }
     ended.about_path(&o.mountpoint)
+}
+
+/// Let a GPU decode ahead, if that is wanted and there is one. The mount does without.
+#[cfg(feature = "cuda")]
+fn look_for_gpu(cache: &Arc<ChunkCache>, o: &MountOptions) {
+    match o.prefetch {
+        Prefetch::Cuda => {
+            if let Err(e) = cuda::use_gpu(cache, o.gpu_memory) {
+                log::warn!("{e}; layers are decoded ahead by the cores");
+            }
+        }
+        Prefetch::Auto => cuda::use_faster_gpu(cache, o.gpu_memory),
+        Prefetch::Off | Prefetch::Layers(_) => {}
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn look_for_gpu(_: &Arc<ChunkCache>, o: &MountOptions) {
+    if o.prefetch == Prefetch::Cuda {
+        log::warn!("CUDA: this bsz was built without; layers are decoded ahead by the cores");
+    }
 }
 
 fn config(o: &MountOptions, source: &Path) -> Config {
@@ -148,15 +186,18 @@ fn raise_readahead(mount: &Mount) {
     }
 }
 
-fn end_on_signal(mut signals: Signals, mount: Option<Mount>) -> Result<()> {
+fn on_signals(mut signals: Signals, mount: Option<Mount>, cache: Arc<ChunkCache>) -> Result<()> {
     let watch = move || {
         let mut received = signals.forever();
-        received.next();
+        while received.next() == Some(SIGHUP) {
+            log::info!("dropping what the cache holds");
+            cache.clear();
+        }
         log::info!("a signal ends the mount");
         // On another thread, for unmounting may take its time and a second signal must be heard.
         let ending = thread::Builder::new().spawn(move || mount.iter().for_each(end));
         if ending.is_ok() {
-            received.next();
+            received.find(|&signal| signal != SIGHUP);
         }
         std::process::exit(0);
     };

@@ -12,6 +12,11 @@ pub fn default_cache_bytes() -> u64 {
     limits.min().map_or(MOST_CACHE, |memory| (memory / 8).min(MOST_CACHE))
 }
 
+/// The default number of threads that read archives and decode.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).max(4))
+}
+
 /// Let this process open as many files as it may: each open archive is one.
 pub(super) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

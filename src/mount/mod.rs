@@ -7,12 +7,17 @@
 //! | `source.rs` | the source directory: one handle, everything relative to it, no symlink followed |
 //! | `attr.rs`, `view.rs` | what `stat` shows; names: which source entry a name of the view stands for |
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
+//! | `ahead.rs`, `cuda.rs` | the layers that will be read next; a GPU that decodes them |
 //! | `fuse.rs` | the thin adapter to `fuser` |
+//! | `status.rs`, `xattrs.rs` | what a daemon and its files say of themselves |
 //! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
 //! | `lifecycle.rs` | mount, say ready, serve, end |
 //! | `limits.rs` | how much memory and how many files there are to use |
 
+mod ahead;
 mod attr;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fuse;
 mod handles;
 mod inodes;
@@ -21,18 +26,34 @@ mod limits;
 mod mountinfo;
 mod preflight;
 mod source;
+mod status;
 mod tree;
 mod unmount;
 mod view;
+mod xattrs;
 
 pub use lifecycle::run;
-pub use limits::default_cache_bytes;
-pub use unmount::{detach, unmount};
+pub use limits::{default_cache_bytes, default_threads};
+pub use status::{Status, drop_cache, mounts, stale, status};
+pub use unmount::{detach, find_helper as helper, unmount};
 
 use std::path::PathBuf;
 
 /// The file-system type in the mount table.
 pub const FS_TYPE: &str = "fuse.bszfs";
+
+/// What is decoded before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing.
+    Off,
+    /// What follows in a file that is read in order, and as many layers as were taken in order before.
+    Auto,
+    /// The same, but no more than so many layers.
+    Layers(u32),
+    /// As [`Prefetch::Auto`], with layers decoded by a GPU.
+    Cuda,
+}
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -43,8 +64,12 @@ pub struct MountOptions {
     pub mountpoint: PathBuf,
     /// Bound of the cache of decoded chunks, in bytes.
     pub cache_bytes: u64,
-    /// Threads that decode.
+    /// Threads that read archives and decode.
     pub threads: usize,
+    /// What to decode ahead of readers.
+    pub prefetch: Prefetch,
+    /// Bytes of a GPU's memory that may be used for that.
+    pub gpu_memory: u64,
     /// Whether users other than the one who mounts may use the mount.
     pub allow_other: bool,
 }

@@ -18,9 +18,14 @@ pub(super) struct Mount {
 
 /// The topmost mount at exactly this path, which must be canonical.
 pub(super) fn topmost_at(mountpoint: &Path) -> Result<Option<Mount>> {
-    let table = std::fs::read("/proc/self/mountinfo").about("/proc/self/mountinfo")?;
     // Mounts are listed in the order in which they can be walked, a covering one after what it covers.
-    Ok(parse(&table).filter(|m| m.mountpoint == mountpoint).last())
+    Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
+}
+
+/// All mounts.
+pub(super) fn all() -> Result<Vec<Mount>> {
+    let table = std::fs::read("/proc/self/mountinfo").about("/proc/self/mountinfo")?;
+    Ok(parse(&table).collect())
 }
 
 fn parse(table: &[u8]) -> impl Iterator<Item = Mount> {

@@ -143,6 +143,8 @@ mod tests {
             mountpoint: mountpoint.into(),
             cache_bytes: 1 << 20,
             threads: 1,
+            prefetch: crate::mount::Prefetch::Auto,
+            gpu_memory: 0,
             allow_other: false,
         };
         check(&o).err().map(|e| e.to_string()).unwrap_or_default()

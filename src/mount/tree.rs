@@ -3,18 +3,21 @@
 //! Inodes are made on lookup and dropped when the kernel forgets them; nothing else is held of files that are
 //! not open, so the view follows the source as it changes.
 
+use super::ahead::{Model, shards_of};
 use super::attr::{Attr, Identity, Packed, attr};
 use super::handles::Handles;
 use super::inodes::{Inodes, Node, ROOT};
 use super::view::{Found, Listed, View, is_name};
 use crate::error::{Error, ErrorKind};
+use crate::format::Naming;
 use crate::read::Archive;
 use rustix::fs::{FileType, Stat, StatVfs, fstat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// An open file. It stays what it was when it was opened, whatever takes its name.
 pub(super) struct Opened {
@@ -27,6 +30,10 @@ pub(super) enum Content {
     Archive {
         archive: Arc<Archive>,
         packed: Packed,
+        /// The model that it is a shard of, and which, once it has been looked for.
+        model: OnceLock<Option<(Arc<Model>, usize)>>,
+        /// Whether somebody looks for it, or has.
+        sought: AtomicBool,
         /// Relative to the source, to say which archive is damaged.
         path: Arc<Path>,
     },
@@ -70,11 +77,21 @@ pub(super) struct Tree {
     inodes: Mutex<Inodes>,
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
+    archives: Mutex<Archives>,
 }
+
+/// The archives that are open, for whomever.
+type Archives = Vec<(Identity, Weak<Archive>)>;
 
 impl Tree {
     pub fn new(view: View) -> Self {
-        Self { view, inodes: Mutex::new(Inodes::new()), files: Handles::new(), dirs: Handles::new() }
+        Self {
+            view,
+            inodes: Mutex::new(Inodes::new()),
+            files: Handles::new(),
+            dirs: Handles::new(),
+            archives: Mutex::default(),
+        }
     }
 
     /// Find `name` in a directory, and count the lookup.
@@ -132,16 +149,26 @@ impl Tree {
 
     /// Open a file.
     pub fn open(&self, ino: u64) -> Result<Handle> {
+        let opened = self.opened(ino)?;
+        Ok(self.handle(ino, opened))
+    }
+
+    /// Whether an inode is a file that is shown from an archive.
+    pub fn is_archive(&self, ino: u64) -> Result<bool> {
+        Ok(ino != ROOT && self.find(&self.node(ino)?)?.packed.is_some())
+    }
+
+    /// A file, without a handle for the kernel.
+    pub fn opened(&self, ino: u64) -> Result<Arc<Opened>> {
         let node = self.node(ino)?;
         let _alone = node.opening.lock().unwrap_or_else(PoisonError::into_inner);
         // Again, since another thread may have opened it meanwhile.
         let node = self.node(ino)?;
         let found = self.find_file(&node)?;
-        let opened = match still_open(&node, &found) {
-            Some(opened) => opened,
-            None => self.open_content(&node, &found)?,
-        };
-        Ok(self.handle(ino, opened))
+        match still_open(&node, &found) {
+            Some(opened) => Ok(opened),
+            None => self.open_content(&node, &found),
+        }
     }
 
     pub fn file(&self, handle: u64) -> Result<Arc<Opened>> {
@@ -202,11 +229,69 @@ impl Tree {
             Some(_) if Identity::of(&stat) != Identity::of(&found.stat) => return Err(Errno::STALE),
             Some(packed) => {
                 let path: Arc<Path> = dir.join(&found.source_name).into();
-                let archive = Archive::from_file(file).map_err(|e| open_failed(&path, &e))?;
-                Content::Archive { archive: Arc::new(archive), packed: packed.clone(), path }
+                let archive = self.open_archive(file, &stat, &path)?;
+                Content::Archive {
+                    archive,
+                    packed: packed.clone(),
+                    model: OnceLock::new(),
+                    sought: AtomicBool::new(false),
+                    path,
+                }
             }
         };
         Ok(Arc::new(Opened { stat, content }))
+    }
+
+    /// The archive that `file` is: the one that is open already, if one is.
+    fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<Archive>> {
+        let identity = Identity::of(stat);
+        let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |archives: &Archives| {
+            let (_, archive) = archives.iter().find(|(of, _)| *of == identity)?;
+            archive.upgrade()
+        };
+        if let Some(archive) = known(&archives()) {
+            return Ok(archive);
+        }
+        let archive = Archive::from_file(file).map_err(|e| open_failed(path, &e))?;
+        archive.read_directly();
+        let archive = Arc::new(archive);
+        let mut archives = archives();
+        // Meanwhile another thread may have opened it.
+        if let Some(archive) = known(&archives) {
+            return Ok(archive);
+        }
+        archives.retain(|(_, archive)| archive.strong_count() > 0);
+        archives.push((identity, Arc::downgrade(&archive)));
+        Ok(archive)
+    }
+
+    /// The archives of the model that an open archive is a shard of, and which of them it is. Shards that cannot be opened
+    /// are left out.
+    pub fn shards(&self, path: &Path, archive: &Arc<Archive>) -> (Vec<Arc<Archive>>, usize) {
+        let alone = || (vec![Arc::clone(archive)], 0);
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return alone() };
+        let shown = Naming::Safetensors.original_name(name);
+        let shown = shown.as_deref().and_then(OsStr::to_str);
+        let (Some(of), Ok(listed)) = (shown.and_then(shards_of), self.view.list(dir)) else { return alone() };
+        let mut shards = Vec::new();
+        let mut this = None;
+        for Listed { name, .. } in listed.iter().filter(|l| l.name.to_str().and_then(shards_of) == Some(of)) {
+            let Ok(found) = self.view.find(dir, name) else { continue };
+            let opened = self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
+            let shard = opened.and_then(|(file, stat)| {
+                let path = dir.join(&found.source_name);
+                found.packed.as_ref().ok_or(Errno::INVAL)?;
+                self.open_archive(file, &stat, &path)
+            });
+            if let Ok(shard) = shard {
+                if shard.id() == archive.id() {
+                    this = Some(shards.len());
+                }
+                shards.push(shard);
+            }
+        }
+        this.map_or_else(alone, |this| (shards, this))
     }
 
     fn handle(&self, ino: u64, opened: Arc<Opened>) -> Handle {

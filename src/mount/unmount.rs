@@ -125,7 +125,7 @@ fn end_through_helper(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
 }
 
 /// The set-user-id program through which ordinary users mount and unmount.
-pub(super) fn find_helper() -> Option<PathBuf> {
+pub fn find_helper() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(HELPER_DIRECTORIES.map(PathBuf::from));
     directories.map(|d| d.join("fusermount3")).find(|p| p.is_absolute() && p.is_file())

@@ -37,6 +37,7 @@ pub(super) fn archive(
         at: 0,
         index: IndexWriter::default(),
         hash: Hasher::default(),
+        pending: Vec::new(),
         extents: HashMap::new(),
     };
     writer.write(&header())?;
@@ -51,6 +52,7 @@ pub(super) fn archive(
         written?;
         planned = next?;
     }
+    append(output, writer.pending.drain(..))?;
     let attributes = Attributes::of(source.meta());
     let (sha256, states) = std::mem::take(&mut writer.hash).finish();
     let footer = Footer {
@@ -97,6 +99,8 @@ struct Writer<'a> {
     at: u64,
     index: IndexWriter,
     hash: Hasher,
+    /// Coded chunks that are not yet written.
+    pending: Vec<Vec<u8>>,
     /// The first extent of each length and checksum of its first chunk: one that is the same may share its chunks.
     extents: HashMap<(u64, u64), u64>,
 }
@@ -143,7 +147,7 @@ impl Writer<'_> {
         // A model gets its number when its first chunk uses it.
         let mut numbers = vec![None; group.len()];
         let (mut data, mut next) = (Vec::new(), Vec::new());
-        let mut pending: Vec<Vec<u8>> = Vec::new();
+        let mut pending = std::mem::take(&mut self.pending);
         read(windows[0], &mut data)?;
         for (i, parts) in windows.iter().enumerate() {
             let start = range(parts).start;
@@ -181,7 +185,8 @@ impl Writer<'_> {
             }
             std::mem::swap(&mut data, &mut next);
         }
-        append(self.output, pending)
+        self.pending = pending;
+        Ok(())
     }
 
     /// Put a part into the index; returns the bytes that are to be written for it.

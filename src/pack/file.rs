@@ -56,8 +56,15 @@ pub(super) fn pack(
         let output = Output::create(out)?;
         report.stored = encode::archive(&source, &output, naming(src), o, p)?;
         source.unchanged()?;
-        output.sync(Attributes::of(source.meta()))?;
-        check(output.temporary(), p).about_path(out)?;
+        // The disk takes its time: what it is given is verified meanwhile.
+        let attributes = Attributes::of(source.meta());
+        let (synced, checked) = std::thread::scope(|s| {
+            let syncing = s.spawn(|| output.sync(attributes));
+            let checked = check(output.temporary(), p).about_path(out);
+            (syncing.join(), checked)
+        });
+        checked?;
+        synced.map_err(|_| Error::invalid("writing it panicked").about(out.display()))??;
         output.commit(o.force)?;
     }
     if o.in_place {

@@ -1,5 +1,9 @@
 //! One open archive: positional reads, chunks checked as they are decoded.
 
+use super::{
+    passed::Passed,
+    storage::{Scratch, Storage},
+};
 use crate::{
     codec::{ChunkDecoder, Coding, Model, checksum},
     error::{Context, Error, Result},
@@ -40,6 +44,11 @@ impl StoredChunk {
         self.len
     }
 
+    /// How it is coded, its model, and its stored bytes.
+    pub fn parts(&self) -> (Coding, Option<&Arc<Model>>, &[u8]) {
+        (self.coding, self.model.as_ref(), &self.payload)
+    }
+
     /// Decode into all of `out`, which is as long as the chunk. No checksum is looked at.
     ///
     /// # Errors
@@ -51,7 +60,8 @@ impl StoredChunk {
 
 /// An open archive. Shared freely; every read is positional.
 pub struct Archive {
-    file: File,
+    storage: Storage,
+    passed: Passed,
     footer: Footer,
     index: Index,
     id: u64,
@@ -76,7 +86,13 @@ impl Archive {
         let mut bytes = vec![0; footer.index_len as usize];
         read_exact(&file, &mut bytes, footer.index_offset)?;
         let index = Index::new(bytes, &footer)?;
-        Ok(Self { file, footer, index, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) })
+        Ok(Self {
+            storage: Storage::new(file),
+            passed: Passed::default(),
+            footer,
+            index,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        })
     }
 
     /// The original's size, times and so on.
@@ -104,8 +120,19 @@ impl Archive {
     /// # Errors
     /// Io.
     pub fn owner(&self) -> Result<(u32, u32)> {
-        let meta = self.file.metadata()?;
+        let meta = self.storage.file().metadata()?;
         Ok((meta.uid(), meta.gid()))
+    }
+
+    /// Read stored bytes around the page cache from now on, unless most of them are in it or it cannot be done: for
+    /// who reads them once, and gives what they decode to a cache.
+    pub fn read_directly(&self) {
+        self.storage.prefer_direct();
+    }
+
+    /// Which chunks were read whole.
+    pub(super) fn passed(&self) -> &Passed {
+        &self.passed
     }
 
     /// Decode chunk `id` into all of `out`, which is as long as the chunk, and verify its checksum.
@@ -117,24 +144,44 @@ impl Archive {
         &self,
         id: usize,
         decoder: &dyn ChunkDecoder,
-        scratch: &mut Vec<u8>,
+        scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
         let chunk = self.index.chunk(id);
-        let stored = chunk.stored_len as usize;
-        if scratch.len() < stored {
-            scratch.resize(stored, 0);
+        let stored = self.storage.read(chunk.stored_at, chunk.stored_len as usize, scratch);
+        of_chunk(stored.and_then(|stored| self.decode(&chunk, stored, decoder, out)), id, &chunk)
+    }
+
+    /// The stored bytes of `first` and all chunks after it, up to `last`, where these follow each other on the disk.
+    pub(super) fn stored<'s>(
+        &self,
+        first: &Chunk,
+        last: &Chunk,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [u8]> {
+        let end = last.stored_at + u64::from(last.stored_len);
+        self.storage.read(first.stored_at, (end - first.stored_at) as usize, scratch)
+    }
+
+    /// [`Archive::read_chunk`] of a chunk whose stored bytes were read.
+    pub(super) fn decode_chunk(
+        &self,
+        id: usize,
+        stored: &[u8],
+        decoder: &dyn ChunkDecoder,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let chunk = self.index.chunk(id);
+        of_chunk(self.decode(&chunk, stored, decoder, out), id, &chunk)
+    }
+
+    fn decode(&self, chunk: &Chunk, stored: &[u8], decoder: &dyn ChunkDecoder, out: &mut [u8]) -> Result<()> {
+        let model = self.model_of(chunk)?;
+        decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
+        if checksum(out) != chunk.checksum {
+            return Err(Error::corrupt("the decoded bytes do not match their checksum"));
         }
-        let payload = &mut scratch[..stored];
-        let decoded = read_exact(&self.file, payload, chunk.stored_at).and_then(|()| {
-            let model = self.model_of(&chunk)?;
-            decoder.decode(chunk.coding, model.as_deref(), payload, out)?;
-            if checksum(out) != chunk.checksum {
-                return Err(Error::corrupt("the decoded bytes do not match their checksum"));
-            }
-            Ok(())
-        });
-        of_chunk(decoded, id, &chunk)
+        Ok(())
     }
 
     /// Chunk `id` as it is stored, for decoding without the archive.
@@ -144,13 +191,25 @@ impl Archive {
     pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
         let chunk = self.index.chunk(id);
         let mut payload = vec![0; chunk.stored_len as usize];
-        let model =
-            read_exact(&self.file, &mut payload, chunk.stored_at).and_then(|()| self.model_of(&chunk));
+        let model = self.storage.read_to(chunk.stored_at, &mut payload).and_then(|()| self.model_of(&chunk));
         let (coding, len) = (chunk.coding, chunk.len());
         of_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
     }
 
-    fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
+    /// The stored bytes of chunk `id`, to all of `out`, which is as long as they are.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn read_stored(&self, id: usize, out: &mut [u8]) -> Result<()> {
+        let chunk = self.index.chunk(id);
+        of_chunk(self.storage.read_to(chunk.stored_at, out), id, &chunk)
+    }
+
+    /// The model of a chunk of this archive, if it has one.
+    ///
+    /// # Errors
+    /// Corruption, where it is malformed.
+    pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
         if chunk.model == NO_MODEL { Ok(None) } else { self.model(chunk.model).map(Some) }
     }
 
@@ -170,7 +229,7 @@ impl Archive {
     /// # Errors
     /// As [`Archive::read_chunk`].
     pub fn read_at(&self, offset: u64, out: &mut [u8], decoder: &dyn ChunkDecoder) -> Result<usize> {
-        let (mut scratch, mut decoded) = (Vec::new(), Vec::new());
+        let (mut scratch, mut decoded) = (Scratch::default(), Vec::new());
         let mut done = 0;
         for id in self.index.find(offset)..self.index.len() {
             if done == out.len() {

@@ -1,59 +1,52 @@
 //! The cache of decoded chunks: one for a whole mount, bounded in bytes, each chunk decoded once at a time.
+//!
+//! A reader that goes through a file in order finds the next chunks decoded: see [`ChunkCache::read`].
 
 use super::{
     archive::Archive,
+    batch::{Batch, Prefetcher},
     buffer::{Buffer, BufferPool},
+    figures::{CacheStats, Figures},
+    request::{Request, Slice},
+    state::{Joined, State, Waiter},
+    wishes::Wishes,
+    workers::Workers,
 };
 use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, ErrorKind, Result},
 };
-use lru::LruCache;
 use std::{
-    cell::RefCell,
-    collections::HashMap,
-    ops::{Deref, Range},
+    ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
-
-/// A chunk of an archive: its [`Archive::id`] and its number.
-type Key = (u64, usize);
-type Waiter = Box<dyn FnOnce(Result<Arc<Buffer>>) + Send>;
-type Done = Box<dyn FnOnce(Result<Vec<Slice>>) + Send>;
 
 /// Buffers kept for reuse.
 const SPARES: usize = 16;
+/// How far ahead of a reader chunks are decoded, at most, in bytes.
+const FARTHEST: u64 = 8 << 20;
+/// Chunks that nobody waits for yet are read together up to so many bytes.
+const AHEAD_BATCH: u64 = 1 << 20;
+/// Chunks that somebody waits for are read together up to so many bytes: less, so that several threads share the work.
+const URGENT_BATCH: u64 = 512 << 10;
 
-thread_local! {
-    /// Stored bytes of the chunk that a decode thread is working on.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+/// Microseconds without a read after which a reader is taken to be busy otherwise.
+const IDLE_MICROS: u64 = 1000;
 
-/// Figures of a cache since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheStats {
-    /// Chunks that were asked for and present.
-    pub hits: u64,
-    /// Chunks that had to be decoded.
-    pub misses: u64,
-    /// Chunks that were asked for while they were being decoded for another reader.
-    pub joined: u64,
-    /// Chunks dropped to make room.
-    pub evictions: u64,
-    /// Bytes decoded.
-    pub decoded_bytes: u64,
-    /// Bytes held now.
-    pub held_bytes: u64,
-}
-
-/// A chunk that is present.
-struct Ready {
-    chunk: Arc<Buffer>,
-    /// Bytes of it that readers who keep them themselves have taken.
-    taken: usize,
+/// How a [`ChunkCache`] is to work.
+pub struct CacheOptions {
+    /// Most bytes that it holds.
+    pub capacity: u64,
+    /// Threads of its own, which read and decode: more than there are cores, for some wait for the disk.
+    pub threads: usize,
+    /// What decodes.
+    pub decoder: Arc<dyn ChunkDecoder>,
+    /// Whether to decode ahead of readers.
+    pub ahead: bool,
 }
 
 /// See the module's documentation.
@@ -62,49 +55,54 @@ struct Ready {
 /// whole is then dropped at once, and its memory used again while it is still in the processor's caches.
 pub struct ChunkCache {
     state: Mutex<State>,
-    capacity: u64,
-    threads: rayon::ThreadPool,
-    decoder: Arc<dyn ChunkDecoder>,
+    options: CacheOptions,
+    workers: Workers,
     buffers: Arc<BufferPool>,
-    decoded: AtomicU64,
+    figures: Figures,
+    batches: AtomicU64,
+    wishes: Arc<Wishes>,
+    prefetcher: OnceLock<Box<dyn Prefetcher>>,
+    /// Reads that are not answered.
+    waiting: AtomicUsize,
+    made: Instant,
+    /// When the last read came, in microseconds after `made`.
+    last_read: AtomicU64,
+    cores: usize,
 }
 
-struct State {
-    ready: LruCache<Key, Ready>,
-    in_flight: HashMap<Key, Awaited>,
-    stats: CacheStats,
-}
+/// A part of a read: a chunk and a range within it.
+type Part = (usize, Range<usize>);
 
 impl ChunkCache {
-    /// A cache of `capacity` bytes that decodes on `threads` threads of its own.
+    /// A cache with threads of its own.
     ///
     /// # Errors
     /// Io, where the threads cannot be started.
-    pub fn new(capacity: u64, threads: usize, decoder: Arc<dyn ChunkDecoder>) -> Result<Arc<Self>> {
-        let threads = threads.max(1);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("bsz-decode-{i}"))
-            .panic_handler(|_| log::error!("a decode thread panicked"))
-            .build()
-            .map_err(|e| Error::new(ErrorKind::Io, e.to_string()).about("decode threads"))?;
-        Ok(Arc::new(Self {
-            state: Mutex::new(State {
-                ready: LruCache::unbounded(),
-                in_flight: HashMap::new(),
-                stats: CacheStats::default(),
-            }),
-            capacity,
-            threads: pool,
-            decoder,
+    pub fn new(options: CacheOptions) -> Result<Arc<Self>> {
+        let cache = Arc::new(Self {
+            state: Mutex::new(State::new(options.capacity)),
+            workers: Workers::start(options.threads)?,
+            options,
             buffers: BufferPool::new(SPARES),
-            decoded: AtomicU64::new(0),
-        }))
+            figures: Figures::default(),
+            batches: AtomicU64::new(0),
+            wishes: Arc::default(),
+            prefetcher: OnceLock::new(),
+            waiting: AtomicUsize::new(0),
+            made: Instant::now(),
+            last_read: AtomicU64::new(0),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        });
+        Arc::clone(&cache.wishes).fulfil(Arc::downgrade(&cache))?;
+        Ok(cache)
     }
 
     /// Read `len` bytes from `offset` on, clipped to the original's end, and give them to `done`: at once and on
     /// this thread where all is present, else on a decode thread. Never blocks on decoding. `keeps` says that the
     /// reader will not ask for these bytes again soon.
+    ///
+    /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 8 MiB and a quarter of
+    /// the capacity, and less where such guesses have been wrong.
     pub fn read(
         self: &Arc<Self>,
         archive: &Arc<Archive>,
@@ -113,102 +111,212 @@ impl ChunkCache {
         keeps: bool,
         done: impl FnOnce(Result<Vec<Slice>>) + Send + 'static,
     ) {
-        let index = archive.index();
-        let end = offset.saturating_add(len as u64).min(archive.footer().original_len);
-        let mut parts = Vec::new();
-        let mut at = offset;
-        for id in index.find(offset)..index.len() {
-            if at >= end {
-                break;
-            }
-            let chunk = index.chunk(id).original;
-            let stop = end.min(chunk.end);
-            parts.push((id, (at - chunk.start) as usize..(stop - chunk.start) as usize));
-            at = stop;
-        }
-        let (slices, missing) = self.present(archive, parts, keeps);
-        if missing.is_empty() {
-            return done(Ok(slices.into_iter().flatten().collect()));
-        }
-        let request = Arc::new(Request(Mutex::new(Waiting {
-            slices,
-            missing: missing.len(),
-            error: None,
-            done: Some(Box::new(done)),
-        })));
-        for (i, id, range) in missing {
-            let request = Arc::clone(&request);
-            let taken = if keeps { range.len() } else { 0 };
-            let waiter: Waiter = Box::new(move |chunk| request.supply(i, range, chunk));
-            self.fetch(archive, id, taken, waiter);
-        }
-    }
-
-    /// The parts that are cached, and what is left to fetch: place, chunk, range within the chunk.
-    #[expect(clippy::type_complexity, reason = "two lists, used once")]
-    fn present(
-        &self,
-        archive: &Archive,
-        parts: Vec<(usize, Range<usize>)>,
-        keeps: bool,
-    ) -> (Vec<Option<Slice>>, Vec<(usize, usize, Range<usize>)>) {
-        let mut state = self.lock();
+        let begun = Instant::now();
+        let cache = Arc::clone(self);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.last_read.store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
+        let done = move |answer: Result<Vec<Slice>>| {
+            let bytes = answer.as_ref().ok().map(|slices| slices.iter().map(|s| s.len() as u64).sum());
+            done(answer);
+            cache.waiting.fetch_sub(1, Ordering::Relaxed);
+            cache.figures.answered(bytes, begun.elapsed());
+        };
+        let parts = parts(archive, offset, len);
+        let last = parts.last().map(|(id, _)| *id);
         let mut slices = Vec::with_capacity(parts.len());
         let mut missing = Vec::new();
-        for (i, (id, range)) in parts.into_iter().enumerate() {
-            let taken = if keeps { range.len() } else { 0 };
-            if let Some(chunk) = state.take((archive.id(), id), taken) {
-                slices.push(Some(Slice { chunk, range }));
-            } else {
-                slices.push(None);
-                missing.push((i, id, range));
+        let mut state = self.lock();
+        for (place, (id, range)) in parts.into_iter().enumerate() {
+            let chunk = state.take(archive, id, range.len(), keeps);
+            if chunk.is_none() {
+                missing.push((place, id, range.clone()));
             }
+            slices.push(chunk.map(|chunk| Slice { chunk, range }));
         }
         state.stats.hits += (slices.len() - missing.len()) as u64;
-        (slices, missing)
-    }
-
-    /// Give chunk `id` to `waiter`, decoding it unless it is present or on its way.
-    fn fetch(self: &Arc<Self>, archive: &Arc<Archive>, id: usize, taken: usize, waiter: Waiter) {
-        let key = (archive.id(), id);
-        let mut state = self.lock();
-        if let Some(chunk) = state.take(key, taken) {
-            state.stats.hits += 1;
+        if missing.is_empty() {
+            let ahead = self.plan_ahead(&mut state, archive, last);
             drop(state);
-            return waiter(Ok(chunk));
+            done(Ok(slices.into_iter().flatten().collect()));
+            return self.decode_ahead(archive, ahead);
         }
-        if let Some(awaited) = state.in_flight.get_mut(&key) {
-            awaited.waiters.push(waiter);
-            awaited.taken += taken;
-            state.stats.joined += 1;
-            return;
+        let request = Arc::new(Request::new(slices, missing.len(), Box::new(done)));
+        let mut wanted = Vec::new();
+        let mut hurried = Vec::new();
+        for (place, id, range) in missing {
+            let (request, len) = (Arc::clone(&request), range.len());
+            let waiter: Waiter = Box::new(move |chunk| request.supply(place, range, chunk));
+            match state.join(archive, id, len, keeps, waiter) {
+                Joined::Wanted => wanted.push(id),
+                Joined::Hurried(batch) => hurried.push(batch),
+                Joined::Expected => {}
+            }
         }
-        state.in_flight.insert(key, Awaited { waiters: vec![waiter], taken });
-        state.stats.misses += 1;
+        let ahead = self.plan_ahead(&mut state, archive, last);
         drop(state);
-        let flight = Flight { cache: Arc::clone(self), key, landed: false };
-        let archive = Arc::clone(archive);
-        self.threads.spawn_fifo(move || {
-            let chunk = flight.cache.decode(&archive, id);
-            flight.land(chunk);
-        });
+        hurried.dedup();
+        hurried.into_iter().for_each(|batch| self.workers.hurry(batch));
+        for ids in neighbours(archive, &wanted, URGENT_BATCH) {
+            let batch = Batch::new(self, archive, ids);
+            let decoder = Arc::clone(&self.options.decoder);
+            self.workers.urgent(move || batch.decode(&*decoder));
+        }
+        self.decode_ahead(archive, ahead);
     }
 
-    fn decode(&self, archive: &Archive, id: usize) -> Result<Arc<Buffer>> {
-        let mut chunk = self.buffers.get(archive.index().chunk(id).len())?;
-        SCRATCH.with_borrow_mut(|scratch| archive.read_chunk(id, &*self.decoder, scratch, &mut chunk))?;
-        self.decoded.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        Ok(Arc::new(chunk))
+    /// What to decode ahead of a reader who is at chunk `last`: chunks and the numbers of their batches.
+    fn plan_ahead(
+        &self,
+        state: &mut State,
+        archive: &Archive,
+        last: Option<usize>,
+    ) -> Vec<(u64, Vec<usize>)> {
+        // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it is
+        // copied. A disk that is slower than decoding can be kept busy by more.
+        let enough = if self.figures.waits_for_disk() { self.cores.max(2) } else { self.cores.div_ceil(2) };
+        let few = self.options.ahead && self.waiting.load(Ordering::Relaxed) <= enough;
+        let Some(last) = last.filter(|_| few) else { return Vec::new() };
+        let Some(behind) = archive.passed().behind(last) else { return Vec::new() };
+        let index = archive.index();
+        let chunk = index.chunk(last).original;
+        let behind = behind as u64 * (chunk.end - chunk.start);
+        let farthest = archive.passed().reach().min(FARTHEST).min(self.options.capacity / 4);
+        let end = chunk.end + behind.min(farthest);
+        let stop = index.find(end.min(archive.footer().original_len.saturating_sub(1)));
+        // A little at a time would be many small reads; what is near cannot wait.
+        let middle = (last + 1 + stop) / 2;
+        let tail = stop.saturating_sub(2)..(stop + 1).min(index.len());
+        if state.unclaimed(archive, tail).len() < 3 && state.unclaimed(archive, middle..middle + 1).is_empty()
+        {
+            return Vec::new();
+        }
+        let ids = state.unclaimed(archive, last + 1..(stop + 1).min(index.len()));
+        self.claim(state, archive, &ids)
+    }
+
+    /// Take on chunks that are neither here nor on their way, as far as there is room for chunks nobody has asked for.
+    fn claim(&self, state: &mut State, archive: &Archive, ids: &[usize]) -> Vec<(u64, Vec<usize>)> {
+        let mut room = (self.options.capacity / 2).saturating_sub(state.ahead_bytes);
+        let fits = |&&id: &&usize| {
+            let len = archive.index().chunk(id).len() as u64;
+            let fits = len <= room;
+            room = room.saturating_sub(len);
+            fits
+        };
+        let ids: Vec<usize> = ids.iter().take_while(fits).copied().collect();
+        let batches = neighbours(archive, &ids, AHEAD_BATCH);
+        let numbered = batches.map(|ids| (self.batches.fetch_add(1, Ordering::Relaxed), ids.to_vec()));
+        let batches: Vec<_> = numbered.collect();
+        for (number, ids) in &batches {
+            ids.iter().for_each(|&id| state.expect(archive, id, *number));
+        }
+        batches
+    }
+
+    fn decode_ahead(self: &Arc<Self>, archive: &Arc<Archive>, batches: Vec<(u64, Vec<usize>)>) {
+        for (number, ids) in batches {
+            let batch = Batch::new(self, archive, &ids);
+            let decoder = Arc::clone(&self.options.decoder);
+            self.workers.ahead(number, move || batch.decode(&*decoder));
+        }
+    }
+
+    /// Decode these ranges when nobody reads, as far as there is room; and no longer what was wished for before.
+    pub fn wish(&self, ranges: impl IntoIterator<Item = (Arc<Archive>, Range<u64>)>) {
+        self.wishes.set(ranges);
+    }
+
+    /// Whether nobody has read for a while, and nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        let since = self.made.elapsed().as_micros() as u64 - self.last_read.load(Ordering::Relaxed);
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        waiting == 0 && since > IDLE_MICROS && !self.workers.has_ahead()
+    }
+
+    /// Decode what a range of the original needs, ahead of any reader; `false` if there was no room for all of it.
+    pub(super) fn warm(self: &Arc<Self>, archive: &Arc<Archive>, range: Range<u64>) -> bool {
+        if range.is_empty() {
+            return true;
+        }
+        let index = archive.index();
+        let ids = index.find(range.start)..(index.find(range.end - 1) + 1).min(index.len());
+        let mut state = self.lock();
+        let ids = state.unclaimed(archive, ids);
+        let batches = self.claim(&mut state, archive, &ids);
+        drop(state);
+        let claimed: usize = batches.iter().map(|(_, ids)| ids.len()).sum();
+        match self.prefetcher() {
+            None => self.decode_ahead(archive, batches),
+            Some(elsewhere) => {
+                let owed = batches.iter().flat_map(|(_, ids)| Batch::new(self, archive, ids).owed());
+                let owed: Vec<_> = owed.collect();
+                elsewhere.decode(&owed);
+                for batch in Batch::left(&owed) {
+                    let decoder = Arc::clone(&self.options.decoder);
+                    self.workers.urgent(move || batch.decode(&*decoder));
+                }
+            }
+        }
+        claimed == ids.len()
+    }
+
+    /// Have `elsewhere` decode what is wished for, from now on.
+    pub fn prefetch_with(&self, elsewhere: Box<dyn Prefetcher>) {
+        // The first one stays.
+        let _ = self.prefetcher.set(elsewhere);
+    }
+
+    pub(super) fn prefetcher(&self) -> Option<&dyn Prefetcher> {
+        self.prefetcher.get().map(|p| &**p)
+    }
+
+    /// Nanoseconds that all cores together take to decode a stored byte; 0 where none was decoded.
+    pub fn decoding_nanos(&self) -> f64 {
+        self.figures.decoding_nanos() / self.cores as f64
+    }
+
+    /// A chunk has come, or not.
+    pub(super) fn land(&self, archive: &Arc<Archive>, id: usize, chunk: Result<Arc<Buffer>>) {
+        let mut state = self.lock();
+        let waiters = state.land(archive, id, chunk.as_ref().ok());
+        let dropped = state.make_room(self.buffers.lent().saturating_sub(self.options.capacity));
+        drop(state);
+        drop(dropped);
+        for waiter in waiters {
+            waiter(chunk.clone());
+        }
+    }
+
+    pub(super) fn buffers(&self) -> &Arc<BufferPool> {
+        &self.buffers
+    }
+
+    /// What decodes.
+    pub fn decoder(&self) -> &dyn ChunkDecoder {
+        &*self.options.decoder
+    }
+
+    pub(super) fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Run other blocking work on the decode threads.
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
-        self.threads.spawn_fifo(job);
+        self.workers.urgent(job);
+    }
+
+    /// Drop all that is held.
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        let dropped = state.make_room(u64::MAX);
+        drop(state);
+        drop(dropped);
+        self.buffers.clear();
     }
 
     /// The figures so far.
     pub fn stats(&self) -> CacheStats {
-        CacheStats { decoded_bytes: self.decoded.load(Ordering::Relaxed), ..self.lock().stats }
+        self.figures.add_to(self.lock().stats)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -217,123 +325,40 @@ impl ChunkCache {
     }
 }
 
-/// Who waits for a chunk, and how many bytes of it they will keep.
-#[derive(Default)]
-struct Awaited {
-    waiters: Vec<Waiter>,
-    taken: usize,
-}
-
-impl State {
-    /// The chunk, if it is present; dropped from here once all of it has been taken.
-    fn take(&mut self, key: Key, taken: usize) -> Option<Arc<Buffer>> {
-        let ready = self.ready.get_mut(&key)?;
-        ready.taken += taken;
-        let chunk = Arc::clone(&ready.chunk);
-        if ready.taken >= chunk.len() {
-            self.ready.pop(&key);
-            self.stats.held_bytes -= chunk.footprint() as u64;
+/// The parts of a read, clipped to the original's end.
+fn parts(archive: &Archive, offset: u64, len: usize) -> Vec<Part> {
+    let index = archive.index();
+    let end = offset.saturating_add(len as u64).min(archive.footer().original_len);
+    let mut parts = Vec::new();
+    let mut at = offset;
+    for id in index.find(offset)..index.len() {
+        if at >= end {
+            break;
         }
-        Some(chunk)
+        let chunk = index.chunk(id).original;
+        let stop = end.min(chunk.end);
+        parts.push((id, (at - chunk.start) as usize..(stop - chunk.start) as usize));
+        at = stop;
     }
-
-    /// Add a chunk and drop the longest unused ones beyond `capacity`; those are returned, to be freed unlocked.
-    fn insert(&mut self, key: Key, chunk: &Arc<Buffer>, taken: usize, capacity: u64) -> Vec<Ready> {
-        let mut dropped = Vec::new();
-        if taken >= chunk.len() {
-            return dropped;
-        }
-        self.stats.held_bytes += chunk.footprint() as u64;
-        dropped.extend(self.ready.put(key, Ready { chunk: Arc::clone(chunk), taken }));
-        self.stats.held_bytes -= dropped.iter().map(|r| r.chunk.footprint() as u64).sum::<u64>();
-        while self.stats.held_bytes > capacity
-            && let Some((_, old)) = self.ready.pop_lru()
-        {
-            self.stats.held_bytes -= old.chunk.footprint() as u64;
-            self.stats.evictions += 1;
-            dropped.push(old);
-        }
-        dropped
-    }
+    parts
 }
 
-/// A chunk being decoded. However it ends, its waiters are answered.
-struct Flight {
-    cache: Arc<ChunkCache>,
-    key: Key,
-    landed: bool,
-}
-
-impl Flight {
-    fn land(mut self, chunk: Result<Arc<Buffer>>) {
-        self.answer(chunk);
-        self.landed = true;
-    }
-
-    fn answer(&self, chunk: Result<Arc<Buffer>>) {
-        let mut state = self.cache.lock();
-        let awaited = state.in_flight.remove(&self.key).unwrap_or_default();
-        let dropped = chunk.as_ref().map(|c| state.insert(self.key, c, awaited.taken, self.cache.capacity));
-        drop(state);
-        drop(dropped);
-        for waiter in awaited.waiters {
-            waiter(chunk.clone());
+/// `ids` in groups whose stored bytes follow each other, of one chunk at least and `most` decoded bytes otherwise.
+fn neighbours<'a>(archive: &Archive, ids: &'a [usize], most: u64) -> impl Iterator<Item = &'a [usize]> {
+    let mut bytes = 0;
+    ids.chunk_by(move |&a, &b| {
+        let (a, b) = (archive.index().chunk(a), archive.index().chunk(b));
+        bytes += a.len() as u64;
+        let together = a.original.end == b.original.start
+            && a.stored_at + u64::from(a.stored_len) == b.stored_at
+            && bytes + b.len() as u64 <= most;
+        if !together {
+            bytes = 0;
         }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if !self.landed {
-            self.answer(Err(Error::new(ErrorKind::Io, "decoding was abandoned")));
-        }
-    }
-}
-
-/// A read that waits for some of its chunks.
-struct Request(Mutex<Waiting>);
-
-struct Waiting {
-    slices: Vec<Option<Slice>>,
-    missing: usize,
-    error: Option<Error>,
-    done: Option<Done>,
-}
-
-impl Request {
-    fn supply(&self, place: usize, range: Range<usize>, chunk: Result<Arc<Buffer>>) {
-        let mut w = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match chunk {
-            Ok(chunk) => w.slices[place] = Some(Slice { chunk, range }),
-            Err(e) => w.error = Some(e),
-        }
-        w.missing -= 1;
-        if w.missing > 0 {
-            return;
-        }
-        let answer = match w.error.take() {
-            Some(e) => Err(e),
-            None => Ok(std::mem::take(&mut w.slices).into_iter().flatten().collect()),
-        };
-        let done = w.done.take();
-        drop(w);
-        if let Some(done) = done {
-            done(answer);
-        }
-    }
-}
-
-/// A part of a decoded chunk; the chunk lives as long.
-pub struct Slice {
-    chunk: Arc<Buffer>,
-    range: Range<usize>,
-}
-
-impl Deref for Slice {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.chunk[self.range.clone()]
-    }
+        together
+    })
+    .collect::<Vec<_>>()
+    .into_iter()
 }
 
 /// Read through the cache and wait: for callers that have nothing else to do.

@@ -112,7 +112,10 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
 }
 
 /// The original's safetensors header; an empty one where it has none.
-fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
+///
+/// # Errors
+/// As [`Archive::read_chunk`].
+pub fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
     let file_len = archive.footer().original_len;
     let mut prefix = [0; 8];
     if archive.read_at(0, &mut prefix, decoder)? < prefix.len() {

@@ -1,13 +1,27 @@
 //! Archives to bytes: random access, the cache of decoded chunks, whole files back.
 
 mod archive;
+mod batch;
 mod buffer;
 mod cache;
 mod describe;
+mod figures;
+mod layers;
+mod passed;
+mod request;
+mod state;
+mod storage;
 mod whole;
+mod wishes;
+mod workers;
 
 pub use crate::format::peek;
 pub use archive::{Archive, StoredChunk};
-pub use cache::{CacheStats, ChunkCache, Slice};
-pub use describe::{Coded, Description, TensorDescription, describe};
-pub use whole::{unpack, verify};
+pub use batch::{Owed, Prefetcher};
+pub use cache::{CacheOptions, ChunkCache};
+pub use describe::{Coded, Description, TensorDescription, describe, header};
+pub use figures::{CacheStats, LATENCIES};
+pub use layers::{Course, LayerMap};
+pub use request::Slice;
+pub use storage::Scratch;
+pub use whole::{unpack, verify, verify_chunks};

@@ -76,6 +76,11 @@ impl Rig {
 
     /// Mount `source` on the directory `name`, with further arguments.
     pub fn mount(&self, source: &Path, name: &str, args: &[&str]) -> Mount {
+        self.mount_with(source, name, args, &[])
+    }
+
+    /// The same with variables in the daemon's environment.
+    pub fn mount_with(&self, source: &Path, name: &str, args: &[&str], envs: &[(&str, &Path)]) -> Mount {
         let path = self.mkdir(name);
         let log_path = self.path(&format!("log-{}", self.mounts.lock().expect("mounts").len()));
         let log = std::fs::File::create(&log_path).expect("log");
@@ -83,6 +88,7 @@ impl Rig {
             .args(["mount", "--foreground"])
             .args(args)
             .args([source, &path])
+            .envs(envs.iter().copied())
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -148,6 +154,14 @@ impl Mount {
     pub fn exit_code(&self) -> Option<i32> {
         wait_for("the daemon to end", || self.has_exited());
         self.daemon.lock().expect("daemon").wait().expect("wait").code()
+    }
+
+    /// What the daemon says of itself.
+    pub fn status(&self) -> serde_json::Value {
+        let output = run(Command::new(BSZ).args(["status", "--json"]).arg(&self.path));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        all[0].clone()
     }
 
     pub fn is_mounted(&self) -> bool {

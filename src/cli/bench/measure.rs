@@ -50,7 +50,7 @@ pub fn best(bytes: u64, seconds: f64, mut pass: impl FnMut(usize) -> Result<()>)
 }
 
 /// Of `count` chunks that are stored in `stored` bytes, those that take about `most`, evenly spread; all, if they fit.
-fn spread(count: usize, stored: u64, most: u64) -> Vec<usize> {
+pub fn spread(count: usize, stored: u64, most: u64) -> Vec<usize> {
     let taken = (count as u128 * u128::from(most) / u128::from(stored.max(1))).clamp(1, count as u128);
     (0..taken).map(|i| (i * count as u128 / taken) as usize).collect()
 }

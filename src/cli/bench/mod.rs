@@ -1,5 +1,7 @@
 //! `bsz bench`: what compression gains and costs on the user's own file and machine.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod measure;
 
 use super::archive::{check, naming};
@@ -13,6 +15,7 @@ use crate::pack::{self, FileReport, Options};
 use crate::read::{self, Archive};
 use clap::Args;
 use measure::{RandomReads, Sample, best, pool, random_reads};
+use rayon::ThreadPool;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use std::time::Instant;
   bsz bench model.bsz                    an archive that is there
   bsz bench --threads 1,8 model.bsz      one thread and eight
   bsz bench --seconds 5 model.bsz        five seconds for each row: steadier figures
+  bsz bench --cuda model.bsz             what a GPU does instead
   bsz bench --json model.bsz             the figures for a program to read
 
 The temporary archive is written to $TMPDIR where that is set, else beside FILE, and removed again.")]
@@ -42,6 +46,10 @@ pub struct BenchArgs {
     /// Time for each row; a pass that takes longer is finished
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_seconds)]
     seconds: f64,
+    /// Time decoding on a GPU instead, beside copies to and from it
+    #[cfg(feature = "cuda")]
+    #[arg(long)]
+    cuda: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -107,6 +115,17 @@ struct CopyRate {
 pub fn bench(args: BenchArgs, quiet: bool) -> Result<()> {
     clean_up_when_interrupted()?;
     let output = Output::new(args.json, quiet);
+    #[cfg(feature = "cuda")]
+    if args.cuda {
+        // Before anything takes long.
+        let gpu = crate::gpu::Gpu::open()?;
+        let bar = Bar::new(quiet);
+        let (archive, _) = open(&args.file, &pool(*args.threads().last().unwrap_or(&1))?, &bar)?;
+        let figures = cuda::figures(&gpu, &archive, args.seconds, &bar);
+        let figures = figures.map_err(|e| naming(e, &args.file, &args.file))?;
+        figures.lines().iter().for_each(|line| output.line(line));
+        return output.finish(&figures);
+    }
     let figures = figures(&args, &Bar::new(quiet))?;
     figures.lines().iter().for_each(|line| output.line(line));
     output.finish(&figures)
@@ -116,15 +135,7 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
     let (file, seconds, threads) = (&args.file, args.seconds, args.threads());
     let most_threads = *threads.last().unwrap_or(&1);
     let pool = pool(most_threads)?;
-    let (archive, pack_gbs) = if file.extension().is_some_and(|e| e == "bsz") {
-        (Archive::open(file)?, None)
-    } else {
-        let (archive, gbs) = pool.install(|| pack(file, bar))?;
-        (archive, Some(gbs))
-    };
-    if archive.index().is_empty() {
-        return Err(Error::invalid("empty: there is nothing to measure").about(file.display()));
-    }
+    let (archive, pack_gbs) = open(file, &pool, bar)?;
     let bytes = archive.footer().original_len;
     let decoder = codec::fastest();
     let named = |e| naming(e, file, file);
@@ -155,6 +166,20 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
         most_threads,
         sampled: Some(sample.bytes()).filter(|&sampled| sampled < bytes),
     })
+}
+
+/// The archive `file`, or a temporary one of it with the rate at which it was made.
+fn open(file: &Path, pool: &ThreadPool, bar: &Bar) -> Result<(Archive, Option<f64>)> {
+    let (archive, pack_gbs) = if file.extension().is_some_and(|e| e == "bsz") {
+        (Archive::open(file)?, None)
+    } else {
+        let (archive, gbs) = pool.install(|| pack(file, bar))?;
+        (archive, Some(gbs))
+    };
+    if archive.index().is_empty() {
+        return Err(Error::invalid("empty: there is nothing to measure").about(file.display()));
+    }
+    Ok((archive, pack_gbs))
 }
 
 /// What memory to memory takes: the decoder with each number of threads, as memcpy, then the others with one.
@@ -201,7 +226,13 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
     // It is there already, empty.
     let options = Options { force: true, ..Options::default() };
     let begun = Instant::now();
-    let packed = pack::file(file, scratch.path(), &options, &check, &Packing(bar))?;
+    let packed = pack::file(
+        file,
+        scratch.path(),
+        &options,
+        &|path: &Path, p: &dyn pack::Progress| check(path, true, p),
+        &Packing(bar),
+    )?;
     let gbs = packed.original as f64 / begun.elapsed().as_secs_f64() / 1e9;
     Ok((Archive::open(scratch.path())?, gbs))
 }

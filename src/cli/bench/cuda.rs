@@ -1,0 +1,134 @@
+//! `bsz bench --cuda`: what a GPU decodes, beside what it copies.
+
+use super::measure::{best, spread};
+use crate::cli::progress::Bar;
+use crate::cli::report;
+use crate::codec::checksum;
+use crate::error::{Error, Result};
+use crate::gpu::{self, Gpu, Piece};
+use crate::read::{Archive, StoredChunk};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::sync::{Mutex, PoisonError};
+
+/// Decoded bytes of the chunks that are measured, at most, about.
+const MOST: u64 = 2 << 30;
+/// Bytes that are copied to and fro.
+const COPIED: usize = 64 << 20;
+
+/// What was measured, as the JSON has it; rates in GB/s, of decoded bytes except in copies.
+#[derive(Serialize)]
+pub struct Figures {
+    device: String,
+    /// Decoded and stored bytes of the chunks that were measured.
+    bytes: u64,
+    stored: u64,
+    upload_gbs: f64,
+    download_gbs: f64,
+    /// On the device already, and staying there.
+    resident_gbs: f64,
+    /// From the host's memory to the device's, decoded there.
+    to_device_gbs: f64,
+    /// From the host's memory and back to it, checksums verified.
+    to_host_gbs: f64,
+}
+
+/// A chunk in memory, and its checksum.
+struct Chunk {
+    stored: StoredChunk,
+    checksum: u64,
+}
+
+impl Chunk {
+    fn payload(&self) -> &[u8] {
+        self.stored.parts().2
+    }
+
+    fn verify(&self, decoded: &[u8]) -> Result<()> {
+        if checksum(decoded) == self.checksum {
+            return Ok(());
+        }
+        Err(Error::corrupt("what the GPU decoded does not match its checksum"))
+    }
+}
+
+/// Measure each row for about so many seconds.
+pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<Figures> {
+    bar.say("loading chunks");
+    let chunks = load(archive, MOST.min(gpu.free_memory()? as u64 / 3))?;
+    let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
+    let bytes = pieces.iter().map(|p| p.len as u64).sum();
+    let fill = |i: usize, place: &mut [u8]| {
+        place.copy_from_slice(chunks[i].payload());
+        Ok(())
+    };
+
+    bar.say("copies");
+    let mut transfer = gpu.transfer(COPIED)?;
+    let upload_gbs = best(COPIED as u64, seconds, |times| transfer.up(times))?;
+    let download_gbs = best(COPIED as u64, seconds, |times| transfer.down(times))?;
+    drop(transfer);
+
+    bar.say("on the device");
+    let mut placed = gpu.place(&pieces, &fill)?;
+    placed.results(&mut |i, decoded| chunks[i].verify(decoded))?;
+    let resident_gbs = best(bytes, seconds, |times| placed.decode(times))?;
+    let to_device_gbs = best(bytes, seconds, |times| placed.upload_and_decode(times))?;
+    drop(placed);
+
+    bar.say("to the host");
+    let mut session = gpu.session(gpu::DEFAULT_MEMORY)?;
+    let failed = Mutex::new(Ok(()));
+    let take = |i: usize, decoded: Result<&[u8]>| {
+        if let Err(e) = decoded.and_then(|decoded| chunks[i].verify(decoded)) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
+        }
+    };
+    let to_host_gbs =
+        best(bytes, seconds, |times| (0..times).try_for_each(|_| session.decode(&pieces, &fill, &take)))?;
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    let device = gpu.name().to_owned();
+    let stored = pieces.iter().map(|p| p.stored_len as u64).sum();
+    Ok(Figures { device, bytes, stored, upload_gbs, download_gbs, resident_gbs, to_device_gbs, to_host_gbs })
+}
+
+/// Chunks that a GPU decodes, of `most` decoded bytes, about, evenly spread over the archive.
+fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
+    let index = archive.index();
+    let known: Vec<usize> = (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).coding)).collect();
+    if known.is_empty() {
+        return Err(Error::invalid("the file has no chunks that a GPU decodes"));
+    }
+    let bytes = known.iter().map(|&id| index.chunk(id).len() as u64).sum();
+    let load = |i: usize| {
+        let id = known[i];
+        Ok(Chunk { stored: archive.stored_chunk(id)?, checksum: index.chunk(id).checksum })
+    };
+    spread(known.len(), bytes, most).into_par_iter().map(load).collect()
+}
+
+fn piece(chunk: &Chunk) -> Piece {
+    let (coding, model, payload) = chunk.stored.parts();
+    Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.stored.decoded_len() }
+}
+
+impl Figures {
+    pub fn lines(&self) -> Vec<String> {
+        let row = |name: &str, gbs: f64, of: Option<f64>| {
+            let part = of.map_or(String::new(), |of| format!("{:.1} %", 100.0 * gbs / of));
+            vec![name.to_owned(), format!("{gbs:.2} GB/s"), part]
+        };
+        let header = ["", "rate", "of download"].map(String::from).to_vec();
+        let rows = [
+            header,
+            row("decode, from and to the device's memory", self.resident_gbs, None),
+            row("decode, from the host's memory to the device's", self.to_device_gbs, None),
+            row("decode, from and to the host's memory", self.to_host_gbs, Some(self.download_gbs)),
+            row("upload", self.upload_gbs, None),
+            row("download", self.download_gbs, None),
+        ];
+        let (stored, bytes) = (report::bytes(self.stored), report::bytes(self.bytes));
+        let head = format!("{}: chunks of {stored} that decode to {bytes}", report::printable(&self.device));
+        std::iter::once(head).chain(report::table(&rows, &[1, 2])).collect()
+    }
+}

@@ -1,0 +1,191 @@
+// Decodes chunks on a GPU: docs/FORMAT.md, "Decoding a chunk". What it accepts, and what it makes of it, is what
+// src/codec/decode.rs does; tests/gpu_kernel.rs compiles this file for the CPU and compares.
+//
+// A warp decodes a chunk: each thread has four neighbouring lanes, and so four neighbouring elements of every round,
+// which it merges in its registers and writes at once. Its four steps hide each other's latency, and many warps hide
+// the rest: no warp waits for another. The four warps of a block share the tables of one model.
+//
+// A chunk is untrusted. All reads are within its payload and SLACK bytes behind it, all writes within its output.
+
+#include "elements.cuh"
+#include "parse.cuh"
+#include "symbols.cuh"
+
+// Put the planes that lack blocks where `block` begins, which is with round `round`.
+__device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 block, u32 round, u32 block_elements) {
+    __syncwarp();
+#pragma unroll 1
+    for (u32 p = threadIdx.x % WARP; p < count; p += WARP) {
+        Plane& plane = planes[p];
+        if (plane.mode != SPARSE) continue;
+        u32 bits = plane.bits_low & 0xff;
+        plane.end = 0;
+        if (in.byte(plane.bitmap + block / 8) >> (block % 8) & 1) {
+            plane.at = in.skew + plane.next - 2 * round * 8 * bits;
+            plane.end = in.skew + plane.limit;
+            plane.next += packed_len(bits, block_elements);
+        }
+    }
+    __syncwarp();
+}
+
+// Add to the output what the states carry: the end of a plane of `bits` bits from bit `low` up, behind `stored` bytes.
+template <int WIDTH>
+__device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 count, bool rotated, u32* scratch,
+                            u8* out) {
+    u32 thread = threadIdx.x % WARP;
+    scratch[2 * thread] = (s.states[0] & 0xffff) | s.states[1] << 16;
+    scratch[2 * thread + 1] = (s.states[2] & 0xffff) | s.states[3] << 16;
+    __syncwarp();
+#pragma unroll 1
+    for (u32 round = stored / (8 * bits) / 2; round * LANES < count; round++) {
+        u32 values = unpack(bits, round, [&](u32 at) -> u32 {
+            return at >= stored && at < stored + CARRIED ? scratch[(at - stored) / 4] : 0;
+        });
+        u32 tops[MINE] = {};
+        u32 bytes[WIDTH] = {};
+        u32 elements[WIDTH];
+        put<WIDTH>(values, low, bytes);
+        assemble(tops, bytes, rotated, elements);
+        u32 first = first_of(round);
+        // A thread wrote these elements that adds to them now.
+        store_bytes<WIDTH>(out + first * WIDTH, elements, elements_there(first, count) * WIDTH, true);
+    }
+}
+
+// Decode a chunk of `count` elements of WIDTH bytes. All threads of the warp come here.
+template <int WIDTH>
+__device__ u32 decode(const Model model, const u8* classes, const u32* shared, const Payload& in, u32 count, u32* scratch,
+                      u8* out) {
+    const u32* tables = shared + SYMBOLS;
+    const u32* shapes = tables + model.table_count * TABLE;
+    Plane* planes = (Plane*)(scratch + CARRIED / 4);
+    u32 thread = threadIdx.x % WARP;
+    u32 rounds = parts_of(count, LANES);
+    // No block is longer than the chunk, for all that matters here.
+    u32 block_rounds = least(model.block / LANES, rounds);
+    Layout l;
+    u32 status = parse(model, shapes, in, block_rounds * LANES, count, l, planes);
+    if (status != DONE) return status;
+
+    Stream s;
+    s.words = (const u16*)((const u8*)in.words + in.skew + l.words_at);
+    s.escapes = s.words + l.word_count;
+    s.word_count = l.word_count;
+    s.escape_count = l.escape_count;
+    s.words_taken = s.escapes_taken = 0;
+    u32 tops[MINE];
+#pragma unroll
+    for (u32 j = 0; j < MINE; j++) {
+        s.states[j] = l.coded ? in.word(l.states_at + 4 * (MINE * thread + j)) : 0;
+        tops[j] = l.constant << (16 - model.symbol_bits);
+    }
+    // Of which a thread can write all that is its own at once.
+    u32 whole_rounds = (u64)out % (4 * (WIDTH < 4 ? WIDTH : 4)) == 0 ? count / LANES : 0;
+    u32 column = 0;
+    u32 round = 0;
+#pragma unroll 1
+    for (u32 block = 0; round < rounds; block++) {
+        if (l.sparse) enter_block(planes, model.plane_count, in, block, round, block_rounds * LANES);
+        u32 choice = l.coded && model.choices > 1 ? in.byte(l.choices_at + block / 4) >> (block % 4 * 2) & 3 : 0;
+        const u32* table = tables + choice * model.classes * TABLE;
+        const u32* mine[MINE] = {table, table, table, table};
+        u32 stop = least(rounds, round + block_rounds);
+#pragma unroll 1
+        for (; round < stop; round++) {
+            u32 bytes[WIDTH] = {};
+            // Before the symbols, which take longer.
+            load_planes<WIDTH>(planes, model.plane_count, in, round, bytes);
+            if (l.coded) {
+                if (model.classes > 1) {
+#pragma unroll
+                    for (u32 j = 0; j < MINE; j++) mine[j] = table + __ldg(classes + column + MINE * thread + j) * TABLE;
+                    column += LANES;
+                    if (column >= model.columns) column -= model.columns;
+                }
+                next_round(model, shared, s, round, count, mine, tops);
+                if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
+            }
+            u32 elements[WIDTH];
+            assemble(tops, bytes, model.rotated, elements);
+            u32 first = first_of(round);
+            if (round < whole_rounds) {
+                store(out + first * WIDTH, elements);
+            } else {
+                store_bytes<WIDTH>(out + first * WIDTH, elements, elements_there(first, count) * WIDTH, false);
+            }
+        }
+    }
+    if (!l.coded) return DONE;
+    status = finish(s, l.carrier != NONE);
+    if (status == DONE && l.carrier != NONE) {
+        u32 shape = shapes[l.carrier];
+        add_carried<WIDTH>(s, shape & 0xff, shape >> 8, l.carrier_stored, count, model.rotated, scratch, out);
+    }
+    return status;
+}
+
+// A raw chunk: whole words of the output, and what is before and behind them.
+__device__ u32 copy(const Payload& in, u32 len, u8* out) {
+    if (in.len != len) return BAD_LENGTH;
+    u32 thread = threadIdx.x % WARP;
+    u32 head = least((u32)(0 - (u64)out) & 3, len);
+    u32 words = (len - head) / 4;
+    u32 tail = head + 4 * words;
+    if (thread < head) out[thread] = (u8)in.byte(thread);
+    if (thread < len - tail) out[tail + thread] = (u8)in.byte(tail + thread);
+#pragma unroll 8
+    for (u32 i = thread; i < words; i += WARP) ((u32*)(out + head))[i] = in.word(head + 4 * i);
+    return DONE;
+}
+
+__device__ Payload payload_of(const Chunk& chunk, const u8* stored) {
+    u64 begin = (u64)(stored + chunk.payload);
+    return {(const u32*)(begin & ~3ull), (u32)(begin & 3), chunk.payload_len};
+}
+
+// Four chunks a block, of one model, which is kept in shared memory: the symbols' tops, the tables, the planes' shapes;
+// behind them, for each warp, CARRIED bytes and the planes of its chunk.
+template <int WIDTH>
+__device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* models, u8* out, u32* statuses) {
+    extern __shared__ __align__(16) u32 shared[];
+    u32 warp = threadIdx.x / WARP;
+    chunks += blockIdx.x * WARPS;
+    const Model* model = (const Model*)(models + chunks[0].model);
+    u32 shared_words = model->shared_words;
+    const u32* from = (const u32*)(model + 1);
+    for (u32 i = threadIdx.x; i < shared_words; i += WARP * WARPS) shared[i] = from[i];
+    __syncthreads();
+    const Chunk chunk = chunks[warp];
+    if (chunk.coding == NOTHING) return;
+    u32 status = BAD_BATCH;
+    if (chunk.coding == PLANES && chunk.model == chunks[0].model && model->width == WIDTH) {
+        u32 scratch_words = (CARRIED + model->plane_count * sizeof(Plane)) / 4;
+        u32* scratch = shared + shared_words + warp * scratch_words;
+        const u8* classes = (const u8*)model + model->classes_at;
+        u32 count = chunk.out_len / WIDTH;
+        status = count == 0 || chunk.out_len % WIDTH != 0 ? BAD_LENGTH
+                 : decode<WIDTH>(*model, classes, shared, payload_of(chunk, stored), count, scratch, out + chunk.out);
+    }
+    if (threadIdx.x % WARP == 0) statuses[blockIdx.x * WARPS + warp] = status;
+}
+
+// The kernels: one for each width of elements, so that none takes the registers of another, and one for raw chunks.
+
+#define KERNEL(name) \
+    extern "C" __global__ void __launch_bounds__(WARP * WARPS) \
+        name(const Chunk* chunks, const u8* stored, const u8* models, u8* out, u32* statuses)
+
+KERNEL(bszfs_decode_1) { decode_block<1>(chunks, stored, models, out, statuses); }
+KERNEL(bszfs_decode_2) { decode_block<2>(chunks, stored, models, out, statuses); }
+KERNEL(bszfs_decode_4) { decode_block<4>(chunks, stored, models, out, statuses); }
+KERNEL(bszfs_decode_8) { decode_block<8>(chunks, stored, models, out, statuses); }
+
+KERNEL(bszfs_copy) {
+    (void)models;
+    u32 id = blockIdx.x * WARPS + threadIdx.x / WARP;
+    const Chunk chunk = chunks[id];
+    if (chunk.coding == NOTHING) return;
+    u32 status = chunk.coding == RAW ? copy(payload_of(chunk, stored), chunk.out_len, out + chunk.out) : BAD_BATCH;
+    if (threadIdx.x % WARP == 0) statuses[id] = status;
+}

@@ -1,0 +1,199 @@
+//! The layers of a model, from the names of its tensors, and where a reader of them will be next.
+//!
+//! Frameworks compute layer after layer, in the order of their numbers; in a file, `layers.10` stands before `layers.2`,
+//! and a layer may be spread over shards.
+
+use crate::format::Header;
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
+
+/// The names behind which the number of a layer stands.
+const LAYERS: [&str; 5] = ["layers", "layer", "blocks", "block", "h"];
+
+/// A layer: which of the model's stacks of layers, and its number there.
+pub type Layer = (usize, u32);
+
+/// Where a model's layers are.
+#[derive(Default)]
+pub struct LayerMap {
+    /// By shard: where the parts of layers are, in order.
+    places: Vec<Vec<(Range<u64>, Layer)>>,
+    /// Shards, and ranges in them.
+    layers: BTreeMap<Layer, Vec<(usize, Range<u64>)>>,
+}
+
+impl LayerMap {
+    /// The layers of a model whose shards have these headers.
+    pub fn new<'h>(shards: impl IntoIterator<Item = &'h Header>) -> Self {
+        let mut stacks: HashMap<&str, usize> = HashMap::new();
+        let mut map = Self::default();
+        for (shard, header) in shards.into_iter().enumerate() {
+            let mut places: Vec<(Range<u64>, Layer)> = Vec::new();
+            for tensor in header.tensors.iter().filter(|t| t.start < t.end) {
+                let Some((stack, number)) = parse(&tensor.name) else { continue };
+                let next = stacks.len();
+                let layer = (*stacks.entry(stack).or_insert(next), number);
+                match places.last_mut() {
+                    Some((range, of)) if *of == layer && range.end == tensor.start => range.end = tensor.end,
+                    _ => places.push((tensor.start..tensor.end, layer)),
+                }
+            }
+            for (range, layer) in &places {
+                map.layers.entry(*layer).or_default().push((shard, range.clone()));
+            }
+            map.places.push(places);
+        }
+        map
+    }
+
+    /// The layer that byte `at` of a shard belongs to.
+    pub fn at(&self, shard: usize, at: u64) -> Option<Layer> {
+        let places = self.places.get(shard)?;
+        let (range, layer) = places.get(places.partition_point(|(range, _)| range.end <= at))?;
+        range.contains(&at).then_some(*layer)
+    }
+
+    /// Where a layer is: shards, and ranges in them.
+    pub fn places(&self, layer: Layer) -> &[(usize, Range<u64>)] {
+        self.layers.get(&layer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Bytes of a layer.
+    pub fn size(&self, layer: Layer) -> u64 {
+        self.places(layer).iter().map(|(_, range)| range.end - range.start).sum()
+    }
+
+    /// Whether there is nothing in order.
+    pub fn is_empty(&self) -> bool {
+        self.layers.len() < 2
+    }
+}
+
+/// What stands before a layer's number in a tensor's name, and the number.
+fn parse(name: &str) -> Option<(&str, u32)> {
+    let mut start = 0;
+    let mut named = false;
+    for part in name.split('.') {
+        if named && let Ok(number) = part.parse() {
+            return Some((&name[..start], number));
+        }
+        named = LAYERS.iter().any(|l| part == *l || part.ends_with("_blocks") || part.ends_with("_layers"));
+        start += part.len() + 1;
+    }
+    None
+}
+
+/// Where the readers of a model are, and whether they have taken its layers in order so far.
+#[derive(Default)]
+pub struct Course {
+    last: Option<Layer>,
+    /// Bytes read of layers since the last one was reached.
+    read: HashMap<Layer, u64>,
+    right: u32,
+    wrong: bool,
+}
+
+impl Course {
+    /// A layer is reached when this part of it was read: random readers reach none soon.
+    const PART: u64 = 8;
+    /// Layers that go back by no more than this are those of other threads.
+    const BACK: u32 = 2;
+
+    /// `bytes` of `layer`, of `size` bytes, are read: how many layers behind it are likely to be next, where it was reached
+    /// by that. As many as were taken in order before; one, where nothing is known yet.
+    pub fn reach(&mut self, layer: Layer, bytes: u64, size: u64) -> u32 {
+        if self.last == Some(layer) {
+            return 0;
+        }
+        let read = self.read.entry(layer).or_default();
+        *read += bytes;
+        if *read < size.div_ceil(Self::PART) {
+            return 0;
+        }
+        self.read.clear();
+        if let Some((stack, number)) = self.last
+            && stack == layer.0
+        {
+            match layer.1.checked_sub(number) {
+                None if number - layer.1 <= Self::BACK => return 0,
+                Some(1) => self.right += 1,
+                _ => (self.right, self.wrong) = (0, true),
+            }
+        }
+        self.last = Some(layer);
+        if self.wrong { self.right } else { self.right + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Tensor;
+
+    fn header(tensors: &[(&str, Range<u64>)]) -> Header {
+        let tensor = |(name, range): &(&str, Range<u64>)| Tensor {
+            name: (*name).into(),
+            dtype: ::safetensors::Dtype::U8,
+            shape: vec![],
+            start: range.start,
+            end: range.end,
+        };
+        Header { data_start: 8, tensors: tensors.iter().map(tensor).collect() }
+    }
+
+    #[test]
+    fn layers_are_found_by_the_names_that_models_use() {
+        for (name, expected) in [
+            ("model.layers.17.mlp.up_proj.weight", Some(("model.layers.", 17))),
+            ("transformer.h.3.attn.c_attn.weight", Some(("transformer.h.", 3))),
+            ("encoder.block.0.layer.1.wi.weight", Some(("encoder.block.", 0))),
+            ("blk.blocks.12.x", Some(("blk.blocks.", 12))),
+            ("bert.encoder.layer.5.output.dense.bias", Some(("bert.encoder.layer.", 5))),
+            ("single_transformer_blocks.37.proj.weight", Some(("single_transformer_blocks.", 37))),
+            ("layers.x.weight", None),
+            ("layers", None),
+            ("h.99999999999999999999.w", None),
+            ("embed.weight", None),
+        ] {
+            assert_eq!(parse(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_layer_is_found_in_every_shard_and_in_the_order_of_numbers() {
+        let a = header(&[
+            ("embed", 8..20),
+            ("layers.0.a", 20..30),
+            ("layers.0.b", 30..40),
+            ("layers.1.a", 40..50),
+            ("layers.10.a", 50..60),
+        ]);
+        let b = header(&[("layers.1.b", 8..20), ("layers.2.a", 20..30), ("other.h.1", 30..35)]);
+        let map = LayerMap::new([&a, &b]);
+        let layer = map.at(0, 45).expect("a layer");
+        assert_eq!(map.places(layer), [(0, 40..50), (1, 8..20)]);
+        assert_eq!(map.places((layer.0, layer.1 + 1)), [(1, 20..30)]);
+        assert_eq!(map.places((layer.0, 0)), [(0, 20..40)]);
+        assert_eq!((map.at(0, 8), map.at(0, 60), map.at(2, 0)), (None, None, None));
+        assert_ne!(map.at(1, 30).map(|l| l.0), Some(layer.0), "another stack");
+        assert!(!map.is_empty() && LayerMap::new([&header(&[("x", 0..1)])]).is_empty());
+    }
+
+    #[test]
+    fn the_course_trusts_order_as_far_as_it_has_seen_it() {
+        let mut course = Course::default();
+        let reaches = |course: &mut Course, layers: &[u32]| -> Vec<u32> {
+            layers.iter().map(|&n| course.reach((0, n), 10, 80)).collect()
+        };
+        // One more each; a second thread that is a little behind changes nothing.
+        assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [1, 0, 2, 0, 0, 3]);
+        // As names sort: 1, 10, 11, ... 19, 2.
+        assert_eq!(reaches(&mut course, &[10, 11, 12, 3]), [0, 1, 2, 0]);
+        assert_eq!(course.reach((1, 0), 10, 80), 0);
+        // Here and there a little.
+        let mut random = Course::default();
+        assert!((0..900).all(|i| random.reach((0, i * 7 % 100), 1, 80) == 0));
+    }
+}

@@ -1,0 +1,104 @@
+// Runs src/gpu/kernel.cu on the CPU: emulate BATCH RESULT
+//
+// A batch is, little-endian, in numbers of 8 bytes: how many launches there are, chunks, and bytes that are stored, of
+// models, and of output; and for each launch the width of its elements, its first chunk, blocks, and bytes of shared
+// memory. Then come chunks, what is stored, and models, as they are in a GPU's memory. The result is the output and a
+// status of four bytes for each chunk. What belongs to no chunk is poisoned, so that a sanitizer notices any use.
+
+#include "shim.h"
+
+#include "../../src/gpu/kernel.cu"
+
+#include <sanitizer/asan_interface.h>
+#include <vector>
+
+// Bytes behind a payload that may be read, as in src/gpu/batch.rs.
+static const size_t SLACK = 272;
+
+alignas(16) unsigned shared[64 << 8];
+
+struct Launch {
+    u64 width, first, blocks, shared_len;
+};
+
+struct Arguments {
+    void (*kernel)(const Chunk*, const u8*, const u8*, u8*, u32*);
+    const Chunk* chunks;
+    const u8* stored;
+    const u8* models;
+    u8* out;
+    u32* statuses;
+};
+
+static void body(void* argument) {
+    const Arguments& a = *(const Arguments*)argument;
+    a.kernel(a.chunks, a.stored, a.models, a.out, a.statuses);
+}
+
+static void launch(const Launch& l, Arguments a) {
+    a.kernel = l.width == 0   ? bszfs_copy
+               : l.width == 1 ? bszfs_decode_1
+               : l.width == 2 ? bszfs_decode_2
+               : l.width == 4 ? bszfs_decode_4
+                              : bszfs_decode_8;
+    a.chunks += l.first;
+    a.statuses += l.first;
+    if (l.shared_len > sizeof shared) exit(2);
+    __asan_poison_memory_region((u8*)shared + l.shared_len, sizeof shared - l.shared_len);
+    for (u32 i = 0; i < l.blocks; i++) {
+        // A GPU's shared memory holds whatever was there before.
+        memset(shared, 0x5a, l.shared_len);
+        shim::run(i, i % 2 == 1, body, &a);
+    }
+    __asan_unpoison_memory_region(shared, sizeof shared);
+}
+
+static void read_all(FILE* file, void* to, size_t n) {
+    if (fread(to, 1, n, file) != n) {
+        fprintf(stderr, "the batch is too short\n");
+        exit(2);
+    }
+}
+
+// Bytes at a multiple of 256, as a GPU's memory is.
+static u8* allocate(size_t n) { return (u8*)aligned_alloc(256, (n + 256) / 256 * 256); }
+
+int main(int, char** args) {
+    FILE* in = fopen(args[1], "rb");
+    FILE* out = fopen(args[2], "wb");
+    if (!in || !out) return 2;
+    u64 head[5];
+    read_all(in, head, sizeof head);
+    auto [launch_count, count, stored_len, models_len, out_len] = head;
+    std::vector<Launch> launches(launch_count);
+    read_all(in, launches.data(), launch_count * sizeof(Launch));
+    std::vector<Chunk> chunks(count);
+    read_all(in, chunks.data(), count * sizeof(Chunk));
+    u8* stored = allocate(stored_len);
+    u8* models = allocate(models_len);
+    u8* output = allocate(out_len);
+    std::vector<u32> statuses(count);
+    read_all(in, stored, stored_len);
+    read_all(in, models, models_len);
+    memset(output, 0xaa, out_len);
+
+    __asan_poison_memory_region(stored, stored_len);
+    __asan_poison_memory_region(output, out_len);
+    for (const Chunk& c : chunks) {
+        if (c.coding == NOTHING) continue;
+        __asan_unpoison_memory_region(stored + c.payload, c.payload_len + SLACK);
+        __asan_unpoison_memory_region(output + c.out, c.out_len);
+    }
+    __asan_poison_memory_region(models + models_len, (models_len + 256) / 256 * 256 - models_len);
+    for (const Launch& l : launches) launch(l, {nullptr, chunks.data(), stored, models, output, statuses.data()});
+
+    __asan_unpoison_memory_region(output, out_len);
+    __asan_unpoison_memory_region(stored, stored_len);
+    __asan_unpoison_memory_region(models, (models_len + 256) / 256 * 256);
+    bool written = fwrite(output, 1, out_len, out) == out_len;
+    written &= fwrite(statuses.data(), 4, count, out) == count;
+    free(output);
+    free(stored);
+    free(models);
+    return fclose(out) == 0 && written ? 0 : 2;
+}

@@ -1,0 +1,235 @@
+//! All that runs on the host when a GPU decodes, with a driver that is none: see `tests/gpu/driver.cpp`.
+
+use bszfs::{
+    ErrorKind,
+    codec::{self, checksum},
+    error::{Error, Result},
+    gpu::{self, Gpu, LEAST_MEMORY, Piece, Session},
+    read::{Archive, StoredChunk},
+};
+use cxx::Built;
+use samples::{Fill, matrices, pack_bytes, tensor};
+use std::{
+    path::Path,
+    process::{Command, Output},
+    sync::{Mutex, OnceLock},
+};
+
+#[path = "common/cxx.rs"]
+mod cxx;
+#[path = "common/samples.rs"]
+mod samples;
+
+/// A directory that has the driver's library in it.
+fn driver() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<Built>> = OnceLock::new();
+    let flags = ["-O2", "-shared", "-fPIC"];
+    let built = BUILT.get_or_init(|| cxx::build("tests/gpu/driver.cpp", "libcuda.so", &flags));
+    built.as_ref().and_then(|b| b.path.parent())
+}
+
+/// Run a test of this program that is otherwise ignored, with the driver, which fails after so many launches.
+fn with_driver(test: &str, launches: Option<usize>) {
+    let Some(dir) = driver() else { return };
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--ignored", "--exact", test, "--nocapture"]).env("LD_LIBRARY_PATH", dir);
+    command.envs(launches.map(|n| ("BSZ_FAKE_LAUNCHES", n.to_string())));
+    let ran = command.output().expect("runs");
+    let said = [ran.stdout, ran.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(ran.status.success() && said.contains("1 passed"), "{test}: {said}");
+}
+
+#[test]
+fn archives_are_decoded_into_the_devices_memory() {
+    with_driver("an_archive_is_resident", None);
+}
+
+#[test]
+fn chunks_are_decoded_to_the_host_each_with_its_own_outcome() {
+    with_driver("a_session_decodes", None);
+}
+
+#[test]
+fn a_device_that_fails_gives_errors() {
+    for launches in [0, 3, 7] {
+        with_driver("the_device_fails", Some(launches));
+    }
+}
+
+#[test]
+fn the_benchmark_measures() {
+    let Some(dir) = driver() else { return };
+    let bench = |file: &Path, library: &Path| -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
+        command.args(["bench", "--cuda", "--json", "--seconds", "0.01"]).arg(file);
+        command.env("LD_LIBRARY_PATH", library).output().expect("runs")
+    };
+    let work = tempfile::tempdir().expect("a directory");
+    let file = work.path().join("x.safetensors");
+    std::fs::write(&file, matrices(&[("a", "BF16", None, tensor("BF16", 20_000, Fill::Weights, 1))]))
+        .expect("written");
+    let out = bench(&file, dir);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let figures: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(figures["device"], "no GPU at all");
+    for rate in ["upload_gbs", "download_gbs", "resident_gbs", "to_device_gbs", "to_host_gbs"] {
+        assert!(figures[rate].as_f64().is_some_and(|gbs| gbs > 0.0), "{rate}");
+    }
+    if let Err(why) = Gpu::open() {
+        // Here, without the driver.
+        let out = bench(&file, work.path());
+        assert_eq!(out.status.code(), Some(1));
+        assert_eq!(String::from_utf8_lossy(&out.stderr), format!("bsz: {why}\n"));
+    }
+}
+
+#[test]
+fn tensors_are_handed_over_as_dlpack() {
+    let Some(dir) = driver() else { return };
+    // Examples are built beside all tests, though not beside a single one.
+    let library = std::env::current_exe().expect("this program").with_file_name("../examples/libdlpack.so");
+    let python = std::env::var_os("BSZ_PYTHON").unwrap_or_else(|| "python3".into());
+    let there = Command::new(&python).arg("--version").output().is_ok_and(|o| o.status.success());
+    if !there || !library.exists() {
+        let required = std::env::var_os("BSZ_REQUIRE_PYTHON").is_some_and(|v| v == "1");
+        assert!(!required, "no Python, or no {}", library.display());
+        eprintln!("\n*** SKIPPED: DLPack is not tested, without Python or without examples/dlpack.rs\n");
+        return;
+    }
+    let work = tempfile::tempdir().expect("a directory");
+    let (bytes, _) = sample(work.path());
+    let plain = work.path().join("plain");
+    std::fs::write(&plain, bytes).expect("written");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/dlpack.py");
+    let mut command = Command::new(python);
+    command.arg("-B").arg(script).arg(work.path().join("out.bsz")).arg(plain);
+    let ran = command.env("BSZ_DLPACK", library).env("LD_LIBRARY_PATH", dir).output().expect("runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "8 tensors are the same\n");
+}
+
+/// An original with chunks of all kinds, and its archive.
+fn sample(dir: &Path) -> (Vec<u8>, Archive) {
+    let of = |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
+    let bytes = matrices(&[
+        of("a", "BF16", 200_000, Fill::Weights),
+        of("b", "F16", 150_000, Fill::Columns),
+        of("c", "F32", 90_000, Fill::Frozen),
+        of("d", "F64", 40_000, Fill::Weights),
+        of("e", "F8_E4M3", 70_000, Fill::Columns),
+        of("f", "U8", 2_000_000, Fill::Noise),
+        of("g", "BOOL", 300_000, Fill::Rows),
+        of("h", "BF16", 9001, Fill::Special),
+    ]);
+    pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
+    (bytes, Archive::open(&dir.join("out.bsz")).expect("opens"))
+}
+
+#[test]
+#[ignore = "another test runs it, with a driver"]
+fn an_archive_is_resident() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (bytes, archive) = sample(dir.path());
+    let gpu = Gpu::open().expect("a driver");
+    let resident = gpu.load(&archive, &*codec::fastest()).expect("loads");
+    resident.verify(&archive).expect("matches");
+    let mut back = vec![0; bytes.len()];
+    resident.read(0, &mut back).expect("reads");
+    assert!(back == bytes, "what is on the device is not the original");
+    assert!(resident.read(1, &mut back).is_err(), "read behind the end");
+    let tensors = resident.tensors();
+    assert_eq!(tensors.len(), 8);
+    assert_eq!((resident.address() + tensors[0].start) % 256, 0, "the tensors' data are not aligned");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
+    for entry in std::fs::read_dir(golden).expect("golden archives") {
+        let archive = Archive::open(&entry.expect("an entry").path()).expect("opens");
+        let resident = gpu.load(&archive, &*codec::fastest()).expect("loads");
+        resident.verify(&archive).expect("matches");
+    }
+}
+
+/// The chunks that a GPU decodes, four times over, with their checksums.
+fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
+    let index = archive.index();
+    let ids: Vec<usize> = (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).coding)).collect();
+    assert!(ids.len() < index.len(), "the sample has no chunk of zstd");
+    let raw = |id: usize| index.chunk(id).coding == codec::Coding::Raw;
+    // What takes long in this driver, once only.
+    let often = (0..12).flat_map(|round| ids.iter().filter(move |&&id| round == 0 || raw(id)));
+    let chunks: Vec<_> =
+        often.map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).checksum)).collect();
+    let piece = |(chunk, _): &(StoredChunk, u64)| {
+        let (coding, model, payload) = chunk.parts();
+        Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.decoded_len() }
+    };
+    let pieces = chunks.iter().map(piece).collect();
+    (chunks, pieces)
+}
+
+/// Decode, with damage to piece 2 and without piece 3: each piece's outcome, in which `true` is the right bytes.
+fn decode(
+    session: &mut Session,
+    chunks: &[(StoredChunk, u64)],
+    pieces: &[Piece],
+) -> Result<Vec<Option<Result<bool>>>> {
+    let outcomes = Mutex::new(vec![None; pieces.len()]);
+    let fill = |i: usize, place: &mut [u8]| {
+        place.copy_from_slice(chunks[i].0.parts().2);
+        match i {
+            2 => place[1] ^= 1,
+            3 => return Err(Error::truncated("not there")),
+            _ => {}
+        }
+        Ok(())
+    };
+    let take = |i: usize, decoded: Result<&[u8]>| {
+        let outcome = decoded.map(|d| d.len() == pieces[i].len && checksum(d) == chunks[i].1);
+        let before = outcomes.lock().expect("not poisoned")[i].replace(outcome);
+        assert!(before.is_none(), "piece {i} came twice");
+    };
+    session.decode(pieces, &fill, &take)?;
+    Ok(outcomes.into_inner().expect("not poisoned"))
+}
+
+#[test]
+#[ignore = "another test runs it, with a driver"]
+fn a_session_decodes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, archive) = sample(dir.path());
+    let (chunks, pieces) = pieces(&archive);
+    let gpu = Gpu::open().expect("a driver");
+    assert!(gpu.session(LEAST_MEMORY - 1).is_err());
+    let mut session = gpu.session(LEAST_MEMORY).expect("memory");
+    let total: usize = pieces.iter().map(|p| p.len).sum();
+    assert!(total > 4 * LEAST_MEMORY / 8, "fewer batches than lanes: {total} bytes");
+    for _ in 0..2 {
+        let outcomes = decode(&mut session, &chunks, &pieces).expect("CUDA works");
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            match (i, outcome.expect("an outcome")) {
+                (2, Err(e)) => assert_eq!(e.kind(), ErrorKind::Corruption),
+                (2, Ok(right)) => assert!(!right, "damage went unnoticed"),
+                (3, outcome) => assert_eq!(outcome.expect_err("not there").kind(), ErrorKind::Truncated),
+                (i, outcome) => assert!(outcome.is_ok_and(|right| right), "piece {i}"),
+            }
+        }
+    }
+    let none = decode(&mut session, &[], &[]).expect("nothing to do");
+    assert!(none.is_empty());
+}
+
+#[test]
+#[ignore = "another test runs it, with a driver"]
+fn the_device_fails() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, archive) = sample(dir.path());
+    let (chunks, pieces) = pieces(&archive);
+    let gpu = Gpu::open().expect("a driver");
+    let mut session = gpu.session(LEAST_MEMORY).expect("memory");
+    // The fewest launches that all batches can take are more than the device bears.
+    let e = decode(&mut session, &chunks, &pieces).expect_err("the device fails");
+    assert_eq!(e.to_string(), "CUDA: a launch: unspecified launch failure");
+    drop(session);
+    let e = gpu.load(&archive, &*codec::fastest()).err().expect("the device fails");
+    assert_eq!(e.kind(), ErrorKind::Io);
+}

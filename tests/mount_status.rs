@@ -1,0 +1,204 @@
+//! What a mount says of itself and of its files, and what it decodes before it is asked.
+
+#[path = "common/cxx.rs"]
+mod cxx;
+#[path = "common/models.rs"]
+mod models;
+#[path = "common/mounts.rs"]
+mod mounts;
+
+use models::Random;
+use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use safetensors::tensor::{Dtype, TensorView};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Bytes of a layer's part in a shard.
+const PART: usize = 1_500_000;
+
+/// A model of eight layers in two shards, each with a part of each layer, as the names of tensors sort.
+fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
+    let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
+    let mut random = Random::new(1);
+    let mut write = |shard: usize| {
+        let parts: Vec<(String, Vec<u8>)> = (0..12)
+            .map(|layer| {
+                let weight = |_| [random.next() as u8, 0x3c + (random.next() % 3) as u8];
+                (format!("model.layers.{layer}.part.{shard}"), (0..PART / 2).flat_map(weight).collect())
+            })
+            .collect();
+        let tensors = parts.iter().map(|(name, data)| {
+            (name, TensorView::new(Dtype::BF16, vec![PART / 2 / 500, 500], data).expect("a tensor"))
+        });
+        let name = format!("model-{shard:05}-of-00002.safetensors");
+        let bytes = safetensors::serialize(tensors, None).expect("a model");
+        std::fs::write(plain.join(&name), &bytes).expect("write");
+        (name.into(), bytes)
+    };
+    let files = vec![write(1), write(2)];
+    bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
+    (packed, files)
+}
+
+/// Where a tensor is in its shard.
+fn place(file: &[u8], tensor: &str) -> (u64, usize) {
+    let (header_len, metadata) = safetensors::SafeTensors::read_metadata(file).expect("a header");
+    let info = metadata.info(tensor).expect("the tensor");
+    (8 + header_len as u64 + info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0)
+}
+
+fn figure(mount: &Mount, name: &str) -> u64 {
+    mount.status()["cache"][name].as_u64().expect("a number")
+}
+
+/// Read layers in order, each once the next one is there.
+fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
+    let opened: Vec<_> = files
+        .iter()
+        .map(|(name, _)| std::fs::File::open(mount.path(name.to_str().expect("UTF-8"))))
+        .collect();
+    let read_layer = |layer: usize| {
+        for (shard, (_, bytes)) in files.iter().enumerate() {
+            let (at, len) = place(bytes, &format!("model.layers.{layer}.part.{}", shard + 1));
+            let mut out = vec![0; len];
+            opened[shard].as_ref().expect("open").read_exact_at(&mut out, at).expect("read");
+            assert!(out == bytes[at as usize..][..len]);
+        }
+    };
+    // The first read makes the daemon look for the layers.
+    opened[0].as_ref().expect("open").read_exact_at(&mut [0; 100], 0).expect("read");
+    wait_for("the layers to be known", || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        read_layer(0);
+        let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+        figure(mount, "ahead") > 0
+    });
+    for layer in 1..8 {
+        wait_for("the next layer to be there", || {
+            // Two parts of six chunks each; less what the kernel reads together with them.
+            figure(mount, "ahead") >= 8 * layer as u64
+        });
+        read_layer(layer);
+    }
+    assert!(figure(mount, "ahead_used") > 40, "{}", mount.status());
+}
+
+#[test]
+fn layers_are_decoded_ahead_in_their_order_and_in_every_shard() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &["--cache-size", "512MiB"]);
+        read_layers_in_order(&mount, &files);
+    });
+}
+
+#[test]
+fn without_a_gpu_prefetch_cuda_says_so_and_does_without() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &["--cache-size", "512MiB", "--prefetch", "cuda"]);
+        if mount.log().is_empty() {
+            return eprintln!("skipped: there is a GPU here");
+        }
+        assert!(mount.log().contains("CUDA: "), "{}", mount.log());
+        read_layers_in_order(&mount, &files);
+    });
+}
+
+/// With a driver that is none, and decodes on the processor: all of the way there and back, and that layers come from it.
+#[test]
+fn a_gpu_decodes_layers_ahead_until_it_fails() {
+    mount_test(|rig| {
+        let flags = ["-O2", "-shared", "-fPIC"];
+        let Some(driver) = cxx::build("tests/gpu/driver.cpp", "libcuda.so", &flags) else { return };
+        let library = driver.path.parent().expect("a directory");
+        let (packed, files) = model(rig);
+        for (name, prefetch, launches, said) in [
+            ("view", "cuda", "1000000", "decodes ahead"),
+            ("failing", "cuda", "2", "from now on the cores decode ahead"),
+            ("auto", "auto", "1000000", ""),
+        ] {
+            let mount = rig.mount_with(
+                &packed,
+                name,
+                &["--cache-size", "512MiB", "--prefetch", prefetch, "--verbose"],
+                &[("LD_LIBRARY_PATH", library), ("BSZ_FAKE_LAUNCHES", Path::new(launches))],
+            );
+            read_layers_in_order(&mount, &files);
+            assert!(mount.log().contains(said), "{}", mount.log());
+            assert_eq!(figure(&mount, "errors"), 0);
+        }
+    });
+}
+
+#[test]
+fn with_prefetch_off_nothing_is_decoded_ahead() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &["--prefetch", "off"]);
+        for (name, bytes) in &files {
+            assert!(std::fs::read(mount.path(name.to_str().expect("UTF-8"))).expect("read") == *bytes);
+        }
+        assert_eq!(figure(&mount, "ahead"), 0);
+        let all: u64 = files.iter().map(|(_, b)| b.len() as u64).sum();
+        wait_for("all to be counted", || figure(&mount, "served_bytes") >= all);
+    });
+}
+
+#[test]
+fn files_tell_what_their_archives_are() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        std::fs::write(packed.join("plain"), "x").expect("write");
+        let mount = rig.mount(&packed, "view", &[]);
+        let get = |file: &str, name: &str| {
+            let mut value = vec![0; 4096];
+            rustix::fs::getxattr(mount.path(file), name, value.as_mut_slice()).map(|n| {
+                value.truncate(n);
+                String::from_utf8(value).expect("UTF-8")
+            })
+        };
+        let (name, bytes) = &files[0];
+        let name = name.to_str().expect("UTF-8");
+        let sum = run(Command::new("sha256sum").arg(rig.path("plain").join(name))).stdout;
+        assert_eq!(get(name, "user.bsz.sha256").expect("a hash").as_bytes(), &sum[..64]);
+        let stored = packed.join(name).with_extension("bsz").metadata().expect("stat").len();
+        assert_eq!(get(name, "user.bsz.stored"), Ok(stored.to_string()));
+        assert_eq!(get(name, "user.bsz.ratio"), Ok(format!("{:.4}", stored as f64 / bytes.len() as f64)));
+        assert!(get(name, "user.bsz.coding").expect("codings").contains("planes "));
+        let mut names = vec![0; 4096];
+        let n = rustix::fs::listxattr(mount.path(name), names.as_mut_slice()).expect("a list");
+        assert_eq!(names[..n].iter().filter(|&&b| b == 0).count(), 4);
+        let none = Err(rustix::io::Errno::NODATA);
+        assert_eq!(get("plain", "user.bsz.sha256"), none);
+        assert_eq!(get(name, "user.other"), none);
+        assert_eq!(get(name, "security.capability"), none);
+    });
+}
+
+#[test]
+fn status_shows_the_mounts_and_what_they_do() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &["--cache-size", "64MiB"]);
+        bsz([Path::new("warm"), mount.root()]);
+        let status = mount.status();
+        assert_eq!(status["mountpoint"], mount.root().canonicalize().expect("path").to_str().expect("UTF-8"));
+        assert_eq!(status["cache"]["capacity_bytes"], 64 << 20);
+        let all: u64 = files.iter().map(|(_, b)| b.len() as u64).sum();
+        // Other tests may have the kernel drop its pages meanwhile.
+        wait_for("all to be counted", || figure(&mount, "served_bytes") >= all);
+        assert_eq!(status["cache"]["errors"], 0);
+        let said = |args: &[&str]| {
+            let output = run(Command::new(BSZ).args(args));
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).expect("UTF-8")
+        };
+        assert!(said(&["status"]).contains("view"));
+        assert!(said(&["status", mount.root().to_str().expect("UTF-8")]).contains("99 % below"));
+        assert!(bsz_fails([Path::new("status"), &packed]).contains("is no bszfs mount"));
+        assert!(bsz_fails([Path::new("cache"), Path::new("drop"), &packed]).contains("is no bszfs mount"));
+        assert!(bsz_fails([Path::new("warm"), &rig.path("none")]).contains("none"));
+    });
+}

@@ -1,0 +1,46 @@
+//! The systemd units are what systemd takes them for, and the man pages and options they name exist.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const UNITS: [&str; 2] = ["systemd/bszfs@.service", "systemd/user/bszfs@.service"];
+
+fn unit(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a unit of the repository")
+}
+
+#[test]
+fn systemd_has_nothing_to_say_about_the_units() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return eprintln!("skipped: no systemd-analyze");
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for path in UNITS {
+        let copy = dir.path().join("bszfs@.service");
+        let text = unit(path).replace("/usr/bin/bsz", env!("CARGO_BIN_EXE_bsz"));
+        fs::write(&copy, text).expect("a writable directory");
+        let mut analyze = Command::new("systemd-analyze");
+        analyze.arg(if path.contains("user") { "--user" } else { "--system" });
+        // A manager of a user wants a place for its sockets.
+        analyze.args(["verify", "--man=no"]).arg(copy).env("XDG_RUNTIME_DIR", dir.path());
+        let output = analyze.output().expect("systemd-analyze runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{path}: {said}");
+    }
+}
+
+#[test]
+fn the_units_use_options_that_bsz_has() {
+    for path in UNITS {
+        for line in unit(path).lines().filter(|line| line.starts_with("Exec") && line.contains("/bsz ")) {
+            let command = line.split_once("/bsz ").map(|(_, rest)| rest).unwrap_or_default();
+            let words: Vec<&str> = command.split(['\'', '"', ' ']).filter(|word| !word.is_empty()).collect();
+            let program = bszfs::cli::command();
+            let verb = program.find_subcommand(words[0]).unwrap_or_else(|| panic!("{path}: {line}"));
+            for option in words.iter().filter_map(|word| word.strip_prefix("--")) {
+                assert!(verb.get_arguments().any(|a| a.get_long() == Some(option)), "{path}: --{option}");
+            }
+        }
+    }
+}
