@@ -14,8 +14,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Bytes of a layer's part in a shard.
-const PART: usize = 1_500_000;
+/// Bytes of a layer's part in a shard: far more than the kernel reads on behind another.
+const PART: usize = 3_000_000;
 
 /// A model of eight layers in two shards, each with a part of each layer, as the names of tensors sort.
 fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
@@ -76,8 +76,8 @@ fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
     });
     for layer in 1..8 {
         wait_for("the next layer to be there", || {
-            // Two parts of six chunks each; less what the kernel reads together with them.
-            figure(mount, "ahead") >= 8 * layer as u64
+            // Two parts of twelve chunks each; less what the kernel reads together with them.
+            figure(mount, "ahead") >= 12 * layer as u64
         });
         read_layer(layer);
     }

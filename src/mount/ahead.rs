@@ -4,7 +4,36 @@ use super::Prefetch;
 use crate::codec::ChunkDecoder;
 use crate::error::Result;
 use crate::read::{Archive, ChunkCache, Course, LayerMap, header};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// The models that are being read.
+#[derive(Default)]
+pub(super) struct Models(Mutex<Vec<Weak<Model>>>);
+
+impl Models {
+    /// The model of these shards, the same for each of them; `None` where it has no layers, or `how` does not want them.
+    ///
+    /// # Errors
+    /// As [`header`].
+    pub fn of(
+        &self,
+        shards: Vec<Arc<Archive>>,
+        how: Prefetch,
+        decoder: &dyn ChunkDecoder,
+    ) -> Result<Option<Arc<Model>>> {
+        // Locked until the headers are read, so that each is read once.
+        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        models.retain(|model| model.strong_count() > 0);
+        let ids = |shards: &[Arc<Archive>]| shards.iter().map(|shard| shard.id()).collect::<Vec<_>>();
+        let wanted = ids(&shards);
+        if let Some(known) = models.iter().filter_map(Weak::upgrade).find(|m| ids(&m.shards) == wanted) {
+            return Ok(Some(known));
+        }
+        let model = Model::new(shards, how, decoder)?.map(Arc::new);
+        models.extend(model.as_ref().map(Arc::downgrade));
+        Ok(model)
+    }
+}
 
 /// The shards of a model that is being read. It keeps them open as long as one of them is.
 pub(super) struct Model {
@@ -19,7 +48,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`header`].
-    pub fn new(shards: Vec<Arc<Archive>>, how: Prefetch, decoder: &dyn ChunkDecoder) -> Result<Option<Self>> {
+    fn new(shards: Vec<Arc<Archive>>, how: Prefetch, decoder: &dyn ChunkDecoder) -> Result<Option<Self>> {
         let most = match how {
             Prefetch::Off => return Ok(None),
             Prefetch::Auto | Prefetch::Cuda => u32::MAX,
@@ -32,7 +61,7 @@ impl Model {
     }
 
     /// `len` bytes from `at` on of a shard are read: have the layers behind their layer decoded while nobody reads.
-    pub fn is_read(self: &Arc<Self>, shard: usize, at: u64, len: u64, cache: &Arc<ChunkCache>) {
+    pub fn is_read(&self, shard: usize, at: u64, len: u64, cache: &Arc<ChunkCache>) {
         let Some(layer) = self.layers.at(shard, at) else { return };
         let size = self.layers.size(layer);
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);

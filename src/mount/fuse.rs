@@ -3,7 +3,7 @@
 //! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
-use super::ahead::Model;
+use super::ahead::Models;
 use super::attr::Attr;
 use super::tree::{Content, Handle, Opened, Tree};
 use super::{Prefetch, Status, xattrs};
@@ -47,6 +47,7 @@ pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
     prefetch: Prefetch,
+    models: Arc<Models>,
     /// What the daemon says of itself, apart from its figures.
     status: Status,
     said: Arc<Said>,
@@ -54,19 +55,20 @@ pub(super) struct BszFs {
 
 impl BszFs {
     pub fn new(tree: Tree, cache: Arc<ChunkCache>, prefetch: Prefetch, status: Status) -> Self {
-        Self { tree: Arc::new(tree), cache, prefetch, status, said: Arc::default() }
+        let (tree, models, said) = (Arc::new(tree), Arc::default(), Arc::default());
+        Self { tree, cache, prefetch, models, status, said }
     }
 
     /// Learn which model an open archive is a shard of, on another thread; at its first read.
     fn look_for_model(&self, opened: &Arc<Opened>) {
         let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
-        let prefetch = self.prefetch;
+        let (models, prefetch) = (self.models.clone(), self.prefetch);
         self.cache.spawn(move || {
             let Content::Archive { archive, path, model, .. } = &opened.content else { return };
             model.get_or_init(|| {
                 let (shards, this) = tree.shards(path, archive);
-                match Model::new(shards, prefetch, cache.decoder()) {
-                    Ok(model) => model.map(|model| (Arc::new(model), this)),
+                match models.of(shards, prefetch, cache.decoder()) {
+                    Ok(model) => model.map(|model| (model, this)),
                     Err(e) => {
                         log::warn!("{}: its layers are not known: {e}", path.display());
                         None

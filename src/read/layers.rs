@@ -98,6 +98,9 @@ pub struct Course {
 impl Course {
     /// A layer is reached when this part of it was read: random readers reach none soon.
     const PART: u64 = 8;
+    /// And when so many bytes of it were read, or half of them: what the kernel reads ahead of the layer before it in each
+    /// shard is no reader.
+    const BEYOND: u64 = 4 << 20;
     /// Layers that go back by no more than this are those of other threads.
     const BACK: u32 = 2;
 
@@ -109,7 +112,7 @@ impl Course {
         }
         let read = self.read.entry(layer).or_default();
         *read += bytes;
-        if *read < size.div_ceil(Self::PART) {
+        if *read < size.div_ceil(Self::PART).max(Self::BEYOND.min(size / 2)) {
             return 0;
         }
         self.read.clear();
@@ -185,15 +188,21 @@ mod tests {
     fn the_course_trusts_order_as_far_as_it_has_seen_it() {
         let mut course = Course::default();
         let reaches = |course: &mut Course, layers: &[u32]| -> Vec<u32> {
-            layers.iter().map(|&n| course.reach((0, n), 10, 80)).collect()
+            layers.iter().map(|&n| course.reach((0, n), 40, 80)).collect()
         };
         // One more each; a second thread that is a little behind changes nothing.
         assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [1, 0, 2, 0, 0, 3]);
         // As names sort: 1, 10, 11, ... 19, 2.
         assert_eq!(reaches(&mut course, &[10, 11, 12, 3]), [0, 1, 2, 0]);
-        assert_eq!(course.reach((1, 0), 10, 80), 0);
+        assert_eq!(course.reach((1, 0), 40, 80), 0);
         // Here and there a little.
         let mut random = Course::default();
         assert!((0..900).all(|i| random.reach((0, i * 7 % 100), 1, 80) == 0));
+        // The kernel reads on behind layer 1, into layer 10 of two shards.
+        let mut ahead = Course::default();
+        let read = [(0, 80 << 20), (1, 80 << 20), (10, 1 << 20), (10, 1 << 20), (2, 80 << 20)];
+        assert_eq!(read.map(|(layer, bytes)| ahead.reach((0, layer), bytes, 6 << 20)), [1, 2, 0, 0, 3]);
+        let mut large = Course::default();
+        assert_eq!([10, 20, 30].map(|mib| large.reach((0, 0), mib << 20, 400 << 20)), [0, 0, 1]);
     }
 }
