@@ -354,3 +354,44 @@ fn other_users_are_let_in_only_when_asked() {
         wait_for("the mode to be seen", denied);
     });
 }
+
+#[test]
+fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let archive = source.join("model.bsz");
+        let damaged = File::options().write(true).open(&archive).unwrap();
+        damaged.write_all_at(&[0xff; 64], damaged.metadata().unwrap().len() / 2).unwrap();
+        // A daemon says what is wrong with an archive once.
+        fs::copy(&archive, source.join("other.bsz")).unwrap();
+        let (view, log) = (rig.mkdir("view"), rig.path("bsz.log"));
+        let option = format!("log={}", log.display());
+        bsz([Path::new("mount"), Path::new("-o"), Path::new(&option), &source, &view]);
+        assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+        let says = |archive| fs::read_to_string(&log).unwrap().contains(archive);
+        assert!(fs::read(view.join("model.safetensors")).is_err());
+        wait_for("the damage in the log", || says("model.bsz"));
+
+        fs::rename(&log, rig.path("bsz.log.1")).unwrap();
+        bsz([Path::new("cache"), Path::new("drop"), &view]);
+        wait_for("the log to be there anew", || log.exists());
+        assert!(fs::read(view.join("other.safetensors")).is_err());
+        wait_for("the damage in the new log", || says("other.bsz"));
+        assert!(!says("model.bsz"));
+        bsz([Path::new("umount"), &view]);
+    });
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_is_said_before_anything_is_mounted() {
+    mount_test(|rig| {
+        let (source, _) = sample(rig, "source");
+        let (view, log) = (rig.mkdir("view"), rig.path("absent/bsz.log"));
+        for foreground in [None, Some("--foreground")] {
+            let mut args = vec![Path::new("mount"), Path::new("--log"), &log, &source, &view];
+            args.extend(foreground.map(Path::new));
+            assert!(bsz_fails(args).contains("absent/bsz.log: "));
+            assert_eq!(mount_line(&view), None);
+        }
+    });
+}

@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod generate;
 mod interrupt;
+mod logfile;
 mod mount;
 mod progress;
 mod report;
@@ -131,7 +132,7 @@ fn start_log(verbose: u8, quiet: bool) {
         _ => log::LevelFilter::Trace,
     };
     let mut log = env_logger::Builder::new();
-    log.filter_level(level);
+    log.filter_level(level).target(env_logger::Target::Pipe(Box::new(logfile::Log)));
     for variable in ["RUST_LOG", "BSZ_LOG"] {
         if let Ok(filters) = std::env::var(variable) {
             log.parse_filters(&filters);

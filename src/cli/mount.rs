@@ -3,16 +3,18 @@
 //! Without `--foreground` the program starts itself again as a daemon, and waits on a pipe until the daemon says
 //! that the mount can be used, or why it cannot.
 
+use super::logfile;
 use crate::error::{Context, Error, Result};
 use crate::mount::{self, MountOptions, Prefetch};
 use clap::Args;
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::num::NonZeroUsize;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What the daemon writes on its standard output once the mount can be used.
@@ -28,6 +30,7 @@ const READY: &str = "bszfs is ready";
   bsz mount model.bsz view/              view/model.safetensors, and nothing else
   bsz mount --cache-size 4GiB a/ view/   more memory for what is read again and again
   bsz mount --foreground a/ view/        for a service manager; ends at SIGTERM or ^C
+  bsz mount --log bsz.log a/ view/       what the daemon has to say; SIGHUP opens the file anew
   /srv/models /mnt/models bszfs allow_other,cache_size=4GiB,nofail 0 0    as a line of /etc/fstab")]
 pub struct MountArgs {
     /// A directory with archives in it, or one archive
@@ -53,7 +56,11 @@ pub struct MountArgs {
     /// Let other users use the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE; those that say what any
+    /// Append the log to FILE, which is made with mode 0600; standard error, in the foreground, and nowhere, in the
+    /// background, when absent. SIGHUP opens it anew, as logrotate needs, and drops what the cache holds
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE, log=FILE; those that say what any
     /// mount of bszfs is anyway (ro, nosuid, nodev, ...) or are for others (nofail, x-...) change nothing
     #[arg(short = 'o', value_name = "OPTION,...", value_delimiter = ',')]
     options: Vec<String>,
@@ -137,6 +144,7 @@ impl MountArgs {
             }
             ("prefetch", how) => self.prefetch = prefetch(how).map_err(wrong)?,
             ("gpu_memory", size) => self.gpu_memory = super::size::parse(size).map_err(wrong)?,
+            ("log", file) if !file.is_empty() => self.log = Some(file.into()),
             (name, _) if name.starts_with("x-") || name.starts_with("comment") => {}
             (name, "") if name.is_empty() || GENERAL.contains(&name) => {}
             _ => return Err(wrong("is no option of bszfs; bsz mount --help lists them".into())),
@@ -163,18 +171,23 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         args.apply(&option)?;
     }
     let options = args.options();
+    let log = args.log.map(|file| std::path::absolute(&file).about_path(&file)).transpose()?;
+    if let Some(file) = log.as_ref().filter(|_| args.daemon || args.foreground) {
+        logfile::redirect(file)?;
+    }
     if args.daemon {
         // Away from the terminal, its signals, and the directory in which the user happened to be.
         rustix::process::setsid().about("setsid")?;
-        return mount::run(&options, || {
+        let ready = || {
             // If nobody reads it any more, the mount is there all the same.
             let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
-        });
+        };
+        return mount::run(&options, ready, logfile::reopen);
     }
     if args.foreground {
-        return mount::run(&options, tell_manager);
+        return mount::run(&options, tell_manager, logfile::reopen);
     }
-    launch(&options)
+    launch(&options, log.as_deref())
 }
 
 /// `bsz umount`
@@ -204,8 +217,8 @@ fn tell_manager() {
     }
 }
 
-/// Mount in a daemon, and return when the mount can be used.
-pub(super) fn launch(o: &MountOptions) -> Result<()> {
+/// Mount in a daemon, which logs to the file at the absolute path `log`, and return when the mount can be used.
+pub(super) fn launch(o: &MountOptions, log: Option<&Path>) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
     let mut command = Command::new(std::env::current_exe().about("this program")?);
     command
@@ -222,6 +235,7 @@ pub(super) fn launch(o: &MountOptions) -> Result<()> {
         .arg(format!("--gpu-memory={}", o.gpu_memory))
         .args(o.allow_other.then_some("--allow-other"))
         .args(log_flags())
+        .args(log.iter().flat_map(|file| [OsStr::new("--log"), file.as_os_str()]))
         .arg("--")
         .arg(std::path::absolute(&o.source).about_path(&o.source)?)
         .arg(std::path::absolute(&o.mountpoint).about_path(&o.mountpoint)?)
@@ -307,6 +321,7 @@ pub fn helper(args: HelperArgs) -> Result<()> {
         prefetch: Prefetch::Auto,
         gpu_memory: 256 << 20,
         allow_other: false,
+        log: None,
         options: Vec::new(),
         foreground: false,
         daemon: false,

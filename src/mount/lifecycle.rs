@@ -29,11 +29,11 @@ const SESSION_CHECK: Duration = Duration::from_millis(1);
 const START_WITHIN: Duration = Duration::from_secs(1);
 
 /// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM or SIGINT ends it.
-/// SIGHUP empties the cache.
+/// SIGHUP empties the cache, and calls `hangup`.
 ///
 /// At a signal a mount in use is detached, and served until its last file is closed; a second signal ends the
 /// process at once. The process's handling of these signals is changed for good.
-pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
+pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 'static) -> Result<()> {
     let plan = preflight::check(o)?;
     limits::raise_open_files();
     let cache = ChunkCache::new(CacheOptions {
@@ -65,7 +65,7 @@ pub fn run(o: &MountOptions, ready: impl FnOnce()) -> Result<()> {
         true => {
             log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
             mount.iter().for_each(raise_readahead);
-            on_signals(signals, mount.clone(), cache).map(|()| ready()).and_then(|()| wait(serving))
+            on_signals(signals, mount.clone(), cache, hangup).map(|()| ready()).and_then(|()| wait(serving))
         }
         false => wait(serving),
     };
@@ -186,10 +186,16 @@ fn raise_readahead(mount: &Mount) {
     }
 }
 
-fn on_signals(mut signals: Signals, mount: Option<Mount>, cache: Arc<ChunkCache>) -> Result<()> {
+fn on_signals(
+    mut signals: Signals,
+    mount: Option<Mount>,
+    cache: Arc<ChunkCache>,
+    hangup: impl Fn() + Send + 'static,
+) -> Result<()> {
     let watch = move || {
         let mut received = signals.forever();
         while received.next() == Some(SIGHUP) {
+            hangup();
             log::info!("dropping what the cache holds");
             cache.clear();
         }
