@@ -10,9 +10,10 @@ mod mounts;
 use models::Random;
 use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
 use safetensors::tensor::{Dtype, TensorView};
-use std::os::unix::fs::FileExt;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Bytes of a layer's part in a shard: far more than the kernel reads on behind another.
 const PART: usize = 3_000_000;
@@ -147,6 +148,39 @@ fn with_prefetch_off_nothing_is_decoded_ahead() {
 }
 
 #[test]
+fn watching_a_mount_tells_rates_until_it_has_gone() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &[]);
+        let watch = |flags: &[&str]| {
+            let mut command = Command::new(BSZ);
+            command.arg("status").args(flags).arg(mount.root()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("bsz");
+            let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+            (child, lines.map(|line| line.expect("UTF-8")))
+        };
+        let (mut for_programs, mut json) = watch(&["--watch=0.2", "--json"]);
+        let (mut for_people, mut table) = watch(&["--watch=0.2"]);
+        let mut rate = || {
+            let line: serde_json::Value = serde_json::from_str(&json.next().expect("a line")).expect("JSON");
+            line[0]["rates"]["served_bytes"].as_u64().expect("a rate")
+        };
+        assert_eq!(rate(), 0);
+        std::fs::read(mount.path(files[0].0.to_str().expect("UTF-8"))).expect("read");
+        wait_for("a rate", || rate() > 0);
+        assert!(table.next().expect("a head").starts_with("MOUNTPOINT"));
+        assert!(table.next().expect("a line").contains("/s"));
+        bsz([Path::new("umount"), mount.root()]);
+        for child in [&mut for_programs, &mut for_people] {
+            assert_eq!(child.wait().expect("ends").code(), Some(1));
+        }
+        for wrong in ["--watch=0", "--watch=-1", "--watch=x", "--watch=1e30"] {
+            assert!(!run(Command::new(BSZ).args(["status", wrong])).status.success(), "{wrong}");
+        }
+    });
+}
+
+#[test]
 fn files_tell_what_their_archives_are() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
@@ -196,7 +230,16 @@ fn status_shows_the_mounts_and_what_they_do() {
             String::from_utf8(output.stdout).expect("UTF-8")
         };
         assert!(said(&["status"]).contains("view"));
-        assert!(said(&["status", mount.root().to_str().expect("UTF-8")]).contains("99 % below"));
+        let view = mount.root().to_str().expect("UTF-8");
+        let figures = said(&["status", view]);
+        assert!(figures.contains("99 % below") && figures.contains("in 2 archives"), "{figures}");
+        let json: serde_json::Value = serde_json::from_str(&said(&["status", "--json", view])).expect("JSON");
+        let blocks = |(name, _): &(PathBuf, Vec<u8>)| {
+            std::fs::metadata(packed.join(name).with_extension("bsz")).expect("stat").blocks()
+        };
+        let stored = files.iter().map(blocks).sum::<u64>() * 512;
+        let space = serde_json::json!({"archives": 2, "original_bytes": all, "stored_bytes": stored});
+        assert_eq!(json[0]["space"], space);
         assert!(bsz_fails([Path::new("status"), &packed]).contains("is no bszfs mount"));
         assert!(bsz_fails([Path::new("cache"), Path::new("drop"), &packed]).contains("is no bszfs mount"));
         assert!(bsz_fails([Path::new("warm"), &rig.path("none")]).contains("none"));

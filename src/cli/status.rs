@@ -1,32 +1,44 @@
 //! `bsz status`, `bsz cache` and `bsz warm`: what the daemons do, and having them do it.
 
 use super::progress::Bar;
-use super::report::{Output, bytes, printable, table};
+use super::report::{Output, bytes, printable, ratio, table};
 use super::{complain, for_each};
 use crate::error::{Context, Error, Result};
-use crate::mount::{self, Status};
+use crate::mount::{self, Space, Status};
+use crate::read::CacheStats;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::fs::File;
+use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Show the mounts and their figures
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz status               a line for each mount of yours; as root, of everybody
   bsz status /mnt/llama    this one, with all its figures
-  bsz status --json        all figures of all mounts for a program to read")]
+  bsz status --json        all figures of all mounts for a program to read
+  bsz status --watch       what they do now, every two seconds until ^C
+  bsz status --watch=10 --json    the same for a program: a line of JSON every ten seconds")]
 pub struct StatusArgs {
     /// Where they are mounted; all when absent
     mountpoints: Vec<PathBuf>,
+    /// Show rates, anew after so many seconds [default: 2]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = interval)]
+    watch: Option<Duration>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn interval(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.filter(|s| !s.is_zero()).ok_or_else(|| "is no number of seconds".into())
 }
 
 /// Manage what a mount keeps in memory
@@ -65,13 +77,15 @@ pub struct WarmArgs {
 
 /// `bsz status`
 pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
+    if let Some(interval) = args.watch {
+        return watch(args, interval);
+    }
     let named = !args.mountpoints.is_empty();
-    let mountpoints = if named { args.mountpoints.clone() } else { mount::mounts()? };
-    let mut all = Vec::new();
-    let outcome = for_each("status", &mountpoints, |mountpoint| {
-        all.push(mount::status(mountpoint)?);
-        Ok(())
-    });
+    let (asked, outcome) = ask(&args.mountpoints)?;
+    let mut all: Vec<_> = asked.iter().map(Described::new).collect();
+    for described in all.iter_mut().filter(|_| named) {
+        described.space = Some(mount::space(&described.status.mountpoint)?);
+    }
     let output = Output::new(args.json, quiet);
     if named {
         all.iter().flat_map(figures).for_each(|line| output.line(line));
@@ -82,11 +96,66 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
         let rows: Vec<_> = std::iter::once(head.to_vec()).chain(all.iter().map(row)).collect();
         table(&rows, &[3, 4, 5, 6]).into_iter().for_each(|line| output.line(line));
     }
-    output.finish(&all.iter().map(Described::new).collect::<Vec<_>>())?;
+    output.finish(&all)?;
     // Without a name, a mount of somebody else's is none of ours.
     match outcome {
         Err(e) if named || all.is_empty() => Err(e),
         _ => Ok(()),
+    }
+}
+
+/// The status of these mounts, or of all; and what went wrong with others.
+fn ask(mountpoints: &[PathBuf]) -> Result<(Vec<Status>, Result<()>)> {
+    let mountpoints = if mountpoints.is_empty() { mount::mounts()? } else { mountpoints.to_vec() };
+    let mut all = Vec::new();
+    let outcome = for_each("status", &mountpoints, |mountpoint| {
+        all.push(mount::status(mountpoint)?);
+        Ok(())
+    });
+    Ok((all, outcome))
+}
+
+/// Show what the mounts do, again and again, until a named one has gone or nobody reads it any more.
+fn watch(args: &StatusArgs, interval: Duration) -> Result<()> {
+    let (mut before, mut outcome) = ask(&args.mountpoints)?;
+    let mut asked = Instant::now();
+    let named = !args.mountpoints.is_empty();
+    let terminal = std::io::stdout().is_terminal();
+    let head = ["MOUNTPOINT", "SERVED", "DECODED", "READ", "HITS", "CACHE", "ERRORS"];
+    let mut head = Some(head.map(str::to_owned).to_vec());
+    loop {
+        match outcome {
+            Err(e) if named => return Err(e),
+            _ => thread::sleep(interval),
+        }
+        let (now, again) = ask(&args.mountpoints)?;
+        let seconds = asked.elapsed().as_secs_f64();
+        asked = Instant::now();
+        // The first look at a mount tells no rate.
+        let known = |status: &Status| {
+            let before =
+                before.iter().find(|b| (b.pid, &b.mountpoint) == (status.pid, &status.mountpoint))?;
+            Some(Rates::new(&before.cache, &status.cache, seconds))
+        };
+        let all: Vec<_> = now
+            .iter()
+            .filter_map(|status| Some(Described { rates: Some(known(status)?), ..Described::new(status) }))
+            .collect();
+        let mut out = std::io::stdout().lock();
+        let written = if args.json {
+            let line = serde_json::to_string(&all).map_err(std::io::Error::from).about("the report")?;
+            writeln!(out, "{line}")
+        } else {
+            let rows: Vec<_> = head.iter().cloned().chain(all.iter().map(rates_row)).collect();
+            let lines = table(&rows, &[1, 2, 3, 4, 5, 6]);
+            let clear = if terminal { "\x1b[H\x1b[J" } else { "" };
+            write!(out, "{clear}{}", lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+        };
+        written.and_then(|()| out.flush()).about("standard output")?;
+        if !terminal {
+            head = None;
+        }
+        (before, outcome) = (now, again);
     }
 }
 
@@ -96,19 +165,47 @@ struct Described<'a> {
     #[serde(flatten)]
     status: &'a Status,
     hit_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    space: Option<Space>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rates: Option<Rates>,
 }
 
 impl<'a> Described<'a> {
     fn new(status: &'a Status) -> Self {
-        Self { status, hit_ratio: hit_ratio(status) }
+        let c = &status.cache;
+        Self { status, hit_ratio: hit_ratio(c.hits + c.joined, c.misses), space: None, rates: None }
+    }
+}
+
+/// What a mount did between two looks at it; bytes are for each second.
+#[derive(Serialize)]
+struct Rates {
+    seconds: f64,
+    served_bytes: u64,
+    decoded_bytes: u64,
+    stored_bytes: u64,
+    hit_ratio: Option<f64>,
+}
+
+impl Rates {
+    fn new(before: &CacheStats, now: &CacheStats, seconds: f64) -> Self {
+        let since = |figure: fn(&CacheStats) -> u64| figure(now).saturating_sub(figure(before));
+        let rate = |figure| (since(figure) as f64 / seconds) as u64;
+        Self {
+            seconds,
+            served_bytes: rate(|c| c.served_bytes),
+            decoded_bytes: rate(|c| c.decoded_bytes),
+            stored_bytes: rate(|c| c.stored_bytes),
+            hit_ratio: hit_ratio(since(|c| c.hits + c.joined), since(|c| c.misses)),
+        }
     }
 }
 
 /// The part of chunks that were there, or on their way, when they were asked for.
-fn hit_ratio(status: &Status) -> Option<f64> {
-    let c = &status.cache;
-    let asked = c.hits + c.joined + c.misses;
-    (asked > 0).then(|| (c.hits + c.joined) as f64 / asked as f64)
+fn hit_ratio(there: u64, misses: u64) -> Option<f64> {
+    let asked = there + misses;
+    (asked > 0).then(|| there as f64 / asked as f64)
 }
 
 fn percent(ratio: Option<f64>) -> String {
@@ -126,27 +223,52 @@ fn uptime(status: &Status) -> String {
     }
 }
 
-fn row(status: &Status) -> Vec<String> {
+fn row(described: &Described) -> Vec<String> {
+    let status = described.status;
     let c = &status.cache;
     vec![
         printable(&status.mountpoint.to_string_lossy()).into_owned(),
         printable(&status.source.to_string_lossy()).into_owned(),
         uptime(status),
         bytes(c.served_bytes),
-        percent(hit_ratio(status)),
+        percent(described.hit_ratio),
         format!("{} of {}", bytes(c.held_bytes), bytes(c.capacity_bytes)),
         c.errors.to_string(),
     ]
 }
 
+/// A line of `--watch`.
+fn rates_row(described: &Described) -> Vec<String> {
+    let c = &described.status.cache;
+    let mut row = vec![printable(&described.status.mountpoint.to_string_lossy()).into_owned()];
+    if let Some(r) = &described.rates {
+        row.extend([r.served_bytes, r.decoded_bytes, r.stored_bytes].map(|b| format!("{}/s", bytes(b))));
+        row.push(percent(r.hit_ratio));
+    }
+    row.extend([bytes(c.held_bytes), c.errors.to_string()]);
+    row
+}
+
 /// All that is known of a mount.
-fn figures(status: &Status) -> Vec<String> {
+fn figures(described: &Described) -> Vec<String> {
+    let status = described.status;
     let c = &status.cache;
+    let space = described.space.unwrap_or_default();
     let path = |path: &Path| printable(&path.to_string_lossy()).into_owned();
     let rows = [
         ("mountpoint", path(&status.mountpoint)),
         ("source", path(&status.source)),
         ("process", format!("{}, bsz {}, for {}", status.pid, status.version, uptime(status))),
+        (
+            "space",
+            format!(
+                "{} in {} ({}), in {} archives",
+                bytes(space.original_bytes),
+                bytes(space.stored_bytes),
+                ratio(space.stored_bytes, space.original_bytes),
+                space.archives
+            ),
+        ),
         ("reads", format!("{} of {}, {} failed", c.reads, bytes(c.served_bytes), c.errors)),
         ("decoded", format!("{} from {} stored", bytes(c.decoded_bytes), bytes(c.stored_bytes))),
         (
@@ -169,7 +291,7 @@ fn figures(status: &Status) -> Vec<String> {
 }
 
 /// The time below which a part of the reads stayed, as far as the classes tell.
-fn latency(c: &crate::read::CacheStats, part: f64) -> String {
+fn latency(c: &CacheStats, part: f64) -> String {
     let mut left = (c.reads as f64 * part).ceil() as u64;
     let class = c.latencies.iter().position(|&n| {
         left = left.saturating_sub(n);

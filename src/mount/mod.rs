@@ -34,7 +34,7 @@ mod xattrs;
 
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
-pub use status::{Status, drop_cache, mounts, stale, status};
+pub use status::{Space, Status, drop_cache, mounts, space, stale, status};
 pub use unmount::{detach, find_helper as helper, unmount};
 
 use std::path::PathBuf;

@@ -1,10 +1,11 @@
 //! What a daemon says of itself, as an extended attribute of its mount's root, and how to ask.
 
 use super::unmount::canonical_mountpoint;
-use super::{FS_TYPE, mountinfo};
+use super::{FS_TYPE, mountinfo, xattrs};
 use crate::error::{Context, Error, Result};
 use crate::read::CacheStats;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -31,6 +32,41 @@ pub struct Status {
     pub since: u64,
     /// Its cache.
     pub cache: CacheStats,
+}
+
+/// What the archives of a mount save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Files shown from archives.
+    pub archives: u64,
+    /// Bytes of these files.
+    pub original_bytes: u64,
+    /// What the archives take on the disk, in bytes.
+    pub stored_bytes: u64,
+}
+
+/// What the archives below the root of the mount at `mountpoint` save, as `stat` tells of each of them.
+///
+/// # Errors
+/// Io, where a directory cannot be read.
+pub fn space(mountpoint: &Path) -> Result<Space> {
+    let mut space = Space::default();
+    let mut left = vec![mountpoint.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in dir.read_dir().about_path(&dir)? {
+            let entry = entry.about_path(&dir)?;
+            // What is gone meanwhile takes no space.
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                left.push(entry.path());
+            } else if meta.is_file() && xattrs::has_any(&entry.path()) {
+                space.archives += 1;
+                space.original_bytes += meta.len();
+                space.stored_bytes += meta.blocks() * 512;
+            }
+        }
+    }
+    Ok(space)
 }
 
 /// The mountpoints of all bszfs mounts that this process can see.

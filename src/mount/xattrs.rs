@@ -7,6 +7,7 @@ use crate::read::Archive;
 use rustix::io::{Errno, Result};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::path::Path;
 
 /// On files that are shown from archives.
 const OF_ARCHIVES: [&str; 4] = ["user.bsz.coding", "user.bsz.ratio", "user.bsz.sha256", "user.bsz.stored"];
@@ -19,6 +20,11 @@ pub(super) fn list(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
         _ => &[],
     };
     Ok(names.iter().flat_map(|name| name.bytes().chain([0])).collect())
+}
+
+/// Whether a file in a mount is shown from an archive, as anyone may ask.
+pub(super) fn has_any(path: &Path) -> bool {
+    rustix::fs::listxattr(path, &mut [0u8; 1 << 8]).is_ok_and(|len| len > 0)
 }
 
 /// Whether an inode may have an attribute of this name: nearly everything that is asked for is not ours.
