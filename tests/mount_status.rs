@@ -10,8 +10,9 @@ mod mounts;
 use models::Random;
 use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
 use safetensors::tensor::{Dtype, TensorView};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -177,6 +178,43 @@ fn watching_a_mount_tells_rates_until_it_has_gone() {
         for wrong in ["--watch=0", "--watch=-1", "--watch=x", "--watch=1e30"] {
             assert!(!run(Command::new(BSZ).args(["status", wrong])).status.success(), "{wrong}");
         }
+    });
+}
+
+#[test]
+fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let socket = rig.path("metrics");
+        // What a daemon that was killed has left.
+        drop(UnixListener::bind(&socket).expect("a socket"));
+        let flag = format!("--metrics=unix:{}", socket.display());
+        let mount = rig.mount(&packed, "view", &[&flag]);
+        std::fs::read(mount.path(files[0].0.to_str().expect("UTF-8"))).expect("read");
+        let ask = |request: &str| {
+            let mut stream = UnixStream::connect(&socket).expect("connected");
+            stream.write_all(request.as_bytes()).expect("asked");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("answered");
+            answer
+        };
+        let served = || {
+            let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+            let line = answer.lines().find(|l| l.starts_with("bszfs_served_bytes_total{")).expect("a line");
+            line.rsplit(' ').next().expect("a value").parse::<usize>().expect("a number")
+        };
+        wait_for("all to be counted", || served() >= files[0].1.len());
+        assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.0 404 "));
+        assert_eq!(ask(&"x".repeat(9 << 10)), "");
+        // Somebody else's address is not taken.
+        let other = rig.mkdir("other");
+        let refused = bsz_fails([Path::new("mount"), Path::new(&flag), &packed, &other]);
+        assert!(refused.contains("metrics: "), "{refused}");
+        bsz([Path::new("umount"), mount.root()]);
+        wait_for("the socket to be gone", || !socket.exists());
+        let open = run(Command::new(BSZ).args(["mount", "--metrics=0.0.0.0:1"]).arg(&packed).arg(&other));
+        assert!(!open.status.success());
     });
 }
 

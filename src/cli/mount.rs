@@ -5,9 +5,9 @@
 
 use super::logfile;
 use crate::error::{Context, Error, Result};
-use crate::mount::{self, MountOptions, Prefetch};
+use crate::mount::{self, MetricsAddress, MountOptions, Prefetch};
 use clap::Args;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::num::NonZeroUsize;
 use std::os::linux::net::SocketAddrExt;
@@ -31,6 +31,7 @@ const READY: &str = "bszfs is ready";
   bsz mount --cache-size 4GiB a/ view/   more memory for what is read again and again
   bsz mount --foreground a/ view/        for a service manager; ends at SIGTERM or ^C
   bsz mount --log bsz.log a/ view/       what the daemon has to say; SIGHUP opens the file anew
+  bsz mount --metrics 127.0.0.1:9420 a/ view/     figures for Prometheus; unix:PATH for a socket
   /srv/models /mnt/models bszfs allow_other,cache_size=4GiB,nofail 0 0    as a line of /etc/fstab")]
 pub struct MountArgs {
     /// A directory with archives in it, or one archive
@@ -60,7 +61,10 @@ pub struct MountArgs {
     /// background, when absent. SIGHUP opens it anew, as logrotate needs, and drops what the cache holds
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE, log=FILE; those that say what any
+    /// Answer Prometheus at /metrics of unix:PATH or 127.0.0.1:PORT, an address of this machine alone
+    #[arg(long, value_name = "ADDRESS", value_parser = metrics)]
+    metrics: Option<MetricsAddress>,
+    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE, log=FILE, metrics=ADDRESS; those that say what any
     /// mount of bszfs is anyway (ro, nosuid, nodev, ...) or are for others (nofail, x-...) change nothing
     #[arg(short = 'o', value_name = "OPTION,...", value_delimiter = ',')]
     options: Vec<String>,
@@ -100,6 +104,14 @@ fn prefetch(text: &str) -> std::result::Result<Prefetch, String> {
             .map(Prefetch::Layers)
             .map_err(|_| "neither off nor auto nor cuda nor a number of layers".into()),
     }
+}
+
+fn metrics(text: &str) -> std::result::Result<MetricsAddress, String> {
+    let absolute = |address| match address {
+        MetricsAddress::Unix(path) => Ok(MetricsAddress::Unix(std::path::absolute(&path).about_path(&path)?)),
+        loopback => Ok(loopback),
+    };
+    text.parse().and_then(absolute).map_err(|e| e.to_string())
 }
 
 /// Options of any mount that are true of ours anyway, or that others look at.
@@ -144,6 +156,7 @@ impl MountArgs {
             }
             ("prefetch", how) => self.prefetch = prefetch(how).map_err(wrong)?,
             ("gpu_memory", size) => self.gpu_memory = super::size::parse(size).map_err(wrong)?,
+            ("metrics", address) => self.metrics = Some(metrics(address).map_err(wrong)?),
             ("log", file) if !file.is_empty() => self.log = Some(file.into()),
             (name, _) if name.starts_with("x-") || name.starts_with("comment") => {}
             (name, "") if name.is_empty() || GENERAL.contains(&name) => {}
@@ -161,6 +174,7 @@ impl MountArgs {
             prefetch: self.prefetch,
             gpu_memory: self.gpu_memory,
             allow_other: self.allow_other,
+            metrics: self.metrics.clone(),
         }
     }
 }
@@ -235,6 +249,14 @@ pub(super) fn launch(o: &MountOptions, log: Option<&Path>) -> Result<()> {
         .arg(format!("--gpu-memory={}", o.gpu_memory))
         .args(o.allow_other.then_some("--allow-other"))
         .args(log_flags())
+        .args(o.metrics.iter().map(|address| match address {
+            MetricsAddress::Unix(path) => {
+                let mut flag = OsString::from("--metrics=unix:");
+                flag.push(path);
+                flag
+            }
+            MetricsAddress::Loopback(address) => format!("--metrics={address}").into(),
+        }))
         .args(log.iter().flat_map(|file| [OsStr::new("--log"), file.as_os_str()]))
         .arg("--")
         .arg(std::path::absolute(&o.source).about_path(&o.source)?)
@@ -322,6 +344,7 @@ pub fn helper(args: HelperArgs) -> Result<()> {
         gpu_memory: 256 << 20,
         allow_other: false,
         log: None,
+        metrics: None,
         options: Vec::new(),
         foreground: false,
         daemon: false,

@@ -6,7 +6,7 @@ use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
 use super::tree::Tree;
 use super::unmount::{self, Refused};
-use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, preflight};
+use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::read::{CacheOptions, ChunkCache};
@@ -54,6 +54,11 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
     };
+    let figures = {
+        let (status, cache) = (status.clone(), Arc::clone(&cache));
+        move || Status { cache: cache.stats(), ..status.clone() }
+    };
+    let _listening = o.metrics.as_ref().map(|address| metrics::listen(address, figures)).transpose()?;
     let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, status);
     let session = Session::new(file_system, &plan.mountpoint, &config(o, &plan.source))
         .map_err(mount_failed)

@@ -9,7 +9,7 @@
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
 //! | `ahead.rs`, `cuda.rs` | the layers that will be read next; a GPU that decodes them |
 //! | `fuse.rs` | the thin adapter to `fuser` |
-//! | `status.rs`, `xattrs.rs` | what a daemon and its files say of themselves |
+//! | `status.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves |
 //! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
 //! | `lifecycle.rs` | mount, say ready, serve, end |
 //! | `limits.rs` | how much memory and how many files there are to use |
@@ -23,6 +23,7 @@ mod handles;
 mod inodes;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod mountinfo;
 mod preflight;
 mod source;
@@ -34,6 +35,7 @@ mod xattrs;
 
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
+pub use metrics::MetricsAddress;
 pub use status::{Space, Status, drop_cache, mounts, space, stale, status};
 pub use unmount::{detach, find_helper as helper, unmount};
 
@@ -72,4 +74,6 @@ pub struct MountOptions {
     pub gpu_memory: u64,
     /// Whether users other than the one who mounts may use the mount.
     pub allow_other: bool,
+    /// Where Prometheus may ask for figures.
+    pub metrics: Option<MetricsAddress>,
 }

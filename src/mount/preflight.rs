@@ -146,6 +146,7 @@ mod tests {
             prefetch: crate::mount::Prefetch::Auto,
             gpu_memory: 0,
             allow_other: false,
+            metrics: None,
         };
         check(&o).err().map(|e| e.to_string()).unwrap_or_default()
     }
