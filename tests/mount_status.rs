@@ -270,7 +270,7 @@ fn status_shows_the_mounts_and_what_they_do() {
         assert!(said(&["status"]).contains("view"));
         let view = mount.root().to_str().expect("UTF-8");
         let figures = said(&["status", view]);
-        assert!(figures.contains("99 % below") && figures.contains("in 2 archives"), "{figures}");
+        assert!(figures.contains("99 % below") && figures.contains("archives: 2"), "{figures}");
         let json: serde_json::Value = serde_json::from_str(&said(&["status", "--json", view])).expect("JSON");
         let blocks = |(name, _): &(PathBuf, Vec<u8>)| {
             std::fs::metadata(packed.join(name).with_extension("bsz")).expect("stat").blocks()

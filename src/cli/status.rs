@@ -262,7 +262,7 @@ fn figures(described: &Described) -> Vec<String> {
         (
             "space",
             format!(
-                "{} in {} ({}), in {} archives",
+                "{} in {} ({}), archives: {}",
                 bytes(space.original_bytes),
                 bytes(space.stored_bytes),
                 ratio(space.stored_bytes, space.original_bytes),
