@@ -84,7 +84,8 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
     let (asked, outcome) = ask(&args.mountpoints)?;
     let mut all: Vec<_> = asked.iter().map(Described::new).collect();
     for described in all.iter_mut().filter(|_| named) {
-        described.space = Some(mount::space(&described.status.mountpoint)?);
+        // The figures are there even where the source cannot be read any more.
+        described.space = mount::space(&described.status.mountpoint).inspect_err(complain).ok();
     }
     let output = Output::new(args.json, quiet);
     if named {
@@ -253,22 +254,20 @@ fn rates_row(described: &Described) -> Vec<String> {
 fn figures(described: &Described) -> Vec<String> {
     let status = described.status;
     let c = &status.cache;
-    let space = described.space.unwrap_or_default();
+    let space = described.space.map_or_else(
+        || "cannot be told".to_owned(),
+        |s| {
+            let (original, stored) = (s.original_bytes, s.stored_bytes);
+            let percent = ratio(stored, original);
+            format!("{} in {} ({percent}), archives: {}", bytes(original), bytes(stored), s.archives)
+        },
+    );
     let path = |path: &Path| printable(&path.to_string_lossy()).into_owned();
     let rows = [
         ("mountpoint", path(&status.mountpoint)),
         ("source", path(&status.source)),
         ("process", format!("{}, bsz {}, for {}", status.pid, status.version, uptime(status))),
-        (
-            "space",
-            format!(
-                "{} in {} ({}), archives: {}",
-                bytes(space.original_bytes),
-                bytes(space.stored_bytes),
-                ratio(space.stored_bytes, space.original_bytes),
-                space.archives
-            ),
-        ),
+        ("space", space),
         ("reads", format!("{} of {}, {} failed", c.reads, bytes(c.served_bytes), c.errors)),
         ("decoded", format!("{} from {} stored", bytes(c.decoded_bytes), bytes(c.stored_bytes))),
         (
