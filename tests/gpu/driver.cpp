@@ -3,9 +3,7 @@
 //
 // BSZ_FAKE_LAUNCHES in the environment: after so many launches, all fail.
 
-#include "shim.h"
-
-#include "../../src/gpu/kernel.cu"
+#include "kernel.h"
 
 #include <functional>
 #include <map>
@@ -13,11 +11,7 @@
 #include <string>
 #include <vector>
 
-alignas(16) unsigned shared[64 << 8];
-
 enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, LAUNCH_FAILED = 719 };
-
-typedef void (*Kernel)(const Chunk*, const u8*, const u8*, u8*, u32*);
 
 struct Queue {
     std::vector<std::function<void()>> work;
@@ -59,20 +53,6 @@ static int release(std::map<uintptr_t, size_t>& memory, uintptr_t at) {
 static void do_all(Queue& s) {
     for (auto& one : s.work) one();
     s.work.clear();
-}
-
-struct Arguments {
-    Kernel kernel;
-    const Chunk* chunks;
-    const u8* stored;
-    const u8* models;
-    u8* out;
-    u32* statuses;
-};
-
-static void body(void* argument) {
-    const Arguments& a = *(const Arguments*)argument;
-    a.kernel(a.chunks, a.stored, a.models, a.out, a.statuses);
 }
 
 extern "C" {

@@ -5,9 +5,7 @@
 // memory. Then come chunks, what is stored, and models, as they are in a GPU's memory. The result is the output and a
 // status of four bytes for each chunk. What belongs to no chunk is poisoned, so that a sanitizer notices any use.
 
-#include "shim.h"
-
-#include "../../src/gpu/kernel.cu"
+#include "kernel.h"
 
 #include <sanitizer/asan_interface.h>
 #include <vector>
@@ -15,25 +13,9 @@
 // Bytes behind a payload that may be read, as in src/gpu/batch.rs.
 static const size_t SLACK = 272;
 
-alignas(16) unsigned shared[64 << 8];
-
 struct Launch {
     u64 width, first, blocks, shared_len;
 };
-
-struct Arguments {
-    void (*kernel)(const Chunk*, const u8*, const u8*, u8*, u32*);
-    const Chunk* chunks;
-    const u8* stored;
-    const u8* models;
-    u8* out;
-    u32* statuses;
-};
-
-static void body(void* argument) {
-    const Arguments& a = *(const Arguments*)argument;
-    a.kernel(a.chunks, a.stored, a.models, a.out, a.statuses);
-}
 
 static void launch(const Launch& l, Arguments a) {
     a.kernel = l.width == 0   ? bszfs_copy
