@@ -48,13 +48,18 @@ pub(super) struct BszFs {
     cache: Arc<ChunkCache>,
     prefetch: Prefetch,
     models: Arc<Models>,
-    /// What the daemon says of itself, apart from its figures.
-    status: Status,
+    /// What the daemon says of itself now.
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
     said: Arc<Said>,
 }
 
 impl BszFs {
-    pub fn new(tree: Tree, cache: Arc<ChunkCache>, prefetch: Prefetch, status: Status) -> Self {
+    pub fn new(
+        tree: Tree,
+        cache: Arc<ChunkCache>,
+        prefetch: Prefetch,
+        status: Arc<dyn Fn() -> Status + Send + Sync>,
+    ) -> Self {
         let (tree, models, said) = (Arc::new(tree), Arc::default(), Arc::default());
         Self { tree, cache, prefetch, models, status, said }
     }
@@ -245,8 +250,11 @@ impl Filesystem for BszFs {
             return reply.error(Errno::NO_XATTR);
         }
         if ino == INodeNo::ROOT {
-            let status = Status { cache: self.cache.stats(), ..self.status.clone() };
-            return reply_xattr(serde_json::to_vec(&status).map_err(|_| rustix::io::Errno::IO), size, reply);
+            return reply_xattr(
+                serde_json::to_vec(&(self.status)()).map_err(|_| rustix::io::Errno::IO),
+                size,
+                reply,
+            );
         }
         let (tree, name) = (self.tree.clone(), name.to_owned());
         self.cache.spawn(move || reply_xattr(xattrs::get(&tree, ino.0, &name), size, reply));

@@ -54,12 +54,14 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
     };
-    let figures = {
-        let (status, cache) = (status.clone(), Arc::clone(&cache));
-        move || Status { cache: cache.stats(), ..status.clone() }
+    let tell = {
+        let cache = Arc::clone(&cache);
+        Arc::new(move || Status { cache: cache.stats(), ..status.clone() })
     };
-    let _listening = o.metrics.as_ref().map(|address| metrics::listen(address, figures)).transpose()?;
-    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, status);
+    let asked = tell.clone();
+    let _listening =
+        o.metrics.as_ref().map(|address| metrics::listen(address, move || asked())).transpose()?;
+    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, tell);
     let session = Session::new(file_system, &plan.mountpoint, &config(o, &plan.source))
         .map_err(mount_failed)
         .about_path(&o.mountpoint)?;
