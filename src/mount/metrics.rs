@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a client may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -126,6 +126,7 @@ fn serve<S: Read + Write>(
 }
 
 fn answer(stream: &mut (impl Read + Write), status: &Status) -> io::Result<()> {
+    let begun = Instant::now();
     let mut request = Vec::new();
     let mut block = [0; 1 << 10];
     // Up to the empty line; nothing that is asked for has a body.
@@ -134,7 +135,7 @@ fn answer(stream: &mut (impl Read + Write), status: &Status) -> io::Result<()> {
             0 => return Ok(()),
             n => request.extend_from_slice(&block[..n]),
         }
-        if request.len() > LONGEST {
+        if request.len() > LONGEST || begun.elapsed() > PATIENCE {
             return Ok(());
         }
     }
