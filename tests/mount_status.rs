@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 /// Bytes of a layer's part in a shard: far more than the kernel reads on behind another.
 const PART: usize = 3_000_000;
 
-/// A model of eight layers in two shards, each with a part of each layer, as the names of tensors sort.
+/// A model of twelve layers in two shards, each with a part of each layer, as the names of tensors sort.
 fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
     let mut random = Random::new(1);

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 static FILE: Mutex<Option<(PathBuf, File)>> = Mutex::new(None);
 
 /// Open a log file at its end. One that is made is its user's alone, for paths are in it.
-pub(super) fn open(path: &Path) -> Result<File> {
+fn open(path: &Path) -> Result<File> {
     File::options().append(true).create(true).mode(0o600).open(path).about_path(path)
 }
 
