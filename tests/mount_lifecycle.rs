@@ -5,27 +5,16 @@
 mod models;
 #[path = "common/mounts.rs"]
 mod mounts;
+#[path = "common/users.rs"]
+mod users;
 
-use models::write_model;
-use mounts::{BSZ, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
-
-/// A directory with one archive, and the original's bytes.
-fn sample(rig: &Rig, name: &str) -> (PathBuf, Vec<u8>) {
-    let plain = rig.mkdir(&format!("{name}-plain"));
-    let model = write_model(&plain.join("model.safetensors"), 5, 600_000);
-    let packed = rig.path(name);
-    bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
-    (packed, model)
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
+use users::{as_nobody, ordinary_user, sample};
 
 #[test]
 fn mount_returns_when_the_view_can_be_used_and_umount_when_it_is_gone() {
@@ -284,36 +273,6 @@ fn wrong_usage_exits_2() {
     }
 }
 
-/// Run as the user nobody, with whom root tests what ordinary users can do.
-fn as_nobody(program: &Path, args: &[&Path]) -> std::process::Output {
-    run(Command::new("runuser").args(["-u", "nobody", "--"]).arg(program).args(args))
-}
-
-/// The program and an empty directory of nobody's, both where nobody can reach them, if this machine has what
-/// an ordinary user needs to mount.
-fn ordinary_user(rig: &Rig) -> Option<(PathBuf, PathBuf)> {
-    let lacks = |what: &str| {
-        eprintln!("skipped: {what}");
-        None
-    };
-    if !is_root() {
-        return lacks("only root can become another user");
-    }
-    if !as_nobody(Path::new("true"), &[]).status.success() {
-        return lacks("no runuser, or no user nobody");
-    }
-    fs::set_permissions(rig.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-    let program = rig.path("bsz");
-    fs::copy(BSZ, &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    if !as_nobody(&program, &[Path::new("--help")]).status.success() {
-        return lacks("nobody cannot reach the temporary directory");
-    }
-    let view = rig.mkdir("users-view");
-    chown(&view, Some(65534), None).unwrap();
-    Some((program, view))
-}
-
 #[test]
 fn an_ordinary_user_mounts_and_unmounts() {
     mount_test(|rig| {
@@ -352,46 +311,5 @@ fn other_users_are_let_in_only_when_asked() {
         fs::set_permissions(&source, fs::Permissions::from_mode(0o700)).unwrap();
         let denied = || !read(&open.path("model.safetensors")).status.success();
         wait_for("the mode to be seen", denied);
-    });
-}
-
-#[test]
-fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
-    mount_test(|rig| {
-        let (source, _) = sample(rig, "source");
-        let archive = source.join("model.bsz");
-        let damaged = File::options().write(true).open(&archive).unwrap();
-        damaged.write_all_at(&[0xff; 64], damaged.metadata().unwrap().len() / 2).unwrap();
-        // A daemon says what is wrong with an archive once.
-        fs::copy(&archive, source.join("other.bsz")).unwrap();
-        let (view, log) = (rig.mkdir("view"), rig.path("bsz.log"));
-        let option = format!("log={}", log.display());
-        bsz([Path::new("mount"), Path::new("-o"), Path::new(&option), &source, &view]);
-        assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
-        let says = |archive| fs::read_to_string(&log).unwrap().contains(archive);
-        assert!(fs::read(view.join("model.safetensors")).is_err());
-        wait_for("the damage in the log", || says("model.bsz"));
-
-        fs::rename(&log, rig.path("bsz.log.1")).unwrap();
-        bsz([Path::new("cache"), Path::new("drop"), &view]);
-        wait_for("the log to be there anew", || log.exists());
-        assert!(fs::read(view.join("other.safetensors")).is_err());
-        wait_for("the damage in the new log", || says("other.bsz"));
-        assert!(!says("model.bsz"));
-        bsz([Path::new("umount"), &view]);
-    });
-}
-
-#[test]
-fn a_log_that_cannot_be_opened_is_said_before_anything_is_mounted() {
-    mount_test(|rig| {
-        let (source, _) = sample(rig, "source");
-        let (view, log) = (rig.mkdir("view"), rig.path("absent/bsz.log"));
-        for foreground in [None, Some("--foreground")] {
-            let mut args = vec![Path::new("mount"), Path::new("--log"), &log, &source, &view];
-            args.extend(foreground.map(Path::new));
-            assert!(bsz_fails(args).contains("absent/bsz.log: "));
-            assert_eq!(mount_line(&view), None);
-        }
     });
 }

@@ -1,14 +1,28 @@
-//! Where the log goes: standard error, or a file that can be opened anew after it was rotated.
+//! Where the log goes: standard error, a file that can be opened anew after it was rotated, or the system's log.
 
 use crate::error::{Context, Result};
+use log::{Level, Log, Metadata, Record};
+use nix::syslog::{Facility, LogFlags, Priority, Severity, openlog, syslog};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The log file and its path; standard error while there is none.
-static FILE: Mutex<Option<(PathBuf, File)>> = Mutex::new(None);
+enum Sink {
+    Stderr,
+    /// With its path.
+    File(PathBuf, File),
+    /// syslog(3), which journald listens to as well.
+    System,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
+
+fn sink() -> MutexGuard<'static, Sink> {
+    // It is whole whatever panicked, being replaced as a whole.
+    SINK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Open a log file at its end. One that is made is its user's alone, for paths are in it.
 fn open(path: &Path) -> Result<File> {
@@ -17,15 +31,22 @@ fn open(path: &Path) -> Result<File> {
 
 /// Log to the file at `path`, an absolute one, from now on.
 pub(super) fn redirect(path: &Path) -> Result<()> {
-    *file() = Some((path.to_owned(), open(path)?));
+    *sink() = Sink::File(path.to_owned(), open(path)?);
     Ok(())
+}
+
+/// Log to the system's log from now on.
+pub(super) fn use_the_systems() {
+    // It fails for names with a zero in them only.
+    let _ = openlog(Some(c"bsz"), LogFlags::LOG_PID, Facility::LOG_DAEMON);
+    *sink() = Sink::System;
 }
 
 /// Open the log file anew, for the one that is open may have been renamed.
 pub(super) fn reopen() {
-    let outcome = match &mut *file() {
-        Some((path, file)) => open(path).map(|anew| *file = anew),
-        None => Ok(()),
+    let outcome = match &mut *sink() {
+        Sink::File(path, file) => open(path).map(|anew| *file = anew),
+        Sink::Stderr | Sink::System => Ok(()),
     };
     // Not while the file is locked, since this goes to the file.
     if let Err(e) = outcome {
@@ -33,24 +54,61 @@ pub(super) fn reopen() {
     }
 }
 
-fn file() -> MutexGuard<'static, Option<(PathBuf, File)>> {
-    // It is whole whatever panicked, being replaced as a whole.
-    FILE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Have `lines`, which writes to [`Lines`], log what is not for the system's log.
+pub(super) fn start(lines: env_logger::Logger) {
+    log::set_max_level(lines.filter());
+    // There is none before.
+    let _ = log::set_boxed_logger(Box::new(Logger { lines }));
 }
 
-/// What the logger writes to.
-pub(super) struct Log;
+struct Logger {
+    lines: env_logger::Logger,
+}
 
-impl Write for Log {
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        self.lines.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        if !matches!(*sink(), Sink::System) {
+            return self.lines.log(record);
+        }
+        if self.lines.matches(record) {
+            // Names of files are in it, and may have anything in them.
+            let message = record.args().to_string().replace(char::is_control, "?");
+            // There is nowhere left to say that it cannot be said.
+            let _ = syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &message);
+        }
+    }
+
+    fn flush(&self) {
+        self.lines.flush();
+    }
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::Error => Severity::LOG_ERR,
+        Level::Warn => Severity::LOG_WARNING,
+        Level::Info => Severity::LOG_INFO,
+        Level::Debug | Level::Trace => Severity::LOG_DEBUG,
+    }
+}
+
+/// What lines are written to.
+pub(super) struct Lines;
+
+impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match &mut *file() {
-            Some((_, file)) => file.write(line),
-            None => io::stderr().write(line),
+        match &mut *sink() {
+            Sink::File(_, file) => file.write(line),
+            Sink::Stderr | Sink::System => io::stderr().write(line),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Neither of them holds anything back.
+        // None of them holds anything back.
         Ok(())
     }
 }

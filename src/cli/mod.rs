@@ -132,13 +132,13 @@ fn start_log(verbose: u8, quiet: bool) {
         _ => log::LevelFilter::Trace,
     };
     let mut log = env_logger::Builder::new();
-    log.filter_level(level).target(env_logger::Target::Pipe(Box::new(logfile::Log)));
+    log.filter_level(level).target(env_logger::Target::Pipe(Box::new(logfile::Lines)));
     for variable in ["RUST_LOG", "BSZ_LOG"] {
         if let Ok(filters) = std::env::var(variable) {
             log.parse_filters(&filters);
         }
     }
-    log.init();
+    logfile::start(log.build());
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use clap::Args;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::num::NonZeroUsize;
+use std::os::fd::RawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -32,13 +33,15 @@ const READY: &str = "bszfs is ready";
   bsz mount --foreground a/ view/        for a service manager; ends at SIGTERM or ^C
   bsz mount --log bsz.log a/ view/       what the daemon has to say; SIGHUP opens the file anew
   bsz mount --metrics 127.0.0.1:9420 a/ view/     figures for Prometheus; unix:PATH for a socket
+  bsz mount --auto-unmount a/ view/      nothing is left at view/, even where the daemon is killed
   /srv/models /mnt/models bszfs allow_other,cache_size=4GiB,nofail 0 0    as a line of /etc/fstab")]
 pub struct MountArgs {
     /// A directory with archives in it, or one archive
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// An existing directory, outside SRC
-    mountpoint: PathBuf,
+    /// An existing directory, outside SRC; /dev/fd/N is the same as --fuse-fd N
+    #[arg(required_unless_present = "fuse_fd", conflicts_with = "fuse_fd")]
+    mountpoint: Option<PathBuf>,
     /// Memory for decoded data: bytes, or with a unit as in 512M or 2GiB [default: 1GiB, or an eighth of the
     /// memory where that is less]
     #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
@@ -57,15 +60,23 @@ pub struct MountArgs {
     /// Let other users use the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Append the log to FILE, which is made with mode 0600; standard error, in the foreground, and nowhere, in the
-    /// background, when absent. SIGHUP opens it anew, as logrotate needs, and drops what the cache holds
+    /// End the mount when its daemon dies, however it dies: a second process waits for that, and detaches it
+    #[arg(long)]
+    auto_unmount: bool,
+    /// Serve what is mounted already, by who has opened /dev/fuse as descriptor N, called mount(2) with fd=N and left it
+    /// open for us: in a container without the right to mount. Who mounted it unmounts it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    fuse_fd: Option<RawFd>,
+    /// Append the log to FILE, which is made with mode 0600; when absent it goes to standard error in the foreground, and
+    /// to the system's log in the background. SIGHUP opens it anew, as logrotate needs, and drops what the cache holds
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     /// Answer Prometheus at /metrics of unix:PATH or 127.0.0.1:PORT, an address of this machine alone
     #[arg(long, value_name = "ADDRESS", value_parser = metrics)]
     metrics: Option<MetricsAddress>,
-    /// Options as in /etc/fstab: allow_other, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda, gpu_memory=SIZE, log=FILE, metrics=ADDRESS; those that say what any
-    /// mount of bszfs is anyway (ro, nosuid, nodev, ...) or are for others (nofail, x-...) change nothing
+    /// Options as in /etc/fstab: allow_other, auto_unmount, cache_size=SIZE, threads=N, prefetch=off|auto|N|cuda,
+    /// gpu_memory=SIZE, log=FILE, metrics=ADDRESS; those that say what any mount of bszfs is anyway (ro, nosuid, nodev,
+    /// ...) or are for others (nofail, x-...) change nothing
     #[arg(short = 'o', value_name = "OPTION,...", value_delimiter = ',')]
     options: Vec<String>,
     /// Stay in the foreground
@@ -92,6 +103,10 @@ pub struct UmountArgs {
     /// Detach a mount that is in use: who has files open keeps them
     #[arg(short, long)]
     lazy: bool,
+    /// Wait until the standard input ends, which a daemon holds; then detach its mount, should it have died. What
+    /// `bsz mount --auto-unmount` starts
+    #[arg(long, hide = true, requires = "mountpoint", conflicts_with_all = ["stale", "lazy"])]
+    orphaned: bool,
 }
 
 fn prefetch(text: &str) -> std::result::Result<Prefetch, String> {
@@ -150,6 +165,7 @@ impl MountArgs {
         let wrong = |why: String| Error::invalid(why).about(format_args!("-o {option}"));
         match option.split_once('=').unwrap_or((option, "")) {
             ("allow_other", "") => self.allow_other = true,
+            ("auto_unmount", "") => self.auto_unmount = true,
             ("cache_size", size) => self.cache_size = Some(super::size::parse(size).map_err(wrong)?),
             ("threads", n) => {
                 self.threads = Some(n.parse().map_err(|_| wrong("not a number of threads".into()))?);
@@ -166,9 +182,10 @@ impl MountArgs {
     }
 
     fn options(&self) -> MountOptions {
+        let descriptor = || self.fuse_fd.map(|n| format!("/dev/fd/{n}").into());
         MountOptions {
             source: self.source.clone(),
-            mountpoint: self.mountpoint.clone(),
+            mountpoint: self.mountpoint.clone().or_else(descriptor).unwrap_or_default(),
             cache_bytes: self.cache_size.unwrap_or_else(mount::default_cache_bytes),
             threads: self.threads.map_or_else(mount::default_threads, usize::from),
             prefetch: self.prefetch,
@@ -185,28 +202,53 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         args.apply(&option)?;
     }
     let options = args.options();
+    if args.auto_unmount && options.mountpoint.starts_with("/dev/fd") {
+        return Err(Error::invalid("who mounted the descriptor unmounts it").about("--auto-unmount"));
+    }
     let log = args.log.map(|file| std::path::absolute(&file).about_path(&file)).transpose()?;
     if let Some(file) = log.as_ref().filter(|_| args.daemon || args.foreground) {
         logfile::redirect(file)?;
     }
+    let guard = || {
+        if args.auto_unmount
+            && let Err(e) = start_guard(&options.mountpoint)
+        {
+            log::warn!("--auto-unmount: a killed daemon will leave its mount: {e}");
+        }
+    };
     if args.daemon {
         // Away from the terminal, its signals, and the directory in which the user happened to be.
         rustix::process::setsid().about("setsid")?;
+        // Where standard error leads, nobody reads it once the mount is ready.
+        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
         let ready = || {
+            guard();
+            if log.is_none() {
+                logfile::use_the_systems();
+            }
             // If nobody reads it any more, the mount is there all the same.
             let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
         };
         return mount::run(&options, ready, logfile::reopen);
     }
     if args.foreground {
-        return mount::run(&options, tell_manager, logfile::reopen);
+        let ready = || {
+            guard();
+            tell_manager();
+        };
+        return mount::run(&options, ready, logfile::reopen);
     }
-    launch(&options, log.as_deref())
+    launch(&options, log.as_deref(), args.auto_unmount)
 }
 
 /// `bsz umount`
 pub fn umount(args: UmountArgs) -> Result<()> {
     match args.mountpoint {
+        Some(mountpoint) if args.orphaned => {
+            // Whatever comes, and whatever goes wrong: it is over when nothing comes any more.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            mount::clear_orphan(&mountpoint)
+        }
         below if args.stale => super::for_each("umount", &mount::stale(below.as_deref())?, |mountpoint| {
             mount::detach(mountpoint)
         }),
@@ -214,6 +256,24 @@ pub fn umount(args: UmountArgs) -> Result<()> {
         Some(mountpoint) => mount::unmount(&mountpoint),
         None => Ok(()),
     }
+}
+
+/// Have another process, which ends after this one, see to the mount that this one may leave.
+fn start_guard(mountpoint: &Path) -> Result<()> {
+    let mut guard = Command::new(std::env::current_exe().about("this program")?)
+        .arg0("bsz")
+        .args(["umount", "--orphaned", "--"])
+        .arg(std::path::absolute(mountpoint).about_path(mountpoint)?)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        // A terminal's ^C is for us alone.
+        .process_group(0)
+        .spawn()
+        .about("the guard")?;
+    // Our end of the pipe stays open as long as we live.
+    std::mem::forget(guard.stdin.take());
+    Ok(())
 }
 
 /// Tell a service manager that waits for it that the mount can be used: sd_notify(3).
@@ -232,7 +292,7 @@ fn tell_manager() {
 }
 
 /// Mount in a daemon, which logs to the file at the absolute path `log`, and return when the mount can be used.
-pub(super) fn launch(o: &MountOptions, log: Option<&Path>) -> Result<()> {
+pub(super) fn launch(o: &MountOptions, log: Option<&Path>, auto_unmount: bool) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
     let mut command = Command::new(std::env::current_exe().about("this program")?);
     command
@@ -248,6 +308,7 @@ pub(super) fn launch(o: &MountOptions, log: Option<&Path>) -> Result<()> {
         })
         .arg(format!("--gpu-memory={}", o.gpu_memory))
         .args(o.allow_other.then_some("--allow-other"))
+        .args(auto_unmount.then_some("--auto-unmount"))
         .args(log_flags())
         .args(o.metrics.iter().map(|address| match address {
             MetricsAddress::Unix(path) => {
@@ -337,12 +398,14 @@ pub struct HelperArgs {
 pub fn helper(args: HelperArgs) -> Result<()> {
     let mut mount_args = MountArgs {
         source: args.source,
-        mountpoint: args.mountpoint,
+        mountpoint: Some(args.mountpoint),
         cache_size: None,
         threads: None,
         prefetch: Prefetch::Auto,
         gpu_memory: 256 << 20,
         allow_other: false,
+        auto_unmount: false,
+        fuse_fd: None,
         log: None,
         metrics: None,
         options: Vec::new(),

@@ -64,6 +64,11 @@ impl BszFs {
         Self { tree, cache, prefetch, models, status, said }
     }
 
+    /// What its readers' errors are kept in, to say each once.
+    pub fn said(&self) -> Arc<Said> {
+        self.said.clone()
+    }
+
     /// Learn which model an open archive is a shard of, on another thread; at its first read.
     fn look_for_model(&self, opened: &Arc<Opened>) {
         let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
@@ -361,7 +366,7 @@ fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.
-struct Said(Mutex<LruCache<String, ()>>);
+pub(super) struct Said(Mutex<LruCache<String, ()>>);
 
 impl Default for Said {
     fn default() -> Self {
@@ -370,6 +375,11 @@ impl Default for Said {
 }
 
 impl Said {
+    /// Say all of them again.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn say(&self, message: String) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if said.get(&message).is_none() {

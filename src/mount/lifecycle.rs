@@ -6,7 +6,7 @@ use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
 use super::tree::Tree;
 use super::unmount::{self, Refused};
-use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
+use super::{FS_TYPE, MountOptions, Prefetch, Status, handed, limits, metrics, preflight};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::read::{CacheOptions, ChunkCache};
@@ -29,10 +29,11 @@ const SESSION_CHECK: Duration = Duration::from_millis(1);
 const START_WITHIN: Duration = Duration::from_secs(1);
 
 /// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM or SIGINT ends it.
-/// SIGHUP empties the cache, and calls `hangup`.
+/// SIGHUP empties the cache, and calls `hangup`; what was said of errors is said again where they show again.
 ///
 /// At a signal a mount in use is detached, and served until its last file is closed; a second signal ends the
-/// process at once. The process's handling of these signals is changed for good.
+/// process at once. What somebody else has mounted ends with the process, at the first. The process's handling of these
+/// signals is changed for good.
 pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 'static) -> Result<()> {
     let plan = preflight::check(o)?;
     limits::raise_open_files();
@@ -62,11 +63,23 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
     let _listening =
         o.metrics.as_ref().map(|address| metrics::listen(address, move || asked())).transpose()?;
     let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, tell);
-    let session = Session::new(file_system, &plan.mountpoint, &config(o, &plan.source))
-        .map_err(mount_failed)
-        .about_path(&o.mountpoint)?;
+    let said = file_system.said();
+    let hangup = move || {
+        hangup();
+        said.clear();
+    };
+    let mut config = config(o, &plan.source);
+    let session = match plan.fuse {
+        Some(fuse) => {
+            config.clone_fd = handed::can_open_more();
+            // Who mounted it has said whom the kernel lets in.
+            Session::from_fd(file_system, fuse, SessionACL::All, config)
+        }
+        None => Session::new(file_system, &plan.mountpoint, &config),
+    };
+    let session = session.map_err(mount_failed).about_path(&o.mountpoint)?;
     let serving = serve(session).about_path(&o.mountpoint)?;
-    // None if it was unmounted, or detached, already.
+    // None if it was unmounted, or detached, already; and if it is somebody else's.
     let mount = mountinfo::topmost_at(&plan.mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
     let ended = match threads_run(&serving) {
         true => {
@@ -135,6 +148,9 @@ fn fs_name(source: &Path) -> String {
 fn mount_failed(e: io::Error) -> Error {
     let why = e.to_string();
     match why.trim() {
+        _ if e.raw_os_error() == Some(libc::EPERM) => Error::invalid(format!(
+            "{e}: only root may mount; a descriptor must be mounted before it is handed over"
+        )),
         "" => Error::invalid("could not be mounted"),
         // The helper's own message, which says enough.
         why => Error::invalid(why.trim_start_matches("fusermount3: ")),
@@ -207,8 +223,9 @@ fn on_signals(
             cache.clear();
         }
         log::info!("a signal ends the mount");
+        let Some(mount) = mount else { std::process::exit(0) };
         // On another thread, for unmounting may take its time and a second signal must be heard.
-        let ending = thread::Builder::new().spawn(move || mount.iter().for_each(end));
+        let ending = thread::Builder::new().spawn(move || end(&mount));
         if ending.is_ok() {
             received.find(|&signal| signal != SIGHUP);
         }

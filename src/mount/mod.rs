@@ -11,6 +11,7 @@
 //! | `fuse.rs` | the thin adapter to `fuser` |
 //! | `status.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves |
 //! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
+//! | `handed.rs` | a `/dev/fuse` that somebody else has mounted |
 //! | `lifecycle.rs` | mount, say ready, serve, end |
 //! | `limits.rs` | how much memory and how many files there are to use |
 
@@ -19,6 +20,7 @@ mod attr;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod fuse;
+mod handed;
 mod handles;
 mod inodes;
 mod lifecycle;
@@ -36,7 +38,7 @@ mod xattrs;
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
-pub use status::{Space, Status, drop_cache, mounts, space, stale, status};
+pub use status::{Space, Status, clear_orphan, drop_cache, mounts, space, stale, status};
 pub use unmount::{detach, find_helper as helper, unmount};
 
 use std::path::PathBuf;
@@ -62,7 +64,8 @@ pub enum Prefetch {
 pub struct MountOptions {
     /// A directory, or one archive.
     pub source: PathBuf,
-    /// An existing directory outside the source.
+    /// An existing directory outside the source; or `/dev/fd/N` for the open `/dev/fuse` with the number N, which is
+    /// mounted already, by somebody who also unmounts it.
     pub mountpoint: PathBuf,
     /// Bound of the cache of decoded chunks, in bytes.
     pub cache_bytes: u64,

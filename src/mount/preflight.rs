@@ -1,5 +1,6 @@
 //! The checks before mounting: each failure says what to do about it.
 
+use super::handed;
 use super::source::Source;
 use super::unmount::{canonical_mountpoint, find_helper};
 use super::view::View;
@@ -9,6 +10,7 @@ use crate::read;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// A mount that can be tried.
@@ -16,31 +18,42 @@ pub(super) struct Plan {
     /// The source as it was found, for the mount table.
     pub source: PathBuf,
     pub mountpoint: PathBuf,
+    /// What is mounted there already, by somebody else.
+    pub fuse: Option<OwnedFd>,
     pub view: View,
 }
 
 /// Check what is asked for, and open the source.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     let (source, metadata) = existing(&o.source)?;
-    let mountpoint = check_mountpoint(&o.mountpoint)?;
     let (directory, only) = split_source(&source, &metadata)?;
-    if mountpoint == directory && only.is_none() {
-        return Err(
-            Error::invalid("is the source itself: mount on another directory").about(o.mountpoint.display())
-        );
+    let fuse = match handed::number(&o.mountpoint) {
+        Some(fd) => Some(handed::take(fd).about_path(&o.mountpoint)?),
+        None => None,
+    };
+    let mountpoint = match fuse {
+        Some(_) => o.mountpoint.clone(),
+        None => check_place(&o.mountpoint, &source, &directory, only.is_none())?,
+    };
+    let view = View::new(Source::open(&directory).about_path(&o.source)?, only);
+    Ok(Plan { source, mountpoint, fuse, view })
+}
+
+/// Whether `source`, of which all of `directory` is shown or one file, can be mounted at `path`; and its canonical form.
+fn check_place(path: &Path, source: &Path, directory: &Path, all: bool) -> Result<PathBuf> {
+    let mountpoint = check_mountpoint(path)?;
+    if mountpoint == directory && all {
+        return Err(Error::invalid("is the source itself: mount on another directory").about(path.display()));
     }
     if source.starts_with(&mountpoint) {
-        return Err(
-            Error::invalid("has the source inside: the mount would hide it").about(o.mountpoint.display())
-        );
+        return Err(Error::invalid("has the source inside: the mount would hide it").about(path.display()));
     }
-    if only.is_none() && mountpoint.starts_with(&directory) {
+    if all && mountpoint.starts_with(directory) {
         return Err(Error::invalid("is inside the source, and would show itself: mount elsewhere")
-            .about(o.mountpoint.display()));
+            .about(path.display()));
     }
     check_fuse()?;
-    let view = View::new(Source::open(&directory).about_path(&o.source)?, only);
-    Ok(Plan { source, mountpoint, view })
+    Ok(mountpoint)
 }
 
 fn existing(path: &Path) -> Result<(PathBuf, Metadata)> {

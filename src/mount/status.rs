@@ -1,7 +1,7 @@
 //! What a daemon says of itself, as an extended attribute of its mount's root, and how to ask.
 
 use super::unmount::canonical_mountpoint;
-use super::{FS_TYPE, mountinfo, xattrs};
+use super::{FS_TYPE, detach, handed, mountinfo, xattrs};
 use crate::error::{Context, Error, Result};
 use crate::read::CacheStats;
 use serde::{Deserialize, Serialize};
@@ -9,13 +9,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The attribute, on the root of every mount; its value is JSON.
 pub(super) const ATTRIBUTE: &str = "user.bsz.status";
 
 /// How long a daemon may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long after a daemon's end its mount is looked at, and how often: the kernel closes its files one by one.
+const DEAD_WITHIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A mount, as its daemon describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,6 +95,22 @@ pub fn stale(below: Option<&Path>) -> Result<Vec<PathBuf>> {
     Ok(dead)
 }
 
+/// Detach the mount at `mountpoint` if its daemon is found dead within a second; a live one, and none, are left alone.
+///
+/// # Errors
+/// As [`stale`], and where the mount cannot be detached.
+pub fn clear_orphan(mountpoint: &Path) -> Result<()> {
+    let mountpoint = canonical_mountpoint(mountpoint)?;
+    let started = Instant::now();
+    while mounts()?.contains(&mountpoint) && started.elapsed() < DEAD_WITHIN {
+        if stale(Some(&mountpoint))?.contains(&mountpoint) {
+            return detach(&mountpoint);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
 /// Ask the daemon of the mount at `mountpoint`.
 ///
 /// # Errors
@@ -118,10 +138,14 @@ pub fn status(mountpoint: &Path) -> Result<Status> {
         }
         other => other.about_path(mountpoint)?,
     };
-    let status = serde_json::from_slice(&value);
-    status.map_err(|e| {
+    let mut status: Status = serde_json::from_slice(&value).map_err(|e| {
         Error::invalid(format!("its daemon answers in another way ({e})")).about(mountpoint.display())
-    })
+    })?;
+    if handed::number(&status.mountpoint).is_some() {
+        // It cannot know where somebody else has mounted it.
+        status.mountpoint = canonical_mountpoint(mountpoint)?;
+    }
+    Ok(status)
 }
 
 /// Have the daemon of the mount at `mountpoint` drop what its cache holds.

@@ -1,0 +1,72 @@
+//! A `/dev/fuse` that who may mount has opened, mounted, and handed to us: `/dev/fd/N` in place of a mountpoint, as
+//! libfuse has it (mount.fuse3(8)).
+
+use crate::error::{Context, Error, Result};
+use rustix::io::{FdFlags, fcntl_setfd};
+use std::fs::Metadata;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The device number of `/dev/fuse`, the same everywhere (Documentation/admin-guide/devices.txt of Linux).
+const FUSE: (u32, u32) = (10, 229);
+
+/// The number of the descriptor which `mountpoint` stands for, if it is `/dev/fd/N`.
+pub(super) fn number(mountpoint: &Path) -> Option<RawFd> {
+    mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?.parse().ok().filter(|&fd| fd >= 0)
+}
+
+/// Take over the descriptor `fd`, which must be an open `/dev/fuse`. It can be done once.
+#[allow(unsafe_code, reason = "a number becomes a descriptor")]
+pub(super) fn take(fd: RawFd) -> Result<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let handed = std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|meta| is_fuse(&meta));
+    if !handed || TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(Error::invalid(
+            "is not an open /dev/fuse: open that, mount(2) with its number, and leave it open for bsz",
+        ));
+    }
+    // SAFETY: it is open. It is a `/dev/fuse`, of which this process has opened none itself before it has a session,
+    // so that nothing else here owns it; and `TAKEN` says that it was not given away before.
+    let fuse = unsafe { OwnedFd::from_raw_fd(fd) };
+    // A program that we start would keep the mount alive.
+    fcntl_setfd(&fuse, FdFlags::CLOEXEC).about("fcntl")?;
+    Ok(fuse)
+}
+
+/// Whether the session's threads can have a `/dev/fuse` of their own each.
+pub(super) fn can_open_more() -> bool {
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    device.and_then(|device| device.metadata()).is_ok_and(|meta| is_fuse(&meta))
+}
+
+fn is_fuse(meta: &Metadata) -> bool {
+    let device = meta.rdev();
+    meta.file_type().is_char_device() && (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn only_a_descriptor_is_one() {
+        for (path, fd) in [("/dev/fd/3", Some(3)), ("/dev/fd/17/", Some(17)), ("/dev/fd", None)] {
+            assert_eq!(number(Path::new(path)), fd, "{path}");
+        }
+        for path in ["/dev/fd/-1", "/dev/fd/x", "/dev/fd/3/x", "dev/fd/3", "/dev/fd/99999999999"] {
+            assert_eq!(number(Path::new(path)), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn other_files_are_not_taken() {
+        let null = std::fs::File::open("/dev/null").expect("/dev/null");
+        for fd in [null.as_raw_fd(), 9999] {
+            let refused = take(fd).expect_err("no /dev/fuse").to_string();
+            assert!(refused.starts_with("is not an open /dev/fuse"), "{refused}");
+        }
+    }
+}

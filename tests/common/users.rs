@@ -1,0 +1,53 @@
+//! A sample to mount, and ordinary users who mount it, as far as root can play them.
+
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+use crate::models::write_model;
+use crate::mounts::{BSZ, Rig, bsz, run};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A directory with one archive, and the original's bytes.
+pub fn sample(rig: &Rig, name: &str) -> (PathBuf, Vec<u8>) {
+    let plain = rig.mkdir(&format!("{name}-plain"));
+    let model = write_model(&plain.join("model.safetensors"), 5, 600_000);
+    let packed = rig.path(name);
+    bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
+    (packed, model)
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Run as the user nobody, with whom root tests what ordinary users can do.
+pub fn as_nobody(program: &Path, args: &[&Path]) -> std::process::Output {
+    run(Command::new("runuser").args(["-u", "nobody", "--"]).arg(program).args(args))
+}
+
+/// The program and an empty directory of nobody's, both where nobody can reach them, if this machine has what
+/// an ordinary user needs to mount.
+pub fn ordinary_user(rig: &Rig) -> Option<(PathBuf, PathBuf)> {
+    let lacks = |what: &str| {
+        eprintln!("skipped: {what}");
+        None
+    };
+    if !is_root() {
+        return lacks("only root can become another user");
+    }
+    if !as_nobody(Path::new("true"), &[]).status.success() {
+        return lacks("no runuser, or no user nobody");
+    }
+    fs::set_permissions(rig.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = rig.path("bsz");
+    fs::copy(BSZ, &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    if !as_nobody(&program, &[Path::new("--help")]).status.success() {
+        return lacks("nobody cannot reach the temporary directory");
+    }
+    let view = rig.mkdir("users-view");
+    chown(&view, Some(65534), None).unwrap();
+    Some((program, view))
+}
