@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 use users::{is_root, ordinary_user, sample};
 
@@ -70,9 +70,13 @@ fn a_guard_leaves_with_its_daemon_and_leaves_the_next_mount_alone() {
     });
 }
 
+fn fuse_device() -> File {
+    File::options().read(true).write(true).open("/dev/fuse").unwrap()
+}
+
 /// Mount an open `/dev/fuse` on `view`, as a driver does that hands it to another process.
 fn mounted_device(view: &Path) -> File {
-    let device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let device = fuse_device();
     let data = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
@@ -154,11 +158,8 @@ fn a_descriptor_that_is_none_is_refused() {
         ] {
             for foreground in ["", "--foreground"] {
                 // Open, but mounted nowhere.
-                let device = Stdio::from(File::options().read(true).write(true).open("/dev/fuse").unwrap());
-                let script = format!("exec 3<&0 </dev/null; exec \"$1\" mount {foreground} {line}");
-                let mut shell = Command::new("sh");
-                shell.args(["-ec", &script, "sh", BSZ]).arg(&source).stdin(device);
-                let output = shell.output().unwrap();
+                let line = format!("exec \"$1\" mount {foreground} {line}");
+                let output = shell_with(fuse_device(), &line, &[Path::new(BSZ), &source]).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert_eq!(output.status.code(), Some(1), "{said}");
                 assert!(said.starts_with("bsz: ") && said.contains(why), "{line}: {said}");
@@ -169,6 +170,12 @@ fn a_descriptor_that_is_none_is_refused() {
     });
 }
 
+/// Overwrite some bytes in the middle of an archive.
+fn damage(archive: &Path) {
+    let archive = File::options().write(true).open(archive).unwrap();
+    archive.write_all_at(&[0xff; 64], archive.metadata().unwrap().len() / 2).unwrap();
+}
+
 #[test]
 fn a_daemon_in_the_background_logs_to_the_systems_log() {
     mount_test(|rig| {
@@ -176,8 +183,7 @@ fn a_daemon_in_the_background_logs_to_the_systems_log() {
             return eprintln!("skipped: only root can put another /dev/log in place");
         }
         let (source, _) = sample(rig, "source");
-        let archive = File::options().write(true).open(source.join("model.bsz")).unwrap();
-        archive.write_all_at(&[0xff; 64], archive.metadata().unwrap().len() / 2).unwrap();
+        damage(&source.join("model.bsz"));
         let (view, dev) = (rig.mkdir("view"), rig.mkdir("dev"));
         let log = UnixDatagram::bind(dev.join("log")).unwrap();
         log.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -209,8 +215,7 @@ fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let archive = source.join("model.bsz");
-        let damaged = File::options().write(true).open(&archive).unwrap();
-        damaged.write_all_at(&[0xff; 64], damaged.metadata().unwrap().len() / 2).unwrap();
+        damage(&archive);
         // A daemon says what is wrong with an archive once.
         fs::copy(&archive, source.join("other.bsz")).unwrap();
         let (view, log) = (rig.mkdir("view"), rig.path("bsz.log"));

@@ -27,13 +27,9 @@ pub(super) struct Plan {
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     let (source, metadata) = existing(&o.source)?;
     let (directory, only) = split_source(&source, &metadata)?;
-    let fuse = match handed::number(&o.mountpoint) {
-        Some(fd) => Some(handed::take(fd).about_path(&o.mountpoint)?),
-        None => None,
-    };
-    let mountpoint = match fuse {
-        Some(_) => o.mountpoint.clone(),
-        None => check_place(&o.mountpoint, &source, &directory, only.is_none())?,
+    let (mountpoint, fuse) = match handed::number(&o.mountpoint) {
+        Some(fd) => (o.mountpoint.clone(), Some(handed::take(fd).about_path(&o.mountpoint)?)),
+        None => (check_place(&o.mountpoint, &source, &directory, only.is_none())?, None),
     };
     let view = View::new(Source::open(&directory).about_path(&o.source)?, only);
     Ok(Plan { source, mountpoint, fuse, view })
