@@ -1,59 +1,53 @@
-//! Memory for decoded chunks: page-aligned, returned to the system when dropped, a few kept for reuse.
+//! Memory for decoded chunks: counted, and returned to the system when dropped, but for a little.
 //!
 //! A heap keeps what is freed for as long as it likes; a daemon that promises a bound cannot let it.
 
+use super::pages::{SLOT, Shelf, Slot};
 use crate::error::{Context, Result};
 use memmap2::{MmapMut, MmapOptions};
 use std::{
     ops::{Deref, DerefMut},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-/// Mappings come in multiples of this many bytes, so that chunks of about a size share spares.
+/// Chunks that are smaller are on the heap.
+const SMALL: usize = 64 << 10;
+/// Chunks that are larger than a slot take multiples of this many bytes.
 const GRAIN: usize = 64 << 10;
 
-/// A source of [`Buffer`]s that keeps up to `spares` unused ones.
+/// A source of [`Buffer`]s.
+#[derive(Default)]
 pub(super) struct BufferPool {
-    spares: Mutex<Vec<MmapMut>>,
-    limit: usize,
+    shelf: Arc<Shelf>,
     lent: AtomicU64,
 }
 
 impl BufferPool {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { spares: Mutex::new(Vec::with_capacity(limit)), limit, lent: AtomicU64::new(0) })
-    }
-
-    /// Give back the unused ones.
+    /// Give back what is unused.
     pub(super) fn clear(&self) {
-        let spares = std::mem::take(&mut *self.spares.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(spares);
+        self.shelf.clear();
     }
 
     /// A buffer of `len` bytes with any content.
+    ///
+    /// # Errors
+    /// Io, where there is no memory.
     pub(super) fn get(self: &Arc<Self>, len: usize) -> Result<Buffer> {
-        if len < GRAIN {
-            return Ok(self.lend(Memory::Heap(vec![0; len]), len));
-        }
-        let size = len.next_multiple_of(GRAIN);
-        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        let spare = spares.iter().position(|s| s.len() == size).map(|i| spares.swap_remove(i));
-        drop(spares);
-        let map = match spare {
-            Some(s) => s,
-            // All its pages at once: at first use they would be asked for one by one.
-            None => MmapOptions::new().len(size).populate().map_anon().about("memory for a chunk")?,
+        let memory = match len {
+            0..SMALL => Memory::Heap(vec![0; len]),
+            SMALL..=SLOT => Memory::Slot(self.shelf.slot()?),
+            _ => {
+                let mut map = MmapOptions::new();
+                map.len(len.next_multiple_of(GRAIN)).populate();
+                Memory::Mapped(map.map_anon().about("memory for a chunk")?)
+            }
         };
-        Ok(self.lend(Memory::Mapped(Some(map)), len))
-    }
-
-    fn lend(self: &Arc<Self>, memory: Memory, len: usize) -> Buffer {
         let buffer = Buffer { memory, len, pool: Arc::clone(self) };
         self.lent.fetch_add(buffer.footprint() as u64, Ordering::Relaxed);
-        buffer
+        Ok(buffer)
     }
 
     /// Bytes of all buffers that are in use.
@@ -64,7 +58,8 @@ impl BufferPool {
 
 enum Memory {
     Heap(Vec<u8>),
-    Mapped(Option<MmapMut>),
+    Slot(Slot),
+    Mapped(MmapMut),
 }
 
 /// Some bytes of a [`BufferPool`].
@@ -79,7 +74,8 @@ impl Buffer {
     pub(super) fn footprint(&self) -> usize {
         match &self.memory {
             Memory::Heap(v) => v.capacity(),
-            Memory::Mapped(_) => self.len.next_multiple_of(GRAIN),
+            Memory::Slot(slot) => slot.len(),
+            Memory::Mapped(map) => map.len(),
         }
     }
 }
@@ -89,7 +85,8 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         match &self.memory {
             Memory::Heap(v) => v,
-            Memory::Mapped(map) => map.as_ref().map_or(&[], |m| &m[..self.len]),
+            Memory::Slot(slot) => &slot[..self.len],
+            Memory::Mapped(map) => &map[..self.len],
         }
     }
 }
@@ -98,7 +95,8 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Heap(v) => v,
-            Memory::Mapped(map) => map.as_mut().map_or(&mut [], |m| &mut m[..self.len]),
+            Memory::Slot(slot) => &mut slot[..self.len],
+            Memory::Mapped(map) => &mut map[..self.len],
         }
     }
 }
@@ -106,11 +104,27 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.pool.lent.fetch_sub(self.footprint() as u64, Ordering::Relaxed);
-        if let Memory::Mapped(map) = &mut self.memory {
-            let mut spares = self.pool.spares.lock().unwrap_or_else(PoisonError::into_inner);
-            if spares.len() < self.pool.limit {
-                spares.extend(map.take());
-            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_all_sizes_are_counted_by_what_they_take() {
+        let pool = Arc::<BufferPool>::default();
+        let mut total = 0;
+        let mut buffers = Vec::new();
+        for (len, takes) in [(0, 0), (100, 100), (SMALL, SLOT), (SLOT, SLOT), (SLOT + 1, SLOT + GRAIN)] {
+            let mut buffer = pool.get(len).expect("memory");
+            assert_eq!((buffer.len(), buffer.footprint()), (len, takes));
+            buffer.fill(1);
+            total += takes as u64;
+            assert_eq!(pool.lent(), total);
+            buffers.push(buffer);
         }
+        drop(buffers);
+        assert_eq!(pool.lent(), 0);
     }
 }

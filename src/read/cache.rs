@@ -25,8 +25,6 @@ use std::{
     time::Instant,
 };
 
-/// Buffers kept for reuse.
-const SPARES: usize = 16;
 /// How far ahead of a reader chunks are decoded, at most, in bytes.
 const FARTHEST: u64 = 8 << 20;
 /// Chunks that nobody waits for yet are read together up to so many bytes.
@@ -83,7 +81,7 @@ impl ChunkCache {
             state: Mutex::new(State::new(options.capacity)),
             workers: Workers::start(options.threads)?,
             options,
-            buffers: BufferPool::new(SPARES),
+            buffers: Arc::default(),
             figures: Figures::default(),
             batches: AtomicU64::new(0),
             wishes: Arc::default(),

@@ -7,6 +7,7 @@ mod cache;
 mod describe;
 mod figures;
 mod layers;
+mod pages;
 mod passed;
 mod request;
 mod state;

@@ -6,11 +6,11 @@
 
 #![allow(unsafe_code)]
 
+use super::pages::Pages;
 use crate::{
-    error::{Context, Error, Result},
+    error::{Error, Result},
     format::read_exact,
 };
-use memmap2::MmapMut;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
     cell::RefCell,
@@ -24,14 +24,14 @@ const ALIGN: u64 = 4096;
 
 /// Memory for stored bytes, to be used again.
 #[derive(Default)]
-pub struct Scratch(Option<MmapMut>);
+pub struct Scratch(Option<Pages>);
 
 impl Scratch {
     fn room(&mut self, len: usize) -> Result<&mut [u8]> {
         if self.0.as_ref().is_none_or(|m| m.len() < len) {
             // The old one first: never both.
             self.0 = None;
-            self.0 = Some(MmapMut::map_anon(len.next_multiple_of(64 << 10)).about("memory to read into")?);
+            self.0 = Some(Pages::new(len)?);
         }
         Ok(self.0.as_mut().map_or(&mut [], |m| &mut m[..len]))
     }
