@@ -65,12 +65,10 @@ impl Model {
         let Some(layer) = self.layers.at(shard, at) else { return };
         let size = self.layers.size(layer);
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
-        let reach = course.reach(layer, len, size).min(self.most);
+        let Some(reach) = course.reach(layer, len, size) else { return };
         drop(course);
-        if reach == 0 {
-            return;
-        }
-        let behind = (1..=reach).map_while(|n| {
+        // None at all drops what was wrongly wished for.
+        let behind = (1..=reach.min(self.most)).map_while(|n| {
             let places = self.layers.places((layer.0, layer.1.checked_add(n)?));
             (!places.is_empty()).then_some(places)
         });

@@ -104,29 +104,30 @@ impl Course {
     /// Layers that go back by no more than this are those of other threads.
     const BACK: u32 = 2;
 
-    /// `bytes` of `layer`, of `size` bytes, are read: how many layers behind it are likely to be next, where it was reached
-    /// by that. As many as were taken in order before; one, where nothing is known yet.
-    pub fn reach(&mut self, layer: Layer, bytes: u64, size: u64) -> u32 {
+    /// `bytes` of `layer`, of `size` bytes, are read: how many layers behind it are likely to be next; `None` where it was
+    /// not reached by that. As many as were taken in order before, and one where nothing is known yet. After a wrong guess
+    /// the first one in order does not count: it is as likely by chance.
+    pub fn reach(&mut self, layer: Layer, bytes: u64, size: u64) -> Option<u32> {
         if self.last == Some(layer) {
-            return 0;
+            return None;
         }
         let read = self.read.entry(layer).or_default();
         *read += bytes;
         if *read < size.div_ceil(Self::PART).max(Self::BEYOND.min(size / 2)) {
-            return 0;
+            return None;
         }
         self.read.clear();
         if let Some((stack, number)) = self.last
             && stack == layer.0
         {
             match layer.1.checked_sub(number) {
-                None if number - layer.1 <= Self::BACK => return 0,
+                None if number - layer.1 <= Self::BACK => return None,
                 Some(1) => self.right += 1,
                 _ => (self.right, self.wrong) = (0, true),
             }
         }
         self.last = Some(layer);
-        if self.wrong { self.right } else { self.right + 1 }
+        Some(if self.wrong { self.right.saturating_sub(1) } else { self.right + 1 })
     }
 }
 
@@ -187,22 +188,25 @@ mod tests {
     #[test]
     fn the_course_trusts_order_as_far_as_it_has_seen_it() {
         let mut course = Course::default();
-        let reaches = |course: &mut Course, layers: &[u32]| -> Vec<u32> {
+        let reaches = |course: &mut Course, layers: &[u32]| -> Vec<Option<u32>> {
             layers.iter().map(|&n| course.reach((0, n), 40, 80)).collect()
         };
         // One more each; a second thread that is a little behind changes nothing.
-        assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [1, 0, 2, 0, 0, 3]);
+        assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [Some(1), None, Some(2), None, None, Some(3)]);
         // As names sort: 1, 10, 11, ... 19, 2.
-        assert_eq!(reaches(&mut course, &[10, 11, 12, 3]), [0, 1, 2, 0]);
-        assert_eq!(course.reach((1, 0), 40, 80), 0);
+        assert_eq!(reaches(&mut course, &[10, 11, 12, 13, 3]), [0, 0, 1, 2, 0].map(Some));
+        assert_eq!(course.reach((1, 0), 40, 80), Some(0));
         // Here and there a little.
         let mut random = Course::default();
-        assert!((0..900).all(|i| random.reach((0, i * 7 % 100), 1, 80) == 0));
+        assert!((0..900).all(|i| random.reach((0, i * 7 % 100), 1, 80).is_none()));
         // The kernel reads on behind layer 1, into layer 10 of two shards.
         let mut ahead = Course::default();
         let read = [(0, 80 << 20), (1, 80 << 20), (10, 1 << 20), (10, 1 << 20), (2, 80 << 20)];
-        assert_eq!(read.map(|(layer, bytes)| ahead.reach((0, layer), bytes, 6 << 20)), [1, 2, 0, 0, 3]);
+        assert_eq!(
+            read.map(|(layer, bytes)| ahead.reach((0, layer), bytes, 6 << 20)),
+            [Some(1), Some(2), None, None, Some(3)]
+        );
         let mut large = Course::default();
-        assert_eq!([10, 20, 30].map(|mib| large.reach((0, 0), mib << 20, 400 << 20)), [0, 0, 1]);
+        assert_eq!([10, 20, 30].map(|mib| large.reach((0, 0), mib << 20, 400 << 20)), [None, None, Some(1)]);
     }
 }
