@@ -2,6 +2,7 @@
 
 use super::{
     ChunkDecoder, Coding, LANES, Model, PROB_BITS, STATE_LOW,
+    map::Map,
     merge::{Element, MOST, Merge, Planes, STEP},
     model::DecodeTable,
     planes::{GROUP, unpack_group},
@@ -65,21 +66,11 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// What symbols stand for, in the top bits of 16: low bytes and high bytes.
-pub(crate) struct Map(pub [[u8; 64]; 2]);
-
-impl Map {
-    fn new(model: &Model) -> Self {
-        let tops = model.tops();
-        Self([0, 1].map(|i| tops.map(|t| t.to_le_bytes()[i])))
-    }
-}
-
 /// Room for whole rounds.
 pub(crate) struct Rounds<'a> {
     /// The symbols.
     pub symbols: &'a mut [[u8; LANES]],
-    /// What they stand for; nothing, for the escape.
+    /// What they stand for; anything, for the escape.
     pub tops: &'a mut [[u16; LANES]],
 }
 
@@ -358,8 +349,8 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
         if let Symbols::Coded(coded) = &mut chunk.symbols {
             let symbols = &symbols.as_flattened()[..n];
             if has(symbols, escape) {
-                let element = |v: u16| E::from_top(v << align).back(layout.rotated());
-                escapes::<E>(symbols, escape, &mut coded.escapes, element, out)?;
+                let top = |v: u16| E::from_top(v << align).back(layout.rotated());
+                escapes::<E>(symbols, escape, &mut coded.escapes, top, out)?;
             }
         }
         first += n;
@@ -376,7 +367,7 @@ fn escapes<E: Element>(
     symbols: &[u8],
     escape: u8,
     values: &mut &[[u8; 2]],
-    element: impl Fn(u16) -> E,
+    top: impl Fn(u16) -> E,
     out: &mut [u8],
 ) -> Result<()> {
     for (symbols, out) in symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES)) {
@@ -386,7 +377,7 @@ fn escapes<E: Element>(
         for (_, out) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).filter(|(s, _)| **s == escape) {
             let (&value, rest) = values.split_first().ok_or_else(short)?;
             *values = rest;
-            element(u16::from_le_bytes(value)).add(out);
+            top(u16::from_le_bytes(value)).put_under(top(u16::MAX), out);
         }
     }
     Ok(())

@@ -172,8 +172,8 @@ pub(super) trait Element: Copy {
     /// Rotated right by one bit, if elements are `rotated`.
     fn back(self, rotated: bool) -> Self;
     fn put(self, out: &mut [u8]);
-    /// Add its bits to those in `out`.
-    fn add(self, out: &mut [u8]);
+    /// Replace those bits in `out` that `mask` has.
+    fn put_under(self, mask: Self, out: &mut [u8]);
 }
 
 macro_rules! element {
@@ -196,8 +196,9 @@ macro_rules! element {
             fn put(self, out: &mut [u8]) {
                 out.copy_from_slice(&self.to_le_bytes());
             }
-            fn add(self, out: &mut [u8]) {
-                out.iter_mut().zip(self.to_le_bytes()).for_each(|(o, b)| *o |= b);
+            fn put_under(self, mask: Self, out: &mut [u8]) {
+                let bytes = self.to_le_bytes().into_iter().zip(mask.to_le_bytes());
+                out.iter_mut().zip(bytes).for_each(|(o, (b, mask))| *o = *o & !mask | b);
             }
         }
     )*};

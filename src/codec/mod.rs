@@ -14,6 +14,7 @@ pub mod stats;
 
 mod alias;
 mod classes;
+mod map;
 mod merge;
 
 use crate::error::{Error, Result};

@@ -4,7 +4,8 @@
 //! States are kept as their low and their high 16 bits, as in the AVX-512 kernel.
 #![allow(unsafe_code)]
 
-use crate::codec::decode::{Kernel, Map, Rounds, ScalarKernel, Stream, Tables, decode_planes};
+use super::avx2_tables::{Indices, Meaning, OnLine};
+use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
 use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
 use crate::error::Result;
@@ -53,10 +54,13 @@ impl Kernel for Avx2 {
     fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, mut out: Rounds<'_>) -> Result<()> {
         // SAFETY: an `Avx2` exists only where the features were detected.
         let done = unsafe {
-            if tables.model.classes() == 1 {
-                rounds(stream, &mut tables, &mut out)
-            } else {
-                class_rounds(stream, &mut tables, &mut out)
+            match tables.map.line {
+                _ if tables.model.classes() > 1 => class_rounds(stream, &mut tables, &mut out),
+                Some(line) => rounds(stream, &mut tables, OnLine::new(&line), &mut out),
+                None => {
+                    let map = tables.map;
+                    rounds(stream, &mut tables, map, &mut out)
+                }
             }
         };
         ScalarKernel.symbols(stream, tables, out.after(done))
@@ -108,44 +112,6 @@ static TAKE: [[u8; 16]; 256] = {
     table
 };
 
-/// Indices into tables of 64 bytes.
-#[derive(Clone, Copy)]
-struct Indices {
-    index: __m256i,
-    /// Bit 4 and bit 5 of each index, in the top bit of its byte.
-    quarter: [__m256i; 2],
-}
-
-impl Indices {
-    /// Of bytes below 64.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn new(index: __m256i) -> Self {
-        Self { index, quarter: [_mm256_slli_epi16::<3>(index), _mm256_slli_epi16::<2>(index)] }
-    }
-
-    /// The entries of `table` at each of `indices`: a shuffle takes an index's low four bits, and blends the quarter that
-    /// they are in.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn of<const N: usize>(indices: &[Self; N], table: &[u8; 64]) -> [__m256i; N] {
-        let quarter = |q: usize| {
-            // SAFETY: 16 bytes from `16 q`, of 64, with q < 4.
-            let entries = unsafe { _mm_loadu_si128(table.as_ptr().add(16 * q).cast()) };
-            _mm256_broadcastsi128_si256(entries)
-        };
-        let quarters = [quarter(0), quarter(1), quarter(2), quarter(3)];
-        let mut found = [_mm256_setzero_si256(); N];
-        for (found, i) in found.iter_mut().zip(indices) {
-            let [a, b, c, d] = quarters.map(|q| _mm256_shuffle_epi8(q, i.index));
-            let [odd, upper] = i.quarter;
-            let halves = [_mm256_blendv_epi8(a, b, odd), _mm256_blendv_epi8(c, d, odd)];
-            *found = _mm256_blendv_epi8(halves[0], halves[1], upper);
-        }
-        found
-    }
-}
-
 /// Low or high halves of the states, 16 a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -177,8 +143,12 @@ fn store(low: &[__m256i; VECTORS], high: &[__m256i; VECTORS], states: &mut [u32;
 
 /// Decode rounds whose lanes share a table, while there are words for any outcome; returns how many.
 #[target_feature(enable = "avx2,popcnt")]
-fn rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut Rounds<'_>) -> usize {
-    let map = tables.map;
+fn rounds(
+    stream: &mut Stream<'_>,
+    tables: &mut Tables<'_>,
+    map: impl Meaning,
+    out: &mut Rounds<'_>,
+) -> usize {
     let (mut low, mut high) = (load(&stream.states, 0), load(&stream.states, 16));
     let mut done = 0;
     for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
@@ -217,7 +187,7 @@ unsafe fn next_symbols(
     low: &mut [__m256i; 4],
     high: &mut [__m256i; 4],
     table: &DecodeTable,
-    map: &Map,
+    map: impl Meaning,
     words: *const u8,
     (out, tops): (&mut [u8; 64], &mut [u16; 64]),
 ) -> usize {
@@ -285,14 +255,14 @@ unsafe fn next_symbols(
 /// Write symbols, packed within 128-bit halves, and what they stand for.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn write(symbols: __m256i, at: Indices, map: &Map, out: &mut [u8; 32], tops: &mut [u16; 32]) {
-    let ([low], [high]) = (Indices::of(&[at], &map.0[0]), Indices::of(&[at], &map.0[1]));
+fn write(symbols: __m256i, at: Indices, map: impl Meaning, out: &mut [u8; 32], tops: &mut [u16; 32]) {
+    let [low, high] = map.of(symbols, at);
     // SAFETY: 32 bytes of symbols, and twice as many of what they stand for.
     unsafe {
         _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0xd8>(symbols));
         let tops: *mut __m256i = tops.as_mut_ptr().cast();
-        _mm256_storeu_si256(tops, _mm256_unpacklo_epi8(low, high));
-        _mm256_storeu_si256(tops.add(1), _mm256_unpackhi_epi8(low, high));
+        _mm256_storeu_si256(tops, low);
+        _mm256_storeu_si256(tops.add(1), high);
     }
 }
 

@@ -236,7 +236,7 @@ fn rounds<const CLASSES: bool>(
     tables: &mut Tables<'_>,
     out: &mut Rounds<'_>,
 ) -> usize {
-    let map = [bytes(&tables.map.0[0]), bytes(&tables.map.0[1])];
+    let map = [bytes(&tables.map.bytes[0]), bytes(&tables.map.bytes[1])];
     // Apart, so that they stay in registers.
     let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
     let mut done = 0;
