@@ -5,14 +5,14 @@
 
 use super::ahead::Models;
 use super::attr::Attr;
+use super::reply::Replier;
 use super::tree::{Content, Handle, Opened, Tree};
 use super::{Prefetch, Status, xattrs};
-use crate::error::Result;
 use crate::read::{ChunkCache, Slice};
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use lru::LruCache;
 use rustix::fs::FileType;
@@ -22,7 +22,6 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,6 +50,7 @@ pub(super) struct BszFs {
     /// What the daemon says of itself now.
     status: Arc<dyn Fn() -> Status + Send + Sync>,
     said: Arc<Said>,
+    replier: Arc<Replier>,
 }
 
 impl BszFs {
@@ -60,8 +60,13 @@ impl BszFs {
         prefetch: Prefetch,
         status: Arc<dyn Fn() -> Status + Send + Sync>,
     ) -> Self {
-        let (tree, models, said) = (Arc::new(tree), Arc::default(), Arc::default());
-        Self { tree, cache, prefetch, models, status, said }
+        let (tree, models, said, replier) = (Arc::new(tree), Arc::default(), Arc::default(), Arc::default());
+        Self { tree, cache, prefetch, models, status, said, replier }
+    }
+
+    /// What is to know the descriptor that requests are read from.
+    pub fn replier(&self) -> Arc<Replier> {
+        self.replier.clone()
     }
 
     /// What its readers' errors are kept in, to say each once.
@@ -150,7 +155,7 @@ impl Filesystem for BszFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -168,10 +173,15 @@ impl Filesystem for BszFs {
         match &opened.content {
             Content::Archive { archive, path, model, sought, .. } => {
                 let (said_of, said) = (path.clone(), self.said.clone());
+                let (request, replier) = (request.unique(), self.replier.clone());
                 // What is read into the page cache stays there.
                 let keeps = flags.0 & libc::O_DIRECT == 0;
-                self.cache.read(archive, offset, len, keeps, move |slices| {
-                    reply_slices(slices, &said_of, &said, reply)
+                self.cache.read(archive, offset, len, keeps, move |slices| match slices {
+                    Ok(slices) => reply_slices(&slices, request, &replier, reply),
+                    Err(e) => {
+                        said.say(format!("{}: {e}", said_of.display()));
+                        reply.error(Errno::EIO);
+                    }
                 });
                 match model.get() {
                     Some(Some((model, shard))) => model.is_read(*shard, offset, size.into(), &self.cache),
@@ -322,18 +332,18 @@ fn reply_xattr(value: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr)
     }
 }
 
-fn reply_slices(slices: Result<Vec<Slice>>, path: &Path, said: &Said, reply: ReplyData) {
-    match slices.as_deref() {
-        Ok([]) => reply.data(&[]),
-        Ok([only]) => reply.data(only),
-        Ok(several) => with_buffer(|buffer| {
-            buffer.clear();
-            several.iter().for_each(|slice| buffer.extend_from_slice(slice));
-            reply.data(buffer);
-        }),
-        Err(e) => {
-            said.say(format!("{}: {e}", path.display()));
-            reply.error(Errno::EIO);
+fn reply_slices(slices: &[Slice], request: RequestId, replier: &Replier, reply: ReplyData) {
+    match slices {
+        [] => reply.data(&[]),
+        [only] => reply.data(only),
+        several => {
+            if let Err(reply) = replier.parts(request, several, reply) {
+                with_buffer(|buffer| {
+                    buffer.clear();
+                    several.iter().for_each(|slice| buffer.extend_from_slice(slice));
+                    reply.data(buffer);
+                });
+            }
         }
     }
 }

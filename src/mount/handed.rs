@@ -35,12 +35,6 @@ pub(super) fn take(fd: RawFd) -> Result<OwnedFd> {
     Ok(fuse)
 }
 
-/// Whether the session's threads can have a `/dev/fuse` of their own each.
-pub(super) fn can_open_more() -> bool {
-    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-    device.and_then(|device| device.metadata()).is_ok_and(|meta| is_fuse(&meta))
-}
-
 fn is_fuse(meta: &Metadata) -> bool {
     let device = meta.rdev();
     meta.file_type().is_char_device() && (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE

@@ -6,7 +6,7 @@ use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
 use super::tree::Tree;
 use super::unmount::{self, Refused};
-use super::{FS_TYPE, MountOptions, Prefetch, Status, handed, limits, metrics, preflight};
+use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::read::{CacheOptions, ChunkCache};
@@ -63,21 +63,19 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
     let _listening =
         o.metrics.as_ref().map(|address| metrics::listen(address, move || asked())).transpose()?;
     let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, tell);
-    let said = file_system.said();
+    let (said, replier) = (file_system.said(), file_system.replier());
     let hangup = move || {
         hangup();
         said.clear();
     };
-    let mut config = config(o, &plan.source);
+    let config = config(o, &plan.source);
     let session = match plan.fuse {
-        Some(fuse) => {
-            config.clone_fd = handed::can_open_more();
-            // Who mounted it has said whom the kernel lets in.
-            Session::from_fd(file_system, fuse, SessionACL::All, config)
-        }
+        // Who mounted it has said whom the kernel lets in.
+        Some(fuse) => Session::from_fd(file_system, fuse, SessionACL::All, config),
         None => Session::new(file_system, &plan.mountpoint, &config),
     };
     let session = session.map_err(mount_failed).about_path(&o.mountpoint)?;
+    replier.write_to(&session).about_path(&o.mountpoint)?;
     let serving = serve(session).about_path(&o.mountpoint)?;
     // None if it was unmounted, or detached, already; and if it is somebody else's.
     let mount = mountinfo::topmost_at(&plan.mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
@@ -121,7 +119,8 @@ fn config(o: &MountOptions, source: &Path) -> Config {
     let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, MOST_SESSION_THREADS);
     let mut config = Config::default();
     config.n_threads = Some(threads);
-    config.clone_fd = true;
+    // A descriptor of its own for each thread was no faster, and replies must go where their requests came from.
+    config.clone_fd = false;
     config.acl = if o.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.mount_options = vec![
         MountOption::RO,

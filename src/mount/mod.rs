@@ -8,7 +8,7 @@
 //! | `attr.rs`, `view.rs` | what `stat` shows; names: which source entry a name of the view stands for |
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
 //! | `ahead.rs`, `cuda.rs` | the layers that will be read next; a GPU that decodes them |
-//! | `fuse.rs` | the thin adapter to `fuser` |
+//! | `fuse.rs`, `reply.rs` | the thin adapter to `fuser`; replies of several parts |
 //! | `status.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves |
 //! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
 //! | `handed.rs` | a `/dev/fuse` that somebody else has mounted |
@@ -28,6 +28,7 @@ mod limits;
 mod metrics;
 mod mountinfo;
 mod preflight;
+mod reply;
 mod source;
 mod status;
 mod tree;
