@@ -41,9 +41,7 @@ impl Batch {
         let (Some(first), Some(last)) = (flights.first().map(chunk), flights.last().map(chunk)) else {
             return;
         };
-        let begun = Instant::now();
         if let Ok(all) = archive.stored(&first, &last, scratch) {
-            flights[0].cache.figures().read_took(all.len() as u64, begun.elapsed());
             for flight in flights {
                 let chunk = chunk(&flight);
                 let from = (chunk.stored_at - first.stored_at) as usize;
@@ -136,8 +134,9 @@ struct Flight {
 
 impl Flight {
     fn fill(mut self, stored: usize, decode: impl FnOnce(usize, &mut [u8]) -> Result<()>) {
-        let len = self.archive.index().chunk(self.id).len();
-        let chunk = self.cache.buffers().get(len).and_then(|mut chunk: Buffer| {
+        let of = self.archive.index().chunk(self.id);
+        let len = of.len();
+        let chunk = self.cache.buffers().get(of.original.start, len).and_then(|mut chunk: Buffer| {
             let begun = Instant::now();
             decode(self.id, &mut chunk)?;
             self.cache.figures().decoded(len as u64, stored as u64, begun.elapsed());

@@ -1,51 +1,63 @@
 //! Memory for decoded chunks: counted, and returned to the system when dropped, but for a little.
 //!
 //! A heap keeps what is freed for as long as it likes; a daemon that promises a bound cannot let it.
+//!
+//! A chunk lies in a page of memory where it lies in a page of its file, so that the kernel can copy whole pages of it to
+//! whole pages of its cache.
 
-use super::pages::{SLOT, Shelf, Slot};
+use super::pages::{self, Shelf, Slot};
 use crate::error::{Context, Result};
 use memmap2::{MmapMut, MmapOptions};
 use std::{
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+/// Slots in a huge page: for chunks of 64, 128 and 256 KiB, anywhere in a small page.
+const SLOTS: [u32; 3] = [28, 14, 7];
 /// Chunks that are smaller are on the heap.
 const SMALL: usize = 64 << 10;
 /// Chunks that are larger than a slot take multiples of this many bytes.
 const GRAIN: usize = 64 << 10;
 
 /// A source of [`Buffer`]s.
-#[derive(Default)]
 pub(super) struct BufferPool {
-    shelf: Arc<Shelf>,
+    shelves: [Arc<Shelf>; SLOTS.len()],
     lent: AtomicU64,
+}
+
+impl Default for BufferPool {
+    fn default() -> Self {
+        Self { shelves: SLOTS.map(Shelf::new), lent: AtomicU64::default() }
+    }
 }
 
 impl BufferPool {
     /// Give back what is unused.
     pub(super) fn clear(&self) {
-        self.shelf.clear();
+        self.shelves.iter().for_each(|shelf| shelf.clear());
     }
 
-    /// A buffer of `len` bytes with any content.
+    /// A buffer of `len` bytes with any content, for what is at `offset` of a file.
     ///
     /// # Errors
     /// Io, where there is no memory.
-    pub(super) fn get(self: &Arc<Self>, len: usize) -> Result<Buffer> {
-        let memory = match len {
-            0..SMALL => Memory::Heap(vec![0; len]),
-            SMALL..=SLOT => Memory::Slot(self.shelf.slot()?),
-            _ => {
+    pub(super) fn get(self: &Arc<Self>, offset: u64, len: usize) -> Result<Buffer> {
+        let skip = if len < SMALL { 0 } else { offset as usize % pages::SMALL };
+        let range = skip..skip + len;
+        let memory = match self.shelves.iter().find(|shelf| shelf.size() >= range.end) {
+            _ if len < SMALL => Memory::Heap(vec![0; len]),
+            Some(shelf) => Memory::Slot(shelf.slot()?),
+            None => {
                 let mut map = MmapOptions::new();
-                map.len(len.next_multiple_of(GRAIN)).populate();
+                map.len(range.end.next_multiple_of(GRAIN)).populate();
                 Memory::Mapped(map.map_anon().about("memory for a chunk")?)
             }
         };
-        let buffer = Buffer { memory, len, pool: Arc::clone(self) };
+        let buffer = Buffer { memory, range, pool: Arc::clone(self) };
         self.lent.fetch_add(buffer.footprint() as u64, Ordering::Relaxed);
         Ok(buffer)
     }
@@ -65,7 +77,7 @@ enum Memory {
 /// Some bytes of a [`BufferPool`].
 pub(super) struct Buffer {
     memory: Memory,
-    len: usize,
+    range: Range<usize>,
     pool: Arc<BufferPool>,
 }
 
@@ -85,8 +97,8 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         match &self.memory {
             Memory::Heap(v) => v,
-            Memory::Slot(slot) => &slot[..self.len],
-            Memory::Mapped(map) => &map[..self.len],
+            Memory::Slot(slot) => &slot[self.range.clone()],
+            Memory::Mapped(map) => &map[self.range.clone()],
         }
     }
 }
@@ -95,8 +107,8 @@ impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
             Memory::Heap(v) => v,
-            Memory::Slot(slot) => &mut slot[..self.len],
-            Memory::Mapped(map) => &mut map[..self.len],
+            Memory::Slot(slot) => &mut slot[self.range.clone()],
+            Memory::Mapped(map) => &mut map[self.range.clone()],
         }
     }
 }
@@ -116,9 +128,19 @@ mod tests {
         let pool = Arc::<BufferPool>::default();
         let mut total = 0;
         let mut buffers = Vec::new();
-        for (len, takes) in [(0, 0), (100, 100), (SMALL, SLOT), (SLOT, SLOT), (SLOT + 1, SLOT + GRAIN)] {
-            let mut buffer = pool.get(len).expect("memory");
+        let (small, large) = (72 << 10, 292 << 10);
+        for (at, len, takes) in [
+            (0, 0, 0),
+            (7, 100, 100),
+            (4095, SMALL, small),
+            (0, small + 1, 144 << 10),
+            (4095, large - 4095, large),
+            (4095, large - 4094, 320 << 10),
+            (1 << 40, large + 1, 320 << 10),
+        ] {
+            let mut buffer = pool.get(at, len).expect("memory");
             assert_eq!((buffer.len(), buffer.footprint()), (len, takes));
+            assert!(len < SMALL || buffer.as_ptr().addr() % 4096 == at as usize % 4096);
             buffer.fill(1);
             total += takes as u64;
             assert_eq!(pool.lent(), total);

@@ -26,7 +26,7 @@ use std::{
 };
 
 /// How far ahead of a reader chunks are decoded, at most, in bytes.
-const FARTHEST: u64 = 8 << 20;
+const FARTHEST: u64 = 32 << 20;
 /// Chunks that nobody waits for yet are read together up to so many bytes.
 const AHEAD_BATCH: u64 = 1 << 20;
 /// Chunks that somebody waits for are read together up to so many bytes: less, so that several threads share the work.
@@ -99,7 +99,7 @@ impl ChunkCache {
     /// this thread where all is present, else on a decode thread. Never blocks on decoding. `keeps` says that the
     /// reader will not ask for these bytes again soon.
     ///
-    /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 8 MiB and a quarter of
+    /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 32 MiB and a quarter of
     /// the capacity, and less where such guesses have been wrong.
     pub fn read(
         self: &Arc<Self>,
@@ -170,9 +170,8 @@ impl ChunkCache {
         last: Option<usize>,
     ) -> Vec<(u64, Vec<usize>)> {
         // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it is
-        // copied. A disk that is slower than decoding can be kept busy by more.
-        let enough = if self.figures.waits_for_disk() { self.cores.max(2) } else { self.cores.div_ceil(2) };
-        let few = self.options.ahead && self.waiting.load(Ordering::Relaxed) <= enough;
+        // copied.
+        let few = self.options.ahead && self.waiting.load(Ordering::Relaxed) <= 2 * self.cores;
         let Some(last) = last.filter(|_| few) else { return Vec::new() };
         let Some(behind) = archive.passed().behind(last) else { return Vec::new() };
         let index = archive.index();

@@ -54,8 +54,7 @@ pub(super) struct Figures {
     decoded: AtomicU64,
     stored: AtomicU64,
     latencies: [AtomicU64; LATENCIES],
-    /// Nanoseconds per stored byte, in 1/1024, that the last reads of stored bytes took, and decoding them.
-    reading: AtomicU64,
+    /// Nanoseconds per stored byte, in 1/1024, that decoding the last ones took.
     decoding: AtomicU64,
 }
 
@@ -86,19 +85,9 @@ impl Figures {
         self.stored.fetch_add(stored, Relaxed);
     }
 
-    /// So many stored bytes took so long to read.
-    pub(super) fn read_took(&self, bytes: u64, took: Duration) {
-        follow(&self.reading, took, bytes);
-    }
-
     /// Nanoseconds that a core takes to decode a stored byte.
     pub(super) fn decoding_nanos(&self) -> f64 {
         self.decoding.load(Relaxed) as f64 / 1024.0
-    }
-
-    /// Whether reading stored bytes takes longer than decoding them.
-    pub(super) fn waits_for_disk(&self) -> bool {
-        self.reading.load(Relaxed) > self.decoding.load(Relaxed)
     }
 
     /// `locked`, with these.

@@ -55,7 +55,7 @@ impl Pages {
     fn bring(&mut self) {
         if self.map.advise_range(Advice::PopulateWrite, self.skip, self.len).is_err() {
             // Linux before 5.14.
-            self.chunks_mut(4096).for_each(|page| page[0] = 0);
+            self.chunks_mut(SMALL).for_each(|page| page[0] = 0);
         }
     }
 }
@@ -73,16 +73,16 @@ impl DerefMut for Pages {
     }
 }
 
-/// The bytes of a slot.
-pub(super) const SLOT: usize = 256 << 10;
-/// Slots of a huge page.
-const SLOTS: usize = HUGE / SLOT;
-/// Huge pages without a slot in use that are kept.
-const SPARES: usize = 2;
+/// What a small page is on most systems.
+pub(super) const SMALL: usize = 4096;
 
-/// Pages cut into slots. They are given back once they have no slot in use, but for a few.
-#[derive(Default)]
-pub(super) struct Shelf(Mutex<State>);
+/// Pages cut into slots. They are kept until they are [cleared](Shelf::clear): to bring them anew would take longer than to
+/// decode what they hold.
+pub(super) struct Shelf {
+    /// Slots of a page.
+    slots: u32,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -92,18 +92,12 @@ struct State {
     pace: Pace,
 }
 
-/// A page of [`SLOTS`] slots, or the place of one.
+/// A page, or the place of one.
 #[derive(Default)]
 struct Page {
     /// A bit for each slot that is not in use.
-    free: u8,
+    free: u32,
     memory: Option<Arc<Memory>>,
-}
-
-impl Page {
-    fn is_unused(&self) -> bool {
-        self.free.count_ones() as usize == SLOTS
-    }
 }
 
 /// How long the system took to bring a page. Huge ones come five times as fast as small ones; but in a virtual machine
@@ -137,6 +131,16 @@ struct Memory {
 }
 
 impl Shelf {
+    /// With so many slots in each page, 32 at most.
+    pub(super) fn new(slots: u32) -> Arc<Self> {
+        Arc::new(Self { slots, state: Mutex::default() })
+    }
+
+    /// The bytes of a slot.
+    pub(super) fn size(&self) -> usize {
+        HUGE / self.slots as usize / SMALL * SMALL
+    }
+
     /// A slot with any content.
     ///
     /// # Errors
@@ -164,11 +168,13 @@ impl Shelf {
         let mut new = Pages::of(kind, HUGE)?;
         new.bring();
         let time = begun.elapsed();
-        let new =
-            Page { free: u8::MAX, memory: Some(Arc::new(Memory { skip: new.skip, map: new.map.into() })) };
+        let new = Page {
+            free: u32::MAX >> (32 - self.slots),
+            memory: Some(Arc::new(Memory { skip: new.skip, map: new.map.into() })),
+        };
         let mut state = self.lock();
         state.pace.took(kind, time);
-        state.free += SLOTS;
+        state.free += self.slots as usize;
         match state.pages.iter_mut().find(|page| page.memory.is_none()) {
             Some(place) => *place = new,
             None => state.pages.push(new),
@@ -176,28 +182,23 @@ impl Shelf {
         Ok(())
     }
 
-    /// Give back all that is not in use.
+    /// Give back all pages of which no slot is in use.
     pub(super) fn clear(&self) {
-        self.keep(0);
-    }
-
-    /// Keep so many pages that have no slot in use.
-    fn keep(&self, spares: usize) {
         let mut state = self.lock();
-        let unused = state.pages.iter_mut().filter(|page| page.is_unused()).skip(spares);
+        let unused = state.pages.iter_mut().filter(|page| page.free.count_ones() == self.slots);
         let given_back: Vec<Page> = unused.map(std::mem::take).collect();
-        state.free -= given_back.len() * SLOTS;
+        state.free -= given_back.len() * self.slots as usize;
         drop(state);
         // Unlocked, for it takes a while.
         drop(given_back);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// [`SLOT`] bytes of a [`Shelf`], given back when dropped.
+/// [`Shelf::size`] bytes of a [`Shelf`], given back when dropped.
 pub(super) struct Slot {
     shelf: Arc<Shelf>,
     memory: Arc<Memory>,
@@ -207,24 +208,24 @@ pub(super) struct Slot {
 
 impl Slot {
     fn start(&self) -> *mut u8 {
-        // SAFETY: the map has `HUGE` bytes from `skip` on, and there are `SLOTS` slots in these.
-        unsafe { self.memory.map.as_mut_ptr().add(self.memory.skip + self.number * SLOT) }
+        // SAFETY: the map has `HUGE` bytes from `skip` on, and all slots are in these.
+        unsafe { self.memory.map.as_mut_ptr().add(self.memory.skip + self.number * self.shelf.size()) }
     }
 }
 
 impl Deref for Slot {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: `SLOT` bytes of memory that lives as long as `self`, initialised by the system. They are of no other
+        // SAFETY: the slot's bytes of memory that lives as long as `self`, initialised by the system. They are of no other
         // slot: a bit of `free` is taken by one at a time, and set again when that is dropped.
-        unsafe { slice::from_raw_parts(self.start(), SLOT) }
+        unsafe { slice::from_raw_parts(self.start(), self.shelf.size()) }
     }
 }
 
 impl DerefMut for Slot {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`.
-        unsafe { slice::from_raw_parts_mut(self.start(), SLOT) }
+        unsafe { slice::from_raw_parts_mut(self.start(), self.shelf.size()) }
     }
 }
 
@@ -232,13 +233,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut state = self.shelf.lock();
         state.free += 1;
-        let page = &mut state.pages[self.page];
-        page.free |= 1 << self.number;
-        let unused = page.is_unused();
-        drop(state);
-        if unused {
-            self.shelf.keep(SPARES);
-        }
+        state.pages[self.page].free |= 1 << self.number;
     }
 }
 
@@ -256,15 +251,17 @@ mod tests {
         }
     }
 
+    const SLOTS: usize = 7;
+
     #[test]
-    fn no_two_slots_share_a_byte_and_unused_pages_are_given_back() {
-        let shelf = Arc::new(Shelf::default());
+    fn no_two_slots_share_a_byte_and_unused_pages_are_given_back_when_cleared() {
+        let shelf = Shelf::new(SLOTS as u32);
         let mut slots: Vec<Slot> = (0..5 * SLOTS).map(|_| shelf.slot().expect("memory")).collect();
         for (i, slot) in slots.iter_mut().enumerate() {
             slot.fill(i as u8);
         }
         for (i, slot) in slots.iter().enumerate() {
-            assert!(slot.len() == SLOT && slot.iter().all(|&byte| byte == i as u8), "slot {i}");
+            assert!(slot.len() == shelf.size() && slot.iter().all(|&byte| byte == i as u8), "slot {i}");
         }
         let held = || shelf.lock().pages.iter().filter(|page| page.memory.is_some()).count();
         assert_eq!(held(), 5);
@@ -277,8 +274,12 @@ mod tests {
         assert_eq!(held(), 5);
         slots.extend((0..5 * (SLOTS - 1)).map(|_| shelf.slot().expect("memory")));
         assert_eq!(held(), 5);
+        let kept = slots.pop();
         drop(slots);
-        assert_eq!(held(), SPARES);
+        assert_eq!(held(), 5);
+        shelf.clear();
+        assert_eq!(held(), 1);
+        drop(kept);
         shelf.clear();
         assert_eq!(held(), 0);
     }
@@ -298,7 +299,7 @@ mod tests {
 
     #[test]
     fn slots_are_taken_and_given_back_by_many_threads() {
-        let shelf = Arc::new(Shelf::default());
+        let shelf = Shelf::new(SLOTS as u32);
         std::thread::scope(|scope| {
             for thread in 0..8u8 {
                 let shelf = &shelf;
@@ -314,6 +315,6 @@ mod tests {
         });
         let state = shelf.lock();
         let held = state.pages.iter().filter(|page| page.memory.is_some()).count();
-        assert_eq!((state.free, held), (SLOTS * SPARES, SPARES));
+        assert_eq!(state.free, SLOTS * held);
     }
 }

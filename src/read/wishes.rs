@@ -42,6 +42,9 @@ impl Wishes {
                 let elsewhere = cache.prefetcher();
                 if !wished {
                     elsewhere.inspect(|e| e.rest());
+                    if cache.is_idle() {
+                        cache.buffers().clear();
+                    }
                     continue;
                 }
                 while !cache.is_idle() {
@@ -58,7 +61,7 @@ impl Wishes {
         thread::Builder::new().name("bsz-ahead".into()).spawn(work).map(drop).about("decode threads")
     }
 
-    /// Wait for a wish; `false` after a while without.
+    /// Wait for a wish; `false` after a second without.
     fn wait(&self) -> bool {
         const LOOK_AGAIN: Duration = Duration::from_secs(1);
         let waited = self.more.wait_timeout_while(self.lock(), LOOK_AGAIN, |left| left.is_empty());
