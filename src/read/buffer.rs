@@ -90,6 +90,14 @@ impl Buffer {
             Memory::Mapped(map) => map.len(),
         }
     }
+
+    /// The slots that it has one of.
+    pub(super) fn shelf(&self) -> Option<&Arc<Shelf>> {
+        match &self.memory {
+            Memory::Slot(slot) => Some(slot.shelf()),
+            Memory::Heap(_) | Memory::Mapped(_) => None,
+        }
+    }
 }
 
 impl Deref for Buffer {

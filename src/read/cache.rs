@@ -7,6 +7,7 @@ use super::{
     batch::{Batch, Prefetcher},
     buffer::{Buffer, BufferPool},
     figures::{CacheStats, Figures},
+    pages::Shelf,
     request::{Request, Slice},
     state::{Joined, State, Waiter},
     wishes::Wishes,
@@ -281,6 +282,19 @@ impl ChunkCache {
         drop(dropped);
         for waiter in waiters {
             waiter(chunk.clone());
+        }
+        if let Ok(chunk) = chunk {
+            self.stock(&chunk);
+        }
+    }
+
+    /// Have memory for more chunks like this one brought when nobody waits: that takes longer than decoding.
+    fn stock(&self, chunk: &Buffer) {
+        // Where the cache is full nearly, slots come from what is dropped.
+        let grows = self.buffers.lent() + Shelf::GROWS_BY <= self.options.capacity;
+        if let Some(shelf) = chunk.shelf().filter(|shelf| grows && shelf.runs_low()) {
+            let shelf = Arc::clone(shelf);
+            self.workers.ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || shelf.stock());
         }
     }
 

@@ -89,6 +89,8 @@ struct State {
     pages: Vec<Page>,
     /// Slots that are not in use.
     free: usize,
+    /// Whether somebody brings a page before it is needed.
+    stocking: bool,
     pace: Pace,
 }
 
@@ -131,6 +133,9 @@ struct Memory {
 }
 
 impl Shelf {
+    /// Bytes of memory that are taken at a time.
+    pub(super) const GROWS_BY: u64 = HUGE as u64;
+
     /// With so many slots in each page, 32 at most.
     pub(super) fn new(slots: u32) -> Arc<Self> {
         Arc::new(Self { slots, state: Mutex::default() })
@@ -160,6 +165,22 @@ impl Shelf {
         taken.free &= !(1 << number);
         let memory = taken.memory.clone().expect("what has a free slot has memory");
         Ok(Slot { shelf: Arc::clone(self), memory, page, number })
+    }
+
+    /// Whether a page should be brought before it is needed, by [`Shelf::stock`]; says so once until that was done.
+    pub(super) fn runs_low(&self) -> bool {
+        let mut state = self.lock();
+        let low = !state.stocking && state.free <= self.slots as usize / 2;
+        state.stocking |= low;
+        low
+    }
+
+    /// Bring a page that will be needed.
+    pub(super) fn stock(&self) {
+        if let Err(e) = self.grow() {
+            log::debug!("no memory ahead: {e}");
+        }
+        self.lock().stocking = false;
     }
 
     fn grow(&self) -> Result<()> {
@@ -207,6 +228,10 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    pub(super) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
+    }
+
     fn start(&self) -> *mut u8 {
         // SAFETY: the map has `HUGE` bytes from `skip` on, and all slots are in these.
         unsafe { self.memory.map.as_mut_ptr().add(self.memory.skip + self.number * self.shelf.size()) }
