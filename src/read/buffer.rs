@@ -50,7 +50,12 @@ impl BufferPool {
         let range = skip..skip + len;
         let memory = match self.shelves.iter().find(|shelf| shelf.size() >= range.end) {
             _ if len < SMALL => Memory::Heap(vec![0; len]),
-            Some(shelf) => Memory::Slot(shelf.slot()?),
+            Some(shelf) => {
+                if shelf.is_empty() {
+                    self.make_way_for(shelf);
+                }
+                Memory::Slot(shelf.slot()?)
+            }
             None => {
                 let mut map = MmapOptions::new();
                 map.len(range.end.next_multiple_of(GRAIN)).populate();
@@ -60,6 +65,17 @@ impl BufferPool {
         let buffer = Buffer { memory, range, pool: Arc::clone(self) };
         self.lent.fetch_add(buffer.footprint() as u64, Ordering::Relaxed);
         Ok(buffer)
+    }
+
+    /// Bring memory for more buffers on this shelf, before they are asked for.
+    pub(super) fn stock(&self, shelf: &Arc<Shelf>) {
+        self.make_way_for(shelf);
+        shelf.stock();
+    }
+
+    /// Give back what is unused on other shelves before this one grows: else each could grow as large as all may be.
+    fn make_way_for(&self, shelf: &Arc<Shelf>) {
+        self.shelves.iter().filter(|other| !Arc::ptr_eq(other, shelf)).for_each(|other| other.clear());
     }
 
     /// Bytes of all buffers that are in use.
@@ -156,5 +172,21 @@ mod tests {
         }
         drop(buffers);
         assert_eq!(pool.lent(), 0);
+    }
+
+    #[test]
+    fn what_chunks_of_one_size_leave_unused_is_given_back_before_those_of_another_take_more() {
+        let pool = Arc::<BufferPool>::default();
+        let fill = |len| -> Vec<Buffer> { (0..60).map(|_| pool.get(0, len).expect("memory")).collect() };
+        let held = || pool.shelves.each_ref().map(|shelf| shelf.pages());
+        for (len, expected) in [(256 << 10, [0, 0, 9]), (128 << 10, [0, 5, 0]), (64 << 10, [3, 0, 0])] {
+            drop(fill(len));
+            assert_eq!(held(), expected);
+        }
+        let shelf = &pool.shelves[2];
+        assert!(shelf.runs_low() && !shelf.runs_low());
+        pool.stock(shelf);
+        assert_eq!(held(), [0, 0, 1]);
+        assert!(!shelf.runs_low());
     }
 }

@@ -293,8 +293,8 @@ impl ChunkCache {
         // Where the cache is full nearly, slots come from what is dropped.
         let grows = self.buffers.lent() + Shelf::GROWS_BY <= self.options.capacity;
         if let Some(shelf) = chunk.shelf().filter(|shelf| grows && shelf.runs_low()) {
-            let shelf = Arc::clone(shelf);
-            self.workers.ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || shelf.stock());
+            let (pool, shelf) = (Arc::clone(&self.buffers), Arc::clone(shelf));
+            self.workers.ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || pool.stock(&shelf));
         }
     }
 

@@ -167,6 +167,17 @@ impl Shelf {
         Ok(Slot { shelf: Arc::clone(self), memory, page, number })
     }
 
+    /// Whether all slots are in use.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().free == 0
+    }
+
+    /// How many pages there are.
+    #[cfg(test)]
+    pub(super) fn pages(&self) -> usize {
+        self.lock().pages.iter().filter(|page| page.memory.is_some()).count()
+    }
+
     /// Whether a page should be brought before it is needed, by [`Shelf::stock`]; says so once until that was done.
     pub(super) fn runs_low(&self) -> bool {
         let mut state = self.lock();
@@ -288,7 +299,7 @@ mod tests {
         for (i, slot) in slots.iter().enumerate() {
             assert!(slot.len() == shelf.size() && slot.iter().all(|&byte| byte == i as u8), "slot {i}");
         }
-        let held = || shelf.lock().pages.iter().filter(|page| page.memory.is_some()).count();
+        let held = || shelf.pages();
         assert_eq!(held(), 5);
         // One of each page stays.
         let mut i = 0;
@@ -338,8 +349,7 @@ mod tests {
                 });
             }
         });
-        let state = shelf.lock();
-        let held = state.pages.iter().filter(|page| page.memory.is_some()).count();
-        assert_eq!(state.free, SLOTS * held);
+        let pages = shelf.pages();
+        assert_eq!(shelf.lock().free, SLOTS * pages);
     }
 }
