@@ -34,7 +34,7 @@ const AHEAD_BATCH: u64 = 1 << 20;
 const URGENT_BATCH: u64 = 512 << 10;
 
 /// Microseconds without a read after which a reader is taken to be busy otherwise.
-const IDLE_MICROS: u64 = 1000;
+const IDLE_MICROS: u64 = 3000;
 
 /// How a [`ChunkCache`] is to work.
 pub struct CacheOptions {
