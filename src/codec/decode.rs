@@ -72,12 +72,20 @@ pub(crate) struct Rounds<'a> {
     pub symbols: &'a mut [[u8; LANES]],
     /// What they stand for; anything, for the escape.
     pub tops: &'a mut [[u16; LANES]],
+    /// Where the elements will be merged to, which may not be in the processor's caches yet.
+    pub elements: &'a [u8],
 }
 
-impl Rounds<'_> {
+impl<'a> Rounds<'a> {
+    /// Where the elements of each round will be merged to; nothing where that is not known.
+    pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let of_round = (self.elements.len() / self.symbols.len().max(1)).max(1);
+        self.elements.chunks(of_round).chain(std::iter::repeat(&[][..]))
+    }
+
     /// What follows the first `n` rounds.
     pub fn after(self, n: usize) -> Self {
-        Self { symbols: &mut self.symbols[n..], tops: &mut self.tops[n..] }
+        Self { symbols: &mut self.symbols[n..], tops: &mut self.tops[n..], elements: &[] }
     }
 }
 
@@ -331,7 +339,7 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
         let mut carried = None;
         if let Symbols::Coded(coded) = &mut chunk.symbols {
             let rounds = n.div_ceil(LANES);
-            let room = Rounds { symbols: &mut symbols[..rounds], tops: &mut tops[..rounds] };
+            let room = Rounds { symbols: &mut symbols[..rounds], tops: &mut tops[..rounds], elements: &*out };
             let columns = chunk.model.columns().len().max(1);
             let tables = Tables {
                 model: chunk.model,

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::avx2_tables::{Indices, Meaning, OnLine};
+use super::prefetch;
 use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
 use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
@@ -16,8 +17,6 @@ use std::arch::x86_64::*;
 const REACH: usize = 2 * LANES;
 /// Vectors of 16 lanes.
 const VECTORS: usize = LANES / 16;
-/// Bytes ahead of what is read that are fetched into the cache: hardware stops at the end of a page.
-const AHEAD: usize = 2048;
 
 /// Proof that this machine has AVX2.
 #[derive(Clone, Copy)]
@@ -84,14 +83,6 @@ impl Kernel for Avx2 {
     }
 }
 
-/// Fetch what comes [`AHEAD`] of `bytes`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn prefetch(bytes: &[u8]) {
-    // It may name any address.
-    _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
-}
-
 /// For each mask of eight lanes that take a word: which bytes of the next eight words each lane takes; those of other
 /// lanes are zero.
 static TAKE: [[u8; 16]; 256] = {
@@ -151,13 +142,15 @@ fn rounds(
 ) -> usize {
     let (mut low, mut high) = (load(&stream.states, 0), load(&stream.states, 16));
     let mut done = 0;
-    for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
+    let parts = out.parts();
+    for ((symbols, tops), part) in out.symbols.iter_mut().zip(&mut *out.tops).zip(parts) {
         if stream.words.len() < REACH {
             break;
         }
         let (of_round, _, next) = tables.next();
         *tables = next;
-        prefetch(stream.words);
+        prefetch::to_read(stream.words);
+        prefetch::to_write(part);
         let mut taken = 0;
         let out = symbols.as_chunks_mut().0.iter_mut().zip(tops.as_chunks_mut().0);
         let states = low.as_chunks_mut().0.iter_mut().zip(high.as_chunks_mut().0);
@@ -286,13 +279,15 @@ unsafe fn take(mask: u8, words: *const u8) -> (__m128i, *const u8) {
 fn class_rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut Rounds<'_>) -> usize {
     let map = tables.map;
     let mut done = 0;
-    for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
+    let parts = out.parts();
+    for ((symbols, tops), part) in out.symbols.iter_mut().zip(&mut *out.tops).zip(parts) {
         if stream.words.len() < REACH {
             break;
         }
         let (of_round, classes, next) = tables.next();
         *tables = next;
-        prefetch(stream.words);
+        prefetch::to_read(stream.words);
+        prefetch::to_write(part);
         let mut taken = 0;
         let lanes = stream.states.as_chunks_mut::<8>().0.iter_mut();
         for ((states, classes), out) in lanes.zip(classes.as_chunks().0).zip(symbols.as_chunks_mut().0) {
@@ -373,7 +368,7 @@ unsafe fn gather(
 #[target_feature(enable = "avx2")]
 fn unpack<const BITS: u8>(packed: &[u8], shift: u8, keep: bool, bytes: &mut [u8]) {
     for (packed, bytes) in packed.chunks_exact(8 * usize::from(BITS)).zip(bytes.as_chunks_mut().0) {
-        prefetch(packed);
+        prefetch::to_read(packed);
         unpack_group::<BITS>(packed, shift, keep, bytes);
     }
 }

@@ -5,6 +5,7 @@
 //! the product of a frequency and a state's upper bits is that of two 16-bit numbers.
 #![allow(unsafe_code)]
 
+use super::prefetch;
 use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
 use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
@@ -240,7 +241,8 @@ fn rounds<const CLASSES: bool>(
     // Apart, so that they stay in registers.
     let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
     let mut done = 0;
-    for (symbols, tops) in out.symbols.iter_mut().zip(&mut *out.tops) {
+    let parts = out.parts();
+    for ((symbols, tops), part) in out.symbols.iter_mut().zip(&mut *out.tops).zip(parts) {
         let ([s0, s1], [t0, t1]) = (symbols.as_chunks_mut::<64>().0, tops.as_chunks_mut::<64>().0) else {
             break;
         };
@@ -249,7 +251,8 @@ fn rounds<const CLASSES: bool>(
         }
         let (of_round, classes, next) = tables.next();
         *tables = next;
-        prefetch(stream.words);
+        prefetch::to_read(stream.words);
+        prefetch::to_write(part);
         let words = stream.words.as_ptr();
         // SAFETY: at most 64 words are taken for the first half, so that both are within REACH.
         let taken = unsafe {
@@ -263,17 +266,6 @@ fn rounds<const CLASSES: bool>(
     first.store(&mut stream.states[..64]);
     second.store(&mut stream.states[64..]);
     done
-}
-
-/// Bytes ahead of what is read that are fetched into the cache: hardware stops at the end of a page.
-const AHEAD: usize = 2048;
-
-/// Fetch what comes [`AHEAD`] of `bytes`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn prefetch(bytes: &[u8]) {
-    // It may name any address.
-    _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast());
 }
 
 /// Take 32 states from one symbol to the next; returns how many of `words` they took.
@@ -308,7 +300,7 @@ unsafe fn advance(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn unpack<const BITS: u8>(packed: &[u8], shift: u8, keep: bool, bytes: &mut [u8]) {
     for (packed, bytes) in packed.chunks_exact(8 * usize::from(BITS)).zip(bytes.as_chunks_mut().0) {
-        prefetch(packed);
+        prefetch::to_read(packed);
         unpack_group::<BITS>(packed, shift, keep, bytes);
     }
 }

@@ -9,6 +9,8 @@ mod avx2_tables;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod encode;
+#[cfg(target_arch = "x86_64")]
+mod prefetch;
 
 use super::{
     ChunkDecoder, LANES,
