@@ -46,7 +46,8 @@ pub struct MountArgs {
     /// memory where that is less]
     #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
     cache_size: Option<u64>,
-    /// Threads that read archives and decode; some wait for the disk meanwhile [default: two for each core, four at least]
+    /// Threads that read archives and decode; some wait for the disk meanwhile, and as many again help where many read at
+    /// once [default: two for each core, four at least]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// What to decode before it is read: `auto` is what follows in a file that is read in order, and the next layers as

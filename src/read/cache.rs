@@ -32,6 +32,9 @@ const FARTHEST: u64 = 32 << 20;
 const AHEAD_BATCH: u64 = 1 << 20;
 /// Chunks that somebody waits for are read together up to so many bytes: less, so that several threads share the work.
 const URGENT_BATCH: u64 = 512 << 10;
+/// And where many wait, so that each has his threads anyway: most of what a request can ask for, read in one piece and
+/// copied while it is in the core's caches.
+const BUSY_BATCH: u64 = 2 << 20;
 
 /// Microseconds without a read after which a reader is taken to be busy otherwise.
 const IDLE_MICROS: u64 = 3000;
@@ -40,7 +43,8 @@ const IDLE_MICROS: u64 = 3000;
 pub struct CacheOptions {
     /// Most bytes that it holds.
     pub capacity: u64,
-    /// Threads of its own, which read and decode: more than there are cores, for some wait for the disk.
+    /// Threads of its own, which read and decode: more than there are cores, for some wait for the disk. As many again help
+    /// where many read at once.
     pub threads: usize,
     /// What decodes.
     pub decoder: Arc<dyn ChunkDecoder>,
@@ -80,7 +84,7 @@ impl ChunkCache {
     pub fn new(options: CacheOptions) -> Result<Arc<Self>> {
         let cache = Arc::new(Self {
             state: Mutex::new(State::new(options.capacity)),
-            workers: Workers::start(options.threads)?,
+            workers: Workers::start(options.threads, options.threads)?,
             options,
             buffers: Arc::default(),
             figures: Figures::default(),
@@ -155,7 +159,8 @@ impl ChunkCache {
         drop(state);
         hurried.dedup();
         hurried.into_iter().for_each(|batch| self.workers.hurry(batch));
-        for ids in neighbours(archive, &wanted, URGENT_BATCH) {
+        let together = if self.is_busy() { BUSY_BATCH } else { URGENT_BATCH };
+        for ids in neighbours(archive, &wanted, together) {
             let batch = Batch::new(self, archive, ids);
             let decoder = Arc::clone(&self.options.decoder);
             self.workers.urgent(move || batch.decode(&*decoder));
@@ -172,7 +177,7 @@ impl ChunkCache {
     ) -> Vec<(u64, Vec<usize>)> {
         // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it is
         // copied.
-        let few = self.options.ahead && self.waiting.load(Ordering::Relaxed) <= 2 * self.cores;
+        let few = self.options.ahead && !self.is_busy();
         let Some(last) = last.filter(|_| few) else { return Vec::new() };
         let Some(behind) = archive.passed().behind(last) else { return Vec::new() };
         let index = archive.index();
@@ -209,6 +214,11 @@ impl ChunkCache {
             ids.iter().for_each(|&id| state.expect(archive, id, *number));
         }
         batches
+    }
+
+    /// Whether there are more readers than it takes to keep disk and cores busy.
+    fn is_busy(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 2 * self.cores
     }
 
     fn decode_ahead(self: &Arc<Self>, archive: &Arc<Archive>, batches: Vec<(u64, Vec<usize>)>) {

@@ -1,4 +1,7 @@
 //! Threads that read and decode: what a reader waits for first, what is fetched ahead after it.
+//!
+//! Others help where work piles up: a disk serves many at once better, and they wait for it while others decode. Where
+//! there is less to do they would only take the cores from those who were there first.
 
 use crate::error::{Context, Result};
 use std::{
@@ -16,6 +19,10 @@ pub(super) struct Workers(Arc<Shared>);
 struct Shared {
     queues: Mutex<Queues>,
     wake: Condvar,
+    /// Wakes those who help.
+    help: Condvar,
+    /// How many threads there are beside those who help.
+    threads: usize,
 }
 
 #[derive(Default)]
@@ -27,22 +34,33 @@ struct Queues {
 }
 
 impl Workers {
+    /// Start `threads`, one at least, and `helpers`.
+    ///
     /// # Errors
-    /// Io, where the threads cannot be started.
-    pub(super) fn start(threads: usize) -> Result<Self> {
-        let workers = Self(Arc::new(Shared { queues: Mutex::default(), wake: Condvar::new() }));
-        for i in 0..threads.max(1) {
+    /// Io, where they cannot be started.
+    pub(super) fn start(threads: usize, helpers: usize) -> Result<Self> {
+        let threads = threads.max(1);
+        let workers = Self(Arc::new(Shared {
+            queues: Mutex::default(),
+            wake: Condvar::new(),
+            help: Condvar::new(),
+            threads,
+        }));
+        for i in 0..threads + helpers {
             let shared = Arc::clone(&workers.0);
             let named = thread::Builder::new().name(format!("bsz-decode-{i}"));
-            named.spawn(move || shared.work()).about("decode threads")?;
+            named.spawn(move || shared.work(i >= threads)).about("decode threads")?;
         }
         Ok(workers)
     }
 
     /// Do `job` as soon as a thread is free.
     pub(super) fn urgent(&self, job: impl FnOnce() + Send + 'static) {
-        self.0.lock().urgent.push_back(Box::new(job));
-        self.0.wake.notify_one();
+        let mut queues = self.0.lock();
+        queues.urgent.push_back(Box::new(job));
+        let piled_up = queues.urgent.len() > self.0.threads;
+        drop(queues);
+        if piled_up { self.0.help.notify_one() } else { self.0.wake.notify_one() }
     }
 
     /// Do `job` when nothing urgent is left; `number` names it.
@@ -75,6 +93,7 @@ impl Drop for Workers {
         let (urgent, ahead) = (std::mem::take(&mut queues.urgent), std::mem::take(&mut queues.ahead));
         drop(queues);
         self.0.wake.notify_all();
+        self.0.help.notify_all();
         drop((urgent, ahead));
     }
 }
@@ -84,12 +103,17 @@ impl Shared {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) {
+    fn work(&self, helps: bool) {
+        let wake = if helps { &self.help } else { &self.wake };
         let mut queues = self.lock();
         while !queues.ended {
-            let next = queues.urgent.pop_front().or_else(|| queues.ahead.pop_front().map(|(_, job)| job));
+            let next = match helps {
+                true if queues.urgent.len() <= self.threads => None,
+                true => queues.urgent.pop_front(),
+                false => queues.next(),
+            };
             let Some(job) = next else {
-                queues = self.wake.wait(queues).unwrap_or_else(PoisonError::into_inner);
+                queues = wake.wait(queues).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(queues);
@@ -101,14 +125,20 @@ impl Shared {
     }
 }
 
+impl Queues {
+    fn next(&mut self) -> Option<Job> {
+        self.urgent.pop_front().or_else(|| self.ahead.pop_front().map(|(_, job)| job))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::{sync::mpsc, time::Duration};
 
     #[test]
     fn urgent_work_goes_first_and_a_panic_ends_no_thread() {
-        let workers = Workers::start(1).expect("starts");
+        let workers = Workers::start(1, 0).expect("starts");
         let (hold, held) = mpsc::channel::<()>();
         let (done, order) = mpsc::channel();
         workers.urgent(move || {
@@ -130,8 +160,30 @@ mod tests {
     }
 
     #[test]
+    fn others_help_with_what_piles_up() {
+        let workers = Workers::start(1, 1).expect("starts");
+        let (hold, held) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::channel();
+        let (done, order) = mpsc::channel();
+        workers.urgent(move || {
+            begun.send(()).expect("listened to");
+            let _ = held.recv();
+        });
+        begins.recv().expect("begins");
+        for n in 0..3 {
+            let done = done.clone();
+            workers.urgent(move || done.send(n).expect("listened to"));
+        }
+        // The last one does not pile up.
+        assert_eq!([order.recv(), order.recv()], [Ok(0), Ok(1)]);
+        assert!(order.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(hold);
+        assert_eq!(order.recv(), Ok(2));
+    }
+
+    #[test]
     fn what_is_not_begun_is_dropped_with_the_threads() {
-        let workers = Workers::start(1).expect("starts");
+        let workers = Workers::start(1, 0).expect("starts");
         let (hold, held) = mpsc::channel::<()>();
         workers.urgent(move || {
             let _ = held.recv();
