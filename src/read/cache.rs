@@ -35,6 +35,11 @@ const URGENT_BATCH: u64 = 512 << 10;
 /// And where many wait, so that each has his threads anyway: most of what a request can ask for, read in one piece and
 /// copied while it is in the core's caches.
 const BUSY_BATCH: u64 = 2 << 20;
+/// A request for so many bytes that is not known to be of a stream is taken to be followed by as many bytes as
+/// [`FOLLOWING`]: nobody reads so much at random.
+const LARGE: usize = 512 << 10;
+/// See [`LARGE`].
+const FOLLOWING: u64 = 1 << 20;
 
 /// Microseconds without a read after which a reader is taken to be busy otherwise.
 const IDLE_MICROS: u64 = 3000;
@@ -138,7 +143,7 @@ impl ChunkCache {
         }
         state.stats.hits += (slices.len() - missing.len()) as u64;
         if missing.is_empty() {
-            let ahead = self.plan_ahead(&mut state, archive, last);
+            let ahead = self.plan_ahead(&mut state, archive, last, len);
             drop(state);
             done(Ok(slices.into_iter().flatten().collect()));
             return self.decode_ahead(archive, ahead);
@@ -155,7 +160,7 @@ impl ChunkCache {
                 Joined::Expected => {}
             }
         }
-        let ahead = self.plan_ahead(&mut state, archive, last);
+        let ahead = self.plan_ahead(&mut state, archive, last, len);
         drop(state);
         hurried.dedup();
         hurried.into_iter().for_each(|batch| self.workers.hurry(batch));
@@ -174,15 +179,19 @@ impl ChunkCache {
         state: &mut State,
         archive: &Archive,
         last: Option<usize>,
+        len: usize,
     ) -> Vec<(u64, Vec<usize>)> {
         // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it is
         // copied.
         let few = self.options.ahead && !self.is_busy();
         let Some(last) = last.filter(|_| few) else { return Vec::new() };
-        let Some(behind) = archive.passed().behind(last) else { return Vec::new() };
         let index = archive.index();
         let chunk = index.chunk(last).original;
-        let behind = behind as u64 * (chunk.end - chunk.start);
+        let behind = match archive.passed().behind(last) {
+            Some(chunks) => chunks as u64 * (chunk.end - chunk.start),
+            None if len >= LARGE => FOLLOWING,
+            None => return Vec::new(),
+        };
         let farthest = archive.passed().reach().min(FARTHEST).min(self.options.capacity / 4);
         let end = chunk.end + behind.min(farthest);
         let stop = index.find(end.min(archive.footer().original_len.saturating_sub(1)));
