@@ -3,7 +3,11 @@
 use super::{archive::Archive, buffer::Buffer, figures::CacheStats};
 use crate::error::Result;
 use lru::LruCache;
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 /// A chunk of an archive: its [`Archive::id`] and its number.
 type Key = (u64, usize);
@@ -19,8 +23,8 @@ struct Ready {
 /// A chunk that was decoded ahead.
 struct Unused {
     chunk: Arc<Buffer>,
-    /// To tell it what became of its guess.
-    archive: Arc<Archive>,
+    /// To tell it what became of its guess, if it is still open.
+    archive: Weak<Archive>,
 }
 
 /// The state of a cache.
@@ -167,7 +171,7 @@ impl State {
         };
         if awaited.ahead.is_some() {
             self.stats.held_bytes += chunk.footprint() as u64;
-            self.unused.put(key, Unused { chunk, archive: Arc::clone(archive) });
+            self.unused.put(key, Unused { chunk, archive: Arc::downgrade(archive) });
         } else if !awaited.keeps || awaited.taken < chunk.len() {
             self.stats.held_bytes += chunk.footprint() as u64;
             self.ready.put(key, Ready { chunk, taken: awaited.taken });
@@ -196,7 +200,7 @@ impl State {
         let (_, Unused { chunk, archive }) = self.unused.pop_lru()?;
         self.ahead_bytes -= chunk.len() as u64;
         self.stats.ahead_dropped += 1;
-        archive.passed().guessed(None);
+        archive.upgrade().inspect(|archive| archive.passed().guessed(None));
         Some(chunk)
     }
 }
