@@ -11,7 +11,7 @@ use models::Random;
 use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
 use safetensors::tensor::{Dtype, TensorView};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -92,6 +92,32 @@ fn layers_are_decoded_ahead_in_their_order_and_in_every_shard() {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--cache-size", "512MiB"]);
         read_layers_in_order(&mount, &files);
+    });
+}
+
+#[test]
+fn what_is_cached_of_a_file_is_there_when_it_is_opened_again_but_not_for_another_in_its_place() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mount = rig.mount(&packed, "view", &["--prefetch", "off"]);
+        let [(name, first), (_, second)] = &files[..] else { panic!("two shards") };
+        let shown = mount.path(name.to_str().expect("UTF-8"));
+        // Past the kernel's cache.
+        let read = |expected: &[u8]| {
+            let file = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&shown);
+            let mut out = vec![0; 100_000];
+            file.expect("opens").read_exact_at(&mut out, 2_000_000).expect("read");
+            assert!(out == expected[2_000_000..][..out.len()]);
+            figure(&mount, "misses")
+        };
+        let decoded = read(first);
+        assert_eq!((read(first), read(first)), (decoded, decoded));
+        let archive = |name: &Path| packed.join(name).with_extension("bsz");
+        std::fs::copy(archive(&files[1].0), packed.join("new")).expect("a copy");
+        std::fs::rename(packed.join("new"), archive(name)).expect("in its place");
+        // The kernel trusts a name for a second.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        assert!(read(second) > decoded);
     });
 }
 

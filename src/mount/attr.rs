@@ -33,7 +33,7 @@ pub(super) struct Packed {
 }
 
 /// One state of one source file: while this is equal, what was learned of the file's bytes holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub dev: u64,
     pub ino: u64,

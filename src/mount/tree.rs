@@ -11,10 +11,12 @@ use super::view::{Found, Listed, View, is_name};
 use crate::error::{Error, ErrorKind};
 use crate::format::Naming;
 use crate::read::Archive;
+use lru::LruCache;
 use rustix::fs::{FileType, Stat, StatVfs, fstat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -80,8 +82,12 @@ pub(super) struct Tree {
     archives: Mutex<Archives>,
 }
 
-/// The archives that are open, for whomever.
-type Archives = Vec<(Identity, Weak<Archive>)>;
+/// How many archives are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// The archives that are open, for whomever, and those that were: with their numbers, for what is cached of one is its own
+/// when it is opened again.
+type Archives = LruCache<Identity, (u64, Weak<Archive>)>;
 
 impl Tree {
     pub fn new(view: View) -> Self {
@@ -90,7 +96,7 @@ impl Tree {
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
-            archives: Mutex::default(),
+            archives: Mutex::new(LruCache::new(REMEMBERED)),
         }
     }
 
@@ -246,23 +252,23 @@ impl Tree {
     fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<Archive>> {
         let identity = Identity::of(stat);
         let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |archives: &Archives| {
-            let (_, archive) = archives.iter().find(|(of, _)| *of == identity)?;
-            archive.upgrade()
-        };
-        if let Some(archive) = known(&archives()) {
+        let known =
+            |archives: &mut Archives| archives.get(&identity).and_then(|(_, archive)| archive.upgrade());
+        if let Some(archive) = known(&mut archives()) {
             return Ok(archive);
         }
-        let archive = Archive::from_file(file).map_err(|e| open_failed(path, &e))?;
+        let mut archive = Archive::from_file(file).map_err(|e| open_failed(path, &e))?;
         archive.read_directly();
-        let archive = Arc::new(archive);
         let mut archives = archives();
         // Meanwhile another thread may have opened it.
-        if let Some(archive) = known(&archives) {
+        if let Some(archive) = known(&mut archives) {
             return Ok(archive);
         }
-        archives.retain(|(_, archive)| archive.strong_count() > 0);
-        archives.push((identity, Arc::downgrade(&archive)));
+        if let Some((id, _)) = archives.peek(&identity) {
+            archive.be_again(*id);
+        }
+        let archive = Arc::new(archive);
+        archives.put(identity, (archive.id(), Arc::downgrade(&archive)));
         Ok(archive)
     }
 

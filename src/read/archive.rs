@@ -105,9 +105,14 @@ impl Archive {
         &self.index
     }
 
-    /// A number no other open archive of this process has.
+    /// A number no other archive of this process has or had.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Take the number that an archive had which was this very file: what is cached of that one is of this one then.
+    pub fn be_again(&mut self, id: u64) {
+        self.id = id;
     }
 
     /// Bytes of the archive itself.
