@@ -16,8 +16,8 @@ use std::{
     },
 };
 
-/// Slots in a huge page: for chunks of 64, 128 and 256 KiB, anywhere in a small page.
-const SLOTS: [u32; 3] = [28, 14, 7];
+/// Slots are for chunks of 64, 128 and 256 KiB, anywhere in a small page.
+const SLOTS: [usize; 3] = [17 * pages::SMALL, 33 * pages::SMALL, 65 * pages::SMALL];
 /// Chunks that are smaller are on the heap.
 const SMALL: usize = 64 << 10;
 /// Chunks that are larger than a slot take multiples of this many bytes.
@@ -152,12 +152,12 @@ mod tests {
         let pool = Arc::<BufferPool>::default();
         let mut total = 0;
         let mut buffers = Vec::new();
-        let (small, large) = (72 << 10, 292 << 10);
+        let (small, large) = (68 << 10, 260 << 10);
         for (at, len, takes) in [
             (0, 0, 0),
             (7, 100, 100),
             (4095, SMALL, small),
-            (0, small + 1, 144 << 10),
+            (0, small + 1, 132 << 10),
             (4095, large - 4095, large),
             (4095, large - 4094, 320 << 10),
             (1 << 40, large + 1, 320 << 10),
@@ -179,7 +179,7 @@ mod tests {
         let pool = Arc::<BufferPool>::default();
         let fill = |len| -> Vec<Buffer> { (0..60).map(|_| pool.get(0, len).expect("memory")).collect() };
         let held = || pool.shelves.each_ref().map(|shelf| shelf.pages());
-        for (len, expected) in [(256 << 10, [0, 0, 9]), (128 << 10, [0, 5, 0]), (64 << 10, [3, 0, 0])] {
+        for (len, expected) in [(256 << 10, [0, 0, 8]), (128 << 10, [0, 4, 0]), (64 << 10, [2, 0, 0])] {
             drop(fill(len));
             assert_eq!(held(), expected);
         }
