@@ -2,7 +2,7 @@
 
 use bszfs::codec::{self, ChunkDecoder, Coding, Model};
 use bszfs::error::{Error, Result};
-use bszfs::read::{Archive, CacheOptions, ChunkCache};
+use bszfs::read::{Archive, CacheOptions, ChunkCache, Reader};
 use samples::{Fill, Random, pack_bytes, safetensors, tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<Archive>) {
 /// The bytes of a range, read as the kernel's page cache reads.
 fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, at: u64, len: usize) -> Vec<u8> {
     let (send, receive) = mpsc::channel();
-    cache.read(archive, at, len, true, move |answer| send.send(answer).expect("awaited"));
+    cache.read(archive, at, len, Reader::Keeping, move |answer| send.send(answer).expect("awaited"));
     let slices = receive.recv_timeout(Duration::from_secs(30)).expect("answered").expect("decodes");
     slices.iter().flat_map(|s| s.to_vec()).collect()
 }

@@ -70,6 +70,10 @@ pub struct WarmArgs {
     /// Files, or directories with files
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Read what is asked for on the standard input, below the mountpoint PATH. What a daemon starts, to have layers in
+    /// the kernel's page cache
+    #[arg(long, hide = true)]
+    requests: bool,
     /// Threads that read
     #[arg(short = 'j', long = "jobs", value_name = "N", default_value = "4")]
     jobs: NonZeroUsize,
@@ -309,6 +313,9 @@ pub fn cache(args: &CacheArgs) -> Result<()> {
 
 /// `bsz warm`
 pub fn warm(args: &WarmArgs, quiet: bool) -> Result<()> {
+    if let ([mountpoint], true) = (&args.paths[..], args.requests) {
+        return mount::warm_on_standard_request(mountpoint);
+    }
     let mut files = Vec::new();
     for path in &args.paths {
         find(path, &mut files)?;

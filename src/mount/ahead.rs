@@ -3,7 +3,9 @@
 use super::Prefetch;
 use crate::codec::ChunkDecoder;
 use crate::error::Result;
-use crate::read::{Archive, ChunkCache, Course, LayerMap, header};
+use crate::read::{Archive, ChunkCache, Course, LayerMap, Read, Wish, header};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The models that are being read.
@@ -17,14 +19,14 @@ impl Models {
     /// As [`header`].
     pub fn of(
         &self,
-        shards: Vec<Arc<Archive>>,
+        shards: Vec<Shard>,
         how: Prefetch,
         decoder: &dyn ChunkDecoder,
     ) -> Result<Option<Arc<Model>>> {
         // Locked until the headers are read, so that each is read once.
         let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         models.retain(|model| model.strong_count() > 0);
-        let ids = |shards: &[Arc<Archive>]| shards.iter().map(|shard| shard.id()).collect::<Vec<_>>();
+        let ids = |shards: &[Shard]| shards.iter().map(|shard| shard.archive.id()).collect::<Vec<_>>();
         let wanted = ids(&shards);
         if let Some(known) = models.iter().filter_map(Weak::upgrade).find(|m| ids(&m.shards) == wanted) {
             return Ok(Some(known));
@@ -35,9 +37,16 @@ impl Models {
     }
 }
 
+/// A shard of a model.
+pub(super) struct Shard {
+    pub archive: Arc<Archive>,
+    /// Its path, relative to the view's root.
+    pub shown: Arc<Path>,
+}
+
 /// The shards of a model that is being read. It keeps them open as long as one of them is.
 pub(super) struct Model {
-    shards: Vec<Arc<Archive>>,
+    shards: Vec<Shard>,
     layers: LayerMap,
     course: Mutex<Course>,
     most: u32,
@@ -48,32 +57,60 @@ impl Model {
     ///
     /// # Errors
     /// As [`header`].
-    fn new(shards: Vec<Arc<Archive>>, how: Prefetch, decoder: &dyn ChunkDecoder) -> Result<Option<Self>> {
+    fn new(shards: Vec<Shard>, how: Prefetch, decoder: &dyn ChunkDecoder) -> Result<Option<Self>> {
         let most = match how {
             Prefetch::Off => return Ok(None),
             Prefetch::Auto | Prefetch::Cuda => u32::MAX,
             Prefetch::Layers(n) => n,
         };
-        let headers = shards.iter().map(|shard| header(shard, decoder)).collect::<Result<Vec<_>>>()?;
+        let headers =
+            shards.iter().map(|shard| header(&shard.archive, decoder)).collect::<Result<Vec<_>>>()?;
         let layers = LayerMap::new(&headers);
         let model = Self { shards, layers, course: Mutex::default(), most };
         Ok((!model.layers.is_empty()).then_some(model))
     }
 
-    /// `len` bytes from `at` on of a shard are read: have the layers behind their layer decoded while nobody reads.
-    pub fn is_read(&self, shard: usize, at: u64, len: u64, cache: &Arc<ChunkCache>) {
-        let Some(layer) = self.layers.at(shard, at) else { return };
-        let size = self.layers.size(layer);
+    /// `len` bytes from `at` on of a shard are read: have the layers behind their layer decoded while nobody reads, and
+    /// pulled into the kernel's page cache where the reader goes through it.
+    pub fn is_read(&self, shard: usize, at: u64, len: u64, paged: bool, cache: &Arc<ChunkCache>) {
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(reach) = course.reach(layer, len, size) else { return };
+        let mut reached = None;
+        for (layer, bytes) in self.layers.within(shard, at..at + len) {
+            let read = Read { bytes, size: self.layers.size(layer), sparse: paged };
+            reached = course.reach(layer, read, self.most).map(|likely| (layer, likely)).or(reached);
+        }
         drop(course);
-        // None at all drops what was wrongly wished for.
-        let behind = (1..=reach.min(self.most)).map_while(|n| {
-            let places = self.layers.places((layer.0, layer.1.checked_add(n)?));
-            (!places.is_empty()).then_some(places)
-        });
-        cache.wish(behind.flatten().map(|(shard, range)| (Arc::clone(&self.shards[*shard]), range.clone())));
+        let Some(((stack, number), likely)) = reached else { return };
+        log::debug!("layer {number} is reached: {likely} behind it are likely");
+        // None at all drops what was wrongly wished for. The kernel may have asked for the beginning of a layer before its
+        // reader did, so what is left of it is wished for, too.
+        let layers = (0..=likely).map_while(|n| Some((n, (stack, number.checked_add(n)?))));
+        let layers =
+            layers.skip(usize::from(likely == 0)).take_while(|(_, l)| !self.layers.places(*l).is_empty());
+        cache.wish(layers.flat_map(|(n, layer)| {
+            let places = self.layers.places(layer);
+            // The first of the largest ones.
+            let wired = places.iter().rev().max_by_key(|(_, range)| range.end - range.start);
+            places.iter().map(move |place| self.wish(place, paged, n > 0 && wired == Some(place)))
+        }));
     }
+
+    fn wish(&self, (shard, range): &(usize, Range<u64>), paged: bool, wired: bool) -> Wish {
+        let Shard { archive, shown } = &self.shards[*shard];
+        Wish {
+            archive: Arc::clone(archive),
+            shown: paged.then(|| Arc::clone(shown)),
+            range: if paged && wired { behind_wire(range) } else { range.clone() },
+        }
+    }
+}
+
+/// All of a layer but its first page: what the reader finds in the page cache, nobody hears of; that page it asks for here,
+/// which says how far it is.
+fn behind_wire(range: &Range<u64>) -> Range<u64> {
+    const PAGE: u64 = 4096;
+    let start = range.start.next_multiple_of(PAGE) + PAGE;
+    start.min(range.end)..range.end
 }
 
 /// What the names of a model's shards have in common: `model-00003-of-00030.safetensors` is `model-` and `-of-00030`.

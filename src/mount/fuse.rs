@@ -3,12 +3,13 @@
 //! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
-use super::ahead::Models;
+use super::ahead::{Models, Shard};
 use super::attr::Attr;
+use super::pull::Puller;
 use super::reply::Replier;
 use super::tree::{Content, Handle, Opened, Tree};
 use super::{Prefetch, Status, xattrs};
-use crate::read::{ChunkCache, Slice};
+use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
@@ -51,6 +52,8 @@ pub(super) struct BszFs {
     status: Arc<dyn Fn() -> Status + Send + Sync>,
     said: Arc<Said>,
     replier: Arc<Replier>,
+    /// Who pulls layers into the page cache, where there is somebody.
+    puller: Option<Arc<Puller>>,
 }
 
 impl BszFs {
@@ -58,10 +61,11 @@ impl BszFs {
         tree: Tree,
         cache: Arc<ChunkCache>,
         prefetch: Prefetch,
+        puller: Option<Arc<Puller>>,
         status: Arc<dyn Fn() -> Status + Send + Sync>,
     ) -> Self {
         let (tree, models, said, replier) = (Arc::new(tree), Arc::default(), Arc::default(), Arc::default());
-        Self { tree, cache, prefetch, models, status, said, replier }
+        Self { tree, cache, prefetch, models, status, said, replier, puller }
     }
 
     /// What is to know the descriptor that requests are read from.
@@ -79,9 +83,10 @@ impl BszFs {
         let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
         let (models, prefetch) = (self.models.clone(), self.prefetch);
         self.cache.spawn(move || {
-            let Content::Archive { archive, path, model, .. } = &opened.content else { return };
+            let Content::Archive { archive, path, shown, model, .. } = &opened.content else { return };
             model.get_or_init(|| {
-                let (shards, this) = tree.shards(path, archive);
+                let this = Shard { archive: archive.clone(), shown: shown.clone() };
+                let (shards, this) = tree.shards(path, this);
                 match models.of(shards, prefetch, cache.decoder()) {
                     Ok(model) => model.map(|model| (model, this)),
                     Err(e) => {
@@ -91,6 +96,13 @@ impl BszFs {
                 }
             });
         });
+    }
+}
+
+impl BszFs {
+    /// Whether a request is of the process that pulls layers into the page cache.
+    fn pulls(&self, request: &Request) -> bool {
+        self.puller.as_ref().is_some_and(|puller| puller.is(request.pid()))
     }
 }
 
@@ -139,12 +151,19 @@ impl Filesystem for BszFs {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
         match self.tree.open_at_once(ino.0) {
-            Ok(Some(handle)) => reply_opened(Ok(handle), reply),
+            Ok(Some(handle)) => {
+                if let Some(puller) = self.puller.as_ref().filter(|_| self.pulls(request)) {
+                    puller.opened(handle.number);
+                }
+                reply_opened(Ok(handle), reply);
+            }
+            // Its readers have closed it: nobody needs it.
+            Ok(None) if self.pulls(request) => reply.error(Errno::EAGAIN),
             Ok(None) => {
                 let tree = self.tree.clone();
                 self.cache.spawn(move || reply_opened(tree.open(ino.0), reply));
@@ -165,6 +184,7 @@ impl Filesystem for BszFs {
         reply: ReplyData,
     ) {
         let len = size as usize;
+        let pulls = self.pulls(request);
         let opened = match self.tree.file(handle.0) {
             Ok(_) if len > MAX_READ => return reply.error(Errno::EINVAL),
             Ok(opened) => opened,
@@ -175,8 +195,13 @@ impl Filesystem for BszFs {
                 let (said_of, said) = (path.clone(), self.said.clone());
                 let (request, replier) = (request.unique(), self.replier.clone());
                 // What is read into the page cache stays there.
-                let keeps = flags.0 & libc::O_DIRECT == 0;
-                self.cache.read(archive, offset, len, keeps, move |slices| match slices {
+                let paged = flags.0 & libc::O_DIRECT == 0;
+                let reader = match paged {
+                    _ if pulls => Reader::Taker,
+                    true => Reader::Keeping,
+                    false => Reader::Passing,
+                };
+                self.cache.read(archive, offset, len, reader, move |slices| match slices {
                     Ok(slices) => reply_slices(&slices, request, &replier, reply),
                     Err(e) => {
                         said.say(format!("{}: {e}", said_of.display()));
@@ -184,7 +209,10 @@ impl Filesystem for BszFs {
                     }
                 });
                 match model.get() {
-                    Some(Some((model, shard))) => model.is_read(*shard, offset, size.into(), &self.cache),
+                    _ if pulls => {}
+                    Some(Some((model, shard))) => {
+                        model.is_read(*shard, offset, size.into(), paged, &self.cache);
+                    }
                     None if self.prefetch != Prefetch::Off && !sought.swap(true, Ordering::Relaxed) => {
                         self.look_for_model(&opened);
                     }
@@ -209,8 +237,14 @@ impl Filesystem for BszFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.tree.release(handle.0);
+        let closed = self.tree.release(handle.0);
         reply.ok();
+        let Some(puller) = self.puller.as_ref().filter(|puller| !puller.closed(handle.0)) else { return };
+        if let Some(Content::Archive { archive, .. }) = closed.as_ref().map(|closed| &closed.content) {
+            // Others who read it will wish again.
+            self.cache.forget_wishes(archive);
+            puller.let_go(archive.id());
+        }
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {

@@ -25,9 +25,8 @@ impl<T> Handles<T> {
         self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 
-    pub fn remove(&self, number: u64) {
-        let gone = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        // Closing an archive frees its index: not while the table is locked.
-        drop(gone);
+    /// What is dropped with the last number of it may take a while: that is not done while the table is locked.
+    pub fn remove(&self, number: u64) -> Option<Arc<T>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
     }
 }

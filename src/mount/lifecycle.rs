@@ -4,6 +4,7 @@
 use super::cuda;
 use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
+use super::pull::Puller;
 use super::tree::Tree;
 use super::unmount::{self, Refused};
 use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
@@ -62,7 +63,12 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
     let asked = tell.clone();
     let _listening =
         o.metrics.as_ref().map(|address| metrics::listen(address, move || asked())).transpose()?;
-    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, tell);
+    // What somebody else has mounted may be nowhere that we see.
+    let puller = plan.fuse.is_none().then(|| Arc::new(Puller::new(plan.mountpoint.clone())));
+    if let Some(puller) = &puller {
+        cache.give_to(puller.clone());
+    }
+    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, puller, tell);
     let (said, replier) = (file_system.said(), file_system.replier());
     let hangup = move || {
         hangup();

@@ -7,7 +7,7 @@
 //! | `source.rs` | the source directory: one handle, everything relative to it, no symlink followed |
 //! | `attr.rs`, `view.rs` | what `stat` shows; names: which source entry a name of the view stands for |
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
-//! | `ahead.rs`, `cuda.rs` | the layers that will be read next; a GPU that decodes them |
+//! | `ahead.rs`, `cuda.rs`, `pull.rs` | the layers that will be read next; a GPU that decodes them; into the page cache |
 //! | `fuse.rs`, `reply.rs` | the thin adapter to `fuser`; replies of several parts |
 //! | `status.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves |
 //! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
@@ -28,6 +28,7 @@ mod limits;
 mod metrics;
 mod mountinfo;
 mod preflight;
+mod pull;
 mod reply;
 mod source;
 mod status;
@@ -39,6 +40,7 @@ mod xattrs;
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
+pub use pull::warm_on_standard_request;
 pub use status::{Space, Status, clear_orphan, drop_cache, mounts, space, stale, status};
 pub use unmount::{detach, find_helper as helper, unmount};
 

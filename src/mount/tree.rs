@@ -3,7 +3,7 @@
 //! Inodes are made on lookup and dropped when the kernel forgets them; nothing else is held of files that are
 //! not open, so the view follows the source as it changes.
 
-use super::ahead::{Model, shards_of};
+use super::ahead::{Model, Shard, shards_of};
 use super::attr::{Attr, Identity, Packed, attr};
 use super::handles::Handles;
 use super::inodes::{Inodes, Node, ROOT};
@@ -38,6 +38,8 @@ pub(super) enum Content {
         sought: AtomicBool,
         /// Relative to the source, to say which archive is damaged.
         path: Arc<Path>,
+        /// Relative to the view's root.
+        shown: Arc<Path>,
     },
     Plain(File),
 }
@@ -181,8 +183,9 @@ impl Tree {
         self.files.get(handle).ok_or(Errno::BADF)
     }
 
-    pub fn release(&self, handle: u64) {
-        self.files.remove(handle);
+    /// Close a file; returns it.
+    pub fn release(&self, handle: u64) -> Option<Arc<Opened>> {
+        self.files.remove(handle)
     }
 
     /// List a directory as it is now; the handle keeps this listing, so that offsets into it hold.
@@ -207,7 +210,7 @@ impl Tree {
     }
 
     pub fn release_dir(&self, handle: u64) {
-        self.dirs.remove(handle);
+        drop(self.dirs.remove(handle));
     }
 
     /// The file that an inode was made for, if its name still leads to it.
@@ -242,6 +245,7 @@ impl Tree {
                     model: OnceLock::new(),
                     sought: AtomicBool::new(false),
                     path,
+                    shown: node.path.clone(),
                 }
             }
         };
@@ -272,32 +276,36 @@ impl Tree {
         Ok(archive)
     }
 
-    /// The archives of the model that an open archive is a shard of, and which of them it is. Shards that cannot be opened
-    /// are left out.
-    pub fn shards(&self, path: &Path, archive: &Arc<Archive>) -> (Vec<Arc<Archive>>, usize) {
-        let alone = || (vec![Arc::clone(archive)], 0);
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return alone() };
+    /// The shards of the model that an open archive is one of, and which. Those that cannot be opened are left out.
+    pub fn shards(&self, path: &Path, this: Shard) -> (Vec<Shard>, usize) {
+        let alone = |this| (vec![this], 0);
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return alone(this) };
         let shown = Naming::Safetensors.original_name(name);
         let shown = shown.as_deref().and_then(OsStr::to_str);
-        let (Some(of), Ok(listed)) = (shown.and_then(shards_of), self.view.list(dir)) else { return alone() };
+        let (Some(of), Ok(listed)) = (shown.and_then(shards_of), self.view.list(dir)) else {
+            return alone(this);
+        };
         let mut shards = Vec::new();
-        let mut this = None;
+        let mut place = None;
         for Listed { name, .. } in listed.iter().filter(|l| l.name.to_str().and_then(shards_of) == Some(of)) {
             let Ok(found) = self.view.find(dir, name) else { continue };
             let opened = self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
-            let shard = opened.and_then(|(file, stat)| {
+            let archive = opened.and_then(|(file, stat)| {
                 let path = dir.join(&found.source_name);
                 found.packed.as_ref().ok_or(Errno::INVAL)?;
                 self.open_archive(file, &stat, &path)
             });
-            if let Ok(shard) = shard {
-                if shard.id() == archive.id() {
-                    this = Some(shards.len());
+            if let Ok(archive) = archive {
+                if archive.id() == this.archive.id() {
+                    place = Some(shards.len());
                 }
-                shards.push(shard);
+                shards.push(Shard { archive, shown: dir.join(name).into() });
             }
         }
-        this.map_or_else(alone, |this| (shards, this))
+        match place {
+            Some(place) => (shards, place),
+            None => alone(this),
+        }
     }
 
     fn handle(&self, ino: u64, opened: Arc<Opened>) -> Handle {

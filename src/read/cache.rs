@@ -10,7 +10,7 @@ use super::{
     pages::Shelf,
     request::{Request, Slice},
     state::{Joined, State, Waiter},
-    wishes::Wishes,
+    wishes::{Taker, Wish, Wishes},
     workers::Workers,
 };
 use crate::{
@@ -57,10 +57,19 @@ pub struct CacheOptions {
     pub ahead: bool,
 }
 
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Somebody who may ask for the same bytes again.
+    Passing,
+    /// Somebody who keeps what is read, as the kernel's page cache does: a chunk that has been taken as a whole is dropped
+    /// at once, and its memory used again while it is still in the processor's caches.
+    Keeping,
+    /// A [`Taker`], who keeps it too, and for whom nobody waits yet.
+    Taker,
+}
+
 /// See the module's documentation.
-///
-/// A reader may say that it keeps what it reads, as the kernel's page cache does: a chunk that has been taken as a
-/// whole is then dropped at once, and its memory used again while it is still in the processor's caches.
 pub struct ChunkCache {
     state: Mutex<State>,
     options: CacheOptions,
@@ -70,6 +79,7 @@ pub struct ChunkCache {
     batches: AtomicU64,
     wishes: Arc<Wishes>,
     prefetcher: OnceLock<Box<dyn Prefetcher>>,
+    taker: OnceLock<Arc<dyn Taker>>,
     /// Reads that are not answered.
     waiting: AtomicUsize,
     made: Instant,
@@ -96,6 +106,7 @@ impl ChunkCache {
             batches: AtomicU64::new(0),
             wishes: Arc::default(),
             prefetcher: OnceLock::new(),
+            taker: OnceLock::new(),
             waiting: AtomicUsize::new(0),
             made: Instant::now(),
             last_read: AtomicU64::new(0),
@@ -106,8 +117,7 @@ impl ChunkCache {
     }
 
     /// Read `len` bytes from `offset` on, clipped to the original's end, and give them to `done`: at once and on
-    /// this thread where all is present, else on a decode thread. Never blocks on decoding. `keeps` says that the
-    /// reader will not ask for these bytes again soon.
+    /// this thread where all is present, else on a decode thread. Never blocks on decoding.
     ///
     /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 32 MiB and a quarter of
     /// the capacity, and less where such guesses have been wrong.
@@ -116,21 +126,28 @@ impl ChunkCache {
         archive: &Arc<Archive>,
         offset: u64,
         len: usize,
-        keeps: bool,
+        reader: Reader,
         done: impl FnOnce(Result<Vec<Slice>>) + Send + 'static,
     ) {
         let begun = Instant::now();
         let cache = Arc::clone(self);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.last_read.store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
+        let (keeps, counts) = (reader != Reader::Passing, reader != Reader::Taker);
+        if counts {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            self.last_read.store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
+        }
         let done = move |answer: Result<Vec<Slice>>| {
             let bytes = answer.as_ref().ok().map(|slices| slices.iter().map(|s| s.len() as u64).sum());
             done(answer);
-            cache.waiting.fetch_sub(1, Ordering::Relaxed);
-            cache.figures.answered(bytes, begun.elapsed());
+            if counts {
+                cache.waiting.fetch_sub(1, Ordering::Relaxed);
+                cache.figures.answered(bytes, begun.elapsed());
+            } else {
+                cache.figures.given(bytes.unwrap_or(0));
+            }
         };
         let parts = parts(archive, offset, len);
-        let last = parts.last().map(|(id, _)| *id);
+        let last = parts.last().map(|(id, _)| *id).filter(|_| counts);
         let mut slices = Vec::with_capacity(parts.len());
         let mut missing = Vec::new();
         let mut state = self.lock();
@@ -238,9 +255,15 @@ impl ChunkCache {
         }
     }
 
-    /// Decode these ranges when nobody reads, as far as there is room; and no longer what was wished for before.
-    pub fn wish(&self, ranges: impl IntoIterator<Item = (Arc<Archive>, Range<u64>)>) {
-        self.wishes.set(ranges);
+    /// Decode this when nobody reads, up to half of the capacity and as far as there is room; and no longer what was wished
+    /// for before.
+    pub fn wish(&self, wishes: impl IntoIterator<Item = Wish>) {
+        self.wishes.set(wishes, self.options.capacity / 2);
+    }
+
+    /// Decode no longer what was wished for of this archive.
+    pub fn forget_wishes(&self, archive: &Archive) {
+        self.wishes.forget(archive.id());
     }
 
     /// Whether nobody has read for a while, and nothing is under way.
@@ -250,17 +273,18 @@ impl ChunkCache {
         waiting == 0 && since > IDLE_MICROS && !self.workers.has_ahead()
     }
 
-    /// Decode what a range of the original needs, ahead of any reader; `false` if there was no room for all of it.
-    pub(super) fn warm(self: &Arc<Self>, archive: &Arc<Archive>, range: Range<u64>) -> bool {
-        if range.is_empty() {
-            return true;
-        }
+    /// Decode what a piece needs, ahead of any reader, and have it taken; `false` if there was no room for all of it.
+    pub(super) fn warm(self: &Arc<Self>, piece: &Wish) -> bool {
+        let Wish { archive, range, .. } = piece;
         let index = archive.index();
         let ids = index.find(range.start)..(index.find(range.end - 1) + 1).min(index.len());
         let mut state = self.lock();
         let ids = state.unclaimed(archive, ids);
         let batches = self.claim(&mut state, archive, &ids);
         drop(state);
+        if batches.is_empty() {
+            return ids.is_empty();
+        }
         let claimed: usize = batches.iter().map(|(_, ids)| ids.len()).sum();
         match self.prefetcher() {
             None => self.decode_ahead(archive, batches),
@@ -274,7 +298,16 @@ impl ChunkCache {
                 }
             }
         }
+        if let (Some(taker), Some(shown)) = (self.taker.get(), &piece.shown) {
+            taker.take(piece, shown);
+        }
         claimed == ids.len()
+    }
+
+    /// Have `taker` take what is wished for, from now on.
+    pub fn give_to(&self, taker: Arc<dyn Taker>) {
+        // The first one stays.
+        let _ = self.taker.set(taker);
     }
 
     /// Have `elsewhere` decode what is wished for, from now on.
@@ -404,7 +437,7 @@ impl ChunkCache {
         len: usize,
     ) -> Result<Vec<u8>> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
-        self.read(archive, offset, len, false, move |answer| drop(send.send(answer)));
+        self.read(archive, offset, len, Reader::Passing, move |answer| drop(send.send(answer)));
         let slices = receive
             .recv()
             .map_err(|_| Error::new(ErrorKind::Io, "the read was abandoned"))

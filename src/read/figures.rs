@@ -16,7 +16,7 @@ pub struct CacheStats {
     pub reads: u64,
     /// Reads that failed.
     pub errors: u64,
-    /// Bytes given to readers.
+    /// Bytes given to readers, or to the kernel's page cache for them.
     pub served_bytes: u64,
     /// Bytes decoded.
     pub decoded_bytes: u64,
@@ -67,13 +67,18 @@ fn follow(average: &AtomicU64, took: Duration, bytes: u64) {
 }
 
 impl Figures {
+    /// Bytes were given to somebody for whom nobody waited.
+    pub(super) fn given(&self, bytes: u64) {
+        self.served.fetch_add(bytes, Relaxed);
+    }
+
     /// A read of so many bytes, or none if it failed, took so long.
     pub(super) fn answered(&self, bytes: Option<u64>, took: Duration) {
         self.reads.fetch_add(1, Relaxed);
         match bytes {
-            Some(n) => self.served.fetch_add(n, Relaxed),
-            None => self.errors.fetch_add(1, Relaxed),
-        };
+            Some(n) => self.given(n),
+            None => drop(self.errors.fetch_add(1, Relaxed)),
+        }
         let class = (u128::BITS - took.as_micros().leading_zeros()) as usize;
         self.latencies[class.min(LATENCIES - 1)].fetch_add(1, Relaxed);
     }

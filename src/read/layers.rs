@@ -48,11 +48,13 @@ impl LayerMap {
         map
     }
 
-    /// The layer that byte `at` of a shard belongs to.
-    pub fn at(&self, shard: usize, at: u64) -> Option<Layer> {
-        let places = self.places.get(shard)?;
-        let (range, layer) = places.get(places.partition_point(|(range, _)| range.end <= at))?;
-        range.contains(&at).then_some(*layer)
+    /// The layers of which a shard has some in `range`, and how many bytes of each.
+    pub fn within(&self, shard: usize, range: Range<u64>) -> impl Iterator<Item = (Layer, u64)> {
+        let places = self.places.get(shard).map_or(&[][..], Vec::as_slice);
+        let first = places.partition_point(|(place, _)| place.end <= range.start);
+        let overlapping = places[first..].iter().take_while(move |(place, _)| place.start < range.end);
+        overlapping
+            .map(move |(place, layer)| (*layer, place.end.min(range.end) - place.start.max(range.start)))
     }
 
     /// Where a layer is: shards, and ranges in them.
@@ -93,6 +95,20 @@ pub struct Course {
     read: HashMap<Layer, u64>,
     right: u32,
     wrong: bool,
+    /// How many layers behind the last one are likely.
+    likely: u32,
+}
+
+/// What was read of a layer, and how it is known.
+#[derive(Clone, Copy)]
+pub struct Read {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Bytes of the layer.
+    pub size: u64,
+    /// Whether the reader finds likely layers elsewhere but for a little: the least that is read of one says that it is
+    /// reached.
+    pub sparse: bool,
 }
 
 impl Course {
@@ -102,32 +118,36 @@ impl Course {
     /// shard is no reader.
     const BEYOND: u64 = 4 << 20;
     /// Layers that go back by no more than this are those of other threads.
-    const BACK: u32 = 2;
+    const BACK: i64 = 2;
 
-    /// `bytes` of `layer`, of `size` bytes, are read: how many layers behind it are likely to be next; `None` where it was
-    /// not reached by that. As many as were taken in order before, and one where nothing is known yet. After a wrong guess
-    /// the first one in order does not count: it is as likely by chance.
-    pub fn reach(&mut self, layer: Layer, bytes: u64, size: u64) -> Option<u32> {
+    /// Some of `layer` is read: how many layers behind it are likely to be next, `most` at most; `None` where it was not
+    /// reached by that. As many as were taken in order before, and one where nothing is known yet. After a wrong guess the
+    /// first one in order does not count: it is as likely by chance.
+    pub fn reach(&mut self, layer: Layer, how: Read, most: u32) -> Option<u32> {
         if self.last == Some(layer) {
             return None;
         }
-        let read = self.read.entry(layer).or_default();
-        *read += bytes;
-        if *read < size.div_ceil(Self::PART).max(Self::BEYOND.min(size / 2)) {
-            return None;
-        }
-        self.read.clear();
-        if let Some((stack, number)) = self.last
-            && stack == layer.0
-        {
-            match layer.1.checked_sub(number) {
-                None if number - layer.1 <= Self::BACK => return None,
-                Some(1) => self.right += 1,
-                _ => (self.right, self.wrong) = (0, true),
+        let step =
+            self.last.filter(|last| last.0 == layer.0).map(|last| i64::from(layer.1) - i64::from(last.1));
+        let likely = step.is_some_and(|step| (1..=self.likely.into()).contains(&step));
+        if !(how.sparse && likely) {
+            let read = self.read.entry(layer).or_default();
+            *read += how.bytes;
+            if *read < how.size.div_ceil(Self::PART).max(Self::BEYOND.min(how.size / 2)) {
+                return None;
             }
         }
+        self.read.clear();
+        match step {
+            Some(step) if (-Self::BACK..0).contains(&step) => return None,
+            Some(1) => self.right += 1,
+            Some(_) if how.sparse && likely => self.right += 1,
+            Some(_) => (self.right, self.wrong) = (0, true),
+            None => {}
+        }
         self.last = Some(layer);
-        Some(if self.wrong { self.right.saturating_sub(1) } else { self.right + 1 })
+        self.likely = if self.wrong { self.right.saturating_sub(1) } else { self.right + 1 }.min(most);
+        Some(self.likely)
     }
 }
 
@@ -176,37 +196,58 @@ mod tests {
         ]);
         let b = header(&[("layers.1.b", 8..20), ("layers.2.a", 20..30), ("other.h.1", 30..35)]);
         let map = LayerMap::new([&a, &b]);
-        let layer = map.at(0, 45).expect("a layer");
+        let within = |shard, range| map.within(shard, range).collect::<Vec<_>>();
+        let (layer, 1) = within(0, 45..46)[0] else { panic!("one byte of a layer") };
         assert_eq!(map.places(layer), [(0, 40..50), (1, 8..20)]);
         assert_eq!(map.places((layer.0, layer.1 + 1)), [(1, 20..30)]);
         assert_eq!(map.places((layer.0, 0)), [(0, 20..40)]);
-        assert_eq!((map.at(0, 8), map.at(0, 60), map.at(2, 0)), (None, None, None));
-        assert_ne!(map.at(1, 30).map(|l| l.0), Some(layer.0), "another stack");
+        assert_eq!(within(0, 15..45), [((layer.0, 0), 20), (layer, 5)]);
+        assert!([within(0, 0..20), within(0, 60..99), within(2, 0..9)].iter().all(Vec::is_empty));
+        assert_ne!(within(1, 30..31)[0].0.0, layer.0, "another stack");
         assert!(!map.is_empty() && LayerMap::new([&header(&[("x", 0..1)])]).is_empty());
     }
 
     #[test]
     fn the_course_trusts_order_as_far_as_it_has_seen_it() {
         let mut course = Course::default();
+        let dense = |bytes, size| Read { bytes, size, sparse: false };
         let reaches = |course: &mut Course, layers: &[u32]| -> Vec<Option<u32>> {
-            layers.iter().map(|&n| course.reach((0, n), 40, 80)).collect()
+            layers.iter().map(|&n| course.reach((0, n), dense(40, 80), 99)).collect()
         };
         // One more each; a second thread that is a little behind changes nothing.
         assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [Some(1), None, Some(2), None, None, Some(3)]);
         // As names sort: 1, 10, 11, ... 19, 2.
         assert_eq!(reaches(&mut course, &[10, 11, 12, 13, 3]), [0, 0, 1, 2, 0].map(Some));
-        assert_eq!(course.reach((1, 0), 40, 80), Some(0));
+        assert_eq!(course.reach((1, 0), dense(40, 80), 99), Some(0));
         // Here and there a little.
         let mut random = Course::default();
-        assert!((0..900).all(|i| random.reach((0, i * 7 % 100), 1, 80).is_none()));
+        assert!((0..900).all(|i| random.reach((0, i * 7 % 100), dense(1, 80), 99).is_none()));
         // The kernel reads on behind layer 1, into layer 10 of two shards.
         let mut ahead = Course::default();
         let read = [(0, 80 << 20), (1, 80 << 20), (10, 1 << 20), (10, 1 << 20), (2, 80 << 20)];
         assert_eq!(
-            read.map(|(layer, bytes)| ahead.reach((0, layer), bytes, 6 << 20)),
+            read.map(|(layer, bytes)| ahead.reach((0, layer), dense(bytes, 6 << 20), 99)),
             [Some(1), Some(2), None, None, Some(3)]
         );
         let mut large = Course::default();
-        assert_eq!([10, 20, 30].map(|mib| large.reach((0, 0), mib << 20, 400 << 20)), [None, None, Some(1)]);
+        assert_eq!(
+            [10, 20, 30].map(|mib| large.reach((0, 0), dense(mib << 20, 400 << 20), 99)),
+            [None, None, Some(1)]
+        );
+    }
+
+    #[test]
+    fn a_little_of_a_likely_layer_says_that_it_is_reached_where_the_rest_is_found_elsewhere() {
+        let mut course = Course::default();
+        let read = |bytes, sparse| Read { bytes, size: 6 << 20, sparse };
+        assert_eq!(course.reach((0, 0), read(6 << 20, true), 3), Some(1));
+        // What the kernel reads on behind it is not likely.
+        assert_eq!(course.reach((0, 10), read(1 << 20, true), 3), None);
+        assert_eq!(course.reach((0, 1), read(4096, false), 3), None);
+        assert_eq!(course.reach((0, 1), read(4096, true), 3), Some(2));
+        // One went unnoticed.
+        assert_eq!(course.reach((0, 3), read(4096, true), 3), Some(3));
+        assert_eq!(course.reach((0, 4), read(4096, true), 3), Some(3));
+        assert_eq!(course.reach((0, 8), read(4096, true), 3), None);
     }
 }

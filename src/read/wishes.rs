@@ -5,6 +5,7 @@ use crate::error::{Context, Result};
 use std::{
     collections::VecDeque,
     ops::Range,
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Duration,
@@ -15,19 +16,45 @@ const PIECE: u64 = 2 << 20;
 /// How often to look whether there is nothing else to do.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Ranges of archives, the most wanted first.
+/// What will be read soon.
+pub struct Wish {
+    /// Of which archive.
+    pub archive: Arc<Archive>,
+    /// Where its readers have it from, for a [`Taker`], if they find there what that takes.
+    pub shown: Option<Arc<Path>>,
+    /// Bytes of the original.
+    pub range: Range<u64>,
+}
+
+/// Takes what was wished for, once it is decoded or about to be, to where its readers find it sooner than here.
+pub trait Taker: Send + Sync {
+    /// Take a piece: by reading it, as [`super::cache::Reader::Taker`]. Returns when that is done.
+    fn take(&self, piece: &Wish, shown: &Path);
+}
+
+/// What is wished for, the most wanted first.
 #[derive(Default)]
 pub(super) struct Wishes {
-    left: Mutex<VecDeque<(Arc<Archive>, Range<u64>)>>,
+    left: Mutex<VecDeque<Wish>>,
     more: Condvar,
 }
 
 impl Wishes {
-    /// Wish for `ranges` instead of all that is left.
-    pub(super) fn set(&self, ranges: impl IntoIterator<Item = (Arc<Archive>, Range<u64>)>) {
-        let ranges = ranges.into_iter().collect();
-        drop(std::mem::replace(&mut *self.lock(), ranges));
+    /// Wish for `wishes` instead of all that is left, up to so many bytes.
+    pub(super) fn set(&self, wishes: impl IntoIterator<Item = Wish>, mut most: u64) {
+        let within = |mut wish: Wish| {
+            wish.range.end = wish.range.end.min(wish.range.start + most);
+            most -= wish.range.end - wish.range.start;
+            (!wish.range.is_empty()).then_some(wish)
+        };
+        let wishes = wishes.into_iter().map_while(within).collect();
+        drop(std::mem::replace(&mut *self.lock(), wishes));
         self.more.notify_one();
+    }
+
+    /// Wish no longer for anything of this archive.
+    pub(super) fn forget(&self, archive: u64) {
+        self.lock().retain(|wish| wish.archive.id() != archive);
     }
 
     /// Start the thread that fulfils the wishes of `cache`, as long as that is there.
@@ -50,9 +77,8 @@ impl Wishes {
                 while !cache.is_idle() {
                     thread::sleep(PAUSE);
                 }
-                let piece = elsewhere.map_or(PIECE, Prefetcher::piece);
-                let Some((archive, piece)) = self.next(piece) else { continue };
-                if !cache.warm(&archive, piece) {
+                let Some(piece) = self.next(elsewhere.map_or(PIECE, Prefetcher::piece)) else { continue };
+                if !cache.warm(&piece) {
                     // There is no room, and will be none before a reader is farther.
                     self.lock().clear();
                 }
@@ -69,19 +95,19 @@ impl Wishes {
     }
 
     /// The next so many bytes.
-    fn next(&self, bytes: u64) -> Option<(Arc<Archive>, Range<u64>)> {
+    fn next(&self, bytes: u64) -> Option<Wish> {
         let mut left = self.lock();
-        let (archive, range) = left.front_mut()?;
+        let Wish { archive, shown, range } = left.front_mut()?;
         let piece = range.start..range.end.min(range.start + bytes);
         range.start = piece.end;
-        let archive = Arc::clone(archive);
+        let wish = Wish { archive: Arc::clone(archive), shown: shown.clone(), range: piece };
         if range.is_empty() {
             left.pop_front();
         }
-        Some((archive, piece))
+        Some(wish)
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Arc<Archive>, Range<u64>)>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Wish>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
