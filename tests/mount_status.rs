@@ -9,8 +9,10 @@ mod mounts;
 
 use models::Random;
 use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use rustix::process::Signal;
 use safetensors::tensor::{Dtype, TensorView};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -116,6 +118,53 @@ fn layers_ahead_are_in_the_kernels_page_cache_and_the_mount_can_be_ended_at_once
             // What pulls them has files of the mount open now and then, but not when their readers have closed them.
             rustix::mount::unmount(mount.root(), rustix::mount::UnmountFlags::empty()).expect("not busy");
         }
+    });
+}
+
+#[test]
+fn a_daemon_killed_while_layers_are_pulled_leaves_no_process_and_nobody_waiting() {
+    mount_test(|rig| {
+        let (packed, files) = model(rig);
+        let mut pulled = false;
+        for round in 0..8 {
+            let mount = rig.mount(&packed, &format!("view{round}"), &[]);
+            let helpers = || {
+                let of_ours = |process: std::io::Result<std::fs::DirEntry>| {
+                    let arguments = std::fs::read(process.ok()?.path().join("cmdline")).ok()?;
+                    let arguments: Vec<_> = arguments.split(|&byte| byte == 0).collect();
+                    Some(
+                        arguments.contains(&&b"--requests"[..])
+                            && arguments.contains(&mount.root().as_os_str().as_bytes()),
+                    )
+                };
+                Path::new("/proc").read_dir().expect("/proc").filter_map(of_ours).filter(|ours| *ours).count()
+            };
+            let (name, bytes) = files[0].clone();
+            let shown = mount.path(name.to_str().expect("UTF-8"));
+            let reader = std::thread::spawn(move || {
+                let file = std::fs::File::open(shown)?;
+                // Around and around, until there is nobody to ask.
+                for layer in (0..12).cycle() {
+                    let (at, len) = place(&bytes, &format!("model.layers.{layer}.part.1"));
+                    let mut out = vec![0; len];
+                    file.read_exact_at(&mut out, at)?;
+                    assert!(out == bytes[at as usize..][..len]);
+                    std::thread::sleep(std::time::Duration::from_millis(12));
+                    if layer == 11 {
+                        let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+                    }
+                }
+                std::io::Result::Ok(())
+            });
+            std::thread::sleep(std::time::Duration::from_millis(150 + 31 * round));
+            pulled |= helpers() > 0;
+            mount.signal(Signal::KILL);
+            wait_for("the reader to be told", || reader.is_finished());
+            assert!(reader.join().expect("no wrong byte").is_err());
+            wait_for("the other process to end", || helpers() == 0);
+            bsz([Path::new("umount"), mount.root()]);
+        }
+        assert!(pulled);
     });
 }
 
