@@ -45,6 +45,8 @@ pub(super) struct Puller {
     handles: Mutex<HashSet<u64>>,
     /// Whether it was seen to open one. If its requests cannot be told from others, they would be taken for a reader's.
     seen: AtomicBool,
+    /// Whether it was let go.
+    let_go: AtomicBool,
     failed: AtomicBool,
 }
 
@@ -70,10 +72,17 @@ impl Reader {
             .process_group(0)
             .spawn()?;
         let pipes = child.stdin.take().zip(child.stdout.take());
-        let (requests, done) = pipes.ok_or_else(|| Error::invalid("it has no pipes"))?;
-        let pid = rustix::process::Pid::from_child(&child);
-        let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)?);
-        Ok(Self { child, requests, done, pidfd })
+        let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty());
+        match (pipes, pidfd) {
+            (Some((requests, done)), Ok(pidfd)) => Ok(Self { child, requests, done, pidfd: Arc::new(pidfd) }),
+            (_, pidfd) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(pidfd
+                    .err()
+                    .map_or_else(|| Error::invalid("it has no pipes"), |e| std::io::Error::from(e).into()))
+            }
+        }
     }
 
     /// Have a range of a file read; whether that was done.
@@ -113,6 +122,7 @@ impl Puller {
     pub fn let_go(&self, archive: u64) {
         let now = self.now();
         if let Some((_, pidfd)) = now.as_ref().filter(|(of, _)| *of == archive) {
+            self.let_go.store(true, Ordering::Release);
             // It may have ended.
             let _ = pidfd_send_signal(&**pidfd, Signal::KILL);
         }
@@ -136,16 +146,22 @@ impl Puller {
                 Err(Error::invalid("its requests are not told from those of others"))
             }
             Ok(_) => Ok(()),
-            // It was ended.
-            Err(_) => {
-                self.pid.store(0, Ordering::Release);
+            Err(e) => {
                 if let Some(mut ended) = reader.take() {
                     let _ = ended.child.kill();
-                    let _ = ended.child.wait();
+                    self.end(ended);
                 }
-                Ok(())
+                if self.let_go.swap(false, Ordering::AcqRel) { Ok(()) } else { Err(e.into()) }
             }
         }
+    }
+
+    /// Wait for the process to end, which it does when nobody asks any more.
+    fn end(&self, reader: Reader) {
+        let Reader { mut child, requests, .. } = reader;
+        drop(requests);
+        self.pid.store(0, Ordering::Release);
+        let _ = child.wait();
     }
 
     fn handles(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -165,6 +181,13 @@ impl Taker for Puller {
         if let Err(e) = self.pull(wish, shown) {
             log::warn!("layers are not pulled into the page cache: {e}");
             self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn rest(&self) {
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reader) = reader {
+            self.end(reader);
         }
     }
 }

@@ -298,7 +298,7 @@ impl ChunkCache {
                 }
             }
         }
-        if let (Some(taker), Some(shown)) = (self.taker.get(), &piece.shown) {
+        if let (Some(taker), Some(shown)) = (self.taker(), &piece.shown) {
             taker.take(piece, shown);
         }
         claimed == ids.len()
@@ -308,6 +308,10 @@ impl ChunkCache {
     pub fn give_to(&self, taker: Arc<dyn Taker>) {
         // The first one stays.
         let _ = self.taker.set(taker);
+    }
+
+    pub(super) fn taker(&self) -> Option<&dyn Taker> {
+        self.taker.get().map(|taker| &**taker)
     }
 
     /// Have `elsewhere` decode what is wished for, from now on.

@@ -32,7 +32,7 @@ pub struct CacheStats {
     pub evictions: u64,
     /// Chunks decoded ahead.
     pub ahead: u64,
-    /// Of these: asked for since.
+    /// Of these: asked for since, by readers or to be in the kernel's page cache for them.
     pub ahead_used: u64,
     /// Of these: dropped without having been asked for.
     pub ahead_dropped: u64,

@@ -30,6 +30,9 @@ pub struct Wish {
 pub trait Taker: Send + Sync {
     /// Take a piece: by reading it, as [`super::cache::Reader::Taker`]. Returns when that is done.
     fn take(&self, piece: &Wish, shown: &Path);
+
+    /// Nothing is wished for at the moment: give back what is not needed.
+    fn rest(&self);
 }
 
 /// What is wished for, the most wanted first.
@@ -41,14 +44,20 @@ pub(super) struct Wishes {
 
 impl Wishes {
     /// Wish for `wishes` instead of all that is left, up to so many bytes.
-    pub(super) fn set(&self, wishes: impl IntoIterator<Item = Wish>, mut most: u64) {
-        let within = |mut wish: Wish| {
-            wish.range.end = wish.range.end.min(wish.range.start + most);
-            most -= wish.range.end - wish.range.start;
-            (!wish.range.is_empty()).then_some(wish)
-        };
-        let wishes = wishes.into_iter().map_while(within).collect();
-        drop(std::mem::replace(&mut *self.lock(), wishes));
+    pub(super) fn set(&self, wishes: impl IntoIterator<Item = Wish>, most: u64) {
+        let mut left = most;
+        let mut new = VecDeque::new();
+        for mut wish in wishes {
+            if left == 0 {
+                break;
+            }
+            wish.range.end = wish.range.end.min(wish.range.start.saturating_add(left));
+            left -= wish.range.end.saturating_sub(wish.range.start);
+            if !wish.range.is_empty() {
+                new.push_back(wish);
+            }
+        }
+        drop(std::mem::replace(&mut *self.lock(), new));
         self.more.notify_one();
     }
 
@@ -69,6 +78,7 @@ impl Wishes {
                 let elsewhere = cache.prefetcher();
                 if !wished {
                     elsewhere.inspect(|e| e.rest());
+                    cache.taker().inspect(|taker| taker.rest());
                     if cache.is_idle() {
                         cache.buffers().clear();
                     }
@@ -109,5 +119,28 @@ impl Wishes {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Wish>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_bytes_are_wished_for_and_given_out_in_pieces() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/bf16.bsz");
+        let archive = Arc::new(Archive::open(&golden).expect("an archive"));
+        let wish = |range: Range<u64>| Wish { archive: Arc::clone(&archive), shown: None, range };
+        let wishes = Wishes::default();
+        wishes.set([wish(5..5), wish(10..50), wish(60..60), wish(60..90), wish(0..9)], 55);
+        let pieces: Vec<_> = std::iter::from_fn(|| wishes.next(20)).map(|piece| piece.range).collect();
+        assert_eq!(pieces, [10..30, 30..50, 60..75]);
+        wishes.set([wish(0..9)], 0);
+        assert!(wishes.next(20).is_none());
+        wishes.set([wish(0..9)], 9);
+        wishes.forget(archive.id() + 1);
+        assert!(wishes.next(1).is_some());
+        wishes.forget(archive.id());
+        assert!(wishes.next(1).is_none());
     }
 }
