@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// What the daemon writes on its standard output once the mount can be used.
 const READY: &str = "bszfs is ready";
@@ -261,11 +261,9 @@ pub fn umount(args: UmountArgs) -> Result<()> {
 
 /// Have another process, which ends after this one, see to the mount that this one may leave.
 fn start_guard(mountpoint: &Path) -> Result<()> {
-    let mut guard = Command::new(std::env::current_exe().about("this program")?)
-        .arg0("bsz")
+    let mut guard = mount::this_program()?
         .args(["umount", "--orphaned", "--"])
         .arg(std::path::absolute(mountpoint).about_path(mountpoint)?)
-        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         // A terminal's ^C is for us alone.
@@ -295,9 +293,8 @@ fn tell_manager() {
 /// Mount in a daemon, which logs to the file at the absolute path `log`, and return when the mount can be used.
 pub(super) fn launch(o: &MountOptions, log: Option<&Path>, auto_unmount: bool) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
-    let mut command = Command::new(std::env::current_exe().about("this program")?);
+    let mut command = mount::this_program()?;
     command
-        .arg0("bsz")
         .args(["mount", "--daemon"])
         .arg(format!("--cache-size={}", o.cache_bytes))
         .arg(format!("--threads={}", o.threads))
@@ -323,7 +320,6 @@ pub(super) fn launch(o: &MountOptions, log: Option<&Path>, auto_unmount: bool) -
         .arg("--")
         .arg(std::path::absolute(&o.source).about_path(&o.source)?)
         .arg(std::path::absolute(&o.mountpoint).about_path(&o.mountpoint)?)
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(writer.try_clone().about("pipe")?)
         .stderr(writer);

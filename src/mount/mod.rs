@@ -40,7 +40,7 @@ mod xattrs;
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
-pub use pull::warm_on_standard_request;
+pub use pull::{this_program, warm_on_standard_request};
 pub use status::{Space, Status, clear_orphan, drop_cache, mounts, space, stale, status};
 pub use unmount::{detach, find_helper as helper, unmount};
 

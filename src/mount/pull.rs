@@ -58,13 +58,21 @@ struct Reader {
     pidfd: Arc<OwnedFd>,
 }
 
+/// To run this program once more, away from the directory in which the user happens to be.
+///
+/// # Errors
+/// Io, where it cannot be found.
+pub fn this_program() -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().about("this program")?);
+    command.arg0("bsz").current_dir("/");
+    Ok(command)
+}
+
 impl Reader {
     fn start(mountpoint: &Path) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe().about("this program")?)
-            .arg0("bsz")
+        let mut child = this_program()?
             .args(["warm", "--requests", "--"])
             .arg(mountpoint)
-            .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
