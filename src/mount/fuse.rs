@@ -97,12 +97,10 @@ impl BszFs {
             });
         });
     }
-}
 
-impl BszFs {
-    /// Whether a request is of the process that pulls layers into the page cache.
-    fn pulls(&self, request: &Request) -> bool {
-        self.puller.as_ref().is_some_and(|puller| puller.is(request.pid()))
+    /// Who pulls layers into the page cache, if this request is of the process that does.
+    fn puller_of(&self, request: &Request) -> Option<&Puller> {
+        self.puller.as_deref().filter(|puller| puller.is(request.pid()))
     }
 }
 
@@ -155,15 +153,14 @@ impl Filesystem for BszFs {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
+        let puller = self.puller_of(request);
         match self.tree.open_at_once(ino.0) {
             Ok(Some(handle)) => {
-                if let Some(puller) = self.puller.as_ref().filter(|_| self.pulls(request)) {
-                    puller.opened(handle.number);
-                }
+                puller.inspect(|puller| puller.opened(handle.number));
                 reply_opened(Ok(handle), reply);
             }
             // Its readers have closed it: nobody needs it.
-            Ok(None) if self.pulls(request) => reply.error(Errno::EAGAIN),
+            Ok(None) if puller.is_some() => reply.error(Errno::EAGAIN),
             Ok(None) => {
                 let tree = self.tree.clone();
                 self.cache.spawn(move || reply_opened(tree.open(ino.0), reply));
@@ -184,7 +181,7 @@ impl Filesystem for BszFs {
         reply: ReplyData,
     ) {
         let len = size as usize;
-        let pulls = self.pulls(request);
+        let pulls = self.puller_of(request).is_some();
         let opened = match self.tree.file(handle.0) {
             Ok(_) if len > MAX_READ => return reply.error(Errno::EINVAL),
             Ok(opened) => opened,

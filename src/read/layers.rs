@@ -140,8 +140,7 @@ impl Course {
         self.read.clear();
         match step {
             Some(step) if (-Self::BACK..0).contains(&step) => return None,
-            Some(1) => self.right += 1,
-            Some(_) if how.sparse && likely => self.right += 1,
+            Some(step) if step == 1 || (how.sparse && likely) => self.right += 1,
             Some(_) => (self.right, self.wrong) = (0, true),
             None => {}
         }
