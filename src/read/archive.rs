@@ -105,7 +105,7 @@ impl Archive {
         &self.index
     }
 
-    /// A number no other archive of this process has or had.
+    /// A number no other archive of this process has or had, but one that was [this very file](Archive::be_again).
     pub fn id(&self) -> u64 {
         self.id
     }

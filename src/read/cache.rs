@@ -120,7 +120,7 @@ impl ChunkCache {
     /// this thread where all is present, else on a decode thread. Never blocks on decoding.
     ///
     /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 32 MiB and a quarter of
-    /// the capacity, and less where such guesses have been wrong.
+    /// the capacity, and less where such guesses have been wrong; and a little behind a large request.
     pub fn read(
         self: &Arc<Self>,
         archive: &Arc<Archive>,
