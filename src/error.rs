@@ -1,5 +1,6 @@
 //! The one error type of the library: a kind, what was being worked on, and the cause.
 
+use crate::escape;
 use std::{fmt, io, path::Path, sync::Arc};
 
 /// What went wrong, coarse enough to act on.
@@ -63,6 +64,11 @@ impl Error {
         self
     }
 
+    /// The same, said of the file at `path`.
+    pub fn about_path(self, path: &Path) -> Self {
+        self.about(escape::path(path))
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -115,7 +121,7 @@ pub trait Context<T> {
     where
         Self: Sized,
     {
-        self.about(path.display())
+        self.about(escape::path(path))
     }
 }
 

@@ -4,7 +4,9 @@
 //!
 //! | layer | its job |
 //! |---|---|
+//! | [`escape`] | names made fit to be shown, to people and in JSON |
 //! | [`error`] | what went wrong, with what |
+//! | [`input`] | a regular file, opened for reading without waiting |
 //! | [`output`] | a file that appears whole or not at all |
 //! | [`sha256`] | the hash of a file, checkable in parallel |
 //! | [`codec`] | one chunk: bytes to symbols to bytes, and nothing about files |
@@ -21,9 +23,11 @@
 pub mod cli;
 pub mod codec;
 pub mod error;
+pub mod escape;
 pub mod format;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod input;
 pub mod mount;
 pub mod output;
 pub mod pack;

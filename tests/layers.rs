@@ -6,17 +6,22 @@ use std::path::{Path, PathBuf};
 
 /// Each layer with the layers it may use. `src/lib.rs` and `src/main.rs` stand above all.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("error", &[]),
+    ("escape", &[]),
+    ("error", &["escape"]),
+    ("input", &["error"]),
     ("output", &["error"]),
     ("sha256", &[]),
     ("codec", &["error"]),
     ("format", &["error", "sha256", "codec"]),
-    ("pack", &["error", "output", "sha256", "codec", "format"]),
-    ("read", &["error", "output", "sha256", "codec", "format"]),
+    ("pack", &["error", "escape", "input", "output", "sha256", "codec", "format"]),
+    ("read", &["error", "escape", "input", "output", "sha256", "codec", "format"]),
     ("gpu", &["error", "codec", "format", "read"]),
-    ("mount", &["error", "codec", "format", "read", "gpu"]),
+    ("mount", &["error", "escape", "input", "codec", "format", "read", "gpu"]),
     ("store", &["error", "output", "codec", "format", "read", "mount"]),
-    ("cli", &["error", "output", "codec", "format", "pack", "read", "mount", "store", "gpu"]),
+    (
+        "cli",
+        &["error", "escape", "input", "output", "codec", "format", "pack", "read", "mount", "store", "gpu"],
+    ),
 ];
 
 /// The only places where `unsafe` may stand.

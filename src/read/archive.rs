@@ -8,6 +8,7 @@ use crate::{
     codec::{ChunkDecoder, Coding, Model, checksum},
     error::{Context, Error, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
+    input,
 };
 use lru::LruCache;
 use std::{
@@ -73,7 +74,7 @@ impl Archive {
     /// # Errors
     /// Io; invalid argument, where it is no archive; and as [`Archive::from_file`].
     pub fn open(path: &Path) -> Result<Self> {
-        File::open(path).map_err(Error::from).and_then(Self::from_file).about_path(path)
+        input::open(path).and_then(Self::from_file).about_path(path)
     }
 
     /// Open an archive, and check its footer and index.
