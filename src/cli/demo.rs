@@ -47,7 +47,7 @@ pub fn demo(args: DemoArgs) -> Result<()> {
         }
     };
     let name = plain.file_name().ok_or_else(|| Error::invalid("has no name").about(plain.display()))?;
-    let archive = stage.make_dir("packed")?.join(Naming::archive_name(name));
+    let archive = stage.make_dir("packed")?.join(Naming::of(name).archive_name(name));
 
     let packing = Instant::now();
     stage.bsz(&["pack".as_ref(), source.as_ref(), "-o".as_ref(), "packed".as_ref()])?;
@@ -58,7 +58,7 @@ pub fn demo(args: DemoArgs) -> Result<()> {
     let mounted = stage.mount()?;
     if mounted.is_none() {
         say("# no FUSE mount here; the same archive, unpacked:")?;
-        let archive = Path::new("packed").join(Naming::archive_name(name));
+        let archive = Path::new("packed").join(Naming::of(name).archive_name(name));
         stage.bsz(&["unpack".as_ref(), archive.as_ref(), "-o".as_ref(), "view".as_ref()])?;
     }
     let how = if mounted.is_some() { "mounted" } else { "unpacked" };

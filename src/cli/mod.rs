@@ -11,11 +11,13 @@ mod generate;
 mod interrupt;
 mod logfile;
 mod mount;
+mod pack;
 mod progress;
 mod report;
 mod size;
 mod status;
 mod tree;
+mod unpack;
 
 use crate::error::{Error, Result};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
@@ -54,8 +56,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Pack(archive::PackArgs),
-    Unpack(archive::UnpackArgs),
+    Pack(pack::PackArgs),
+    Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
     Mount(mount::MountArgs),
@@ -81,8 +83,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.verbose, cli.quiet);
     let outcome = match cli.command {
-        Command::Pack(args) => archive::pack(args, cli.quiet),
-        Command::Unpack(args) => archive::unpack(args, cli.quiet),
+        Command::Pack(args) => pack::pack(args, cli.quiet),
+        Command::Unpack(args) => unpack::unpack(args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
         Command::Mount(args) => mount::mount(args),
@@ -111,16 +113,25 @@ fn complain(e: &Error) {
     let _ = writeln!(io::stderr(), "bsz: {e}");
 }
 
+/// How a command ends that worked on so many things, of which these failed: all of them are listed.
+fn outcome(verb: &str, failures: &[Error], of: usize) -> Result<()> {
+    match failures {
+        [] => Ok(()),
+        [only] if of == 1 => Err(only.clone()),
+        _ => {
+            failures.iter().for_each(complain);
+            Err(Error::invalid(format!("{} of {of} failed", failures.len())).about(verb))
+        }
+    }
+}
+
 /// Work through `items`. Of several, each failure is printed and the others still have their turn.
 fn for_each<T>(verb: &str, items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
     if let [only] = items {
         return work(only);
     }
-    let failed = items.iter().filter(|item| work(item).inspect_err(complain).is_err()).count();
-    match failed {
-        0 => Ok(()),
-        _ => Err(Error::invalid(format!("{failed} of {} failed", items.len())).about(verb)),
-    }
+    let failures: Vec<Error> = items.iter().filter_map(|item| work(item).err()).collect();
+    outcome(verb, &failures, items.len())
 }
 
 fn start_log(verbose: u8, quiet: bool) {

@@ -1,8 +1,9 @@
 //! Following the work: a bar with bytes, rate and time left on a terminal, a line and a row for each file.
 
-use super::complain;
 use super::report::{Output, Row, Summary};
+use super::{complain, outcome};
 use crate::error::{Error, Result};
+use crate::escape;
 use crate::pack::{self, Action, FileReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
@@ -84,6 +85,7 @@ struct State {
     running: HashMap<PathBuf, Instant>,
     rows: Vec<Row>,
     warnings: Vec<String>,
+    failures: Vec<Error>,
 }
 
 impl Watch {
@@ -109,7 +111,7 @@ impl Watch {
     }
 
     /// Print an error that does not end the command.
-    pub fn complain(&self, e: &Error) {
+    fn complain(&self, e: &Error) {
         self.bar.aside(|| complain(e));
     }
 
@@ -118,11 +120,22 @@ impl Watch {
         self.state().warnings.push(warning);
     }
 
+    /// Remember an error that does not end the command: it is printed in the end, with the others.
+    pub fn fail(&self, e: &Error) {
+        self.state().failures.push(e.clone());
+    }
+
     /// The sum, and the JSON where that was asked for, also of what came before a failure.
-    pub fn finish(self, outcome: Result<()>) -> Result<()> {
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn finish(self, verb: &str) -> Result<()> {
         let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         drop(self.bar);
-        let summary = Summary::new(state.rows, state.warnings, self.begun.elapsed());
+        let done = state.rows.iter().filter(|row| row.action != "damaged").count();
+        let outcome = outcome(verb, &state.failures, done + state.failures.len());
+        let why = state.failures.iter().map(Error::to_string).collect();
+        let summary = Summary::new(state.rows, state.warnings, why, self.begun.elapsed());
         if summary.files.len() > 1 || summary.files.is_empty() && outcome.is_ok() {
             self.output.line(summary.line());
         }
@@ -160,5 +173,13 @@ impl pack::Progress for Watch {
             stored: outcome.stored,
             seconds: took.as_secs_f64(),
         });
+    }
+
+    fn warn(&self, path: &Path, what: &str) {
+        self.warn(format!("{}: {what}", escape::path(path)));
+    }
+
+    fn fail(&self, e: &Error) {
+        self.fail(e);
     }
 }

@@ -89,16 +89,18 @@ impl Row {
 pub struct Summary {
     pub files: Vec<Row>,
     pub warnings: Vec<String>,
+    /// What failed, and why.
+    pub failures: Vec<String>,
     original: u64,
     stored: u64,
     seconds: f64,
 }
 
 impl Summary {
-    pub fn new(files: Vec<Row>, warnings: Vec<String>, took: Duration) -> Self {
+    pub fn new(files: Vec<Row>, warnings: Vec<String>, failures: Vec<String>, took: Duration) -> Self {
         let original = files.iter().map(|row| row.original).sum();
         let stored = files.iter().map(|row| row.stored).sum();
-        Self { files, warnings, original, stored, seconds: took.as_secs_f64() }
+        Self { files, warnings, failures, original, stored, seconds: took.as_secs_f64() }
     }
 
     /// The last line: how many files of which outcome, and the figures over all of them.

@@ -10,7 +10,7 @@ mod safetensors;
 pub use footer::{FOOTER_LEN, Footer, HEADER_LEN, header, peek, read_exact};
 pub use index::{Chunk, Index, IndexWriter, NO_MODEL};
 pub use naming::Naming;
-pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, header_len};
+pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, claimed_len, header_len};
 
 /// The version written, and the only one read.
 pub const VERSION: u16 = 1;

@@ -28,11 +28,12 @@ impl Naming {
         }
     }
 
-    /// What the archive of `original` is called.
-    pub fn archive_name(original: &OsStr) -> OsString {
+    /// What the archive of `original` is called under this naming, which is [that of](Naming::of) the original, or
+    /// [`Naming::Appended`].
+    pub fn archive_name(self, original: &OsStr) -> OsString {
         let name = original.as_bytes();
-        let stem = match Self::of(original) {
-            Self::Safetensors => &name[..name.len() - ORIGINAL.len()],
+        let stem = match self {
+            Self::Safetensors => name.strip_suffix(ORIGINAL).unwrap_or(name),
             Self::Appended => name,
         };
         OsString::from_vec([stem, ARCHIVE].concat())
@@ -73,7 +74,7 @@ mod tests {
             ("x.bin", "x.bin.bsz"),
         ] {
             let naming = Naming::of(original.as_ref());
-            assert_eq!(Naming::archive_name(original.as_ref()), archive);
+            assert_eq!(naming.archive_name(original.as_ref()), archive);
             assert_eq!(naming.original_name(archive.as_ref()).expect("an archive"), original);
         }
         assert_eq!(Naming::Appended.original_name("..bsz".as_ref()), None);

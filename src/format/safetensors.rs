@@ -57,6 +57,18 @@ pub fn header_len(prefix: [u8; PREFIX as usize], file_len: u64) -> Option<u64> {
     ((2..=MAX_HEADER).contains(&n) && PREFIX + n <= file_len).then_some(n)
 }
 
+/// How long a file is with the header `json`, by what that says of its tensors; `None` where it is no JSON object.
+pub fn claimed_len(json: &[u8]) -> Option<u64> {
+    let entries: BTreeMap<String, &RawValue> = serde_json::from_slice(json).ok()?;
+    let data_start = PREFIX + json.len() as u64;
+    let tensors = entries.iter().filter(|(name, _)| *name != "__metadata__");
+    let ends = tensors.filter_map(|(_, raw)| {
+        let info: TensorInfo = serde_json::from_str(raw.get()).ok()?;
+        Some(info.data_offsets.1 as u64)
+    });
+    Some(data_start.saturating_add(ends.max().unwrap_or(0)))
+}
+
 impl Header {
     /// Parse the header `json` of a file of `file_len` bytes; `None` where it is no JSON object.
     ///

@@ -12,7 +12,7 @@ use crate::{
     codec::{self, Coding, Encoder},
     error::{Context, Result},
     format::{Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header},
-    output::{Attributes, Output},
+    output::{Output, mtime},
     sha256::Hasher,
 };
 use rayon::prelude::*;
@@ -53,13 +53,12 @@ pub(super) fn archive(
         planned = next?;
     }
     append(output, writer.pending.drain(..))?;
-    let attributes = Attributes::of(source.meta());
     let (sha256, states) = std::mem::take(&mut writer.hash).finish();
     let footer = Footer {
         original_len: source.len(),
         sha256,
-        mtime: attributes.mtime,
-        mode: attributes.mode,
+        mtime: mtime(source.stat()),
+        mode: source.stat().st_mode & 0o7777,
         naming,
         index_offset: writer.at,
         index_len: 0,
@@ -122,7 +121,7 @@ enum Stored {
 
 impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.output.file().write_all(bytes).about_path(self.output.path())?;
+        self.output.file().write_all(bytes).about_path(&self.output.path())?;
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -232,7 +231,7 @@ impl Writer<'_> {
 
 /// Append to the archive.
 fn append(output: &Output, chunks: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
-    chunks.into_iter().try_for_each(|c| output.file().write_all(&c).about_path(output.path()))
+    chunks.into_iter().try_for_each(|c| output.file().write_all(&c).about_path(&output.path()))
 }
 
 /// The chunk that starts at `twin`, if it holds the same `bytes`.

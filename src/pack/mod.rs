@@ -1,18 +1,29 @@
 //! Files and directories to archives.
 //!
-//! An archive is written under a temporary name, synced, handed to a [`Check`] that decodes it, and renamed; an
-//! original that is to be replaced is removed only after that. Interrupted at any moment, either is whole.
+//! An archive is written without a name, synced, handed to a [`Check`] that decodes it, and linked; an original that
+//! is to be replaced is removed only after that, and only if nobody could write to it all the while. Interrupted at
+//! any moment, either is whole.
 
 mod encode;
 mod file;
+mod lease;
+mod links;
+mod names;
 mod plan;
 mod source;
 mod tree;
+mod writers;
 
-use crate::{error::Result, format::DEFAULT_CHUNK};
-use std::path::{Path, PathBuf};
+use crate::{
+    error::{Error, Result},
+    format::DEFAULT_CHUNK,
+};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
-pub use file::file;
+pub use file::{archive_names, file, unnamed};
 pub use tree::tree;
 
 /// How to pack.
@@ -41,10 +52,14 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64);
     /// A file is done.
     fn end(&self, outcome: &FileReport);
+    /// Something the user should know of a file.
+    fn warn(&self, _path: &Path, _what: &str) {}
+    /// A file failed, and others go on.
+    fn fail(&self, _e: &Error) {}
 }
 
-/// Verifies the finished archive at a path, by decoding all of it.
-pub type Check<'a> = &'a (dyn Fn(&Path, &dyn Progress) -> Result<()> + Sync);
+/// Verifies a finished archive that is open, by decoding all of it.
+pub type Check<'a> = &'a (dyn Fn(&File, &dyn Progress) -> Result<()> + Sync);
 
 /// What became of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +68,7 @@ pub enum Action {
     Packed,
     /// It was copied as it is.
     Copied,
-    /// A symbolic link, made again.
+    /// A link, made again.
     Linked,
     /// Its archive or copy was there from an earlier run.
     AlreadyDone,
@@ -81,6 +96,6 @@ pub struct FileReport {
 pub struct Report {
     /// Every file and link, in the order of their paths.
     pub files: Vec<FileReport>,
-    /// What the user should know.
-    pub warnings: Vec<String>,
+    /// How many more failed; [`Progress::fail`] was told why.
+    pub failed: usize,
 }

@@ -1,45 +1,110 @@
-//! The file being packed: read by position, and watched for change.
+//! The file being packed: read by position, watched for change, and known for what it is.
 
+use super::lease::{Lease, same_state};
 use crate::{
     error::{Context, Error, Result},
-    format::{Extent, HEADER_LEN, Header, MAX_HEADER, header, header_len},
+    format::{Extent, HEADER_LEN, Header, MAX_HEADER, Naming, claimed_len, header, header_len},
+    output::{Attributes, Dir, FileId, file_id, mtime},
 };
+use rustix::fs::{Stat, fstat};
 use std::{
-    fs::{File, Metadata, OpenOptions},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// A regular file, open, with what it looked like at the start.
 pub(super) struct Source {
     file: File,
+    dir: Arc<Dir>,
+    name: OsString,
+    /// What messages call it.
     path: PathBuf,
-    meta: Metadata,
+    stat: Stat,
+    lease: Option<Lease>,
+}
+
+/// What a file is to the packer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Safetensors, whole.
+    Model,
+    /// An archive.
+    Archive,
+    /// What is not to be packed though its name says that it could be, and why.
+    Unfit(String),
+    /// Anything else.
+    Other,
+}
+
+/// What has become of a file since it was opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Since {
+    Same,
+    /// Its name is gone.
+    Gone,
+    Changed,
 }
 
 impl Source {
-    /// Open `path`; a symbolic link is followed only if `follow`.
-    pub(super) fn open(path: &Path, follow: bool) -> Result<Self> {
-        // Not blocking: a named pipe would wait for a writer.
-        let flags = libc::O_NONBLOCK | if follow { 0 } else { libc::O_NOFOLLOW };
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).about_path(path)?;
-        let meta = file.metadata().about_path(path)?;
-        if !meta.is_file() {
-            return Err(Error::invalid("not a regular file").about(path.display()));
-        }
-        Ok(Self { file, path: path.to_owned(), meta })
+    /// Open the file `name` of `dir`; a link is refused.
+    pub(super) fn open(dir: &Arc<Dir>, name: &OsStr) -> Result<Self> {
+        let (file, path) = (dir.open_file(name)?, dir.path(name));
+        let stat = fstat(&file).about_path(&path)?;
+        Ok(Self { file, dir: Arc::clone(dir), name: name.to_owned(), path, stat, lease: None })
+    }
+
+    /// Open the file at `path`, or what the link there leads to.
+    pub(super) fn follow(path: &Path) -> Result<Self> {
+        let real = fs::canonicalize(path).about_path(path)?;
+        let (dir, name) = Dir::of(&real)?;
+        let source = Self::open(&dir, &name)?;
+        Ok(Self { path: path.to_owned(), ..source })
     }
 
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    pub(super) fn meta(&self) -> &Metadata {
-        &self.meta
+    pub(super) fn dir(&self) -> &Arc<Dir> {
+        &self.dir
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// What messages call it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    pub(super) fn id(&self) -> FileId {
+        file_id(&self.stat)
+    }
+
+    pub(super) fn attributes(&self) -> Result<Attributes> {
+        Attributes::of(&self.file).about_path(&self.path)
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.meta.len()
+        self.stat.st_size as u64
+    }
+
+    /// From now on, until this is dropped, nobody can write to the file, or [`Source::since`] notices.
+    ///
+    /// # Errors
+    /// Invalid argument, where somebody may be writing to it.
+    pub(super) fn keep_writers_out(&mut self) -> Result<()> {
+        self.lease = Some(Lease::take(&self.file, &self.path)?);
+        self.stat = fstat(&self.file).about_path(&self.path)?;
+        Ok(())
     }
 
     /// Whether the file starts as an archive does.
@@ -48,24 +113,90 @@ impl Source {
         self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header()[..8]
     }
 
+    /// What the file is, by its content, and by its name where that says more.
+    pub(super) fn kind(&self) -> Result<Kind> {
+        if self.is_archive() {
+            return Ok(Kind::Archive);
+        }
+        let header = self.header()?;
+        if header.as_ref().is_some_and(|h| !h.tensors.is_empty() && h.covers(self.len())) {
+            return Ok(Kind::Model);
+        }
+        if Naming::of(&self.name) != Naming::Safetensors {
+            return Ok(Kind::Other);
+        }
+        if let Some(why) = self.incomplete()? {
+            return Ok(Kind::Unfit(why));
+        }
+        if header.is_some() {
+            return Ok(Kind::Model);
+        }
+        let mut start = [0; 64];
+        let n = self.file.read_at(&mut start, 0).about_path(&self.path)?;
+        let start = start[..n].trim_ascii_start();
+        let why = match start {
+            [] => "is empty",
+            _ if start.starts_with(b"version https://git-lfs") => "is a pointer of Git LFS, not the model",
+            [b'<', ..] => "is a page of HTML or XML, not a model",
+            _ => "has no safetensors header",
+        };
+        Ok(Kind::Unfit(why.to_owned()))
+    }
+
+    /// That the file is shorter than its own header says, in words.
+    pub(super) fn incomplete(&self) -> Result<Option<String>> {
+        let mut prefix = [0; 9];
+        if self.len() < 9 {
+            return Ok(None);
+        }
+        self.read_at(0, &mut prefix)?;
+        let [first @ .., brace] = prefix;
+        let n = u64::from_le_bytes(first);
+        let header_cut = brace == b'{' && (2..=MAX_HEADER).contains(&n) && n + 8 > self.len();
+        let claimed = match self.header_json()? {
+            Some(json) => claimed_len(&json),
+            None => header_cut.then_some(n + 8),
+        };
+        let claimed = claimed.filter(|&claimed| claimed > self.len());
+        let have = self.len();
+        Ok(claimed.map(|of| format!("is incomplete: it has {have} bytes of the {of} that its header says")))
+    }
+
     /// `len` bytes from `start` on, into all of `out`.
     pub(super) fn read(&self, start: u64, out: &mut Vec<u8>, len: usize) -> Result<()> {
+        if let Some(lease) = &self.lease {
+            lease.check_quickly()?;
+        }
         out.resize(len, 0);
+        self.read_at(start, out)
+    }
+
+    fn read_at(&self, start: u64, out: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(out, start).about_path(&self.path)
     }
 
-    /// The safetensors header, if there is one that can be read.
-    pub(super) fn header(&self) -> Result<Option<Header>> {
+    fn header_json(&self) -> Result<Option<Vec<u8>>> {
         let mut prefix = [0; 8];
         if self.len() < 8 {
             return Ok(None);
         }
-        self.file.read_exact_at(&mut prefix, 0).about_path(&self.path)?;
+        self.read_at(0, &mut prefix)?;
         let Some(n) = header_len(prefix, self.len()) else { return Ok(None) };
         debug_assert!(n <= MAX_HEADER);
-        let mut json = Vec::new();
-        self.read(8, &mut json, n as usize)?;
-        Ok(Header::parse(&json, self.len()))
+        // Not read where it cannot be one: the lengths of other files' first bytes can be anything.
+        let mut brace = [0];
+        self.read_at(8, &mut brace)?;
+        if !matches!(brace, [b'{'] | [b' '] | [b'\t'] | [b'\n'] | [b'\r']) {
+            return Ok(None);
+        }
+        let mut json = vec![0; n as usize];
+        self.read_at(8, &mut json)?;
+        Ok(Some(json))
+    }
+
+    /// The safetensors header, if there is one that can be read.
+    pub(super) fn header(&self) -> Result<Option<Header>> {
+        Ok(self.header_json()?.and_then(|json| Header::parse(&json, self.len())))
     }
 
     /// The extents of the file: those of its header, or a single one.
@@ -73,18 +204,48 @@ impl Source {
         Ok(self.header()?.unwrap_or_default().extents(self.len()))
     }
 
-    /// Fail if the file is no longer what it was when it was opened, or is no longer at its path.
-    pub(super) fn unchanged(&self) -> Result<()> {
-        let same = |now: &Metadata| {
-            let (a, b) = (now, &self.meta);
-            (a.dev(), a.ino(), a.len()) == (b.dev(), b.ino(), b.len())
-                && (a.mtime(), a.mtime_nsec()) == (b.mtime(), b.mtime_nsec())
-        };
-        let at_path = self.path.metadata().about_path(&self.path)?;
-        if same(&self.file.metadata().about_path(&self.path)?) && same(&at_path) {
-            return Ok(());
+    /// What has become of the file and its name.
+    pub(super) fn since(&self) -> Result<Since> {
+        let Some(named) = self.dir.stat(&self.name)? else { return Ok(Since::Gone) };
+        let now = fstat(&self.file).about_path(&self.path)?;
+        let same = same_state(&now, &self.stat) && same_state(&named, &self.stat);
+        Ok(match same {
+            true => Since::Same,
+            // Losing its name between the two changes a file, too.
+            false if self.dir.stat(&self.name)?.is_none() => Since::Gone,
+            false => Since::Changed,
+        })
+    }
+
+    /// That the file is what it was, or its name is gone; whether it is there.
+    ///
+    /// # Errors
+    /// Invalid argument, where it has changed, or somebody can write to it.
+    pub(super) fn unchanged(&self) -> Result<bool> {
+        match self.since()? {
+            Since::Gone => return Ok(false),
+            Since::Same => {}
+            Since::Changed => {
+                let why = "the file changed while it was being packed; nothing was replaced";
+                return Err(Error::invalid(why).about_path(&self.path));
+            }
         }
-        Err(Error::invalid("the file changed while it was being packed; nothing was replaced")
-            .about(self.path.display()))
+        self.lease.as_ref().map_or(Ok(()), Lease::check)?;
+        Ok(true)
+    }
+}
+
+impl Source {
+    /// The same as [`Source::unchanged`] of a file whose names go one after the other, which changes its ctime.
+    ///
+    /// # Errors
+    /// Invalid argument, where it has other bytes now, or somebody can write to it.
+    pub(super) fn keeps_its_bytes(&self) -> Result<()> {
+        let now = fstat(&self.file).about_path(&self.path)?;
+        if (now.st_size, mtime(&now)) != (self.stat.st_size, mtime(&self.stat)) {
+            let why = "the file changed while it was being packed";
+            return Err(Error::invalid(why).about_path(&self.path));
+        }
+        self.lease.as_ref().map_or(Ok(()), Lease::check)
     }
 }

@@ -1,165 +1,423 @@
 //! A directory: models packed, everything else as it is.
+//!
+//! Everything is reached from the open directories, and no link in the tree is followed: whoever can rename inside it
+//! cannot lead the packer out.
 
-use super::{Action, Check, FileReport, Options, Progress, Report, file::pack, source::Source};
+use super::{
+    Action, Check, FileReport, Options, Progress, Report,
+    file::{Job, Place},
+    links::{self, HardLinks, Leads, is_repository, leads},
+    names::{Names, shown},
+    source::{Kind, Source},
+};
 use crate::{
     error::{Context, Error, Result},
     format::Naming,
-    output::{Attributes, Output, is_temporary},
+    output::{self, Copied, Copier, Dir, DirEntry, Form, file_id, is_temporary},
 };
 use std::{
-    fs::{self, DirEntry},
-    io,
+    collections::{BTreeMap, HashMap},
+    ffi::{OsStr, OsString},
+    fs, io,
     os::unix::fs::DirBuilderExt,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Pack the directory `src` to the directory `out`, which may exist: files called `*.safetensors` and files that are
 /// valid safetensors under another name (a hub's blobs) are packed, others copied, links made again. With
 /// [`Options::in_place`], files are packed where they are and `out` is not used.
 ///
+/// A file that fails does not end the run: [`Progress::fail`] is told, and the report counts it.
+///
 /// # Errors
-/// As [`super::file`], at the first file that fails; what is done is kept, and a rerun goes on from there.
+/// Io; invalid argument, where `out` is inside `src`. Nothing is done then.
 pub fn tree(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progress) -> Result<Report> {
     let root = fs::canonicalize(src).about_path(src)?;
-    let mut walk = Walk { root: root.clone(), o, check, p, report: Report::default() };
+    let dir = Dir::open(src)?;
+    let job = Job { o, check, p, only_smaller: true };
+    let mut walk = Walk {
+        job,
+        root,
+        from: Arc::clone(&dir),
+        copier: Copier::new(Arc::clone(&dir), o.force),
+        links: HardLinks::default(),
+        report: Report::default(),
+        others: BTreeMap::new(),
+        archives: 0,
+    };
     if o.in_place {
-        walk.directory(src, src)?;
+        walk.links = HardLinks::find(&dir);
+        walk.directory(&dir, &dir, Path::new(""), true);
     } else {
-        make_directory(src, out)?;
-        if fs::canonicalize(out).about_path(out)?.starts_with(&root) {
-            return Err(Error::invalid("the output would be inside of what is packed").about(out.display()));
+        let (to, made) = make_root(out)?;
+        if fs::canonicalize(out).about_path(out)?.starts_with(&walk.root) {
+            if made {
+                let _ = fs::remove_dir(out);
+            }
+            return Err(Error::invalid("the output would be inside of what is packed").about_path(out));
         }
-        walk.directory(src, out)?;
+        walk.copier = Copier::new(Arc::clone(&to), o.force);
+        walk.directory(&dir, &to, Path::new(""), true);
+        if made {
+            walk.finish_directory(&dir, &to);
+        }
     }
+    walk.say_what_is_there(src);
     Ok(walk.report)
 }
 
+/// The output's directory, and whether it had to be made.
+fn make_root(out: &Path) -> Result<(Arc<Dir>, bool)> {
+    let made = match fs::DirBuilder::new().mode(0o700).create(out) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && out.is_dir() => false,
+        other => other.about_path(out).map(|()| true)?,
+    };
+    Ok((Dir::open(out)?, made))
+}
+
+/// Forms of a copy: as it is, and packed, by the archive's naming.
+const COPY: Form = 0;
+const PACKED: Form = 1;
+
 struct Walk<'a> {
+    job: Job<'a>,
+    /// The source's absolute path.
     root: PathBuf,
-    o: &'a Options,
-    check: Check<'a>,
-    p: &'a dyn Progress,
+    from: Arc<Dir>,
+    copier: Copier,
+    links: HardLinks,
     report: Report,
+    /// Files that are not packed, by what their names end in.
+    others: BTreeMap<String, usize>,
+    archives: usize,
+}
+
+/// What is done with a file.
+enum Plan {
+    Pack(Option<(OsString, Naming)>),
+    Keep,
 }
 
 impl Walk<'_> {
-    fn directory(&mut self, src: &Path, out: &Path) -> Result<()> {
-        let mut entries: Vec<DirEntry> = fs::read_dir(src).and_then(Iterator::collect).about_path(src)?;
-        entries.sort_by_key(DirEntry::file_name);
-        for entry in entries {
-            let (path, name) = (entry.path(), entry.file_name());
-            let kind = entry.file_type().about_path(&path)?;
-            if kind.is_dir() {
-                let out = out.join(&name);
-                if !self.o.in_place {
-                    make_directory(&path, &out)?;
-                }
-                self.directory(&path, &out)?;
+    fn in_place(&self) -> bool {
+        self.job.o.in_place
+    }
+
+    fn fail(&mut self, e: &Error) {
+        self.job.p.fail(e);
+        self.report.failed += 1;
+    }
+
+    /// Pack what is in the directory `src`, which is `at` relative to the root, into `out`.
+    fn directory(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, at: &Path, packs: bool) {
+        let entries = match src.entries() {
+            Ok(entries) => entries,
+            Err(e) => return self.fail(&e),
+        };
+        let mut plans = match self.plan(src, out, &entries, packs) {
+            Ok(plans) => plans,
+            Err(e) => return self.fail(&e),
+        };
+        for DirEntry { name, kind } in entries {
+            let done = if kind.is_dir() {
+                self.child(src, out, &name, at, packs)
             } else if kind.is_symlink() {
-                self.link(&path, &out.join(&name))?;
+                self.symlink(src, out, &name, at)
             } else if !kind.is_file() {
-                self.warn(&path, "neither file, directory nor link; left out");
-            } else if !is_temporary(&name) {
-                self.file(&path, out)?;
+                self.job.p.warn(&src.path(&name), "neither file, directory nor link; left out");
+                Ok(())
+            } else if let Some(plan) = plans.remove(&name) {
+                self.file(src, out, &name, at, plan)
+            } else {
+                Ok(())
+            };
+            match done {
+                // In place, another run may have finished it since it was listed.
+                Err(e) if self.in_place() && e.errno() == Some(libc::ENOENT) => log::debug!("{e}"),
+                Err(e) => self.fail(&e),
+                Ok(()) => {}
             }
         }
-        Ok(())
     }
 
-    fn file(&mut self, path: &Path, out: &Path) -> Result<()> {
-        let source = Source::open(path, false)?;
-        let name = path.file_name().unwrap_or_default();
-        let wanted = Naming::of(name) == Naming::Safetensors
-            || source.header()?.is_some_and(|h| !h.tensors.is_empty() && h.covers(source.len()));
-        if wanted && !source.is_archive() {
-            let archive = Naming::archive_name(name);
-            if self.o.in_place || fs::symlink_metadata(path.with_file_name(&archive)).is_err() {
-                let done = pack(source, path, &out.join(archive), self.o, self.check, self.p)?;
-                self.report.files.push(done);
-                return Ok(());
+    /// Decide what is done with each file of a directory, and give the archives their names.
+    fn plan(
+        &mut self,
+        src: &Arc<Dir>,
+        out: &Arc<Dir>,
+        entries: &[DirEntry],
+        packs: bool,
+    ) -> Result<HashMap<OsString, Plan>> {
+        let mut plans = HashMap::new();
+        let mut models = Vec::new();
+        let mut shown_already = HashMap::new();
+        for DirEntry { name, .. } in entries.iter().filter(|e| e.kind.is_file()) {
+            let path = src.path(name);
+            if is_temporary(name) {
+                let what = "is being written by another run, or was left by one that was killed: left out";
+                self.job.p.warn(&path, what);
+                continue;
             }
-            self.warn(path, "copied, not packed: a file with the name of its archive is beside it");
+            let kind =
+                match if packs { Source::open(src, name).and_then(|s| s.kind()) } else { Ok(Kind::Other) } {
+                    Ok(kind) => kind,
+                    Err(e) if e.errno() == Some(libc::ENOENT) => continue,
+                    Err(e) => {
+                        self.fail(&e);
+                        continue;
+                    }
+                };
+            match kind {
+                Kind::Model => models.push(name.clone()),
+                Kind::Archive => {
+                    self.archives += 1;
+                    shown_already.extend(shown(src, name).map(|shown| (shown, name)));
+                }
+                Kind::Unfit(why) => self.job.p.warn(&path, &format!("{why}; not packed")),
+                Kind::Other => *self.others.entry(extension(name)).or_default() += 1,
+            }
+            plans.insert(name.clone(), Plan::Keep);
         }
-        if !self.o.in_place {
-            self.copy(&source, path, &out.join(name))?;
+        if !self.in_place() {
+            // Beside it, the copy of an archive that shows the same name would be shown instead.
+            models.retain(|name| {
+                !shown_already.contains_key(name) || {
+                    let why = "copied, not packed: an archive that shows its name is beside it";
+                    self.job.p.warn(&src.path(name), why);
+                    false
+                }
+            });
         }
-        Ok(())
+        let kept = |name: &OsString| !self.in_place() && !models.contains(name);
+        let taken = entries.iter().map(|e| e.name.clone()).filter(kept).collect();
+        let mut given = Names::new(Some(out), taken).give(&models)?;
+        for name in models {
+            let place = given.remove(&name);
+            plans.insert(name, Plan::Pack(place));
+        }
+        Ok(plans)
     }
 
-    fn copy(&mut self, source: &Source, path: &Path, out: &Path) -> Result<()> {
-        let a = Attributes::of(source.meta());
-        self.p.begin(path, source.len());
-        let done = fs::symlink_metadata(out)
-            .is_ok_and(|m| m.len() == source.len() && Attributes::of(&m).mtime == a.mtime);
-        if !done {
-            let output = Output::create(out)?;
-            io::copy(&mut source.file(), &mut output.file()).about_path(out)?;
-            source.unchanged()?;
-            output.sync(a)?;
-            output.commit(self.o.force)?;
-        }
-        self.p.advance(source.len());
-        let action = if done { Action::AlreadyDone } else { Action::Copied };
-        self.done(path, out, source.len(), action);
-        Ok(())
-    }
-
-    fn link(&mut self, path: &Path, out: &Path) -> Result<()> {
-        let target = fs::read_link(path).about_path(path)?;
-        if self.leaves(path, &target) {
-            self.warn(path, "links to a file outside of the directory, which is not packed with it");
-        }
-        if self.o.in_place {
+    fn child(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, name: &OsStr, at: &Path, packs: bool) -> Result<()> {
+        if self.in_place() {
+            if !is_repository(name) {
+                let child = src.child(name)?;
+                self.directory(&child, &child, &at.join(name), packs);
+            }
             return Ok(());
         }
-        let same = fs::read_link(out).is_ok_and(|old| old == target);
-        if !same {
-            if self.o.force && fs::symlink_metadata(out).is_ok_and(|m| m.is_symlink()) {
-                fs::remove_file(out).about_path(out)?;
-            }
-            std::os::unix::fs::symlink(&target, out).about_path(out)?;
-        }
-        self.done(path, out, 0, if same { Action::AlreadyDone } else { Action::Linked });
+        let from = src.child(name)?;
+        let (to, _) = out.make_child(name)?;
+        self.directory(&from, &to, &at.join(name), packs && !is_repository(name));
+        self.finish_directory(&from, &to);
         Ok(())
     }
 
-    /// Whether a link points out of the tree, judged by its text.
-    fn leaves(&self, path: &Path, target: &Path) -> bool {
-        let Some(parent) = path.parent().and_then(|p| fs::canonicalize(p).ok()) else { return true };
-        let mut at = parent;
-        for part in target.components() {
-            match part {
-                Component::ParentDir => drop(at.pop()),
-                Component::CurDir => {}
-                other => at.push(other),
-            }
+    /// Give a directory that is filled the attributes of its original.
+    fn finish_directory(&mut self, from: &Dir, to: &Dir) {
+        match Copier::finish_directory(from, to) {
+            Ok(lost) => self.job.say_lost(from.own_path(), lost),
+            Err(e) => self.fail(&e),
         }
-        !at.starts_with(&self.root)
     }
 
-    fn done(&mut self, path: &Path, out: &Path, bytes: u64, action: Action) {
-        let report = FileReport {
-            path: path.to_owned(),
-            output: out.to_owned(),
+    fn file(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, name: &OsStr, at: &Path, plan: Plan) -> Result<()> {
+        let copied = output::Place { dir: out, at, name };
+        match plan {
+            Plan::Pack(place) if self.in_place() => self.replace(src, name, place),
+            Plan::Keep if self.in_place() => Ok(()),
+            Plan::Pack(Some((archive, naming))) => {
+                let source = Source::open(src, name)?;
+                let form = PACKED + naming as Form;
+                let to = output::Place { name: &archive, ..copied };
+                if self.link_again(&source, form, &to)? {
+                    return Ok(());
+                }
+                let place = Place { dir: Arc::clone(out), name: archive.clone(), naming };
+                let report = self.job.run(&source, &place)?;
+                if matches!(report.action, Action::Skipped(_)) {
+                    return self.copy(&source, &copied);
+                }
+                self.copier.wrote(source.stat(), form, &to);
+                self.report.files.push(report);
+                Ok(())
+            }
+            Plan::Pack(None) => {
+                self.job.p.warn(&src.path(name), "copied, not packed: its archive could have no name here");
+                self.copy(&Source::open(src, name)?, &copied)
+            }
+            Plan::Keep => self.copy(&Source::open(src, name)?, &copied),
+        }
+    }
+
+    /// Pack a file where it is.
+    fn replace(&mut self, src: &Arc<Dir>, name: &OsStr, place: Option<(OsString, Naming)>) -> Result<()> {
+        let mut source = Source::open(src, name)?;
+        let several = source.stat().st_nlink > 1;
+        let places = if several { self.links.take(source.id()) } else { None };
+        let skipped = |why: &str| Err(Error::invalid(format!("{why}; left as it is")));
+        let outcome: Result<()> = match (place, places) {
+            // Its first name has seen to it.
+            (_, None) if several => return Ok(()),
+            (_, Some(places)) if (places.len() as u64) < source.stat().st_nlink as u64 => {
+                let outside = source.stat().st_nlink as u64 - places.len() as u64;
+                skipped(&format!(
+                    "has {outside} more names (hard links) outside of the directory, so that packing it would free no \
+                     space"
+                ))
+            }
+            (_, Some(places)) => {
+                source.keep_writers_out()?;
+                return self.replace_all(&source, &places);
+            }
+            (None, None) => skipped("its archive could have no name here"),
+            (Some((archive, naming)), None) => {
+                source.keep_writers_out()?;
+                // It may have changed since it was looked at.
+                if source.kind()? != Kind::Model {
+                    return Err(
+                        Error::invalid("the file changed; nothing was replaced").about_path(source.path())
+                    );
+                }
+                let report = self.job.run(&source, &Place { dir: Arc::clone(src), name: archive, naming })?;
+                self.add(report);
+                return Ok(());
+            }
+        };
+        if let Err(e) = outcome {
+            self.job.p.warn(source.path(), &e.to_string());
+            self.skip(&source, &e.to_string());
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, source: &Source, why: &str) {
+        let (path, bytes) = (source.path().to_owned(), source.len());
+        let action = Action::Skipped(why.to_owned());
+        self.report.files.push(FileReport {
+            output: path.clone(),
+            path,
             original: bytes,
             stored: bytes,
             action,
-        };
-        self.p.end(&report);
+        });
+    }
+
+    fn add(&mut self, report: FileReport) {
+        if let Action::Skipped(why) = &report.action {
+            self.job.p.warn(&report.path, why);
+        }
         self.report.files.push(report);
     }
 
-    fn warn(&mut self, path: &Path, what: &str) {
-        self.report.warnings.push(format!("{}: {what}", path.display()));
+    /// Pack a file that has several names, all in the tree: its archive gets as many.
+    fn replace_all(&mut self, source: &Source, places: &[links::Place]) -> Result<()> {
+        let mut names = Vec::new();
+        for (at, name) in places {
+            let dir = self.from.descend(at)?;
+            let archive = Names::new(Some(&dir), Default::default()).give_appended(name)?;
+            let Some(archive) = archive else {
+                let why = "one of its names (hard links) could have no archive; left as it is";
+                self.job.p.warn(&dir.path(name), why);
+                self.skip(source, why);
+                return Ok(());
+            };
+            names.push((dir, name, archive));
+        }
+        let [(dir, _, archive), others @ ..] = &names[..] else { return Ok(()) };
+        let first = Place { dir: Arc::clone(dir), name: archive.clone(), naming: Naming::Appended };
+        let (report, made) = self.job.archive(source, &first)?;
+        let Some(made) = made else {
+            self.job.p.end(&report);
+            self.add(report);
+            return Ok(());
+        };
+        let id = |dir: &Dir, name: &OsStr| dir.stat(name).map(|stat| stat.map(|stat| file_id(&stat)));
+        first.is(made)?;
+        for (dir, _, archive) in others {
+            match first.dir.link(&first.name, dir, archive) {
+                Err(e) if e.errno() == Some(libc::EEXIST) && id(dir, archive)? == Some(made) => {}
+                other => other?,
+            }
+            dir.sync()?;
+        }
+        for (dir, name, _) in &names {
+            source.keeps_its_bytes()?;
+            first.is(made)?;
+            dir.unlink(name, source.id())?;
+            dir.sync()?;
+        }
+        self.job.p.end(&report);
+        self.add(report);
+        Ok(())
+    }
+
+    fn copy(&mut self, source: &Source, to: &output::Place<'_>) -> Result<()> {
+        if self.link_again(source, COPY, to)? {
+            return Ok(());
+        }
+        self.job.p.begin(source.path(), source.len());
+        let (copied, lost) = self.copier.file(source.file(), source.path(), to)?;
+        self.job.say_lost(source.path(), lost);
+        self.copier.wrote(source.stat(), COPY, to);
+        self.job.p.advance(source.len());
+        let action = if copied == Copied::Made { Action::Copied } else { Action::AlreadyDone };
+        self.done(source.path(), to.dir.path(to.name), source.len(), action);
+        Ok(())
+    }
+
+    fn link_again(&mut self, source: &Source, form: Form, to: &output::Place<'_>) -> Result<bool> {
+        let linked = self.copier.link_again(source.stat(), form, to)?;
+        if linked {
+            self.done(source.path(), to.dir.path(to.name), 0, Action::Linked);
+        }
+        Ok(linked)
+    }
+
+    fn symlink(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, name: &OsStr, at: &Path) -> Result<()> {
+        let mut target = src.read_link(name)?;
+        let path = src.path(name);
+        match leads(&self.root, at, Path::new(&target)) {
+            Leads::Outside => {
+                let why = "links to a file outside of the directory, which is not packed with it";
+                self.job.p.warn(&path, why);
+            }
+            // In the copy it is to lead to the copy.
+            Leads::Absolute(relative) if !self.in_place() => target = relative.into(),
+            Leads::Absolute(_) | Leads::Inside => {}
+        }
+        if !self.in_place() {
+            let copied = self.copier.symlink(&target, out, name)?;
+            let action = if copied == Copied::Made { Action::Linked } else { Action::AlreadyDone };
+            self.done(&path, out.path(name), 0, action);
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, path: &Path, output: PathBuf, bytes: u64, action: Action) {
+        let report = FileReport { path: path.to_owned(), output, original: bytes, stored: bytes, action };
+        self.job.p.end(&report);
+        self.report.files.push(report);
+    }
+
+    /// Of a directory in which nothing is packed: what is there instead.
+    fn say_what_is_there(&self, src: &Path) {
+        let packed = |r: &FileReport| !matches!(r.action, Action::Copied | Action::Linked);
+        if self.archives + self.report.failed > 0 || self.report.files.iter().any(packed) {
+            return;
+        }
+        let others: Vec<_> = self.others.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        let there = if others.is_empty() { "no other files".to_owned() } else { others.join(", ") };
+        let what =
+            format!("holds no model that is packed (safetensors, under whatever name); it has {there}");
+        self.job.p.warn(src, &what);
     }
 }
 
-/// Make `out` with the permissions of `src`, unless it is there.
-fn make_directory(src: &Path, out: &Path) -> Result<()> {
-    let mode = Attributes::of(&fs::metadata(src).about_path(src)?).mode;
-    // Writable for us until it is filled; a directory nobody may write is rare enough to come out writable.
-    match fs::DirBuilder::new().mode(mode | 0o700).create(out) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && out.is_dir() => Ok(()),
-        other => other.about_path(out),
-    }
+/// What files like `name` are called.
+fn extension(name: &OsStr) -> String {
+    Path::new(name)
+        .extension()
+        .map_or_else(|| "without a suffix".into(), |e| format!(".{}", e.to_string_lossy()))
 }

@@ -14,7 +14,6 @@ use lru::LruCache;
 use std::{
     fs::File,
     num::NonZeroUsize,
-    os::unix::fs::MetadataExt,
     path::Path,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
@@ -121,13 +120,9 @@ impl Archive {
         self.footer.index_offset + self.footer.index_len + FOOTER_LEN
     }
 
-    /// User and group that own the archive.
-    ///
-    /// # Errors
-    /// Io.
-    pub fn owner(&self) -> Result<(u32, u32)> {
-        let meta = self.storage.file().metadata()?;
-        Ok((meta.uid(), meta.gid()))
+    /// The open file.
+    pub fn file(&self) -> &File {
+        self.storage.file()
     }
 
     /// Read stored bytes around the page cache from now on, unless most of them are in it or it cannot be done: for

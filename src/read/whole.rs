@@ -4,13 +4,13 @@ use super::{archive::Archive, storage::Scratch};
 use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
-    output::{Attributes, Output},
+    output::write_sparse,
     sha256::{BLOCK, INITIAL, SEGMENT, State, Stretches, finish},
 };
 use rayon::prelude::*;
 use std::{
+    fs::File,
     ops::Range,
-    os::unix::fs::FileExt,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -50,24 +50,21 @@ pub fn verify_chunks(
     )
 }
 
-/// Restore the original at `out`, with its mode and times. It appears there only once it is complete and verified;
-/// an existing file is replaced if `replace`.
+/// Write the original to the empty file `out`, which messages call `path`. What it holds is not to be used if this fails.
+/// Blocks of zeros are left as holes.
 ///
 /// # Errors
 /// As [`verify`]; Io, where `out` cannot be written.
 pub fn unpack(
     archive: &Archive,
-    out: &Path,
-    replace: bool,
+    out: &File,
+    path: &Path,
     decoder: &dyn ChunkDecoder,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    let output = Output::create(out)?;
-    let write = |bytes: &[u8], at: u64| output.file().write_all_at(bytes, at).about_path(out);
-    stretches(archive, decoder, progress, &write)?;
-    let f = archive.footer();
-    output.sync(Attributes { mode: f.mode, mtime: f.mtime, owner: archive.owner()? })?;
-    output.commit(replace)
+    out.set_len(archive.footer().original_len).about_path(path)?;
+    let write = |bytes: &[u8], at: u64| write_sparse(out, bytes, at).about_path(path);
+    stretches(archive, decoder, progress, &write)
 }
 
 /// Give all of the original to `sink`, with its place, in any order, and check everything. What `sink` got is not to

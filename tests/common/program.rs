@@ -5,7 +5,8 @@
 #[path = "models.rs"]
 mod models;
 
-pub use models::write_model;
+#[allow(unused_imports, reason = "each test program uses its part of this")]
+pub use models::{Random, write_model};
 
 use std::ffi::OsStr;
 use std::fs;
@@ -94,6 +95,11 @@ pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|e| name(e).to_string_lossy().into_owned()).collect();
     names.sort();
     names
+}
+
+/// Copy a directory with everything in it.
+pub fn copy_tree(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().expect("cp").success());
 }
 
 /// Both directories hold the same, by `diff -r` without following links.

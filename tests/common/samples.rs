@@ -288,8 +288,9 @@ impl pack::Progress for Silent {
 pub fn pack_bytes(dir: &Path, name: &str, bytes: &[u8], chunk_size: u32) -> Vec<u8> {
     let (src, out) = (dir.join(name), dir.join("out.bsz"));
     std::fs::write(&src, bytes).expect("written");
-    let check = |path: &Path, _: &dyn pack::Progress| {
-        read::verify(&read::Archive::open(path)?, &*codec::reference(), &|_| ())
+    let check = |file: &std::fs::File, _: &dyn pack::Progress| {
+        let archive = read::Archive::from_file(file.try_clone()?)?;
+        read::verify(&archive, &*codec::reference(), &|_| ())
     };
     let o = pack::Options { force: true, chunk_size, ..Default::default() };
     pack::file(&src, &out, &o, &check, &Silent).expect("packs");

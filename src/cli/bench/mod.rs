@@ -10,14 +10,13 @@ use super::progress::Bar;
 use super::report::{self, Output};
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Context, Error, Result};
-use crate::output::Scratch;
 use crate::pack::{self, FileReport, Options};
 use crate::read::{self, Archive};
 use clap::Args;
 use measure::{RandomReads, Sample, best, pool, random_reads};
 use rayon::ThreadPool;
 use serde::Serialize;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -222,19 +221,12 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
             format!("has {room} free, and the archive may take {bytes}; TMPDIR can name another directory");
         return Err(Error::invalid(why).about(dir.display()));
     }
-    let scratch = Scratch::new(dir)?;
-    // It is there already, empty.
-    let options = Options { force: true, ..Options::default() };
     let begun = Instant::now();
-    let packed = pack::file(
-        file,
-        scratch.path(),
-        &options,
-        &|path: &Path, p: &dyn pack::Progress| check(path, true, p),
-        &Packing(bar),
-    )?;
+    let options = Options::default();
+    let check = |archive: &File, p: &dyn pack::Progress| check(archive, true, p);
+    let (archive, packed) = pack::unnamed(file, dir, &options, &check, &Packing(bar))?;
     let gbs = packed.original as f64 / begun.elapsed().as_secs_f64() / 1e9;
-    Ok((Archive::open(scratch.path())?, gbs))
+    Ok((Archive::from_file(archive).about_path(file)?, gbs))
 }
 
 /// Shows the packing of the one file.

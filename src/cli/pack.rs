@@ -1,0 +1,165 @@
+//! `bsz pack`: where each source goes, planned before anything is written, and the outcome.
+
+use super::archive::{Common, check, name_of};
+use super::interrupt::clean_up_when_interrupted;
+use super::progress::Watch;
+use super::report::Output;
+use super::size;
+use crate::error::{Context, Error, Result};
+use crate::escape;
+use crate::format::DEFAULT_CHUNK;
+use crate::pack::{self, Options};
+use clap::Args;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Compress models without loss
+#[derive(Args)]
+#[command(after_help = "Examples:
+  bsz pack model.safetensors              writes model.bsz beside it
+  bsz pack model.safetensors -o /archive  writes /archive/model.bsz
+  bsz pack llama/ -o llama-packed/        the directory, every .safetensors packed, the rest copied
+  bsz pack llama/ --in-place              replaces each .safetensors once its archive is verified")]
+pub struct PackArgs {
+    /// Files, or directories with .safetensors files
+    #[arg(required = true, value_name = "SRC")]
+    sources: Vec<PathBuf>,
+    /// Where to write: a .bsz path or a directory
+    #[arg(short, long, value_name = "OUT", conflicts_with = "in_place")]
+    output: Option<PathBuf>,
+    /// Replace each file by its archive, after verifying that
+    #[arg(long)]
+    in_place: bool,
+    /// Overwrite what is there
+    #[arg(long, conflicts_with = "in_place")]
+    force: bool,
+    /// Bytes decoded at once when the archive is read, a multiple of 64KiB up to 4MiB
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_chunk)]
+    chunk_size: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What is done with a source.
+enum Job {
+    /// Packed to this archive.
+    File(PathBuf),
+    /// Packed to this directory.
+    Directory(PathBuf),
+    /// Nothing, for it cannot be.
+    Failed(Error),
+}
+
+/// Pack every source; of several, a failure does not stop the rest.
+pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
+    args.common.start_threads()?;
+    let jobs = plan(&args)?;
+    if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
+        fs::create_dir_all(output).about_path(output)?;
+    }
+    let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
+    let options = Options { chunk_size, in_place: args.in_place, force: args.force };
+    let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
+    // Where the original goes, its SHA-256 is what is left of it.
+    let check = |file: &File, p: &dyn pack::Progress| check(file, !args.in_place, p);
+    for (source, job) in args.sources.iter().zip(jobs) {
+        let done = match job {
+            Job::File(out) => pack::file(source, &out, &options, &check, &watch).map(drop),
+            Job::Directory(out) => pack::tree(source, &out, &options, &check, &watch).map(drop),
+            Job::Failed(e) => Err(e),
+        };
+        done.unwrap_or_else(|e| watch.fail(&e));
+    }
+    watch.finish("pack")
+}
+
+/// Where each source goes.
+///
+/// # Errors
+/// Invalid argument, where two of them would go to one place.
+fn plan(args: &PackArgs) -> Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    // The sources that go into each directory: their number and name.
+    let mut files: HashMap<PathBuf, Vec<(usize, OsString)>> = HashMap::new();
+    for (i, source) in args.sources.iter().enumerate() {
+        jobs.push(match target(args, source) {
+            Ok(Target::Exactly(job)) => job,
+            Ok(Target::Into(dir, name)) => {
+                files.entry(dir).or_default().push((i, name));
+                // Until it has a name.
+                Job::Failed(
+                    Error::invalid("its archive could have no name that is free there").about_path(source),
+                )
+            }
+            Err(e) => Job::Failed(e),
+        });
+    }
+    refuse_collisions(args, &jobs, &files)?;
+    for (dir, sources) in files {
+        let originals: Vec<OsString> = sources.iter().map(|(_, name)| name.clone()).collect();
+        for ((i, _), name) in sources.iter().zip(pack::archive_names(&dir, &originals)?) {
+            if let Some(name) = name {
+                jobs[*i] = Job::File(dir.join(name));
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+enum Target {
+    Exactly(Job),
+    /// An archive of the file with this name, in this directory.
+    Into(PathBuf, OsString),
+}
+
+fn target(args: &PackArgs, source: &Path) -> Result<Target> {
+    let is_dir = fs::metadata(source).about_path(source)?.is_dir();
+    let many = args.sources.len() > 1;
+    let wrong = |why: &str, about: &Path| Err(Error::invalid(why).about_path(about));
+    let into = |dir: &Path| Ok(Target::Into(dir.to_owned(), name_of(source)?.to_owned()));
+    let directory = |to: PathBuf| Ok(Target::Exactly(Job::Directory(to)));
+    match &args.output {
+        None if is_dir && args.in_place => directory(source.to_owned()),
+        None if is_dir => wrong("a directory needs -o OUT, or --in-place to replace its files", source),
+        None => into(source.parent().unwrap_or(Path::new(""))),
+        Some(out) if is_dir && many => directory(out.join(name_of(source)?)),
+        Some(out) if is_dir => directory(out.clone()),
+        Some(out) if many || out.is_dir() => into(out),
+        Some(out) if out.extension().is_some_and(|e| e == "bsz") => {
+            Ok(Target::Exactly(Job::File(out.clone())))
+        }
+        Some(out) => wrong("neither a .bsz path nor a directory that is there", out),
+    }
+}
+
+/// Refuse two sources that the view of the output would show under one name.
+fn refuse_collisions(
+    args: &PackArgs,
+    jobs: &[Job],
+    files: &HashMap<PathBuf, Vec<(usize, OsString)>>,
+) -> Result<()> {
+    let real = |dir: &Path| if dir.as_os_str().is_empty() { ".".into() } else { dir.to_owned() };
+    let real = |dir: &Path| fs::canonicalize(real(dir)).unwrap_or_else(|_| dir.to_owned());
+    let in_directories = files.iter().flat_map(|(dir, sources)| {
+        let dir = real(dir);
+        sources.iter().map(move |(i, name)| (*i, dir.join(name)))
+    });
+    let directories = jobs.iter().enumerate().filter_map(|(i, job)| match job {
+        Job::Directory(out) => Some((i, real(out))),
+        _ => None,
+    });
+    let mut sources: Vec<_> = in_directories.chain(directories).collect();
+    sources.sort();
+    let mut shown: HashMap<PathBuf, usize> = HashMap::new();
+    for (i, path) in sources {
+        if let Some(other) = shown.insert(path, i) {
+            let [a, b] = [&args.sources[other], &args.sources[i]].map(|path| escape::path(path));
+            let why = format!("would be shown under one name with {a}; nothing was packed");
+            return Err(Error::invalid(why).about(b));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! What a file has besides its bytes: permissions, owner, times, access control lists, extended attributes.
+//!
+//! What cannot be kept is said, and never leaves a file open to more people than before.
+
+use super::{
+    acl::{self, Acl},
+    dir::is_missing,
+};
+use rustix::{
+    fs::{
+        FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr,
+        flistxattr, fremovexattr, fsetxattr, fstat, futimens,
+    },
+    io::{Errno, Result},
+};
+use std::{
+    ffi::OsStr,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+};
+
+const SETUID: u32 = 0o4000;
+const SETGID: u32 = 0o2000;
+
+/// Access control of other kinds than POSIX's: of network file systems, and labels.
+const OTHER_ACLS: [&[u8]; 6] = [
+    b"system.nfs4_acl",
+    b"system.nfs4_acl_xattr",
+    b"system.richacl",
+    b"system.cifs_acl",
+    b"security.NTACL",
+    b"security.SMACK64",
+];
+/// A label that most users may not set, and without which a file has its directory's.
+const SELINUX: &[u8] = b"security.selinux";
+
+/// More than the kernel lets an extended attribute, or a list of their names, have.
+const MAX_VALUE: usize = 1 << 20;
+
+/// What a file or directory is to have besides its bytes.
+#[derive(Clone, Debug)]
+pub struct Attributes {
+    /// Permission bits (`0o7777`).
+    pub mode: u32,
+    /// Modification time: seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+    /// Access time.
+    atime: (i64, u32),
+    owner: (u32, u32),
+    directory: bool,
+    access: Option<Acl>,
+    default: Option<Acl>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether there are some that could not be read.
+    unread: bool,
+}
+
+impl Attributes {
+    /// Those of an open file or directory.
+    ///
+    /// # Errors
+    /// Whatever `fstat` has.
+    pub fn of(file: impl AsFd) -> Result<Self> {
+        let file = file.as_fd();
+        let stat = fstat(file)?;
+        let mut found = Self {
+            mode: stat.st_mode & 0o7777,
+            mtime: mtime(&stat),
+            atime: (stat.st_atime, stat.st_atime_nsec as u32),
+            owner: (stat.st_uid, stat.st_gid),
+            directory: FileType::from_raw_mode(stat.st_mode).is_dir(),
+            access: None,
+            default: None,
+            xattrs: Vec::new(),
+            unread: false,
+        };
+        // Listings leave these out on some file systems.
+        for (name, list) in [(acl::ACCESS, &mut found.access), (acl::DEFAULT, &mut found.default)] {
+            match value(|buffer| fgetxattr(file, name, buffer)) {
+                Ok(bytes) => *list = Some(Acl::new(bytes)),
+                Err(e) if e == Errno::NODATA || is_missing(e) => {}
+                Err(_) => found.unread = true,
+            }
+        }
+        let names = match value(|buffer| flistxattr(file, buffer)) {
+            Ok(names) => names,
+            Err(e) => {
+                found.unread |= !is_missing(e);
+                Vec::new()
+            }
+        };
+        for name in names.split(|&b| b == 0).filter(|name| is_kept(name)) {
+            match value(|buffer| fgetxattr(file, name, buffer)) {
+                Ok(bytes) => found.xattrs.push((name.to_vec(), bytes)),
+                // Gone since it was listed.
+                Err(Errno::NODATA) => {}
+                Err(_) => found.unread = true,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Give them to a file or directory that is the caller's own. Returns what could not be kept, for a message.
+    ///
+    /// # Errors
+    /// Whatever says that the disk fails, not that it does not offer something.
+    pub fn apply(&self, to: impl AsFd) -> Result<Vec<String>> {
+        let to = to.as_fd();
+        let mut lost = Vec::new();
+        let mut mode = self.mode;
+        let now = fstat(to)?;
+        // Two attempts: a member of the group may keep that, but not the owner.
+        let (uid, gid) = self.owner;
+        if now.st_uid != uid && !kept(fchown(to, Some(Uid::from_raw(uid)), None))? {
+            lost.push("owner".to_owned());
+            mode &= !SETUID;
+        }
+        let group = now.st_gid == gid || kept(fchown(to, None, Some(Gid::from_raw(gid))))?;
+        if !group {
+            lost.push("group".to_owned());
+            mode &= !SETGID;
+        }
+        mode = self.apply_lists(to, mode, group, &mut lost)?;
+        let mut names = self.apply_xattrs(to, &mut mode)?;
+        if self.unread {
+            names.push("some that cannot be read".to_owned());
+        }
+        if !kept(fchmod(to, Mode::from_raw_mode(mode)))? {
+            lost.push("permissions".to_owned());
+        }
+        if !names.is_empty() {
+            lost.push(format!("extended attributes ({})", names.join(", ")));
+        }
+        let time = |(secs, nanos): (i64, u32)| Timespec { tv_sec: secs, tv_nsec: nanos.into() };
+        let times = Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
+        if !kept(futimens(to, &times))? {
+            lost.push("times".to_owned());
+        }
+        Ok(lost)
+    }
+
+    /// Set the access control lists; returns the permission bits that go with them.
+    fn apply_lists(&self, to: impl AsFd, mode: u32, group: bool, lost: &mut Vec<String>) -> Result<u32> {
+        let to = to.as_fd();
+        let set = |name, list: &Acl| kept(fsetxattr(to, name, list.bytes(), XattrFlags::empty()));
+        // What a new file inherits from its directory is not what this one had.
+        let unset = |name| match fremovexattr(to, name) {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(e) if is_missing(e) => Ok(()),
+            Err(e) => Err(e),
+        };
+        match &self.default {
+            Some(list) if !set(acl::DEFAULT, list)? => lost.push("default ACL".to_owned()),
+            None if self.directory => unset(acl::DEFAULT)?,
+            _ => {}
+        }
+        let Some(list) = &self.access else {
+            unset(acl::ACCESS)?;
+            return Ok(if group { mode } else { acl::mode_with_other_group(mode) });
+        };
+        let wanted = if group { Some(list.clone()) } else { list.with_other_group() };
+        if let Some(wanted) = &wanted
+            && set(acl::ACCESS, wanted)?
+        {
+            return Ok(mode);
+        }
+        lost.push("ACL".to_owned());
+        let mode = list.mode_without(mode);
+        Ok(if group { mode } else { acl::mode_with_other_group(mode) })
+    }
+
+    /// Set the extended attributes; returns the names of those that could not be set. Without access control of its kind a
+    /// file is its owner's alone.
+    fn apply_xattrs(&self, to: impl AsFd, mode: &mut u32) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        for (name, value) in &self.xattrs {
+            if kept_or_full(fsetxattr(to.as_fd(), &**name, value, XattrFlags::empty()))? || name == SELINUX {
+                continue;
+            }
+            if OTHER_ACLS.contains(&&**name) {
+                *mode &= 0o7700;
+            }
+            lost.push(OsStr::from_bytes(name).to_string_lossy().into_owned());
+        }
+        Ok(lost)
+    }
+
+    /// Narrow the permission bits to what `mode` has, too.
+    pub fn narrow(&mut self, mode: u32) {
+        self.mode &= mode;
+    }
+
+    /// The user who owns the file.
+    pub fn uid(&self) -> u32 {
+        self.owner.0
+    }
+}
+
+/// The modification time in `stat`.
+pub fn mtime(stat: &Stat) -> (i64, u32) {
+    (stat.st_mtime, stat.st_mtime_nsec as u32)
+}
+
+/// Whether an extended attribute goes along with a file's content. Capabilities and signatures do not: they vouch for bytes.
+fn is_kept(name: &[u8]) -> bool {
+    let user = name.starts_with(b"user.") && !name.starts_with(b"user.bsz.");
+    user || name == SELINUX || OTHER_ACLS.contains(&name)
+}
+
+/// Whether it was done; an error that is the caller's lack of rights, or the file system's of means, is `false`.
+fn kept(outcome: Result<()>) -> Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(Errno::ACCESS | Errno::OVERFLOW) => Ok(false),
+        Err(e) if is_missing(e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The same, where there may be no room for it.
+fn kept_or_full(outcome: Result<()>) -> Result<bool> {
+    match outcome {
+        Err(Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG | Errno::RANGE) => Ok(false),
+        other => kept(other),
+    }
+}
+
+/// Read a value of whatever length it has.
+fn value(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+    let mut buffer = vec![0; 256];
+    loop {
+        match read(&mut buffer) {
+            Err(Errno::RANGE) if buffer.len() < MAX_VALUE => buffer.resize(2 * buffer.len(), 0),
+            Ok(n) => {
+                buffer.truncate(n);
+                return Ok(buffer);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    #[test]
+    fn a_file_gets_all_that_another_has() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let make = |name: &str| File::create_new(dir.path().join(name)).expect("made");
+        let (a, b) = (make("a"), make("b"));
+        a.set_permissions(Permissions::from_mode(0o640)).expect("chmod");
+        let has_xattrs = fsetxattr(&a, "user.note", b"x", XattrFlags::empty()).is_ok();
+        let when = Timespec { tv_sec: 1_700_000_000, tv_nsec: 123_456_789 };
+        futimens(&a, &Timestamps { last_access: when, last_modification: when }).expect("times");
+        assert_eq!(Attributes::of(&a).expect("read").apply(&b).expect("applied"), Vec::<String>::new());
+        let (a, meta) = (a.metadata().expect("stat"), b.metadata().expect("stat"));
+        assert_eq!(meta.mode(), a.mode());
+        assert_eq!((meta.mtime(), meta.mtime_nsec(), meta.atime()), (a.mtime(), a.mtime_nsec(), a.atime()));
+        let note = value(|buffer| fgetxattr(&b, "user.note", buffer));
+        assert!(!has_xattrs || note == Ok(b"x".to_vec()), "{note:?}");
+    }
+
+    #[test]
+    fn what_the_packer_may_not_set_is_said_and_widens_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = File::create_new(dir.path().join("a")).expect("made");
+        let mut wanted = Attributes::of(&file).expect("read");
+        (wanted.mode, wanted.owner) = (0o6640, (u32::MAX - 1, u32::MAX - 1));
+        if rustix::process::geteuid().is_root() {
+            eprintln!("skipped: root may give a file to anybody");
+            return;
+        }
+        assert_eq!(wanted.apply(&file).expect("applied"), ["owner", "group"]);
+        assert_eq!(file.metadata().expect("stat").mode() & 0o7777, 0o600);
+    }
+}

@@ -1,0 +1,144 @@
+//! Who has a file open for writing, by what /proc tells of other processes.
+
+use rustix::{
+    fs::{AtFlags, CWD, OFlags, Stat, StatxFlags, fstat, major, minor, statx},
+    process::{geteuid, getpid},
+};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+/// What is known of a file's writers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Writers {
+    /// There are none among the processes that can be looked into, nor may others be.
+    None,
+    /// This process has it open for writing, or mapped.
+    Found(u32),
+    /// This one cannot be looked into, and its user may write to the file.
+    Unknown { pid: u32, uid: u32 },
+}
+
+/// Look through the processes of this machine.
+///
+/// # Errors
+/// Io, where there is no /proc.
+pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
+    let stat = fstat(file)?;
+    let (me, my_uid) = (getpid().as_raw_nonzero().get() as u32, geteuid().as_raw());
+    let mut unknown = Writers::None;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // This process opened it for reading.
+        if pid == me {
+            continue;
+        }
+        match writes(&entry.path(), &stat) {
+            Ok(true) => return Ok(Writers::Found(pid)),
+            Ok(false) => {}
+            // It has ended, or may not be looked into.
+            Err(_) => {
+                if let Some(uid) = may_write(&entry.path(), &stat).filter(|&uid| uid != 0 && uid != my_uid) {
+                    unknown = Writers::Unknown { pid, uid };
+                }
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+/// Whether a process has the file open for writing, or mapped.
+fn writes(process: &Path, stat: &Stat) -> io::Result<bool> {
+    for fd in fs::read_dir(process.join("fd"))? {
+        let fd = fd?;
+        // Not asked anew, for the server of another file system may not answer.
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let Ok(open) = statx(CWD, fd.path(), flags, StatxFlags::INO) else { continue };
+        let device = (open.stx_dev_major, open.stx_dev_minor);
+        if open.stx_ino == stat.st_ino && device == (major(stat.st_dev), minor(stat.st_dev)) {
+            let info = fs::read_to_string(process.join("fdinfo").join(fd.file_name())).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = flags.and_then(|f| u32::from_str_radix(f.trim(), 8).ok());
+            // In doubt it writes.
+            if flags.is_none_or(|flags| flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits()) {
+                return Ok(true);
+            }
+        }
+    }
+    // A mapping outlives its descriptor. Devices are not compared, for btrfs shows others here.
+    let maps = fs::read(process.join("maps"))?;
+    Ok(maps.split(|&b| b == b'\n').any(|line| maps_for_writing(line, stat.st_ino)))
+}
+
+/// Whether a line of `maps` is of a shared mapping of this inode that can be written to.
+fn maps_for_writing(line: &[u8], ino: u64) -> bool {
+    let line = String::from_utf8_lossy(line);
+    let mut fields = line.split_ascii_whitespace();
+    let (Some(access), Some(inode)) = (fields.nth(1), fields.nth(2)) else { return false };
+    access.contains('w') && access.ends_with('s') && inode.parse() == Ok(ino)
+}
+
+/// The user of a process, if permissions let that user write to the file.
+fn may_write(process: &Path, stat: &Stat) -> Option<u32> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let numbers = |name: &str| -> Option<Vec<u32>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
+    };
+    let uid = *numbers("Uid")?.last()?;
+    let mut groups = numbers("Gid")?;
+    groups.extend(numbers("Groups").unwrap_or_default());
+    let bit = match () {
+        () if uid == stat.st_uid => 0o200,
+        () if groups.contains(&stat.st_gid) => 0o020,
+        () => 0o002,
+    };
+    (stat.st_mode & bit != 0).then_some(uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn another_process_that_can_write_is_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        fs::write(&path, "content").expect("written");
+        let file = File::open(&path).expect("opens");
+        let holds = |redirect: &str| {
+            let mut child = Command::new("sh")
+                .args(["-c", &format!("exec 9{redirect} \"$0\"; echo; read x")])
+                .arg(&path)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a shell");
+            let mut ready = [0];
+            io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut ready).expect("it is ready");
+            let found = find_writers(&file).expect("/proc");
+            let pid = child.id();
+            drop(child.stdin.take());
+            child.wait().expect("it ends");
+            (found, pid)
+        };
+        let (found, pid) = holds(">>");
+        assert_eq!(found, Writers::Found(pid));
+        assert_eq!(holds("<").0, Writers::None);
+    }
+
+    #[test]
+    fn shared_mappings_are_told_from_others() {
+        let line = |access: &str| format!("7f0000000000-7f0000001000 {access} 00000000 08:01 4711      /a b");
+        assert!(maps_for_writing(line("rw-s").as_bytes(), 4711));
+        assert!(!maps_for_writing(line("rw-s").as_bytes(), 471));
+        for access in ["r--s", "rw-p", "r--p"] {
+            assert!(!maps_for_writing(line(access).as_bytes(), 4711), "{access}");
+        }
+        assert!(!maps_for_writing(b"", 0));
+    }
+}
