@@ -120,6 +120,11 @@ impl Archive {
         self.footer.index_offset + self.footer.index_len + FOOTER_LEN
     }
 
+    /// The archive's file.
+    pub fn file(&self) -> &File {
+        self.storage.file()
+    }
+
     /// User and group that own the archive.
     ///
     /// # Errors
