@@ -1,6 +1,8 @@
 //! What `stat` shows, and when two looks at a file saw the same file.
 
+use crate::codec::checksum;
 use rustix::fs::{FileType, Stat};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Attributes of a file in the view. Times are seconds and nanoseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,7 @@ pub(super) struct Packed {
     pub mode: u32,
     pub mtime: (i64, u32),
     pub naming: crate::format::Naming,
+    pub sha256: [u8; 32],
 }
 
 /// One state of one source file: while this is equal, what was learned of the file's bytes holds.
@@ -41,6 +44,11 @@ pub(super) struct Identity {
     mtime: (i64, u32),
     ctime: (i64, u32),
 }
+
+/// How old a time of change must be before another change is sure to get another time: a kernel's clock
+/// ticks every 10 ms at most, but some file systems count in steps of two seconds.
+const TICK: (i64, u32) = (0, 50_000_000);
+const COARSE_TICK: (i64, u32) = (2, 0);
 
 // The types of `struct stat` differ between architectures, so some casts are needed only on others.
 #[allow(clippy::unnecessary_cast)]
@@ -54,6 +62,21 @@ impl Identity {
             ctime: (s.st_ctime as i64, s.st_ctime_nsec as u32),
         }
     }
+
+    /// Whether a change from now on would be seen in another identity. A file that was changed within the
+    /// present tick of its file system's clock can be changed once more without a trace.
+    pub fn is_settled(&self) -> bool {
+        let now = clock_gettime(ClockId::Realtime);
+        self.is_settled_at((now.tv_sec as i64, now.tv_nsec as u32))
+    }
+
+    fn is_settled_at(&self, (secs, nanos): (i64, u32)) -> bool {
+        // A time without nanoseconds is that of a file system which has none.
+        let tick = if self.ctime.1 == 0 { COARSE_TICK } else { TICK };
+        let age = (secs - self.ctime.0, i64::from(nanos) - i64::from(self.ctime.1));
+        let age = if age.1 < 0 { (age.0 - 1, age.1 + 1_000_000_000) } else { age };
+        age >= (tick.0, i64::from(tick.1))
+    }
 }
 
 #[allow(clippy::unnecessary_cast)]
@@ -61,25 +84,89 @@ fn mtime(s: &Stat) -> (i64, u32) {
     (s.st_mtime as i64, s.st_mtime_nsec as u32)
 }
 
+/// The number of the view's root.
+pub(super) const ROOT: u64 = 1;
+
+/// Numbers of decoded archives on the root's device have this bit, and those of files which cannot keep
+/// their own number have the next one. Both are positive in 64 bits with a sign, as databases have them.
+const DECODED: u64 = 1 << 61;
+const MIXED: u64 = 1 << 62;
+
+/// The inode number in the view of the file `ino` on device `dev`: the same after every mount, and for all
+/// names of the file. An archive that is shown decoded is another file than the archive itself, which a
+/// hard link without the suffix can show at the same time.
+pub(super) fn number(root_dev: u64, dev: u64, ino: u64, decoded: bool) -> u64 {
+    match dev == root_dev {
+        true if (ROOT + 1..DECODED).contains(&ino) => ino | if decoded { DECODED } else { 0 },
+        // The root's device counts as 0: its number may be another one after each boot.
+        at_root => mixed(if at_root { 0 } else { dev }, ino, decoded),
+    }
+}
+
+fn mixed(dev: u64, ino: u64, decoded: bool) -> u64 {
+    let key = [dev.to_le_bytes(), ino.to_le_bytes(), u64::from(decoded).to_le_bytes()].concat();
+    MIXED | checksum(&key) >> 2
+}
+
 /// The attributes of source file `s` as inode `ino`; an archive shows what it was made from.
 ///
-/// Its blocks stay those of the archive, so that `du` tells the saving.
+/// Its blocks stay those of the archive, so that `du` tells the saving, but never none: programs take a file
+/// without blocks for a hole. Its permissions are those that both have, so that neither closing the
+/// archive nor having packed a closed file is undone by the view.
 #[allow(clippy::unnecessary_cast)]
 pub(super) fn attr(ino: u64, s: &Stat, packed: Option<&Packed>) -> Attr {
-    let mode = packed.map_or(s.st_mode as u32, |p| p.mode);
+    let mode = packed.map_or(!0, |p| p.mode) & s.st_mode as u32;
     Attr {
         ino,
         kind: FileType::from_raw_mode(s.st_mode),
         perm: (mode & 0o7777) as u16,
-        nlink: packed.map_or(s.st_nlink as u32, |_| 1),
+        nlink: s.st_nlink as u32,
         uid: s.st_uid,
         gid: s.st_gid,
         rdev: s.st_rdev as u64,
         size: packed.map_or(s.st_size as u64, |p| p.size),
-        blocks: s.st_blocks as u64,
+        blocks: (s.st_blocks as u64).max(packed.is_some_and(|p| p.size > 0).into()),
         blksize: s.st_blksize as u32,
         atime: (s.st_atime as i64, s.st_atime_nsec as u32),
         mtime: packed.map_or(mtime(s), |p| p.mtime),
         ctime: (s.st_ctime as i64, s.st_ctime_nsec as u32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn numbers_keep_files_devices_and_decoded_archives_apart() {
+        let mut seen = HashSet::from([0, ROOT]);
+        for dev in [7, 8] {
+            for ino in [0, 1, 2, 12, DECODED - 1, DECODED, DECODED | 12, MIXED, u64::MAX] {
+                for decoded in [false, true] {
+                    let n = number(7, dev, ino, decoded);
+                    assert!(seen.insert(n) && i64::try_from(n).is_ok(), "{dev} {ino} {decoded}: {n}");
+                }
+            }
+        }
+        assert_eq!(number(7, 7, 12, false), 12, "the source's own number, where that is free");
+        assert_eq!(number(7, 7, 1, false), number(9, 9, 1, false), "whatever the root's device is called");
+    }
+
+    #[test]
+    fn a_file_changed_within_a_tick_of_its_clock_may_change_unseen() {
+        let at = |ctime| Identity { dev: 1, ino: 2, size: 3, mtime: (0, 0), ctime };
+        for (ctime, now, settled) in [
+            ((100, 5), (100, 5), false),
+            ((100, 5), (100, 49_999_999), false),
+            ((100, 5), (100, 50_000_005), true),
+            ((100, 990_000_000), (101, 10_000_000), false),
+            ((100, 990_000_000), (101, 40_000_000), true),
+            ((100, 0), (101, 999_999_999), false),
+            ((100, 0), (102, 0), true),
+            ((100, 5), (99, 0), false),
+        ] {
+            assert_eq!(at(ctime).is_settled_at(now), settled, "{ctime:?} at {now:?}");
+        }
     }
 }

@@ -4,16 +4,16 @@
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
 use super::ahead::{Models, Shard};
-use super::attr::Attr;
 use super::pull::Puller;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Opened, Tree};
-use super::{Prefetch, Status, xattrs};
+use super::tree::{Content, Handle, Opened, Opener, Tree};
+use super::xattrs::{self, Origin};
+use super::{Prefetch, Status};
 use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use lru::LruCache;
 use rustix::fs::FileType;
@@ -25,7 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How long the kernel may trust a name or attributes before it asks again: how far the view lags its source.
 const TTL: Duration = Duration::from_secs(1);
@@ -108,25 +108,32 @@ impl Filesystem for BszFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let _ = config.set_max_readahead(READAHEAD).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(MAX_BACKGROUND);
+        // Symlinks are not cached by the kernel: what their texts are depends on what they lead to.
         // Each alone, for a kernel that lacks one refuses all that are asked for together.
         for wanted in [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_MAX_PAGES,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_AUTO_INVAL_DATA,
         ] {
             if config.add_capabilities(wanted).is_err() {
                 log::debug!("the kernel has no {wanted:?}");
             }
         }
+        // It keeps what it was told of an ACL no longer than attributes.
+        match config.add_capabilities(InitFlags::FUSE_POSIX_ACL) {
+            Ok(()) => self.tree.access().kernel_applies_acls(),
+            Err(_) => {
+                log::warn!("the kernel applies no ACLs to mounts: files with ACLs are their owners' alone")
+            }
+        }
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.tree.look_up(parent.0, name) {
-            Ok(found) => reply.entry(&TTL, &file_attr(&found), Generation(0)),
+            Ok((node, attr)) => self.replier.entry(request.unique(), node, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -135,9 +142,9 @@ impl Filesystem for BszFs {
         self.tree.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         match self.tree.attr(ino.0) {
-            Ok(found) => reply.attr(&TTL, &file_attr(&found)),
+            Ok(attr) => self.replier.attr(request.unique(), &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -153,8 +160,8 @@ impl Filesystem for BszFs {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let puller = self.puller_of(request);
-        match self.tree.open_at_once(ino.0) {
+        let (puller, by) = (self.puller_of(request), Opener::of(flags.0));
+        match self.tree.open_at_once(ino.0, by) {
             Ok(Some(handle)) => {
                 puller.inspect(|puller| puller.opened(handle.number));
                 reply_opened(Ok(handle), reply);
@@ -163,7 +170,7 @@ impl Filesystem for BszFs {
             Ok(None) if puller.is_some() => reply.error(Errno::EAGAIN),
             Ok(None) => {
                 let tree = self.tree.clone();
-                self.cache.spawn(move || reply_opened(tree.open(ino.0), reply));
+                self.cache.spawn(move || reply_opened(tree.open(ino.0, by), reply));
             }
             Err(e) => reply.error(errno(e)),
         }
@@ -229,12 +236,12 @@ impl Filesystem for BszFs {
         _: &Request,
         _: INodeNo,
         handle: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let closed = self.tree.release(handle.0);
+        let closed = self.tree.release(handle.0, Opener::of(flags.0));
         reply.ok();
         let Some(puller) = self.puller.as_ref().filter(|puller| !puller.closed(handle.0)) else { return };
         if let Some(Content::Archive { archive, .. }) = closed.as_ref().map(|closed| &closed.content) {
@@ -292,22 +299,38 @@ impl Filesystem for BszFs {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if !xattrs::may_have(ino.0, name) {
-            return reply.error(Errno::NO_XATTR);
+        match xattrs::origin(ino.0, name) {
+            Origin::None => reply.error(Errno::NO_XATTR),
+            Origin::Status => {
+                let status = serde_json::to_vec(&(self.status)());
+                reply_xattr(status.map_err(|_| rustix::io::Errno::IO), size, reply);
+            }
+            Origin::Entry => reply_xattr(xattrs::get(&self.tree, ino.0, name), size, reply),
+            Origin::Index => {
+                let tree = self.tree.clone();
+                self.cache.spawn(move || reply_xattr(xattrs::coding(&tree, ino.0), size, reply));
+            }
         }
-        if ino == INodeNo::ROOT {
-            return reply_xattr(
-                serde_json::to_vec(&(self.status)()).map_err(|_| rustix::io::Errno::IO),
-                size,
-                reply,
-            );
-        }
-        let (tree, name) = (self.tree.clone(), name.to_owned());
-        self.cache.spawn(move || reply_xattr(xattrs::get(&tree, ino.0, &name), size, reply));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         reply_xattr(xattrs::list(&self.tree, ino.0), size, reply);
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let tree = self.tree.clone();
+        self.cache.spawn(move || match tree.file(handle.0).and_then(|file| file.seek(offset, whence)) {
+            Ok(at) => reply.offset(at),
+            Err(e) => reply.error(errno(e)),
+        });
     }
 
     // What follows is not offered. ENOSYS tells the kernel not to ask again, and spares a round trip each time;
@@ -322,10 +345,6 @@ impl Filesystem for BszFs {
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -443,33 +462,5 @@ fn file_type(kind: FileType) -> fuser::FileType {
         FileType::CharacterDevice => fuser::FileType::CharDevice,
         FileType::BlockDevice => fuser::FileType::BlockDevice,
         FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
-    }
-}
-
-fn time((secs, nanos): (i64, u32)) -> SystemTime {
-    let whole = Duration::from_secs(secs.unsigned_abs());
-    let start = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    // An archive can record a time that is none.
-    start.and_then(|t| t.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
-fn file_attr(a: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(a.ino),
-        size: a.size,
-        blocks: a.blocks,
-        atime: time(a.atime),
-        mtime: time(a.mtime),
-        ctime: time(a.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(a.kind),
-        perm: a.perm,
-        nlink: a.nlink,
-        uid: a.uid,
-        gid: a.gid,
-        // The kernel's wire form has 32 bits, in the encoding that small device numbers share with `dev_t`.
-        rdev: u32::try_from(a.rdev).unwrap_or(0),
-        blksize: a.blksize,
-        flags: 0,
     }
 }

@@ -1,37 +1,33 @@
-//! The inode table: numbers for the files which the kernel knows, as long as it knows them.
+//! The inode table: which file of the view a number of the kernel's stands for, as long as it knows it.
+//!
+//! The kernel is told of names by numbers of its own (`nodeid`), which are counted here and never used twice. The
+//! inode numbers that programs see are another matter: see `attr.rs`.
 
-use super::attr::Identity;
+use super::attr::{Identity, ROOT};
 use super::tree::Opened;
 use super::view::Found;
+use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
-/// The inode number of the view's root.
-pub(super) const ROOT: u64 = 1;
-
-/// Which file an inode stands for: another file under the same name is another inode, so that whoever has the
-/// old one open, and the pages which the kernel cached of it, are not mixed up with the new one.
+/// Which file an inode stands for. It may change and stay itself, but an archive whose content changed is
+/// another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sameness {
-    /// A file or directory may change and stay itself.
-    Changing { dev: u64, ino: u64 },
-    /// A symlink cannot change, but its number can be used again, and the kernel caches its target.
-    /// An archive that changes shows other bytes.
-    Fixed { identity: Identity, archive: bool },
+pub(super) struct Sameness {
+    dev: u64,
+    ino: u64,
+    kind: FileType,
+    /// Of what an archive shows.
+    sha256: Option<[u8; 32]>,
 }
 
 impl Sameness {
-    fn of(found: &Found) -> Self {
-        let identity = Identity::of(&found.stat);
-        let archive = found.packed.is_some();
-        if archive || found.kind().is_symlink() {
-            Self::Fixed { identity, archive }
-        } else {
-            Self::Changing { dev: identity.dev, ino: identity.ino }
-        }
+    pub fn of(found: &Found) -> Self {
+        let Identity { dev, ino, .. } = Identity::of(&found.stat);
+        Self { dev, ino, kind: found.kind(), sha256: found.packed.as_ref().map(|p| p.sha256) }
     }
 }
 
@@ -46,7 +42,7 @@ pub(super) struct Node {
     pub opened: Weak<Opened>,
     /// Held while an archive's index is being loaded, so that it is loaded once.
     pub opening: Arc<Mutex<()>>,
-    /// The state of the file from which the kernel last filled its page cache.
+    /// The state of the file from which the kernel last filled its page cache, if it would be told from any other.
     cached: Option<Identity>,
 }
 
@@ -55,22 +51,38 @@ impl Node {
         Self { path, same, lookups: 1, opened: Weak::new(), opening: Arc::default(), cached: None }
     }
 
-    /// Whether `found` is the file that this inode was made for.
+    /// Whether `found` is the file that this inode stands for.
     pub fn is(&self, found: &Found) -> bool {
         self.same == Some(Sameness::of(found))
     }
 
-    /// The directory and the name under which the file is found; the root has none.
+    /// The directory that the file is in, and its name there; `None` of the root.
     pub fn place(&self) -> Option<(&Path, &OsStr)> {
         Some((self.path.parent()?, self.path.file_name()?))
     }
+
+    /// What is open of it, where that must stay what the name leads to, although the name is another file's by
+    /// now: see [`Opened::is_held`].
+    pub fn held(&self) -> Option<Arc<Opened>> {
+        self.opened.upgrade().filter(|opened| opened.is_held())
+    }
+
+    /// Whether it can stand for another file from now on, that was found under its name. Not while it is open, so
+    /// that whoever has the old file open, and the pages which the kernel cached of it, are not mixed up with
+    /// the new one; afterwards it should, for overlayfs asks for a name again but never looks it up anew.
+    fn can_become(&self, new: Sameness) -> bool {
+        use FileType::{Directory, RegularFile, Symlink};
+        self.same.is_some_and(|old| old.kind == new.kind)
+            && matches!(new.kind, RegularFile | Directory | Symlink)
+            && self.opened.strong_count() == 0
+    }
 }
 
+/// The inodes which the kernel knows.
 pub(super) struct Inodes {
     next: u64,
     nodes: HashMap<u64, Node>,
-    /// The newest inode at each path.
-    numbers: HashMap<Arc<Path>, u64>,
+    by_path: HashMap<Arc<Path>, u64>,
 }
 
 impl Inodes {
@@ -79,65 +91,68 @@ impl Inodes {
         Self {
             next: ROOT + 1,
             nodes: HashMap::from([(ROOT, Node::new(path.clone(), None))]),
-            numbers: HashMap::from([(path, ROOT)]),
+            by_path: HashMap::from([(path, ROOT)]),
         }
     }
 
     /// The node of an inode; `ESTALE` if the kernel was never told it, or forgot it.
-    pub fn get(&self, ino: u64) -> Result<&Node> {
-        self.nodes.get(&ino).ok_or(Errno::STALE)
+    pub fn get(&self, node: u64) -> Result<&Node> {
+        self.nodes.get(&node).ok_or(Errno::STALE)
     }
 
-    /// The number at a path, if the kernel knows it.
-    pub fn number(&self, path: &Path) -> Option<u64> {
-        self.numbers.get(path).copied()
-    }
-
-    /// Count one lookup of the file found at `path`, and give its inode number.
-    pub fn look_up(&mut self, path: &Path, found: &Found) -> u64 {
-        if let Some(ino) = self.number(path)
-            && let Some(node) = self.nodes.get_mut(&ino)
-            && node.is(found)
+    /// Count one lookup of the file found at `path`, and give its number. With it comes what is shown in the file's
+    /// stead, if that is [held](Node::held).
+    pub fn look_up(&mut self, path: &Path, found: &Found) -> (u64, Option<Arc<Opened>>) {
+        let same = Sameness::of(found);
+        if let Some(&number) = self.by_path.get(path)
+            && let Some(node) = self.nodes.get_mut(&number)
         {
-            node.lookups += 1;
-            return ino;
+            let held = if node.same == Some(same) { None } else { node.held() };
+            if node.same == Some(same) || held.is_some() || node.can_become(same) {
+                if held.is_none() {
+                    node.same = Some(same);
+                }
+                node.lookups += 1;
+                return (number, held);
+            }
         }
-        let ino = self.next;
+        let number = self.next;
         self.next += 1;
         let path: Arc<Path> = path.into();
-        self.numbers.insert(path.clone(), ino);
-        self.nodes.insert(ino, Node::new(path, Some(Sameness::of(found))));
-        ino
+        self.by_path.insert(path.clone(), number);
+        self.nodes.insert(number, Node::new(path, Some(same)));
+        (number, None)
     }
 
     /// The kernel forgot `lookups` lookups of an inode.
-    pub fn forget(&mut self, ino: u64, lookups: u64) {
-        if ino == ROOT {
+    pub fn forget(&mut self, number: u64, lookups: u64) {
+        if number == ROOT {
             return;
         }
-        if let Some(node) = self.nodes.get_mut(&ino) {
+        if let Some(node) = self.nodes.get_mut(&number) {
             node.lookups = node.lookups.saturating_sub(lookups);
             if node.lookups == 0
-                && let Some(gone) = self.nodes.remove(&ino)
-                && self.number(&gone.path) == Some(ino)
+                && let Some(gone) = self.nodes.remove(&number)
+                && self.by_path.get(&gone.path) == Some(&number)
             {
-                self.numbers.remove(&gone.path);
+                self.by_path.remove(&gone.path);
             }
         }
     }
 
     /// Remember what is open of an inode. Whether the kernel may keep the pages it has cached: only if they
-    /// are of this very state of the file.
-    pub fn opened(&mut self, ino: u64, opened: &Arc<Opened>) -> bool {
-        let Some(node) = self.nodes.get_mut(&ino) else { return false };
+    /// are of this very state of the file. `ESTALE` if the inode stands for another file by now.
+    pub fn opened(&mut self, number: u64, opened: &Arc<Opened>) -> Result<bool> {
+        let node = self.nodes.get_mut(&number).filter(|node| node.same == Some(opened.same));
+        let node = node.ok_or(Errno::STALE)?;
         node.opened = Arc::downgrade(opened);
-        let state = Some(opened.identity());
-        std::mem::replace(&mut node.cached, state) == state
+        let state = Some(opened.identity()).filter(Identity::is_settled);
+        Ok(std::mem::replace(&mut node.cached, state) == state && state.is_some())
     }
 
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        assert_eq!(self.nodes.len(), self.numbers.len());
+        assert_eq!(self.nodes.len(), self.by_path.len());
         self.nodes.len()
     }
 }

@@ -4,8 +4,10 @@
 //!
 //! | file | its job |
 //! |---|---|
+//! | `attr.rs` | what `stat` shows, inode numbers, when two looks at a file saw the same file |
 //! | `source.rs` | the source directory: one handle, everything relative to it, no symlink followed |
-//! | `attr.rs`, `view.rs` | what `stat` shows; names: which source entry a name of the view stands for |
+//! | `access.rs`, `links.rs` | who may read, beyond permission bits; where symlinks lead |
+//! | `view.rs` | names: which source entry a name of the view stands for |
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
 //! | `ahead.rs`, `cuda.rs`, `pull.rs` | the layers that will be read next; a GPU that decodes them; into the page cache |
 //! | `fuse.rs`, `reply.rs` | the thin adapter to `fuser`; replies of several parts |
@@ -15,6 +17,7 @@
 //! | `lifecycle.rs` | mount, say ready, serve, end |
 //! | `limits.rs` | how much memory and how many files there are to use |
 
+mod access;
 mod ahead;
 mod attr;
 #[cfg(feature = "cuda")]
@@ -25,6 +28,7 @@ mod handles;
 mod inodes;
 mod lifecycle;
 mod limits;
+mod links;
 mod metrics;
 mod mountinfo;
 mod preflight;

@@ -7,6 +7,7 @@ use super::view::View;
 use super::{FS_TYPE, MountOptions, mountinfo};
 use crate::error::{Context, Error, Result};
 use crate::read;
+use rustix::fs::{Mode, OFlags, open};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
@@ -31,7 +32,9 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
         Some(fd) => (o.mountpoint.clone(), Some(handed::take(fd).about_path(&o.mountpoint)?)),
         None => (check_place(&o.mountpoint, &source, &directory, only.is_none())?, None),
     };
-    let view = View::new(Source::open(&directory).about_path(&o.source)?, only);
+    let mut shown = Source::open(&directory).about_path(&o.source)?;
+    shown.also_known_as(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
+    let view = View::new(shown, only).about_path(&o.source)?;
     Ok(Plan { source, mountpoint, fuse, view })
 }
 
@@ -71,7 +74,10 @@ fn split_source(source: &Path, metadata: &Metadata) -> Result<(PathBuf, Option<O
     else {
         return Err(Error::invalid("is neither a directory nor an archive").about(source.display()));
     };
-    let footer = read::peek(&File::open(source).about_path(source)?).about_path(source)?;
+    // Non-blocking, for a FIFO may have taken its place.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(open(source, flags, Mode::empty()).about_path(source)?);
+    let footer = read::peek(&file).about_path(source)?;
     let shown = footer.and_then(|f| f.naming.original_name(name));
     match shown {
         Some(_) => Ok((directory.to_owned(), Some(name.to_owned()))),

@@ -4,19 +4,28 @@
 //! view be mounted over its own source. Not following symlinks keeps a daemon that runs as root from being led
 //! out of the source by whoever may write there.
 
-use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, ResolveFlags, Stat, StatVfs};
+use super::attr::Identity;
+use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfs};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// How often a path is tried again that was being renamed while the kernel walked it.
 const RENAME_RETRIES: usize = 64;
 
+/// File systems whose listings number entries otherwise than `stat` does: overlayfs, FUSE, SMB 1 and later.
+const OTHER_NUMBERS: [u64; 4] = [0x794c_7630, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
+
+/// No extended attribute, and no list of their names, is longer (xattr(7)).
+const MOST_XATTR: usize = 1 << 16;
+
 pub(super) struct Source {
     root: OwnedFd,
+    /// Absolute paths that lead here, the canonical one first.
+    paths: Vec<PathBuf>,
     /// Linux before 5.6, and some sandboxes, have no `openat2`.
     has_openat2: bool,
 }
@@ -25,6 +34,54 @@ pub(super) struct Source {
 pub(super) enum DirHandle<'a> {
     Root(BorrowedFd<'a>),
     Below(OwnedFd),
+}
+
+/// An entry of the source: an `O_PATH` descriptor, for which nothing waits, and no device or peer hears of it.
+pub(super) struct Entry(OwnedFd);
+
+impl Entry {
+    /// A file that is open.
+    pub fn of(file: &File) -> Result<Self> {
+        file.try_clone().map(|file| Self(file.into())).map_err(|_| Errno::MFILE)
+    }
+
+    pub fn stat(&self) -> Result<Stat> {
+        fs::fstat(&self.0)
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, name: &OsStr) -> Result<Vec<u8>> {
+        self.grown(|path, value| fs::getxattr(path, name, value))
+    }
+
+    /// The names of the extended attributes, each with a zero behind it.
+    pub fn xattrs(&self) -> Result<Vec<u8>> {
+        self.grown(|path, list| fs::listxattr(path, list))
+    }
+
+    /// An `O_PATH` descriptor has no extended attributes; what it stands for is reached by way of /proc.
+    fn grown(&self, ask: impl Fn(&str, &mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let mut room = [0; 256];
+        match ask(&path, &mut room) {
+            Ok(len) => Ok(room[..len].to_vec()),
+            Err(Errno::RANGE) => {
+                let mut room = vec![0; MOST_XATTR];
+                let len = ask(&path, &mut room)?;
+                room.truncate(len);
+                Ok(room)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A directory as it was listed.
+pub(super) struct Listing<'a> {
+    pub dir: DirHandle<'a>,
+    pub dev: u64,
+    /// Names, without `.` and `..`, with their types and inode numbers where the listing has them.
+    pub entries: Vec<(OsString, FileType, Option<u64>)>,
 }
 
 impl AsFd for DirHandle<'_> {
@@ -42,14 +99,24 @@ impl DirHandle<'_> {
         fs::statat(self, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// The entry itself, not opened.
+    pub fn entry(&self, name: &OsStr) -> Result<Entry> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(self, name, flags, Mode::empty()).map(Entry)
+    }
+
     /// Open a regular file for reading. Anything else that has come to bear the name is `ESTALE`.
     pub fn open_file(&self, name: &OsStr) -> Result<(File, Stat)> {
-        // Non-blocking, for a FIFO may have taken the place of the file that was looked up.
+        // To open a FIFO, a socket or a device is not only to wait: its peer would hear of it.
+        if !FileType::from_raw_mode(self.stat(name)?.st_mode).is_file() {
+            return Err(Errno::STALE);
+        }
+        // Non-blocking, for one may have taken the file's place since; and nobody's lease is waited for.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = fs::openat(self, name, flags, Mode::empty())
             .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
         let stat = fs::fstat(&fd)?;
-        if !fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(Errno::STALE);
         }
         Ok((fd.into(), stat))
@@ -71,7 +138,20 @@ impl Source {
             Err(Errno::NOSYS | Errno::PERM) => false,
             Err(e) => return Err(e),
         };
-        Ok(Self { root, has_openat2 })
+        let paths = path.canonicalize().into_iter().collect();
+        Ok(Self { root, paths, has_openat2 })
+    }
+
+    /// Symlinks may name the source by this path, too.
+    pub fn also_known_as(&mut self, path: PathBuf) {
+        if path.is_absolute() && !self.paths.contains(&path) {
+            self.paths.push(path);
+        }
+    }
+
+    /// The absolute paths that lead to the source, the canonical one first.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// The directory at `path`, relative to the source; empty is the source itself.
@@ -90,19 +170,28 @@ impl Source {
         fs::fstatvfs(&self.root)
     }
 
-    /// The entries of the directory at `path`, without `.` and `..`, and their types where the listing has them.
-    pub fn list(&self, path: &Path) -> Result<Vec<(OsString, fs::FileType)>> {
+    /// The source directory itself, as an entry.
+    pub fn root_entry(&self) -> Result<Entry> {
+        self.root.try_clone().map(Entry).map_err(|_| Errno::MFILE)
+    }
+
+    /// The entries of the directory at `path`.
+    pub fn list(&self, path: &Path) -> Result<Listing<'_>> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let mut dir = Dir::new(self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+        let fd = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let has_numbers = !OTHER_NUMBERS.contains(&(fs::fstatfs(&fd)?.f_type as u64 & 0xffff_ffff));
         let mut entries = Vec::new();
+        let mut dir = Dir::read_from(&fd)?;
         while let Some(entry) = dir.read() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                entries.push((OsString::from_vec(name.to_vec()), entry.file_type()));
+                let ino = Some(entry.ino()).filter(|&ino| has_numbers && ino != 0);
+                entries.push((OsString::from_vec(name.to_vec()), entry.file_type(), ino));
             }
         }
-        Ok(entries)
+        let dev = Identity::of(&fs::fstat(&fd)?).dev;
+        Ok(Listing { dir: DirHandle::Below(fd), dev, entries })
     }
 
     fn open_beneath(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
@@ -177,10 +266,10 @@ mod tests {
         std::fs::write(dir.path().join("a/c"), "").expect("write");
         for source in both(dir.path()) {
             let mut names: Vec<_> =
-                source.list(Path::new("a")).expect("list").into_iter().map(|(n, _)| n).collect();
+                source.list(Path::new("a")).expect("list").entries.into_iter().map(|e| e.0).collect();
             names.sort();
             assert_eq!(names, ["b", "c"]);
-            assert_eq!(source.list(Path::new("")).expect("list").len(), 1);
+            assert_eq!(source.list(Path::new("")).expect("list").entries.len(), 1);
         }
     }
 }

@@ -63,7 +63,7 @@ pub fn space(mountpoint: &Path) -> Result<Space> {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() {
                 left.push(entry.path());
-            } else if meta.is_file() && xattrs::has_any(&entry.path()) {
+            } else if meta.is_file() && xattrs::is_of_archive(&entry.path()) {
                 space.archives += 1;
                 space.original_bytes += meta.len();
                 space.stored_bytes += meta.blocks() * 512;

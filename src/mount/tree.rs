@@ -3,27 +3,33 @@
 //! Inodes are made on lookup and dropped when the kernel forgets them; nothing else is held of files that are
 //! not open, so the view follows the source as it changes.
 
+use super::access::{self, Access};
 use super::ahead::{Model, Shard, shards_of};
-use super::attr::{Attr, Identity, Packed, attr};
+use super::attr::{Attr, Identity, Packed, ROOT, attr};
 use super::handles::Handles;
-use super::inodes::{Inodes, Node, ROOT};
+use super::inodes::{Inodes, Node, Sameness};
+use super::source::Entry;
 use super::view::{Found, Listed, View, is_name};
 use crate::error::{Error, ErrorKind};
 use crate::format::Naming;
 use crate::read::Archive;
 use lru::LruCache;
-use rustix::fs::{FileType, Stat, StatVfs, fstat};
+use rustix::fs::{FileType, SeekFrom, Stat, StatVfs, fstat, seek};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// An open file. It stays what it was when it was opened, whatever takes its name.
 pub(super) struct Opened {
     stat: Stat,
+    /// What the kernel was told that it is.
+    pub same: Sameness,
+    /// How many handles of it are overlayfs's.
+    holders: AtomicUsize,
     pub content: Content,
 }
 
@@ -50,11 +56,64 @@ impl Opened {
         Identity::of(&self.stat)
     }
 
-    fn attr(&self, ino: u64) -> Result<Attr> {
-        match &self.content {
-            Content::Archive { packed, .. } => Ok(attr(ino, &self.stat, Some(packed))),
-            Content::Plain(file) => Ok(attr(ino, &fstat(file)?, None)),
+    /// The next data or hole from `offset` on: `SEEK_DATA` or `SEEK_HOLE` of lseek(2). An archive shows data throughout.
+    pub fn seek(&self, offset: i64, whence: i32) -> Result<i64> {
+        let from = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return Err(Errno::INVAL),
+        };
+        let size = match &self.content {
+            Content::Archive { packed, .. } => packed.size,
+            Content::Plain(file) => {
+                // The descriptor's own position is nobody's: reads say where.
+                match seek(file, if data { SeekFrom::Data(from) } else { SeekFrom::Hole(from) }) {
+                    // Its file system does not tell.
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => fstat(file)?.st_size.cast_unsigned(),
+                    at => return at.map(|at| at.cast_signed()),
+                }
+            }
+        };
+        match () {
+            () if from >= size => Err(Errno::NXIO),
+            () if data => Ok(offset),
+            () => Ok(size.cast_signed()),
         }
+    }
+
+    /// Whether this must stay what its name leads to until it is closed: overlayfs has it open, which would find
+    /// the name stale from then on, were it another file's.
+    pub fn is_held(&self) -> bool {
+        self.holders.load(Ordering::Relaxed) > 0
+    }
+
+    fn file(&self) -> &File {
+        match &self.content {
+            Content::Archive { archive, .. } => archive.file(),
+            Content::Plain(file) => file,
+        }
+    }
+
+    fn packed(&self) -> Option<&Packed> {
+        match &self.content {
+            Content::Archive { packed, .. } => Some(packed),
+            Content::Plain(_) => None,
+        }
+    }
+}
+
+/// Who opens a file, as far as that matters: see [`Opened::is_held`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opener {
+    Overlay,
+    Other,
+}
+
+impl Opener {
+    /// By the flags with which a file is opened. That it sets `O_NOATIME` is all that tells overlayfs from a program.
+    pub fn of(flags: i32) -> Self {
+        if flags & libc::O_NOATIME != 0 { Self::Overlay } else { Self::Other }
     }
 }
 
@@ -73,11 +132,9 @@ pub(super) struct DirEntry {
     pub name: OsString,
 }
 
-/// What `readdir` shows as the inode number of a file which has none, since nobody looked it up.
-const UNKNOWN_INO: u64 = u32::MAX as u64;
-
 pub(super) struct Tree {
     view: View,
+    access: Access,
     inodes: Mutex<Inodes>,
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
@@ -95,6 +152,7 @@ impl Tree {
     pub fn new(view: View) -> Self {
         Self {
             view,
+            access: Access::default(),
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
@@ -102,15 +160,41 @@ impl Tree {
         }
     }
 
-    /// Find `name` in a directory, and count the lookup.
-    pub fn look_up(&self, parent: u64, name: &OsStr) -> Result<Attr> {
+    /// Who may read, beyond permission bits.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Find `name` in a directory, and count the lookup: its number for the kernel, and its attributes.
+    pub fn look_up(&self, parent: u64, name: &OsStr) -> Result<(u64, Attr)> {
         if !is_name(name) {
             return Err(Errno::NOENT);
         }
         let dir = self.node(parent)?.path;
         let found = self.view.find(&dir, name)?;
-        let ino = self.inodes().look_up(&dir.join(name), &found);
-        Ok(attr(ino, &found.stat, found.packed.as_ref()))
+        // What can fail, first: a lookup that is counted is one that the kernel will forget.
+        let attr = self.attr_of(&dir, &found)?;
+        let (number, held) = self.inodes().look_up(&dir.join(name), &found);
+        match held.map(|held| self.attr_of_opened(&held)).transpose() {
+            Ok(held) => Ok((number, held.unwrap_or(attr))),
+            Err(e) => {
+                self.forget(number, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// The attributes of what was found in the directory at `dir`.
+    fn attr_of(&self, dir: &Path, found: &Found) -> Result<Attr> {
+        let mut attr =
+            attr(self.view.number(&found.stat, found.packed.is_some()), &found.stat, found.packed.as_ref());
+        if attr.kind == FileType::Symlink {
+            attr.size = self.view.read_link(dir, found)?.len() as u64;
+        } else {
+            let dev = Identity::of(&found.stat).dev;
+            attr.perm = self.access.bits(attr.perm, dev, || self.view.open_entry(dir, found));
+        }
+        Ok(attr)
     }
 
     /// The kernel dropped `lookups` of its references to an inode.
@@ -120,20 +204,60 @@ impl Tree {
 
     pub fn attr(&self, ino: u64) -> Result<Attr> {
         if ino == ROOT {
-            return Ok(attr(ROOT, &self.view.source().stat_root()?, None));
+            let stat = self.view.source().stat_root()?;
+            let root = attr(ROOT, &stat, None);
+            let entry = || self.view.source().root_entry();
+            return Ok(Attr { perm: self.access.bits(root.perm, Identity::of(&stat).dev, entry), ..root });
         }
         let node = self.node(ino)?;
         match self.find(&node) {
-            Ok(found) => Ok(attr(ino, &found.stat, found.packed.as_ref())),
+            Ok(found) => {
+                let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
+                self.attr_of(dir, &found)
+            }
             // Its name is gone, or is another file's by now, but it is still open.
-            Err(e) => node.opened.upgrade().ok_or(e)?.attr(ino),
+            Err(e) => {
+                let opened = node.opened.upgrade().ok_or(e)?;
+                self.attr_of_opened(&opened)
+            }
         }
     }
 
     pub fn read_link(&self, ino: u64) -> Result<OsString> {
         let node = self.node(ino)?;
-        let (dir, name) = node.place().ok_or(Errno::INVAL)?;
-        self.view.source().dir(dir)?.read_link(name)
+        let found = self.find(&node)?;
+        let (dir, _) = node.place().ok_or(Errno::INVAL)?;
+        self.view.read_link(dir, &found)
+    }
+
+    fn attr_of_opened(&self, opened: &Opened) -> Result<Attr> {
+        let stat = fstat(opened.file())?;
+        let (number, dev) = (self.view.number(&stat, opened.packed().is_some()), Identity::of(&stat).dev);
+        let attr = attr(number, &stat, opened.packed());
+        Ok(Attr { perm: self.access.bits(attr.perm, dev, || Entry::of(opened.file())), ..attr })
+    }
+
+    /// The source's entry that an inode shows, and what it shows if it is an archive.
+    pub fn entry(&self, ino: u64) -> Result<(Entry, Option<Packed>)> {
+        if ino == ROOT {
+            return Ok((self.view.source().root_entry()?, None));
+        }
+        let node = self.node(ino)?;
+        let found = match self.find(&node) {
+            Ok(found) => found,
+            Err(e) => {
+                let opened = node.opened.upgrade().ok_or(e)?;
+                return Ok((Entry::of(opened.file())?, opened.packed().cloned()));
+            }
+        };
+        let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
+        Ok((self.view.open_entry(dir, &found)?, found.packed))
+    }
+
+    /// An ACL of a file or directory: `name` is one of the two attributes.
+    pub fn acl(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let (entry, packed) = self.entry(ino)?;
+        access::acl(&entry, name, packed.as_ref())
     }
 
     pub fn statfs(&self) -> Result<StatVfs> {
@@ -142,28 +266,26 @@ impl Tree {
 
     /// Open a file if that needs no more than opening it: `None` if an archive's index must be loaded first,
     /// which [`Tree::open`] does, and takes its time.
-    pub fn open_at_once(&self, ino: u64) -> Result<Option<Handle>> {
+    pub fn open_at_once(&self, ino: u64, by: Opener) -> Result<Option<Handle>> {
         let node = self.node(ino)?;
-        let found = self.find_file(&node)?;
+        let found = match (self.find_file(&node), node.held()) {
+            (Err(Errno::STALE), Some(held)) => return self.handle(ino, held, by).map(Some),
+            (found, _) => found?,
+        };
         if let Some(opened) = still_open(&node, &found) {
-            return Ok(Some(self.handle(ino, opened)));
+            return self.handle(ino, opened, by).map(Some);
         }
         if found.packed.is_some() {
             return Ok(None);
         }
         let opened = self.open_content(&node, &found)?;
-        Ok(Some(self.handle(ino, opened)))
+        self.handle(ino, opened, by).map(Some)
     }
 
     /// Open a file.
-    pub fn open(&self, ino: u64) -> Result<Handle> {
+    pub fn open(&self, ino: u64, by: Opener) -> Result<Handle> {
         let opened = self.opened(ino)?;
-        Ok(self.handle(ino, opened))
-    }
-
-    /// Whether an inode is a file that is shown from an archive.
-    pub fn is_archive(&self, ino: u64) -> Result<bool> {
-        Ok(ino != ROOT && self.find(&self.node(ino)?)?.packed.is_some())
+        self.handle(ino, opened, by)
     }
 
     /// A file, without a handle for the kernel.
@@ -184,24 +306,26 @@ impl Tree {
     }
 
     /// Close a file; returns it.
-    pub fn release(&self, handle: u64) -> Option<Arc<Opened>> {
-        self.files.remove(handle)
+    pub fn release(&self, handle: u64, by: Opener) -> Option<Arc<Opened>> {
+        let opened = self.files.remove(handle)?;
+        if by == Opener::Overlay {
+            opened.holders.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(opened)
     }
 
     /// List a directory as it is now; the handle keeps this listing, so that offsets into it hold.
     pub fn open_dir(&self, ino: u64) -> Result<u64> {
         let path = self.node(ino)?.path;
         let listed = self.view.list(&path)?;
-        let inodes = self.inodes();
-        let number = |path: &Path| inodes.number(path).unwrap_or(UNKNOWN_INO);
+        let itself = if ino == ROOT { ROOT } else { self.view.dir_number(&path)? };
+        let parent = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => self.view.dir_number(parent)?,
+            None => ROOT,
+        };
         let dot = |ino, name: &str| DirEntry { ino, kind: FileType::Directory, name: name.into() };
-        let mut entries = vec![dot(ino, "."), dot(path.parent().map_or(ROOT, number), "..")];
-        entries.extend(listed.into_iter().map(|Listed { name, kind }| DirEntry {
-            ino: number(&path.join(&name)),
-            kind,
-            name,
-        }));
-        drop(inodes);
+        let mut entries = vec![dot(itself, "."), dot(parent, "..")];
+        entries.extend(listed.into_iter().map(|Listed { name, kind, ino }| DirEntry { ino, kind, name }));
         Ok(self.dirs.insert(Arc::new(entries)))
     }
 
@@ -213,11 +337,15 @@ impl Tree {
         drop(self.dirs.remove(handle));
     }
 
-    /// The file that an inode was made for, if its name still leads to it.
+    /// The file that an inode stands for, if its name still leads to it. Where it does not, the kernel looks up
+    /// again what it was asked for.
     fn find(&self, node: &Node) -> Result<Found> {
         let (dir, name) = node.place().ok_or(Errno::ISDIR)?;
-        let found = self.view.find(dir, name)?;
-        if node.is(&found) { Ok(found) } else { Err(Errno::STALE) }
+        match self.view.find(dir, name) {
+            Ok(found) if node.is(&found) => Ok(found),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Errno::STALE),
+            Err(e) => Err(e),
+        }
     }
 
     fn find_file(&self, node: &Node) -> Result<Found> {
@@ -232,10 +360,12 @@ impl Tree {
     fn open_content(&self, node: &Node, found: &Found) -> Result<Arc<Opened>> {
         let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
         let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
+        // What the kernel was told of this inode must be what it reads.
+        let (now, then) = (Identity::of(&stat), Identity::of(&found.stat));
         let content = match &found.packed {
+            None if (now.dev, now.ino) != (then.dev, then.ino) => return Err(Errno::STALE),
             None => Content::Plain(file),
-            // What the kernel was told of this inode must be what it reads.
-            Some(_) if Identity::of(&stat) != Identity::of(&found.stat) => return Err(Errno::STALE),
+            Some(_) if now != then => return Err(Errno::STALE),
             Some(packed) => {
                 let path: Arc<Path> = dir.join(&found.source_name).into();
                 let archive = self.open_archive(file, &stat, &path)?;
@@ -249,7 +379,7 @@ impl Tree {
                 }
             }
         };
-        Ok(Arc::new(Opened { stat, content }))
+        Ok(Arc::new(Opened { stat, same: Sameness::of(found), holders: AtomicUsize::new(0), content }))
     }
 
     /// The archive that `file` is: the one that is open already, if one is.
@@ -261,7 +391,14 @@ impl Tree {
         if let Some(archive) = known(&mut archives()) {
             return Ok(archive);
         }
-        let mut archive = Archive::from_file(file).map_err(|e| open_failed(path, &e))?;
+        let opened = file.try_clone().map_err(|_| Errno::MFILE)?;
+        let loaded = Archive::from_file(file);
+        // What was read is of this state of the file only if it was in it before and after: nothing else may be
+        // known by its identity. Nor is an error that of an archive which was replaced meanwhile.
+        if Identity::of(&fstat(&opened)?) != identity {
+            return Err(Errno::STALE);
+        }
+        let mut archive = loaded.map_err(|e| open_failed(path, &e))?;
         archive.read_directly();
         let mut archives = archives();
         // Meanwhile another thread may have opened it.
@@ -272,7 +409,9 @@ impl Tree {
             archive.be_again(*id);
         }
         let archive = Arc::new(archive);
-        archives.put(identity, (archive.id(), Arc::downgrade(&archive)));
+        if identity.is_settled() {
+            archives.put(identity, (archive.id(), Arc::downgrade(&archive)));
+        }
         Ok(archive)
     }
 
@@ -308,9 +447,12 @@ impl Tree {
         }
     }
 
-    fn handle(&self, ino: u64, opened: Arc<Opened>) -> Handle {
-        let keep_cache = self.inodes().opened(ino, &opened);
-        Handle { number: self.files.insert(opened), keep_cache }
+    fn handle(&self, ino: u64, opened: Arc<Opened>, by: Opener) -> Result<Handle> {
+        let keep_cache = self.inodes().opened(ino, &opened)?;
+        if by == Opener::Overlay {
+            opened.holders.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Handle { number: self.files.insert(opened), keep_cache })
     }
 
     fn node(&self, ino: u64) -> Result<Node> {
@@ -336,106 +478,5 @@ fn open_failed(path: &Path, e: &Error) -> Errno {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mount::source::Source;
-    use std::os::unix::fs::symlink;
-    use tempfile::TempDir;
-
-    fn tree() -> (TempDir, Tree) {
-        let dir = tempfile::tempdir().expect("tempdir");
-        std::fs::create_dir_all(dir.path().join("sub/deep")).expect("mkdir");
-        std::fs::write(dir.path().join("sub/file"), "content").expect("write");
-        symlink("sub/file", dir.path().join("link")).expect("symlink");
-        let tree = Tree::new(View::new(Source::open(dir.path()).expect("source"), None));
-        (dir, tree)
-    }
-
-    fn look_up(tree: &Tree, path: &str) -> Result<Attr> {
-        let mut at = tree.attr(ROOT)?;
-        for name in path.split('/') {
-            at = tree.look_up(at.ino, OsStr::new(name))?;
-        }
-        Ok(at)
-    }
-
-    #[test]
-    fn an_inode_lives_until_every_lookup_is_forgotten() {
-        let (_dir, tree) = tree();
-        let first = look_up(&tree, "sub").expect("found");
-        let again = look_up(&tree, "sub").expect("found");
-        assert_eq!(first.ino, again.ino);
-        tree.forget(first.ino, 1);
-        assert!(tree.attr(first.ino).is_ok());
-        tree.forget(first.ino, 1);
-        assert_eq!(tree.attr(first.ino), Err(Errno::STALE));
-        assert_eq!(tree.inodes().count(), 1);
-        tree.forget(ROOT, 99);
-        assert!(tree.attr(ROOT).is_ok());
-    }
-
-    #[test]
-    fn another_file_under_a_name_is_another_inode_and_the_open_one_stays() {
-        let (dir, tree) = tree();
-        let old = look_up(&tree, "sub/file").expect("found");
-        let handle = tree.open_at_once(old.ino).expect("opens").expect("at once");
-        std::fs::write(dir.path().join("new"), "other content").expect("write");
-        std::fs::rename(dir.path().join("new"), dir.path().join("sub/file")).expect("rename");
-        let new = look_up(&tree, "sub/file").expect("found");
-        assert_ne!(old.ino, new.ino);
-        assert_eq!((new.size, tree.attr(old.ino).expect("still open").size), (13, 7));
-        assert_eq!(tree.open(old.ino).err(), Some(Errno::STALE));
-        tree.release(handle.number);
-        assert_eq!(tree.attr(old.ino), Err(Errno::STALE));
-        tree.forget(old.ino, 1);
-        assert!(tree.attr(new.ino).is_ok(), "the old inode does not take the name with it");
-    }
-
-    #[test]
-    fn the_kernels_pages_are_kept_only_for_the_same_state_of_a_file() {
-        let (dir, tree) = tree();
-        let file = look_up(&tree, "sub/file").expect("found");
-        let keep = || tree.open(file.ino).expect("opens").keep_cache;
-        assert!(!keep());
-        assert!(keep());
-        std::fs::write(dir.path().join("sub/file"), "longer content").expect("write");
-        assert!(!keep());
-        assert!(keep());
-    }
-
-    #[test]
-    fn a_symlink_is_shown_and_never_followed() {
-        let (_dir, tree) = tree();
-        let link = look_up(&tree, "link").expect("found");
-        assert_eq!(link.kind, FileType::Symlink);
-        assert_eq!(tree.read_link(link.ino), Ok("sub/file".into()));
-        assert_eq!(tree.open(link.ino).err(), Some(Errno::INVAL));
-        assert!(tree.look_up(link.ino, OsStr::new("x")).is_err());
-    }
-
-    #[test]
-    fn errors_are_those_of_a_directory_tree() {
-        let (_dir, tree) = tree();
-        assert_eq!(look_up(&tree, "none"), Err(Errno::NOENT));
-        assert_eq!(look_up(&tree, ".."), Err(Errno::NOENT));
-        let file = look_up(&tree, "sub/file").expect("found").ino;
-        assert_eq!(tree.look_up(file, OsStr::new("x")), Err(Errno::NOTDIR));
-        assert_eq!(tree.open_dir(file).err(), Some(Errno::NOTDIR));
-        let sub = look_up(&tree, "sub").expect("found").ino;
-        assert_eq!(tree.open(sub).err(), Some(Errno::ISDIR));
-        assert_eq!(tree.attr(4711), Err(Errno::STALE));
-        assert_eq!(tree.file(4711).err().map(|e| e.raw_os_error()), Some(libc::EBADF));
-    }
-
-    #[test]
-    fn a_listing_is_kept_as_it_was_when_the_directory_was_opened() {
-        let (dir, tree) = tree();
-        let sub = look_up(&tree, "sub").expect("found").ino;
-        let handle = tree.open_dir(sub).expect("opens");
-        std::fs::remove_file(dir.path().join("sub/file")).expect("remove");
-        let names: Vec<_> = tree.dir(handle).expect("open").iter().map(|e| e.name.clone()).collect();
-        assert_eq!(names, [".", "..", "deep", "file"]);
-        tree.release_dir(handle);
-        assert!(tree.dir(handle).is_err());
-    }
-}
+#[path = "tree_tests.rs"]
+mod tests;

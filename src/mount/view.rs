@@ -2,15 +2,17 @@
 //!
 //! `X.bsz` appears as the file that it was made from, everything else as it is. What is there plainly wins over
 //! an archive which would show the same name, and the archive is hidden. A `.bsz` file that is no valid archive,
-//! or whose original name could not be a name, is shown as the plain file which it is.
+//! or whose original name could not be a name, is shown as the plain file which it is. A symlink to an archive is
+//! shown as the archive is: under the original's name, and leading to it.
 
-use super::attr::{Identity, Packed};
-use super::source::{DirHandle, Source};
+use super::attr::{Identity, Packed, number};
+use super::links;
+use super::source::{DirHandle, Entry, Source};
 use crate::error::{Context, ErrorKind};
 use crate::format::Naming;
 use crate::read;
 use lru::LruCache;
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::{Errno, Result};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -26,8 +28,11 @@ const SAFETENSORS_SUFFIX: &[u8] = b".safetensors";
 /// Longest name that a directory entry may have, in bytes.
 const NAME_MAX: usize = 255;
 
-/// How many `.bsz` files' footers are remembered. An entry takes about 100 B.
+/// How many `.bsz` files' footers are remembered. An entry takes about 150 B.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
+
+/// How often the footer is read of a file that changes meanwhile.
+const PEEKS: usize = 3;
 
 /// The source entry behind a name of the view.
 pub(super) struct Found {
@@ -35,6 +40,8 @@ pub(super) struct Found {
     pub stat: Stat,
     /// Of an archive that shows its original.
     pub packed: Option<Packed>,
+    /// How the original's name follows from this one, of an archive and of a symlink to one.
+    naming: Option<Naming>,
 }
 
 impl Found {
@@ -44,9 +51,8 @@ impl Found {
 
     /// The name in the view.
     fn shown_name(&self) -> OsString {
-        self.packed
-            .as_ref()
-            .and_then(|p| original_name(p.naming, &self.source_name))
+        self.naming
+            .and_then(|naming| original_name(naming, &self.source_name))
             .unwrap_or_else(|| self.source_name.clone())
     }
 }
@@ -56,24 +62,43 @@ impl Found {
 pub(super) struct Listed {
     pub name: OsString,
     pub kind: FileType,
+    pub ino: u64,
 }
 
 type Verdicts = LruCache<(u64, u64), (Identity, Option<Packed>)>;
 
 pub(super) struct View {
     source: Source,
+    /// The device of the source directory.
+    root_dev: u64,
     /// The view of one archive: nothing else in its directory is shown.
     only: Option<OsString>,
     verdicts: Mutex<Verdicts>,
 }
 
 impl View {
-    pub fn new(source: Source, only: Option<OsString>) -> Self {
-        Self { source, only, verdicts: Mutex::new(LruCache::new(REMEMBERED)) }
+    /// A view of `source`.
+    ///
+    /// # Errors
+    /// The source is gone.
+    pub fn new(source: Source, only: Option<OsString>) -> Result<Self> {
+        let root_dev = Identity::of(&source.stat_root()?).dev;
+        Ok(Self { source, root_dev, only, verdicts: Mutex::new(LruCache::new(REMEMBERED)) })
     }
 
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// The inode number in the view of a file of the source, or of what it decodes to.
+    pub fn number(&self, stat: &Stat, decoded: bool) -> u64 {
+        let Identity { dev, ino, .. } = Identity::of(stat);
+        number(self.root_dev, dev, ino, decoded)
+    }
+
+    /// The inode number of the directory at `path`, which is not the root.
+    pub fn dir_number(&self, path: &Path) -> Result<u64> {
+        Ok(self.number(&fstat(self.source.dir(path)?)?, false))
     }
 
     /// What `name` in the directory at `dir` stands for; `ENOENT` where nothing shows that name.
@@ -84,14 +109,14 @@ impl View {
             return if found.shown_name() == name { Ok(found) } else { Err(Errno::NOENT) };
         }
         match self.entry(&handle, dir, name) {
-            Ok(found) if found.packed.is_none() => return Ok(found),
-            Ok(_) | Err(Errno::NOENT) => {}
+            Ok(found) if found.naming.is_none() => return Ok(found),
+            // The name may be too long for the source, where the archive's is not; and the other way round.
+            Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
             Err(e) => return Err(e),
         }
         for archive in archives_that_may_show(name) {
             match self.entry(&handle, dir, &archive) {
-                Ok(found) if found.packed.is_some() && found.shown_name() == name => return Ok(found),
-                // The archive's name may be too long where the name that was asked for is not.
+                Ok(found) if found.naming.is_some() && found.shown_name() == name => return Ok(found),
                 Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(e) => return Err(e),
             }
@@ -101,69 +126,137 @@ impl View {
 
     /// The view's listing of the directory at `dir`, sorted by name.
     pub fn list(&self, dir: &Path) -> Result<Vec<Listed>> {
-        let handle = self.source.dir(dir)?;
+        let line = |found: &Found| Listed {
+            name: found.shown_name(),
+            kind: found.kind(),
+            ino: self.number(&found.stat, found.packed.is_some()),
+        };
         if let Some(only) = &self.only {
-            let found = self.entry(&handle, dir, only)?;
-            return Ok(vec![Listed { name: found.shown_name(), kind: found.kind() }]);
+            return Ok(vec![line(&self.entry(&self.source.dir(dir)?, dir, only)?)]);
         }
+        let listing = self.source.list(dir)?;
         let (mut listed, mut archives) = (Vec::new(), Vec::new());
-        for (name, mut kind) in self.source.list(dir)? {
-            if kind == FileType::Unknown || may_be_archive(&name, kind) {
-                match self.entry(&handle, dir, &name) {
-                    Ok(found) if found.packed.is_some() => {
-                        archives.push(found);
-                        continue;
-                    }
-                    Ok(found) => kind = found.kind(),
+        let as_listed =
+            |name, kind, ino| Listed { name, kind, ino: number(self.root_dev, listing.dev, ino, false) };
+        for (name, kind, ino) in listing.entries {
+            // What another name may show, or what the listing leaves open.
+            let Some(ino) = ino.filter(|_| kind != FileType::Unknown && !may_be_shown_otherwise(&name, kind))
+            else {
+                match self.entry(&listing.dir, dir, &name) {
+                    Ok(found) if found.naming.is_some() => archives.push(found),
+                    Ok(found) => listed.push(line(&found)),
                     // Gone since it was listed.
-                    Err(_) => continue,
+                    Err(Errno::NOENT) => {}
+                    Err(e) if may_pass(e) => return Err(e),
+                    // Who looks it up hears why it cannot be had.
+                    Err(_) => listed.push(as_listed(name, kind, ino.unwrap_or(0))),
                 }
-            }
-            listed.push(Listed { name, kind });
+                continue;
+            };
+            listed.push(as_listed(name, kind, ino));
         }
-        self.add_archives(&mut listed, archives);
+        // Of two archives that show one name, `find` takes that of `archives_that_may_show` which comes first.
+        archives.sort_by_key(|found| found.naming == Some(Naming::Appended));
+        let mut taken: HashSet<OsString> = listed.iter().map(|l| l.name.clone()).collect();
+        // Unless something shows that name already.
+        listed.extend(archives.iter().map(line).filter(|line| taken.insert(line.name.clone())));
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
 
-    /// Add the archives' original names, unless something shows that name already.
-    fn add_archives(&self, listed: &mut Vec<Listed>, mut archives: Vec<Found>) {
-        let mut taken: HashSet<OsString> = listed.iter().map(|l| l.name.clone()).collect();
-        // Of two archives that show one name, `find` takes that of `archives_that_may_show` which comes first.
-        archives.sort_by_key(|found| found.packed.as_ref().is_some_and(|p| p.naming == Naming::Appended));
-        for found in archives {
-            let name = found.shown_name();
-            if taken.insert(name.clone()) {
-                listed.push(Listed { name, kind: found.kind() });
-            }
-        }
+    /// The text in the view of the symlink `found` in the directory at `dir`: one that leads where the source's leads.
+    pub fn read_link(&self, dir: &Path, found: &Found) -> Result<OsString> {
+        let text = self.source.dir(dir)?.read_link(&found.source_name)?;
+        let text = links::within(&self.source, dir, &text).unwrap_or(text);
+        Ok(self.named_as_shown(dir, &text).unwrap_or(text))
     }
 
-    /// The source entry `name`, and what it shows if it is an archive.
+    /// The text of a symlink with its last component as the view shows that, if it shows it under another name.
+    fn named_as_shown(&self, dir: &Path, text: &OsStr) -> Option<OsString> {
+        // Nothing else is shown under another name, and nothing is looked at for nothing.
+        text.as_bytes().ends_with(ARCHIVE_SUFFIX).then_some(())?;
+        let target = links::resolve(&self.source, dir, text, false)?;
+        let found = self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &target.name?).ok()?;
+        (found.naming.is_some() && self.shows(&target.dir, &found)).then_some(())?;
+        links::with_last(text, &found.shown_name())
+    }
+
+    /// Whether an entry of the source is shown, and not hidden by another one of that name.
+    fn shows(&self, dir: &Path, found: &Found) -> bool {
+        self.find(dir, &found.shown_name()).is_ok_and(|it| it.source_name == found.source_name)
+    }
+
+    /// The entry itself, not opened; `ESTALE` if it is another file than the one found.
+    pub fn open_entry(&self, dir: &Path, found: &Found) -> Result<Entry> {
+        let entry = self.source.dir(dir)?.entry(&found.source_name)?;
+        let (now, then) = (Identity::of(&entry.stat()?), Identity::of(&found.stat));
+        if (now.dev, now.ino) == (then.dev, then.ino) { Ok(entry) } else { Err(Errno::STALE) }
+    }
+
+    /// The source entry `name`, and what it shows if it is an archive, or a symlink to one.
     fn entry(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Result<Found> {
         let stat = handle.stat(name)?;
-        let mut found = Found { source_name: name.to_owned(), stat, packed: None };
-        if may_be_archive(name, found.kind()) {
-            self.peek(handle, dir, &mut found);
+        let mut found = Found { source_name: name.to_owned(), stat, packed: None, naming: None };
+        if may_be_shown_otherwise(name, found.kind()) {
+            let naming = match found.kind() {
+                FileType::Symlink => self.naming_of_target(handle, dir, name),
+                _ => {
+                    self.peek(handle, dir, &mut found)?;
+                    found.packed.as_ref().map(|p| p.naming)
+                }
+            };
+            found.naming = naming.filter(|&naming| original_name(naming, name).is_some());
+            found.packed = found.packed.filter(|_| found.naming.is_some());
         }
         Ok(found)
     }
 
+    /// How the original of the archive is named that a symlink leads to, inside the source.
+    fn naming_of_target(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Option<Naming> {
+        let text = handle.read_link(name).ok()?;
+        let target = links::resolve(&self.source, dir, &text, true)?;
+        let archive = target.name.filter(|name| name.as_bytes().ends_with(ARCHIVE_SUFFIX))?;
+        let found = self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &archive).ok()?;
+        found.packed.as_ref().map(|p| p.naming).filter(|_| self.shows(&target.dir, &found))
+    }
+
     /// Fill in what the footer says, from memory if the file has not changed since its footer was read.
-    fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) {
+    ///
+    /// # Errors
+    /// That could not be learned now, but may be later: better no name than a wrong one.
+    fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) -> Result<()> {
         let identity = Identity::of(&found.stat);
         let key = (identity.dev, identity.ino);
         let known = self.verdicts().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
-        let packed = known.or_else(|| {
-            // What cannot be opened is shown as it is, and asked again next time.
-            let (file, stat) = handle.open_file(&found.source_name).ok()?;
-            let packed = read_footer(&file, &dir.join(&found.source_name))?;
-            let identity = Identity::of(&stat);
-            found.stat = stat;
-            self.verdicts().put((identity.dev, identity.ino), (identity, packed.clone()));
-            Some(packed)
-        });
-        found.packed = packed.flatten().filter(|p| original_name(p.naming, &found.source_name).is_some());
+        if let Some(packed) = known {
+            found.packed = packed;
+            return Ok(());
+        }
+        for _ in 0..PEEKS {
+            let (file, before) = match handle.open_file(&found.source_name) {
+                Ok(opened) => opened,
+                // What may not be read is shown as it is, and asked again next time.
+                Err(Errno::ACCESS | Errno::PERM) => return Ok(()),
+                // It has become something else, which nobody opens.
+                Err(Errno::STALE) => return Err(Errno::NOENT),
+                Err(e) => return Err(e),
+            };
+            let packed = read_footer(&file, &dir.join(&found.source_name));
+            found.stat = fstat(&file)?;
+            let identity = Identity::of(&found.stat);
+            // What was read is of this state of the file only if it was in it before and after.
+            if Identity::of(&before) != identity {
+                continue;
+            }
+            let Some(packed) = packed else { return Ok(()) };
+            if identity.is_settled() {
+                self.verdicts().put((identity.dev, identity.ino), (identity, packed.clone()));
+            }
+            found.packed = packed;
+            return Ok(());
+        }
+        // An archive appears whole: what is being written is none, for now.
+        Ok(())
     }
 
     fn verdicts(&self) -> std::sync::MutexGuard<'_, Verdicts> {
@@ -179,6 +272,7 @@ fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
             mode: f.mode,
             mtime: f.mtime,
             naming: f.naming,
+            sha256: f.sha256,
         })),
         Err(e) if e.kind() == ErrorKind::Io => {
             log::warn!("{e}");
@@ -192,8 +286,14 @@ fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
     }
 }
 
-fn may_be_archive(name: &OsStr, kind: FileType) -> bool {
-    kind == FileType::RegularFile && name.as_bytes().ends_with(ARCHIVE_SUFFIX)
+/// Whether an error is of this moment: it says nothing of the file.
+fn may_pass(e: Errno) -> bool {
+    matches!(e, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR)
+}
+
+/// Whether an entry may be an archive, or a symlink to one.
+fn may_be_shown_otherwise(name: &OsStr, kind: FileType) -> bool {
+    matches!(kind, FileType::RegularFile | FileType::Symlink) && name.as_bytes().ends_with(ARCHIVE_SUFFIX)
 }
 
 /// The name that the archive shows, if that can be a name.
@@ -244,7 +344,7 @@ mod tests {
             std::fs::write(dir.path().join(name), vec![7; 4096]).expect("write");
         }
         std::fs::create_dir(dir.path().join("dir.bsz")).expect("mkdir");
-        let view = View::new(Source::open(dir.path()).expect("source"), None);
+        let view = View::new(Source::open(dir.path()).expect("source"), None).expect("view");
         let names: Vec<_> = view.list(Path::new("")).expect("list").into_iter().map(|l| l.name).collect();
         assert_eq!(names, [".bsz", "dir.bsz", "junk.bsz", "plain"]);
         for name in names {
