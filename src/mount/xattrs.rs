@@ -1,7 +1,7 @@
 //! Extended attributes: what an archive is, on the file that it shows; what the daemon does, on the root.
 
+use super::control;
 use super::inodes::ROOT;
-use super::status;
 use super::tree::{Content, Tree};
 use crate::read::Archive;
 use rustix::io::{Errno, Result};
@@ -15,7 +15,7 @@ const OF_ARCHIVES: [&str; 4] = ["user.bsz.coding", "user.bsz.ratio", "user.bsz.s
 /// The names of an inode's attributes, each with a zero behind it.
 pub(super) fn list(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
     let names: &[&str] = match ino {
-        ROOT => &[status::ATTRIBUTE],
+        ROOT => &[control::STATUS],
         _ if tree.is_archive(ino)? => &OF_ARCHIVES,
         _ => &[],
     };
@@ -29,7 +29,7 @@ pub(super) fn has_any(path: &Path) -> bool {
 
 /// Whether an inode may have an attribute of this name: nearly everything that is asked for is not ours.
 pub(super) fn may_have(ino: u64, name: &OsStr) -> bool {
-    if ino == ROOT { name == status::ATTRIBUTE } else { OF_ARCHIVES.iter().any(|n| name == *n) }
+    if ino == ROOT { control::is_known(name) } else { OF_ARCHIVES.iter().any(|n| name == *n) }
 }
 
 /// The value of an archive's attribute. Loads its index, if it is not open.
