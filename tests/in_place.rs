@@ -7,7 +7,6 @@ use program::{names, run, write_model};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 

@@ -242,7 +242,14 @@ fn a_mount_that_cannot_be_says_why() {
         for (source, mountpoint, why) in [
             (&rig.path("none"), &rig.mkdir("empty"), "does not exist"),
             (&source, &rig.path("none"), "make it with mkdir"),
+            (&source, &rig.path("none/none"), "none/none: does not exist: make it with mkdir"),
             (&source, &file, "is not a directory"),
+            (&file, &rig.mkdir("empty"), "is not an archive: mount a directory, or a .bsz file"),
+            (
+                &Path::new("/dev/null").to_owned(),
+                &rig.mkdir("empty"),
+                "is neither a directory nor an archive",
+            ),
             (&source, &source, "is the source itself"),
             (&source, &inside, "is inside the source"),
             (&inside, &source, "has the source inside"),

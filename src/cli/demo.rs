@@ -1,18 +1,18 @@
 //! `bsz demo`: the whole story on one model, told with the commands a user would type.
 
-use super::{generate, report};
+use super::{generate, interrupt, report};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::{Header, Naming, header_len};
-use crate::mount;
+use crate::{escape, input, mount};
 use clap::Args;
 use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -38,6 +38,7 @@ pub fn demo(args: DemoArgs) -> Result<()> {
     let (source, plain) = match args.file {
         Some(file) => {
             let file = file.canonicalize().about_path(&file)?;
+            input::open(&file)?;
             (file.clone(), file)
         }
         None => {
@@ -46,7 +47,7 @@ pub fn demo(args: DemoArgs) -> Result<()> {
             ("model".into(), stage.path("model/model.safetensors"))
         }
     };
-    let name = plain.file_name().ok_or_else(|| Error::invalid("has no name").about(plain.display()))?;
+    let name = plain.file_name().ok_or_else(|| Error::invalid("has no name").about_path(&plain))?;
     let archive = stage.make_dir("packed")?.join(Naming::of(name).archive_name(name));
 
     let packing = Instant::now();
@@ -89,15 +90,16 @@ pub fn demo(args: DemoArgs) -> Result<()> {
         drop(mounted);
     }
     if expected != found {
-        return Err(Error::corrupt("the view differs from the original").about(view.display()));
+        return Err(Error::corrupt("the view differs from the original").about_path(&view));
     }
     stage.dir.close().about("the temporary directory")?;
-    say("\nidentical to the last bit; nothing is left behind")
+    say("")?;
+    say("identical to the last bit; nothing is left behind")
 }
 
 /// One line on standard output, where a reader that left is an error and ends the story.
 fn say(text: impl AsRef<str>) -> Result<()> {
-    writeln!(io::stdout(), "{}", text.as_ref()).about("standard output")
+    writeln!(io::stdout(), "{}", escape::text(text.as_ref())).about("standard output")
 }
 
 /// The SHA-256 of every tensor by name, and of the whole file.
@@ -123,7 +125,7 @@ struct Stage {
 impl Stage {
     fn new() -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
+        for signal in interrupt::wanted(&[SIGHUP, SIGINT, SIGTERM]) {
             signal_hook::flag::register(signal, Arc::clone(&interrupted)).about("signal handler")?;
         }
         let dir = tempfile::Builder::new().prefix("bsz-demo.").tempdir();
@@ -150,12 +152,10 @@ impl Stage {
     /// Start this program in the temporary directory, having shown the command.
     fn start(&self, args: &[&OsStr]) -> Result<Child> {
         self.check()?;
-        let shown: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let shown: Vec<_> = args.iter().map(|arg| escape::path(*arg)).collect();
         say(format!("$ bsz {}", shown.join(" ")))?;
-        let program = std::env::current_exe().about("this program")?;
-        let child =
-            Command::new(&program).args(args).current_dir(self.dir.path()).stdin(Stdio::null()).spawn();
-        child.about_path(&program)
+        let mut command = mount::this_program();
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).spawn().about("bsz")
     }
 
     /// Run one command of this program to its end.
@@ -186,8 +186,8 @@ impl Stage {
             self.start(&["mount".as_ref(), "--foreground".as_ref(), "packed".as_ref(), "view".as_ref()])?;
         let mut mounted = Mounted { child, on: view };
         let begun = Instant::now();
-        let outside = self.dir.path().metadata().about("the temporary directory")?.dev();
-        while mounted.on.metadata().map_or(outside, |m| m.dev()) == outside {
+        let place = self.dir.path().canonicalize().about("the temporary directory")?.join("view");
+        while !mount::mounts()?.contains(&place) {
             self.check()?;
             if mounted.ended()?.is_some() || begun.elapsed() > PATIENCE {
                 return Ok(None);
@@ -200,7 +200,7 @@ impl Stage {
     /// Seconds to read all of `path` in order.
     fn load(&self, path: &Path) -> Result<f64> {
         let begun = Instant::now();
-        let file = File::open(path).about_path(path)?;
+        let file = input::open(path)?;
         let bytes = file.metadata().about_path(path)?.len();
         self.blocks(path, &file, 0..bytes, |_| {})?;
         Ok(begun.elapsed().as_secs_f64())
@@ -227,7 +227,7 @@ impl Stage {
     }
 
     fn digests(&self, path: &Path) -> Result<Digests> {
-        let file = File::open(path).about_path(path)?;
+        let file = input::open(path)?;
         let end = file.metadata().about_path(path)?.len();
         let digest = |range| {
             let mut hash = Sha256::new();

@@ -1,8 +1,8 @@
 //! `bsz doctor`: what this machine has and lacks for bszfs.
 
-use super::report::{Output, printable, table};
+use super::report::{Output, table};
 use crate::error::{Error, Result};
-use crate::{codec, mount};
+use crate::{codec, escape, mount};
 use clap::Args;
 use serde::Serialize;
 use std::fs::File;
@@ -63,7 +63,7 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
         memory(),
         decoders(),
         gpu(),
-        dead_mounts()?,
+        unserved_mounts(),
     ];
     let output = Output::new(args.json, quiet);
     let row = |f: &Finding| {
@@ -72,13 +72,13 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
             State::Fair => "fair",
             State::Bad => "BAD",
         };
-        vec![f.what.to_owned(), state.to_owned(), printable(&f.found).into_owned()]
+        vec![f.what.to_owned(), state.to_owned(), f.found.clone()]
     };
     let lines = table(&findings.iter().map(row).collect::<Vec<_>>(), &[]);
     for (finding, line) in findings.iter().zip(lines) {
         output.line(line);
         if let Some(command) = &finding.mend {
-            output.line(format!("    {}", printable(command)));
+            output.line(format!("    {command}"));
         }
     }
     let cannot = findings.iter().any(|f| f.state == State::Bad);
@@ -112,7 +112,7 @@ fn fuse() -> Finding {
 fn helper() -> Finding {
     let root = rustix::process::geteuid().is_root();
     match (mount::helper(), root) {
-        (Some(path), _) => Finding::new("fusermount3", State::Good, path.display().to_string()),
+        (Some(path), _) => Finding::new("fusermount3", State::Good, escape::path(&path)),
         (None, true) => Finding::new("fusermount3", State::Good, "not there; root mounts without"),
         (None, false) => Finding::new("fusermount3", State::Bad, "not there")
             .mend("apt-get install fuse3, or dnf install fuse3"),
@@ -176,12 +176,20 @@ fn gpu() -> Finding {
     Finding::new("CUDA", State::Good, "not used: this bsz was built without")
 }
 
-fn dead_mounts() -> Result<Finding> {
-    let dead = mount::stale(None)?;
+fn unserved_mounts() -> Finding {
     let what = "dead mounts";
-    Ok(match &dead[..] {
-        [] => Finding::new(what, State::Good, "none"),
-        [first, ..] => Finding::new(what, State::Fair, format!("{}, {} is one", dead.len(), first.display()))
-            .mend("bsz umount --stale"),
-    })
+    let found = |count: usize, of: &str, first: &std::path::Path| {
+        Finding::new(what, State::Fair, format!("{count} {of}, {} is one", escape::path(first)))
+    };
+    match mount::unserved(None) {
+        Err(e) => Finding::new(what, State::Fair, e.to_string()),
+        Ok(unserved) => match (&unserved.dead[..], &unserved.silent[..]) {
+            ([], []) => Finding::new(what, State::Good, "none"),
+            (dead @ [first, ..], _) => found(dead.len(), "dead", first).mend("bsz umount --stale"),
+            ([], silent @ [first, ..]) => {
+                let mend = format!("bsz umount --lazy {}", escape::path(first));
+                found(silent.len(), "without an answer", first).mend(mend)
+            }
+        },
+    }
 }

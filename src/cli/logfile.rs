@@ -1,11 +1,12 @@
 //! Where the log goes: standard error, a file that can be opened anew after it was rotated, or the system's log.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::escape;
 use log::{Level, Log, Metadata, Record};
 use nix::syslog::{Facility, LogFlags, Priority, Severity, openlog, syslog};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,9 +25,17 @@ fn sink() -> MutexGuard<'static, Sink> {
     SINK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Open a log file at its end. One that is made is its user's alone, for paths are in it.
+/// Open a log file at its end. One that is made is its user's alone, for paths are in it. A terminal and `/dev/null` do
+/// as well; a named pipe does not, for whoever reads it could make a daemon wait.
 fn open(path: &Path) -> Result<File> {
-    File::options().append(true).create(true).mode(0o600).open(path).about_path(path)
+    let mut options = File::options();
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).about_path(path)?;
+    let kind = file.metadata().about_path(path)?.file_type();
+    match kind.is_file() || kind.is_char_device() {
+        true => Ok(file),
+        false => Err(Error::invalid("not a regular file").about_path(path)),
+    }
 }
 
 /// Log to the file at `path`, an absolute one, from now on.
@@ -71,14 +80,18 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record) {
-        if !matches!(*sink(), Sink::System) {
-            return self.lines.log(record);
+        if !self.lines.matches(record) {
+            return;
         }
-        if self.lines.matches(record) {
-            // Names of files are in it, and may have anything in them.
-            let message = record.args().to_string().replace(char::is_control, "?");
+        // Names are in it, and may have anything in them.
+        let message = record.args().to_string();
+        let message = escape::text(&message);
+        if matches!(*sink(), Sink::System) {
             // There is nowhere left to say that it cannot be said.
-            let _ = syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &message);
+            let _ = syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &*message);
+        } else {
+            let metadata = record.metadata().clone();
+            self.lines.log(&Record::builder().metadata(metadata).args(format_args!("{message}")).build());
         }
     }
 

@@ -20,6 +20,7 @@ mod tree;
 mod unpack;
 
 use crate::error::{Error, Result};
+use crate::escape;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -64,6 +65,8 @@ enum Command {
     #[command(hide = true)]
     MountHelper(mount::HelperArgs),
     Umount(mount::UmountArgs),
+    #[command(hide = true)]
+    Ask(status::AskArgs),
     Status(status::StatusArgs),
     Warm(status::WarmArgs),
     Cache(status::CacheArgs),
@@ -80,7 +83,13 @@ pub fn command() -> clap::Command {
 
 /// Run the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    // A name for `ps` and `pgrep`: daemons are started by another.
+    let _ = rustix::thread::set_name(c"bsz");
+    interrupt::have_writes_fail_at_limits();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return explain_usage(&e),
+    };
     start_log(cli.verbose, cli.quiet);
     let outcome = match cli.command {
         Command::Pack(args) => pack::pack(args, cli.quiet),
@@ -90,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::mount(args),
         Command::MountHelper(args) => mount::helper(args),
         Command::Umount(args) => mount::umount(args),
+        Command::Ask(args) => status::answer(&args),
         Command::Status(args) => status::status(&args, cli.quiet),
         Command::Warm(args) => status::warm(&args, cli.quiet),
         Command::Cache(args) => status::cache(&args),
@@ -108,9 +118,31 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Print one error. Standard error may be closed, and then there is nowhere left to say so.
+/// Print what clap has to say. What names of files are in it came with the arguments, from a `*` for instance.
+fn explain_usage(e: &clap::Error) -> ExitCode {
+    if !e.use_stderr() {
+        e.exit();
+    }
+    let mut said = e.render().to_string();
+    for argument in std::env::args_os() {
+        let (given, shown) = (argument.to_string_lossy(), escape::path(&argument));
+        if given != shown {
+            said = said.replace(&*given, &shown);
+        }
+    }
+    let _ = io::stderr().write_all(said.as_bytes());
+    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+}
+
+/// Print one error, made fit to be shown.
 fn complain(e: &Error) {
-    let _ = writeln!(io::stderr(), "bsz: {e}");
+    say_aside(&format!("bsz: {e}"));
+}
+
+/// A line on standard error. That may be closed, and then there is nowhere left to say so.
+fn say_aside(line: &str) {
+    // In one piece, for several processes may write there.
+    let _ = io::stderr().write_all(format!("{}\n", escape::text(line)).as_bytes());
 }
 
 /// How a command ends that worked on so many things, of which these failed: all of them are listed.

@@ -3,12 +3,14 @@
 //! Without `--foreground` the program starts itself again as a daemon, and waits on a pipe until the daemon says
 //! that the mount can be used, or why it cannot.
 
-use super::logfile;
+use super::{logfile, say_aside};
 use crate::error::{Context, Error, Result};
+use crate::escape;
 use crate::mount::{self, MetricsAddress, MountOptions, Prefetch};
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufRead, BufReader, PipeReader, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
 use std::os::linux::net::SocketAddrExt;
@@ -17,9 +19,13 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// What the daemon writes on its standard output once the mount can be used.
 const READY: &str = "bszfs is ready";
+
+/// How long a daemon may take to be ready. What does not answer is found out sooner where that can be.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Show compressed models as the plain files they were made from
 ///
@@ -203,6 +209,9 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         args.apply(&option)?;
     }
     let options = args.options();
+    if args.daemon {
+        mount::close_inherited(options.descriptor())?;
+    }
     if args.auto_unmount && options.mountpoint.starts_with("/dev/fd") {
         return Err(Error::invalid("who mounted the descriptor unmounts it").about("--auto-unmount"));
     }
@@ -227,8 +236,8 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
             if log.is_none() {
                 logfile::use_the_systems();
             }
-            // If nobody reads it any more, the mount is there all the same.
-            let _ = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
+            // If nobody reads it any more, `bsz mount` was ended, and is to leave no mount.
+            writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush()).about("bsz mount")
         };
         return mount::run(&options, ready, logfile::reopen);
     }
@@ -236,6 +245,7 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         let ready = || {
             guard();
             tell_manager();
+            Ok(())
         };
         return mount::run(&options, ready, logfile::reopen);
     }
@@ -250,9 +260,14 @@ pub fn umount(args: UmountArgs) -> Result<()> {
             let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
             mount::clear_orphan(&mountpoint)
         }
-        below if args.stale => super::for_each("umount", &mount::stale(below.as_deref())?, |mountpoint| {
-            mount::detach(mountpoint)
-        }),
+        below if args.stale => {
+            let unserved = mount::unserved(below.as_deref())?;
+            for silent in &unserved.silent {
+                let why = "its daemon does not answer, but has not died; `bsz umount --lazy` ends it";
+                super::complain(&Error::invalid(why).about_path(silent));
+            }
+            super::for_each("umount", &unserved.dead, |mountpoint| mount::detach(mountpoint))
+        }
         Some(mountpoint) if args.lazy => mount::detach(&mountpoint),
         Some(mountpoint) => mount::unmount(&mountpoint),
         None => Ok(()),
@@ -261,7 +276,7 @@ pub fn umount(args: UmountArgs) -> Result<()> {
 
 /// Have another process, which ends after this one, see to the mount that this one may leave.
 fn start_guard(mountpoint: &Path) -> Result<()> {
-    let mut guard = mount::this_program()?
+    let mut guard = mount::this_program()
         .args(["umount", "--orphaned", "--"])
         .arg(std::path::absolute(mountpoint).about_path(mountpoint)?)
         .stdin(Stdio::piped())
@@ -286,14 +301,17 @@ fn tell_manager() {
         UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)
     };
     if let Err(e) = tell() {
-        log::warn!("the service manager cannot be told that the mount is ready: {}: {e}", socket.display());
+        log::warn!(
+            "the service manager cannot be told that the mount is ready: {}: {e}",
+            escape::path(&socket)
+        );
     }
 }
 
 /// Mount in a daemon, which logs to the file at the absolute path `log`, and return when the mount can be used.
 pub(super) fn launch(o: &MountOptions, log: Option<&Path>, auto_unmount: bool) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
-    let mut command = mount::this_program()?;
+    let mut command = mount::this_program();
     command
         .args(["mount", "--daemon"])
         .arg(format!("--cache-size={}", o.cache_bytes))
@@ -326,9 +344,15 @@ pub(super) fn launch(o: &MountOptions, log: Option<&Path>, auto_unmount: bool) -
     let mut daemon = command.spawn().about("the daemon")?;
     // It holds our ends of the pipe, which must end when the daemon does.
     drop(command);
-    match relay(reader).about("the daemon")? {
-        Outcome::Ready => Ok(()),
-        Outcome::Failed(why) => {
+    match relay(Patient { pipe: reader, until: Instant::now() + READY_WITHIN }) {
+        Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+            // It may wait for what no signal ends, and is not waited for.
+            let _ = daemon.kill();
+            Err(e).about("the daemon")
+        }
+        Err(e) => Err(e).about("the daemon"),
+        Ok(Outcome::Ready) => Ok(()),
+        Ok(Outcome::Failed(why)) => {
             let status = daemon.wait().about("the daemon")?;
             Err(Error::invalid(why.unwrap_or_else(|| format!("the daemon ended ({status})"))))
         }
@@ -341,17 +365,38 @@ enum Outcome {
     Failed(Option<String>),
 }
 
+/// A pipe that is read until some time.
+struct Patient {
+    pipe: PipeReader,
+    until: Instant,
+}
+
+impl Read for Patient {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&left))? {
+            0 => Err(io::Error::new(io::ErrorKind::TimedOut, "is not ready in time: what does it wait for?")),
+            _ => self.pipe.read(out),
+        }
+    }
+}
+
 /// Pass on what the daemon says until it is ready, or ends.
-fn relay(reader: PipeReader) -> io::Result<Outcome> {
-    let mut why = None;
+fn relay(reader: Patient) -> io::Result<Outcome> {
+    let mut why: Option<String> = None;
     for line in BufReader::new(reader).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
-        match (line.strip_prefix("bsz: "), &mut why) {
+        match line.strip_prefix("bsz: ") {
             _ if line == READY => return Ok(Outcome::Ready),
-            (Some(error), _) => why = Some(error.to_owned()),
-            (None, Some(why)) => *why = format!("{why}\n{line}"),
-            (None, None) => writeln!(io::stderr(), "{line}")?,
+            // The last one is why it ended.
+            Some(error) => {
+                if let Some(before) = why.replace(error.to_owned()) {
+                    say_aside(&format!("bsz: {before}"));
+                }
+            }
+            None => say_aside(&line),
         }
     }
     Ok(Outcome::Failed(why))

@@ -33,11 +33,11 @@ impl Bar {
         let passes = passes.max(1);
         self.done.store(0, Ordering::Relaxed);
         self.passes.store(passes, Ordering::Relaxed);
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let name = escape::path(path.file_name().unwrap_or(path.as_os_str()));
         self.bar.set_style(style(
             "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
         ));
-        self.bar.set_message(format!("{verb} {}", super::report::printable(&name)));
+        self.bar.set_message(format!("{verb} {name}"));
         self.bar.set_length(bytes / passes);
         self.bar.reset();
     }
@@ -45,7 +45,7 @@ impl Bar {
     /// Say what is being done, where no bytes are counted.
     pub fn say(&self, what: &str) {
         self.bar.set_style(style("{msg}"));
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(escape::text(what).into_owned());
         self.bar.tick();
     }
 

@@ -1,8 +1,8 @@
 //! What the commands say: figures in words, lines, tables and JSON on standard output.
 
 use crate::error::{Context, Result};
+use crate::escape;
 use serde::Serialize;
-use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -23,10 +23,10 @@ impl Output {
         Self { json, quiet, failed: Mutex::new(None) }
     }
 
-    /// One line for people.
+    /// One line for people, made fit to be shown.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
-            self.write(text.as_ref());
+            self.write(&escape::text(text.as_ref()));
         }
     }
 
@@ -34,7 +34,7 @@ impl Output {
     pub fn finish(self, document: &impl Serialize) -> Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(document).map_err(io::Error::from);
-            self.write(&text.about("the report")?);
+            self.write(&escape::json(&text.about("the report")?));
         }
         match self.failed.into_inner() {
             Ok(Some(e)) => Err(e).about("standard output"),
@@ -54,8 +54,9 @@ impl Output {
 /// One file's outcome: a line of the report, and an object of the JSON.
 #[derive(Serialize)]
 pub struct Row {
+    #[serde(flatten, serialize_with = "escape::field::path")]
     pub path: PathBuf,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(flatten, serialize_with = "escape::field::output")]
     pub output: Option<PathBuf>,
     /// `packed`, `copied`, `verified`, `damaged`, ...
     pub action: &'static str,
@@ -71,11 +72,10 @@ pub struct Row {
 impl Row {
     /// The line for people; `None` for what is not worth one (copied files, links).
     pub fn line(&self) -> Option<String> {
-        let path = self.path.display().to_string();
-        let path = printable(&path);
+        let path = escape::path(&self.path);
         match (self.action, &self.why) {
             ("copied" | "linked", _) => None,
-            (action, Some(why)) => Some(format!("{path}: {action}: {}", printable(why))),
+            (action, Some(why)) => Some(format!("{path}: {action}: {why}")),
             ("already done", _) => Some(format!("{path}: already done")),
             (action, None) => {
                 Some(format!("{path}: {action}, {}", figures(self.original, self.stored, self.seconds)))
@@ -144,18 +144,13 @@ pub fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 { "-".into() } else { format!("{:.2} GB/s", bytes as f64 / seconds / 1e9) }
 }
 
-/// `text` with control characters escaped: names inside a file may hold anything, and must not steer a
-/// terminal.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
-        return Cow::Borrowed(text);
-    }
-    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    Cow::Owned(text.chars().map(escape).collect())
-}
+pub use escape::text as printable;
 
-/// Rows as lines in aligned columns; the columns named in `right` are aligned to the right.
+/// Rows as lines in aligned columns, made fit to be shown; the columns named in `right` are aligned to the right.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
+    // Before they are measured.
+    let shown = |row: &Vec<String>| row.iter().map(|cell| escape::text(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(shown).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &[String], i: usize| row.get(i).map_or(0, |text| text.chars().count());
     let widths: Vec<usize> =
@@ -178,12 +173,8 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".into(), "1".into()], vec!["long".into(), "1000".into(), "end".into()]];
         assert_eq!(table(&rows, &[1]), ["a        1", "long  1000  end"]);
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
-        assert_eq!(printable("é layers.0"), "é layers.0");
+        let rows = [vec!["\x07".into(), "1".into()], vec!["long".into(), "2".into()]];
+        assert_eq!(table(&rows, &[]), ["\\u{7}  1", "long   2"]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! `bsz status`, `bsz cache` and `bsz warm`: what the daemons do, and having them do it.
 
 use super::progress::Bar;
-use super::report::{Output, bytes, printable, ratio, table};
+use super::report::{Output, bytes, ratio, table};
 use super::{complain, for_each};
 use crate::error::{Context, Error, Result};
-use crate::mount::{self, Space, Status};
+use crate::mount::{self, Question, Space, Status};
 use crate::read::CacheStats;
+use crate::{escape, input};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -79,6 +79,23 @@ pub struct WarmArgs {
     jobs: NonZeroUsize,
 }
 
+/// Answer a question that may take for ever: what other commands start
+#[derive(Args)]
+pub struct AskArgs {
+    #[arg(value_parser = question)]
+    question: Question,
+    path: PathBuf,
+}
+
+fn question(name: &str) -> std::result::Result<Question, String> {
+    Question::named(name).ok_or_else(|| "is no question".into())
+}
+
+/// `bsz ask`
+pub fn answer(args: &AskArgs) -> Result<()> {
+    mount::answer(args.question, &args.path)
+}
+
 /// `bsz status`
 pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
     if let Some(interval) = args.watch {
@@ -112,9 +129,10 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
 /// The status of these mounts, or of all; and what went wrong with others.
 fn ask(mountpoints: &[PathBuf]) -> Result<(Vec<Status>, Result<()>)> {
     let mountpoints = if mountpoints.is_empty() { mount::mounts()? } else { mountpoints.to_vec() };
+    let mut answers = mount::status(&mountpoints).into_iter();
     let mut all = Vec::new();
-    let outcome = for_each("status", &mountpoints, |mountpoint| {
-        all.push(mount::status(mountpoint)?);
+    let outcome = for_each("status", &mountpoints, |_| {
+        all.extend(answers.next().transpose()?);
         Ok(())
     });
     Ok((all, outcome))
@@ -149,7 +167,7 @@ fn watch(args: &StatusArgs, interval: Duration) -> Result<()> {
         let mut out = std::io::stdout().lock();
         let written = if args.json {
             let line = serde_json::to_string(&all).map_err(std::io::Error::from).about("the report")?;
-            writeln!(out, "{line}")
+            writeln!(out, "{}", escape::json(&line))
         } else {
             let rows: Vec<_> = head.iter().cloned().chain(all.iter().map(rates_row)).collect();
             let lines = table(&rows, &[1, 2, 3, 4, 5, 6]);
@@ -179,7 +197,12 @@ struct Described<'a> {
 impl<'a> Described<'a> {
     fn new(status: &'a Status) -> Self {
         let c = &status.cache;
-        Self { status, hit_ratio: hit_ratio(c.hits + c.joined, c.misses), space: None, rates: None }
+        Self {
+            status,
+            hit_ratio: hit_ratio(c.hits.saturating_add(c.joined), c.misses),
+            space: None,
+            rates: None,
+        }
     }
 }
 
@@ -202,14 +225,14 @@ impl Rates {
             served_bytes: rate(|c| c.served_bytes),
             decoded_bytes: rate(|c| c.decoded_bytes),
             stored_bytes: rate(|c| c.stored_bytes),
-            hit_ratio: hit_ratio(since(|c| c.hits + c.joined), since(|c| c.misses)),
+            hit_ratio: hit_ratio(since(|c| c.hits.saturating_add(c.joined)), since(|c| c.misses)),
         }
     }
 }
 
 /// The part of chunks that were there, or on their way, when they were asked for.
 fn hit_ratio(there: u64, misses: u64) -> Option<f64> {
-    let asked = there + misses;
+    let asked = there.saturating_add(misses);
     (asked > 0).then(|| there as f64 / asked as f64)
 }
 
@@ -232,8 +255,8 @@ fn row(described: &Described) -> Vec<String> {
     let status = described.status;
     let c = &status.cache;
     vec![
-        printable(&status.mountpoint.to_string_lossy()).into_owned(),
-        printable(&status.source.to_string_lossy()).into_owned(),
+        escape::path(&status.mountpoint).into_owned(),
+        escape::path(&status.source).into_owned(),
         uptime(status),
         bytes(c.served_bytes),
         percent(described.hit_ratio),
@@ -245,7 +268,7 @@ fn row(described: &Described) -> Vec<String> {
 /// A line of `--watch`.
 fn rates_row(described: &Described) -> Vec<String> {
     let c = &described.status.cache;
-    let mut row = vec![printable(&described.status.mountpoint.to_string_lossy()).into_owned()];
+    let mut row = vec![escape::path(&described.status.mountpoint).into_owned()];
     if let Some(r) = &described.rates {
         row.extend([r.served_bytes, r.decoded_bytes, r.stored_bytes].map(|b| format!("{}/s", bytes(b))));
         row.push(percent(r.hit_ratio));
@@ -266,7 +289,7 @@ fn figures(described: &Described) -> Vec<String> {
             format!("{} in {} ({percent}), archives: {}", bytes(original), bytes(stored), s.archives)
         },
     );
-    let path = |path: &Path| printable(&path.to_string_lossy()).into_owned();
+    let path = |path: &Path| escape::path(path).into_owned();
     let rows = [
         ("mountpoint", path(&status.mountpoint)),
         ("source", path(&status.source)),
@@ -317,14 +340,20 @@ pub fn warm(args: &WarmArgs, quiet: bool) -> Result<()> {
         return mount::warm_on_standard_request(mountpoint);
     }
     let mut files = Vec::new();
-    for path in &args.paths {
-        find(path, &mut files)?;
-    }
+    // What cannot be found is said, and the rest is warmed.
+    let found = for_each("warm", &args.paths, |path| find(path, &mut files));
     let bar = Bar::new(quiet);
-    for_each("warm", &files, |path| read(path, args.jobs.get(), &bar))
+    let read = match files.is_empty() {
+        true => Ok(()),
+        false => for_each("warm", &files, |path| read(path, args.jobs.get(), &bar)),
+    };
+    if let (Err(e), Err(_)) = (&found, &read) {
+        complain(e);
+    }
+    read.and(found)
 }
 
-/// The regular files at and below `path`.
+/// The file `path`, or the regular files below it.
 fn find(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     if !path.metadata().about_path(path)?.is_dir() {
         files.push(path.to_owned());
@@ -334,22 +363,30 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let mut names =
         entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().about_path(path)?;
     names.sort();
+    let mut failed = 0;
     for name in names {
-        // A link leads to what is warmed where it is, or elsewhere.
-        if name.symlink_metadata().about_path(&name)?.file_type().is_symlink() {
-            continue;
-        }
-        if let Err(e) = find(&name, files) {
-            complain(&e);
-        }
+        let outcome = match name.symlink_metadata().about_path(&name) {
+            Ok(meta) if meta.is_dir() => find(&name, files),
+            Ok(meta) if meta.is_file() => {
+                files.push(name);
+                Ok(())
+            }
+            // A link leads to what is warmed where it is, or elsewhere; pipes, sockets and devices hold nothing.
+            Ok(_) => Ok(()),
+            Err(e) => Err(e),
+        };
+        failed += usize::from(outcome.inspect_err(complain).is_err());
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::invalid(format!("{failed} of its entries failed")).about_path(path)),
+    }
 }
 
 /// Read all of a file and let go of it: the kernel keeps it.
 fn read(path: &Path, jobs: usize, bar: &Bar) -> Result<()> {
     const BLOCK: u64 = 4 << 20;
-    let file = File::open(path).about_path(path)?;
+    let file = input::open(path)?;
     let len = file.metadata().about_path(path)?.len();
     bar.start("warming", path, len, 1);
     let next = AtomicU64::new(0);
@@ -370,7 +407,7 @@ fn read(path: &Path, jobs: usize, bar: &Bar) -> Result<()> {
         threads.into_iter().map(|t| t.join()).collect::<Vec<_>>()
     });
     for part in outcome {
-        part.map_err(|_| Error::invalid("a thread panicked").about(path.display()))?.about_path(path)?;
+        part.map_err(|_| Error::invalid("a thread panicked").about_path(path))?.about_path(path)?;
     }
     Ok(())
 }

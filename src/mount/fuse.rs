@@ -3,12 +3,14 @@
 //! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
+use super::Prefetch;
 use super::ahead::{Models, Shard};
+use super::control::{self, Control};
 use super::pull::Puller;
 use super::reply::Replier;
 use super::tree::{Content, Handle, Opened, Opener, Tree};
 use super::xattrs::{self, Origin};
-use super::{Prefetch, Status};
+use crate::escape;
 use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
@@ -48,8 +50,7 @@ pub(super) struct BszFs {
     cache: Arc<ChunkCache>,
     prefetch: Prefetch,
     models: Arc<Models>,
-    /// What the daemon says of itself now.
-    status: Arc<dyn Fn() -> Status + Send + Sync>,
+    control: Arc<Control>,
     said: Arc<Said>,
     replier: Arc<Replier>,
     /// Who pulls layers into the page cache, where there is somebody.
@@ -62,20 +63,16 @@ impl BszFs {
         cache: Arc<ChunkCache>,
         prefetch: Prefetch,
         puller: Option<Arc<Puller>>,
-        status: Arc<dyn Fn() -> Status + Send + Sync>,
+        control: Arc<Control>,
+        said: Arc<Said>,
     ) -> Self {
-        let (tree, models, said, replier) = (Arc::new(tree), Arc::default(), Arc::default(), Arc::default());
-        Self { tree, cache, prefetch, models, status, said, replier, puller }
+        let (tree, models, replier) = (Arc::new(tree), Arc::default(), Arc::default());
+        Self { tree, cache, prefetch, models, control, said, replier, puller }
     }
 
     /// What is to know the descriptor that requests are read from.
     pub fn replier(&self) -> Arc<Replier> {
         self.replier.clone()
-    }
-
-    /// What its readers' errors are kept in, to say each once.
-    pub fn said(&self) -> Arc<Said> {
-        self.said.clone()
     }
 
     /// Learn which model an open archive is a shard of, on another thread; at its first read.
@@ -90,7 +87,7 @@ impl BszFs {
                 match models.of(shards, prefetch, cache.decoder()) {
                     Ok(model) => model.map(|model| (model, this)),
                     Err(e) => {
-                        log::warn!("{}: its layers are not known: {e}", path.display());
+                        log::warn!("{}: its layers are not known: {e}", escape::path(path));
                         None
                     }
                 }
@@ -208,7 +205,7 @@ impl Filesystem for BszFs {
                 self.cache.read(archive, offset, len, reader, move |slices| match slices {
                     Ok(slices) => reply_slices(&slices, request, &replier, reply),
                     Err(e) => {
-                        said.say(format!("{}: {e}", said_of.display()));
+                        said.say(format!("{}: {e}", escape::path(&said_of)));
                         reply.error(Errno::EIO);
                     }
                 });
@@ -298,12 +295,20 @@ impl Filesystem for BszFs {
         if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         match xattrs::origin(ino.0, name) {
             Origin::None => reply.error(Errno::NO_XATTR),
-            Origin::Status => {
-                let status = serde_json::to_vec(&(self.status)());
+            Origin::Daemon if name != control::DROP_CACHE => {
+                let status = serde_json::to_vec(&self.control.status());
                 reply_xattr(status.map_err(|_| rustix::io::Errno::IO), size, reply);
+            }
+            Origin::Daemon if !control::may_drop(request.uid()) => reply.error(Errno::EPERM),
+            Origin::Daemon => {
+                let control = self.control.clone();
+                self.cache.spawn(move || {
+                    control.drop_cache();
+                    reply_xattr(Ok(Vec::new()), size, reply);
+                });
             }
             Origin::Entry => reply_xattr(xattrs::get(&self.tree, ino.0, name), size, reply),
             Origin::Index => {

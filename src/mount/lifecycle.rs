@@ -1,8 +1,9 @@
 //! The life of a mount: check, mount, say ready, serve, end on a signal or when it is unmounted.
 
+use super::control::Control;
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::fuse::{BszFs, READAHEAD};
+use super::fuse::{BszFs, READAHEAD, Said};
 use super::mountinfo::{self, Mount};
 use super::pull::Puller;
 use super::tree::Tree;
@@ -10,6 +11,7 @@ use super::unmount::{self, Refused};
 use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
 use crate::codec;
 use crate::error::{Context, Error, Result};
+use crate::escape;
 use crate::read::{CacheOptions, ChunkCache};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -29,13 +31,18 @@ const SESSION_CHECK: Duration = Duration::from_millis(1);
 /// When to take it that they run, where `/proc` does not tell.
 const START_WITHIN: Duration = Duration::from_secs(1);
 
-/// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM or SIGINT ends it.
+/// Mount, call `ready` once the mount can be used, and serve it until it is unmounted, or SIGTERM or SIGINT ends it. Where
+/// `ready` fails, nobody wants the mount any more, and it is ended.
 /// SIGHUP empties the cache, and calls `hangup`; what was said of errors is said again where they show again.
 ///
 /// At a signal a mount in use is detached, and served until its last file is closed; a second signal ends the
 /// process at once. What somebody else has mounted ends with the process, at the first. The process's handling of these
 /// signals is changed for good.
-pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 'static) -> Result<()> {
+pub fn run(
+    o: &MountOptions,
+    ready: impl FnOnce() -> Result<()>,
+    hangup: impl Fn() + Send + Sync + 'static,
+) -> Result<()> {
     let plan = preflight::check(o)?;
     limits::raise_open_files();
     let cache = ChunkCache::new(CacheOptions {
@@ -56,24 +63,23 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
     };
-    let tell = {
-        let cache = Arc::clone(&cache);
-        Arc::new(move || Status { cache: cache.stats(), ..status.clone() })
-    };
-    let asked = tell.clone();
+    let said: Arc<Said> = Arc::default();
+    let known = said.clone();
+    let control = Arc::new(Control::new(status, cache.clone(), move || {
+        hangup();
+        known.clear();
+    }));
+    let asked = control.clone();
     let _listening =
-        o.metrics.as_ref().map(|address| metrics::listen(address, move || asked())).transpose()?;
+        o.metrics.as_ref().map(|address| metrics::listen(address, move || asked.status())).transpose()?;
     // What somebody else has mounted may be nowhere that we see.
     let puller = plan.fuse.is_none().then(|| Arc::new(Puller::new(plan.mountpoint.clone())));
     if let Some(puller) = &puller {
         cache.give_to(puller.clone());
     }
-    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, puller, tell);
-    let (said, replier) = (file_system.said(), file_system.replier());
-    let hangup = move || {
-        hangup();
-        said.clear();
-    };
+    let tree = Tree::new(plan.view);
+    let file_system = BszFs::new(tree, cache, o.prefetch, puller, control.clone(), said);
+    let replier = file_system.replier();
     let config = config(o, &plan.source);
     let session = match plan.fuse {
         // Who mounted it has said whom the kernel lets in.
@@ -82,14 +88,15 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
     };
     let session = session.map_err(mount_failed).about_path(&o.mountpoint)?;
     replier.write_to(&session).about_path(&o.mountpoint)?;
-    let serving = serve(session).about_path(&o.mountpoint)?;
-    // None if it was unmounted, or detached, already; and if it is somebody else's.
+    // None if it was unmounted, or detached, already; and if it is somebody else's. Up to here, a failure drops the
+    // session, and with it the mount.
     let mount = mountinfo::topmost_at(&plan.mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
+    let serving = serve(session).about_path(&o.mountpoint)?;
     let ended = match threads_run(&serving) {
         true => {
-            log::info!("{} shows {}", plan.mountpoint.display(), plan.source.display());
+            log::info!("{} shows {}", escape::path(&plan.mountpoint), escape::path(&plan.source));
             mount.iter().for_each(raise_readahead);
-            on_signals(signals, mount.clone(), cache, hangup).map(|()| ready()).and_then(|()| wait(serving))
+            on_signals(signals, mount.clone(), control).and_then(|()| ready()).and_then(|()| wait(serving))
         }
         false => wait(serving),
     };
@@ -143,7 +150,7 @@ fn config(o: &MountOptions, source: &Path) -> Config {
 /// The source for the mount table. The helper takes options apart at commas unless they are escaped; root's
 /// system call takes the name as it is.
 fn fs_name(source: &Path) -> String {
-    let name = source.to_string_lossy();
+    let name = escape::path(source);
     match rustix::process::geteuid().is_root() {
         true => name.into_owned(),
         false => name.replace('\\', "\\\\").replace(',', "\\,"),
@@ -214,18 +221,11 @@ fn raise_readahead(mount: &Mount) {
     }
 }
 
-fn on_signals(
-    mut signals: Signals,
-    mount: Option<Mount>,
-    cache: Arc<ChunkCache>,
-    hangup: impl Fn() + Send + 'static,
-) -> Result<()> {
+fn on_signals(mut signals: Signals, mount: Option<Mount>, control: Arc<Control>) -> Result<()> {
     let watch = move || {
         let mut received = signals.forever();
         while received.next() == Some(SIGHUP) {
-            hangup();
-            log::info!("dropping what the cache holds");
-            cache.clear();
+            control.drop_cache();
         }
         log::info!("a signal ends the mount");
         let Some(mount) = mount else { std::process::exit(0) };
@@ -242,7 +242,7 @@ fn on_signals(
 
 /// Unmount, unless that was done by other means; detach what is in use.
 fn end(mount: &Mount) {
-    let at = mount.mountpoint.display();
+    let at = escape::path(&mount.mountpoint);
     match mountinfo::topmost_at(&mount.mountpoint) {
         Ok(Some(now)) if now == *mount => {}
         Ok(None) => return,

@@ -2,6 +2,7 @@
 
 use super::Status;
 use crate::error::{Context, Error, Result};
+use crate::escape;
 use std::fs::Permissions;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -170,7 +171,7 @@ fn text(status: &Status) -> String {
         ("cache_capacity_bytes", "gauge", "Most bytes of decoded chunks to hold", c.capacity_bytes),
         ("start_time_seconds", "gauge", "When it was mounted, since the epoch", status.since),
     ];
-    let mountpoint = status.mountpoint.to_string_lossy();
+    let mountpoint = escape::path(&status.mountpoint);
     let mountpoint = mountpoint.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
     figures.iter().fold(String::new(), |text, (name, kind, help, value)| {
         format!(

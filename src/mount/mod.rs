@@ -11,15 +11,20 @@
 //! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
 //! | `ahead.rs`, `cuda.rs`, `pull.rs` | the layers that will be read next; a GPU that decodes them; into the page cache |
 //! | `fuse.rs`, `reply.rs` | the thin adapter to `fuser`; replies of several parts |
-//! | `status.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves |
-//! | `mountinfo.rs`, `preflight.rs`, `unmount.rs` | the mount table, the checks before mounting, the way back |
+//! | `control.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves, and to whom |
+//! | `program.rs`, `ask.rs`, `answers.rs` | this program once more; questions that may never be answered, in such a process |
+//! | `mountinfo.rs`, `place.rs` | the mount table; where a path leads, without waiting for what is mounted there |
+//! | `status.rs`, `preflight.rs`, `unmount.rs` | to ask daemons, the checks before mounting, the way back |
 //! | `handed.rs` | a `/dev/fuse` that somebody else has mounted |
 //! | `lifecycle.rs` | mount, say ready, serve, end |
 //! | `limits.rs` | how much memory and how many files there are to use |
 
 mod access;
 mod ahead;
+mod answers;
+mod ask;
 mod attr;
+mod control;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod fuse;
@@ -31,7 +36,9 @@ mod limits;
 mod links;
 mod metrics;
 mod mountinfo;
+mod place;
 mod preflight;
+mod program;
 mod pull;
 mod reply;
 mod source;
@@ -41,17 +48,23 @@ mod unmount;
 mod view;
 mod xattrs;
 
+pub use answers::answer;
+pub use ask::Question;
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
-pub use pull::{this_program, warm_on_standard_request};
-pub use status::{Space, Status, clear_orphan, drop_cache, mounts, space, stale, status};
+pub use program::{close_inherited, this_program};
+pub use pull::warm_on_standard_request;
+pub use status::{Space, Status, Unserved, clear_orphan, drop_cache, mounts, space, status, unserved};
 pub use unmount::{detach, find_helper as helper, unmount};
 
 use std::path::PathBuf;
 
 /// The file-system type in the mount table.
 pub const FS_TYPE: &str = "fuse.bszfs";
+
+/// What is said of a path that leads to what does not answer.
+const SILENT: &str = "does not answer: a mount on the way, or a disk, does not";
 
 /// What is decoded before it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,4 +99,11 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Where Prometheus may ask for figures.
     pub metrics: Option<MetricsAddress>,
+}
+
+impl MountOptions {
+    /// The descriptor that stands for the mountpoint.
+    pub fn descriptor(&self) -> Option<std::os::fd::RawFd> {
+        handed::number(&self.mountpoint)
+    }
 }

@@ -1,15 +1,16 @@
 //! The checks before mounting: each failure says what to do about it.
 
-use super::handed;
+use super::ask::{self, Question, Unanswered};
+use super::place::{self, Kind};
 use super::source::Source;
-use super::unmount::{canonical_mountpoint, find_helper};
+use super::unmount::find_helper;
 use super::view::View;
-use super::{FS_TYPE, MountOptions, mountinfo};
+use super::{MountOptions, handed, mountinfo};
 use crate::error::{Context, Error, Result};
-use crate::read;
-use rustix::fs::{Mode, OFlags, open};
+use crate::{escape, input, read};
+use rustix::io::Errno;
 use std::ffi::OsString;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,8 @@ pub(super) struct Plan {
 
 /// Check what is asked for, and open the source.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
-    let (source, metadata) = existing(&o.source)?;
-    let (directory, only) = split_source(&source, &metadata)?;
+    let (source, kind) = existing(&o.source)?;
+    let (directory, only) = split_source(&source, kind)?;
     let (mountpoint, fuse) = match handed::number(&o.mountpoint) {
         Some(fd) => (o.mountpoint.clone(), Some(handed::take(fd).about_path(&o.mountpoint)?)),
         None => (check_place(&o.mountpoint, &source, &directory, only.is_none())?, None),
@@ -42,88 +43,77 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
 fn check_place(path: &Path, source: &Path, directory: &Path, all: bool) -> Result<PathBuf> {
     let mountpoint = check_mountpoint(path)?;
     if mountpoint == directory && all {
-        return Err(Error::invalid("is the source itself: mount on another directory").about(path.display()));
+        return Err(Error::invalid("is the source itself: mount on another directory").about_path(path));
     }
     if source.starts_with(&mountpoint) {
-        return Err(Error::invalid("has the source inside: the mount would hide it").about(path.display()));
+        return Err(Error::invalid("has the source inside: the mount would hide it").about_path(path));
     }
     if all && mountpoint.starts_with(directory) {
-        return Err(Error::invalid("is inside the source, and would show itself: mount elsewhere")
-            .about(path.display()));
+        return Err(
+            Error::invalid("is inside the source, and would show itself: mount elsewhere").about_path(path)
+        );
     }
     check_fuse()?;
     Ok(mountpoint)
 }
 
-fn existing(path: &Path) -> Result<(PathBuf, Metadata)> {
-    let look = || path.canonicalize().and_then(|canonical| Ok((canonical.clone(), canonical.metadata()?)));
-    look()
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::invalid("does not exist"),
-            _ => e.into(),
-        })
-        .about_path(path)
+fn existing(path: &Path) -> Result<(PathBuf, Kind)> {
+    let found = place::look(path).map_err(|e| match e.errno() {
+        Some(Errno::NOENT) => Error::invalid("does not exist"),
+        _ => e.or_silent("does not answer: is it on a disk, or a mount, whose server is gone?"),
+    });
+    found.about_path(path)
 }
 
 /// The directory to show, and the one archive in it if that is the source.
-fn split_source(source: &Path, metadata: &Metadata) -> Result<(PathBuf, Option<OsString>)> {
-    if metadata.is_dir() {
+fn split_source(source: &Path, kind: Kind) -> Result<(PathBuf, Option<OsString>)> {
+    if kind == Kind::Directory {
         return Ok((source.to_owned(), None));
     }
-    let (true, Some(directory), Some(name)) = (metadata.is_file(), source.parent(), source.file_name())
-    else {
-        return Err(Error::invalid("is neither a directory nor an archive").about(source.display()));
+    let (Kind::File, Some(directory), Some(name)) = (kind, source.parent(), source.file_name()) else {
+        return Err(Error::invalid("is neither a directory nor an archive").about_path(source));
     };
-    // Non-blocking, for a FIFO may have taken its place.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(open(source, flags, Mode::empty()).about_path(source)?);
-    let footer = read::peek(&file).about_path(source)?;
+    let footer = read::peek(&input::open(source)?).about_path(source)?;
     let shown = footer.and_then(|f| f.naming.original_name(name));
     match shown {
         Some(_) => Ok((directory.to_owned(), Some(name.to_owned()))),
         None => {
-            Err(Error::invalid("is not an archive: mount a directory, or a .bsz file")
-                .about(source.display()))
+            Err(Error::invalid("is not an archive: mount a directory, or a .bsz file").about_path(source))
         }
     }
 }
 
 fn check_mountpoint(path: &Path) -> Result<PathBuf> {
-    let unresolved =
-        canonical_mountpoint(path).map_err(|_| Error::invalid("does not exist: make it with mkdir"));
-    // Before anything touches the directory: it may be a mount whose daemon has died.
-    check_not_ours(&unresolved.about_path(path)?, path)?;
-    let mountpoint = path
-        .canonicalize()
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => Error::invalid("does not exist: make it with mkdir"),
-            io::ErrorKind::NotConnected => {
-                Error::invalid("is a FUSE mount whose daemon has died: unmount it with fusermount3 -u")
-            }
-            _ => e.into(),
-        })
-        .about_path(path)?;
-    check_not_ours(&mountpoint, path)?;
-    if !mountpoint.metadata().about_path(path)?.is_dir() {
-        return Err(Error::invalid("is not a directory").about(path.display()));
+    let found = place::place(path).map_err(|e| match e.errno() {
+        Some(Errno::NOENT) => Error::invalid("does not exist: make it with mkdir"),
+        Some(Errno::NOTCONN) => {
+            Error::invalid("is a FUSE mount whose daemon has died: unmount it with fusermount3 -u")
+        }
+        _ => e.or_silent("does not answer: what is mounted there, or on the way, does not"),
+    });
+    match found.about_path(path)? {
+        (mountpoint, Kind::Directory) => Ok(mountpoint),
+        (mountpoint, Kind::Ours) => Err(Error::invalid(refuse_ours(&mountpoint, path)?).about_path(path)),
+        _ => Err(Error::invalid("is not a directory").about_path(path)),
     }
-    Ok(mountpoint)
 }
 
-fn check_not_ours(canonical: &Path, path: &Path) -> Result<()> {
-    let Some(mount) = mountinfo::topmost_at(canonical)?.filter(|m| m.fs_type == FS_TYPE) else {
-        return Ok(());
-    };
-    let shown = path.display();
-    let dead = canonical.metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotConnected);
-    let why = match dead {
-        true => format!("is a bszfs mount whose daemon has died: run `bsz umount {shown}` first"),
-        false => {
-            let source = mount.source.display();
+/// Why nothing is mounted on a mount of ours, as `path` names it.
+fn refuse_ours(mountpoint: &Path, path: &Path) -> Result<String> {
+    let shown = escape::path(path);
+    Ok(match ask::ask(Question::Alive, mountpoint) {
+        Err(Unanswered::Silent) => {
+            format!("is a bszfs mount whose daemon does not answer: `bsz umount --lazy {shown}` ends it")
+        }
+        Err(e) if e.errno() == Some(Errno::NOTCONN) => {
+            format!("is a bszfs mount whose daemon has died: run `bsz umount {shown}` first")
+        }
+        _ => {
+            let source = mountinfo::topmost_at(mountpoint)?.map(|mount| mount.source).unwrap_or_default();
+            let source = escape::path(&source);
             format!("is already a bszfs mount, of {source}: run `bsz umount {shown}` first")
         }
-    };
-    Err(Error::invalid(why).about(shown))
+    })
 }
 
 fn check_fuse() -> Result<()> {
@@ -146,49 +136,4 @@ fn check_fuse() -> Result<()> {
         return Err(Error::invalid(why).about("fusermount3"));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(source: &Path, mountpoint: &Path) -> String {
-        let o = MountOptions {
-            source: source.into(),
-            mountpoint: mountpoint.into(),
-            cache_bytes: 1 << 20,
-            threads: 1,
-            prefetch: crate::mount::Prefetch::Auto,
-            gpu_memory: 0,
-            allow_other: false,
-            metrics: None,
-        };
-        check(&o).err().map(|e| e.to_string()).unwrap_or_default()
-    }
-
-    #[test]
-    fn a_mount_that_cannot_be_is_refused_with_the_reason() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let at = |name: &str| dir.path().join(name);
-        std::fs::create_dir_all(at("source/inside")).expect("mkdir");
-        std::fs::create_dir_all(at("view")).expect("mkdir");
-        std::fs::write(at("file"), "no archive").expect("write");
-        for (source, mountpoint, why) in [
-            ("none", "view", "none: does not exist"),
-            ("source", "none", "none: does not exist: make it with mkdir"),
-            ("source", "none/none", "none/none: does not exist: make it with mkdir"),
-            ("source", "file", "file: is not a directory"),
-            ("file", "view", "file: is not an archive: mount a directory, or a .bsz file"),
-            ("source", "source", "source: is the source itself: mount on another directory"),
-            (
-                "source",
-                "source/inside",
-                "inside: is inside the source, and would show itself: mount elsewhere",
-            ),
-            ("source/inside", "source", "source: has the source inside: the mount would hide it"),
-        ] {
-            let refusal = refusal(&at(source), &at(mountpoint));
-            assert!(refusal.ends_with(why), "{source} on {mountpoint}: {refusal}");
-        }
-    }
 }

@@ -9,7 +9,9 @@
 //! is there for no more than a piece of a layer. Ordinary users may make no such copy: theirs is open as short, and the
 //! process is ended when the file's own readers close it.
 
-use crate::error::{Context, Error, Result};
+use super::program::this_program;
+use crate::error::{Error, Result};
+use crate::escape;
 use crate::read::{Taker, Wish};
 use rustix::fs::{Advice, CWD, Mode, OFlags, fadvise, openat};
 use rustix::mount::OpenTreeFlags;
@@ -24,7 +26,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -58,19 +60,9 @@ struct Reader {
     pidfd: Arc<OwnedFd>,
 }
 
-/// To run this program once more, away from the directory in which the user happens to be.
-///
-/// # Errors
-/// Io, where it cannot be found.
-pub fn this_program() -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().about("this program")?);
-    command.arg0("bsz").current_dir("/");
-    Ok(command)
-}
-
 impl Reader {
     fn start(mountpoint: &Path) -> Result<Self> {
-        let mut child = this_program()?
+        let mut child = this_program()
             .args(["warm", "--requests", "--"])
             .arg(mountpoint)
             .stdin(Stdio::piped())
@@ -148,7 +140,7 @@ impl Puller {
         self.seen.store(false, Ordering::Release);
         let outcome = running.read(shown, &wish.range);
         *self.now() = None;
-        log::trace!("pulled {:?} of {}: {outcome:?}", wish.range, shown.display());
+        log::trace!("pulled {:?} of {}: {outcome:?}", wish.range, escape::path(shown));
         match outcome {
             Ok(true) if !self.seen.load(Ordering::Acquire) => {
                 Err(Error::invalid("its requests are not told from those of others"))

@@ -470,7 +470,7 @@ fn still_open(node: &Node, found: &Found) -> Option<Arc<Opened>> {
 }
 
 fn open_failed(path: &Path, e: &Error) -> Errno {
-    log::error!("{}: {e}", path.display());
+    log::error!("{}: {e}", crate::escape::path(path));
     match (e.kind(), e.errno()) {
         (ErrorKind::Io, Some(errno)) => Errno::from_raw_os_error(errno),
         _ => Errno::IO,

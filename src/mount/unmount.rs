@@ -1,12 +1,14 @@
 //! The way back: unmount as root by the system call, as an ordinary user through `fusermount3`.
 
-use super::FS_TYPE;
+use super::ask::{self, Question, Unanswered};
 use super::mountinfo::{self, Mount};
+use super::{FS_TYPE, place};
 use crate::error::{Context, Error, Result};
+use crate::escape;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long an unmounted mount may stay in the mount table.
@@ -29,7 +31,7 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
     let mount = mount_at(mountpoint)?;
     let started = Instant::now();
     loop {
-        match end(&mount, false) {
+        match end_apart(&mount, false) {
             Err(Refused::Busy) if started.elapsed() < BUSY_FOR => std::thread::sleep(PAUSE),
             other => break other.map_err(|e| explain(e, &mount))?,
         }
@@ -41,31 +43,12 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
 /// daemon ends with the last of them.
 pub fn detach(mountpoint: &Path) -> Result<()> {
     let mount = mount_at(mountpoint)?;
-    end(&mount, true).map_err(|e| explain(e, &mount))?;
+    end_apart(&mount, true).map_err(|e| explain(e, &mount))?;
     wait_until_gone(&mount)
 }
 
-/// The path as the mount table has it. The mountpoint itself is not touched: it may be a dead mount.
-pub(super) fn canonical_mountpoint(path: &Path) -> Result<PathBuf> {
-    let absolute = std::path::absolute(path).about_path(path)?;
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize().about_path(path)?.join(name)),
-        // It ends in `..`, or is the root.
-        _ => absolute.canonicalize().about_path(path),
-    }
-}
-
 fn mount_at(path: &Path) -> Result<Mount> {
-    let mut mountpoint = canonical_mountpoint(path)?;
-    let mut mount = mountinfo::topmost_at(&mountpoint)?;
-    if mount.is_none()
-        && let Ok(target) = mountpoint.canonicalize()
-    {
-        // Nothing is mounted at this path, so it can be touched, and may be a symlink to a mountpoint.
-        mountpoint = target;
-        mount = mountinfo::topmost_at(&mountpoint)?;
-    }
-    match mount {
+    match place::mount_at(path)? {
         Some(mount) if mount.fs_type == FS_TYPE => Ok(mount),
         Some(mount) => Err(Error::invalid(format!("is a {} mount, not a bszfs mount", mount.fs_type))),
         None => Err(Error::invalid("is not a mountpoint")),
@@ -78,6 +61,8 @@ fn mount_at(path: &Path) -> Result<Mount> {
 pub(super) enum Refused {
     /// Files are open, or a process has its working directory there.
     Busy,
+    /// It takes too long.
+    Silent,
     Other(String),
 }
 
@@ -88,15 +73,15 @@ fn explain(refused: Refused, mount: &Mount) -> Error {
                           with --lazy"
                 .to_owned()
         }
+        Refused::Silent => "does not answer: detach it with --lazy".to_owned(),
         Refused::Other(why) => why,
     };
-    Error::invalid(why).about(mount.mountpoint.display())
+    Error::invalid(why).about_path(&mount.mountpoint)
 }
 
 /// Unmount `mount`, which must be the topmost at its mountpoint.
 pub(super) fn end(mount: &Mount, lazy: bool) -> Result<(), Refused> {
-    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    match rustix::mount::unmount(&mount.mountpoint, flags | UnmountFlags::NOFOLLOW) {
+    match call(&mount.mountpoint, lazy) {
         Ok(()) => Ok(()),
         Err(Errno::BUSY) => Err(Refused::Busy),
         Err(Errno::PERM) => end_through_helper(&mount.mountpoint, lazy),
@@ -104,20 +89,40 @@ pub(super) fn end(mount: &Mount, lazy: bool) -> Result<(), Refused> {
     }
 }
 
+/// The same, within a deadline: the way to the mountpoint may lead through what does not answer.
+fn end_apart(mount: &Mount, lazy: bool) -> Result<(), Refused> {
+    let question = if lazy { Question::Detach } else { Question::Unmount };
+    match ask::ask(question, &mount.mountpoint) {
+        Ok(_) => Ok(()),
+        Err(Unanswered::Silent) => Err(Refused::Silent),
+        Err(e) if e.errno() == Some(Errno::BUSY) => Err(Refused::Busy),
+        Err(e) if e.errno() == Some(Errno::PERM) => end_through_helper(&mount.mountpoint, lazy),
+        Err(Unanswered::Failed(e)) => Err(Refused::Other(e.to_string())),
+    }
+}
+
+/// The answer to [`Question::Unmount`] and [`Question::Detach`].
+pub(super) fn answer_end(mountpoint: &Path, lazy: bool) -> Result<Vec<u8>> {
+    Ok(call(mountpoint, lazy).map(|()| Vec::new())?)
+}
+
+fn call(mountpoint: &Path, lazy: bool) -> rustix::io::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)
+}
+
 fn end_through_helper(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
     let helper = find_helper().ok_or_else(|| {
         Refused::Other("only root may unmount, or an ordinary user with fusermount3 (package fuse3)".into())
     })?;
-    let output = Command::new(&helper)
-        .arg(if lazy { "-uz" } else { "-u" })
-        .arg("--")
-        .arg(mountpoint)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| Refused::Other(format!("{}: {e}", helper.display())))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    match output.status.success() {
+    let mut command = Command::new(&helper);
+    command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).env("LC_ALL", "C");
+    let (status, said) = ask::run(&mut command).map_err(|e| match e {
+        Unanswered::Silent => Refused::Silent,
+        Unanswered::Failed(e) => Refused::Other(format!("{}: {e}", escape::path(&helper))),
+    })?;
+    let said = String::from_utf8_lossy(&said);
+    match status.success() {
         true => Ok(()),
         false if said.contains("busy") => Err(Refused::Busy),
         false => Err(Refused::Other(said.trim().to_owned())),
@@ -135,35 +140,9 @@ fn wait_until_gone(mount: &Mount) -> Result<()> {
     let started = Instant::now();
     while mountinfo::topmost_at(&mount.mountpoint)?.is_some_and(|now| now.id == mount.id) {
         if started.elapsed() > GONE_WITHIN {
-            return Err(Error::invalid("is still in the mount table").about(mount.mountpoint.display()));
+            return Err(Error::invalid("is still in the mount table").about_path(&mount.mountpoint));
         }
         std::thread::sleep(PAUSE);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_bszfs_mount_is_ended() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let error = unmount(dir.path()).expect_err("nothing is mounted there").to_string();
-        assert!(error.ends_with("is not a mountpoint"), "{error}");
-        let error = detach(Path::new("/proc")).expect_err("not ours").to_string();
-        assert_eq!(error, "/proc: is a proc mount, not a bszfs mount");
-    }
-
-    #[test]
-    fn a_mountpoint_is_named_as_the_mount_table_names_it() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let real = dir.path().canonicalize().expect("canonical").join("real");
-        std::fs::create_dir(&real).expect("mkdir");
-        std::os::unix::fs::symlink("real", dir.path().join("link")).expect("symlink");
-        for spelled in ["link/view", "real/view", "real/./view/", "link/../real/view"] {
-            let canonical = canonical_mountpoint(&dir.path().join(spelled)).expect(spelled);
-            assert_eq!(canonical, real.join("view"), "{spelled}");
-        }
-    }
 }

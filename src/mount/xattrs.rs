@@ -6,8 +6,8 @@
 
 use super::access::{ACL, DEFAULT_ACL};
 use super::attr::{Packed, ROOT};
+use super::control;
 use super::source::Entry;
-use super::status;
 use super::tree::{Content, Tree};
 use crate::read::Archive;
 use rustix::io::{Errno, Result};
@@ -37,8 +37,8 @@ pub(super) fn is_of_archive(path: &Path) -> bool {
 /// Where an attribute is had from.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The daemon's figures.
-    Status,
+    /// The daemon: what it does, and what it is to do.
+    Daemon,
     /// The archive's index, which takes its time to load.
     Index,
     /// What the source has, or what is known of it.
@@ -50,9 +50,9 @@ pub(super) enum Origin {
 /// Where the attribute `name` of an inode is had from: nearly everything that is asked for is of no kind that is given.
 pub(super) fn origin(ino: u64, name: &OsStr) -> Origin {
     match name.as_bytes() {
-        _ if name == status::ATTRIBUTE => {
+        _ if control::is_known(name) => {
             if ino == ROOT {
-                Origin::Status
+                Origin::Daemon
             } else {
                 Origin::None
             }
@@ -135,8 +135,8 @@ mod tests {
         for name in ["security.capability", "trusted.overlay.opaque", "system.nfs4_acl", "user.bsz.x", ""] {
             assert_eq!(of(7, name), Origin::None, "{name}");
         }
-        assert_eq!(of(ROOT, status::ATTRIBUTE), Origin::Status);
-        assert_eq!(of(7, status::ATTRIBUTE), Origin::None);
+        assert_eq!(of(ROOT, control::STATUS), Origin::Daemon);
+        assert_eq!(of(7, control::STATUS), Origin::None);
         assert_eq!(of(7, CODING), Origin::Index);
     }
 }

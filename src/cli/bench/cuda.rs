@@ -128,7 +128,7 @@ impl Figures {
             row("download", self.download_gbs, None),
         ];
         let (stored, bytes) = (report::bytes(self.stored), report::bytes(self.bytes));
-        let head = format!("{}: chunks of {stored} that decode to {bytes}", report::printable(&self.device));
+        let head = format!("{}: chunks of {stored} that decode to {bytes}", self.device);
         std::iter::once(head).chain(report::table(&rows, &[1, 2])).collect()
     }
 }

@@ -10,6 +10,7 @@ use super::progress::Bar;
 use super::report::{self, Output};
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Context, Error, Result};
+use crate::escape;
 use crate::pack::{self, FileReport, Options};
 use crate::read::{self, Archive};
 use clap::Args;
@@ -78,6 +79,7 @@ impl BenchArgs {
 /// What was measured, as the JSON has it; rates in GB/s of decoded bytes.
 #[derive(Serialize)]
 struct Figures {
+    #[serde(flatten, serialize_with = "escape::field::file")]
     file: PathBuf,
     /// Bytes of the original, and of the archive.
     bytes: u64,
@@ -176,7 +178,7 @@ fn open(file: &Path, pool: &ThreadPool, bar: &Bar) -> Result<(Archive, Option<f6
         (archive, Some(gbs))
     };
     if archive.index().is_empty() {
-        return Err(Error::invalid("empty: there is nothing to measure").about(file.display()));
+        return Err(Error::invalid("empty: there is nothing to measure").about_path(file));
     }
     Ok((archive, pack_gbs))
 }
@@ -219,7 +221,7 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
         let [room, bytes] = [room, bytes].map(report::bytes);
         let why =
             format!("has {room} free, and the archive may take {bytes}; TMPDIR can name another directory");
-        return Err(Error::invalid(why).about(dir.display()));
+        return Err(Error::invalid(why).about_path(dir));
     }
     let begun = Instant::now();
     let options = Options::default();
@@ -261,7 +263,7 @@ impl Figures {
         rows.extend(self.memcpy.iter().map(|m| vec!["memcpy".into(), threads(m.threads), rate(m.gbs)]));
         let head = format!(
             "{}: {} -> {} ({})",
-            report::printable(&self.file.display().to_string()),
+            escape::path(&self.file),
             report::bytes(self.bytes),
             report::bytes(self.stored),
             report::ratio(self.stored, self.bytes),
