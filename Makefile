@@ -36,10 +36,10 @@ check: ## What to run before a commit: format, lints, layers, licences, advisori
 	fi
 
 test: ## Run all tests; installs what they need, and says so
-	@tests/prepare fuse python cxx
+	@tests/prepare fuse python cxx strace
 	@test -e /dev/fuse || echo "no /dev/fuse here: the tests that mount are skipped"
 	@$(PYTHON) tests/python/ptx.py --check
-	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
+	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
 
 ptx: ## Compile the GPU's kernels: src/gpu/kernel.cu to src/gpu/kernel.ptx, without a GPU
 	@tests/prepare python
