@@ -138,6 +138,7 @@ fn verify_one(path: &Path, quick: bool, watch: &Watch) {
 /// One archive's path beside its description.
 #[derive(serde::Serialize)]
 struct Described {
+    #[serde(flatten, serialize_with = "escape::field::path")]
     path: PathBuf,
     #[serde(flatten)]
     description: read::Description,
