@@ -16,6 +16,10 @@ MANUALS := target/manuals
 
 # What `make bench` and `make exact` work on: some .safetensors files. `bench` can do without.
 FILES ?=
+NEEDS_FILES = @test -n "$(FILES)" || { echo 'make $@ FILES="model.safetensors ...": on which files?'; exit 1; }
+
+# Whether we may open /dev/fuse, so that tests which mount must not be skipped.
+FUSE := $(shell test -r /dev/fuse && test -w /dev/fuse && echo yes)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -37,9 +41,9 @@ check: ## What to run before a commit: format, lints, layers, licences, advisori
 
 test: ## Run all tests; installs what they need, and says so
 	@tests/prepare fuse python cxx strace
-	@test -e /dev/fuse || echo "no /dev/fuse here: the tests that mount are skipped"
+	@tests/prepare fuse-device
 	@$(PYTHON) tests/python/ptx.py --check
-	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 $(if $(wildcard /dev/fuse),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
+	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 $(if $(FUSE),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
 
 ptx: ## Compile the GPU's kernels: src/gpu/kernel.cu to src/gpu/kernel.ptx, without a GPU
 	@tests/prepare python
@@ -88,10 +92,12 @@ bench: build ## Time the kernels; with FILES="model.safetensors ..." also bsz on
 	$(if $(FILES),@echo; python3 benches/compare.py --bsz $(TARGET)/release/bsz $(FILES))
 
 bench-mounts: build ## Time reading FILES: plain, through a mount, through the ceiling of FUSE, cold and warm, layer by layer
+	$(NEEDS_FILES)
 	$(CARGO) build --locked --release --example ceiling
 	python3 benches/mounts.py --bsz $(TARGET)/release/bsz --ceiling $(TARGET)/release/examples/ceiling $(FILES)
 
 exact: build ## Hold every byte of FILES to their archives, unpacked and mounted
+	$(NEEDS_FILES)
 	python3 tests/python/exact.py $(TARGET)/release/bsz $(FILES)
 
 manuals: ## Write man pages and shell completions (bash, zsh, fish) into target/manuals

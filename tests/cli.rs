@@ -451,7 +451,7 @@ fn doctor_looks_at_all_and_says_what_to_do() {
     let ran = run(dir.path(), &["doctor", "--json"]);
     let findings: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let findings = findings.as_array().expect("a list");
-    assert_eq!(findings.len(), 10);
+    assert_eq!(findings.len(), 11);
     let bad = findings.iter().any(|f| f["state"] == "bad");
     assert_eq!(ran.code, Some(if bad { 1 } else { 0 }), "{ran:?}");
     assert!(findings.iter().all(|f| f["state"] != "bad" || f["mend"].is_string()), "{ran:?}");

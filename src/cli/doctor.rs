@@ -53,6 +53,7 @@ impl Finding {
 
 /// `bsz doctor`
 pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
+    let [dead, mute] = unserved_mounts();
     let findings = [
         kernel(),
         fuse(),
@@ -63,7 +64,8 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
         memory(),
         decoders(),
         gpu(),
-        unserved_mounts(),
+        dead,
+        mute,
     ];
     let output = Output::new(args.json, quiet);
     let row = |f: &Finding| {
@@ -176,20 +178,22 @@ fn gpu() -> Finding {
     Finding::new("CUDA", State::Good, "not used: this bsz was built without")
 }
 
-fn unserved_mounts() -> Finding {
-    let what = "dead mounts";
-    let found = |count: usize, of: &str, first: &std::path::Path| {
-        Finding::new(what, State::Fair, format!("{count} {of}, {} is one", escape::path(first)))
+/// Mounts whose daemons have died, and such whose daemons do not answer.
+fn unserved_mounts() -> [Finding; 2] {
+    let names = ["dead mounts", "mute mounts"];
+    let unserved = match mount::unserved(None) {
+        Ok(unserved) => unserved,
+        Err(e) => return names.map(|what| Finding::new(what, State::Fair, e.to_string())),
     };
-    match mount::unserved(None) {
-        Err(e) => Finding::new(what, State::Fair, e.to_string()),
-        Ok(unserved) => match (&unserved.dead[..], &unserved.silent[..]) {
-            ([], []) => Finding::new(what, State::Good, "none"),
-            (dead @ [first, ..], _) => found(dead.len(), "dead", first).mend("bsz umount --stale"),
-            ([], silent @ [first, ..]) => {
-                let mend = format!("bsz umount --lazy {}", escape::path(first));
-                found(silent.len(), "without an answer", first).mend(mend)
-            }
-        },
-    }
+    let finding = |what, mounts: &[std::path::PathBuf], mend: &dyn Fn(&str) -> String| match mounts {
+        [] => Finding::new(what, State::Good, "none"),
+        [first, ..] => {
+            let first = escape::path(first);
+            Finding::new(what, State::Fair, format!("{}, {first} is one", mounts.len())).mend(mend(&first))
+        }
+    };
+    [
+        finding(names[0], &unserved.dead, &|_| "bsz umount --stale".to_owned()),
+        finding(names[1], &unserved.silent, &|first| format!("bsz umount --lazy {first}")),
+    ]
 }

@@ -40,6 +40,10 @@ Environment:
   BSZ_DECODER  a decoder to use instead of the fastest: scalar, avx2 or avx512
   TMPDIR       where demo and bench put what is temporary, instead of /tmp
 
+Names:
+  bytes that are not UTF-8 are shown as \\xNN, characters that would steer a terminal as \\u{NN};
+  JSON has the bytes of such a path beside it, in hexadecimal: path_bytes beside path
+
 Exit status:
   0  it was done
   1  it failed, and standard error says why
@@ -118,19 +122,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Print what clap has to say. What names of files are in it came with the arguments, from a `*` for instance.
+/// Print what is wrong with the arguments, or the help that was asked for. Names of files are in it, from a `*` for
+/// instance: it is said of the arguments as they can be shown.
 fn explain_usage(e: &clap::Error) -> ExitCode {
-    if !e.use_stderr() {
-        e.exit();
-    }
-    let mut said = e.render().to_string();
-    for argument in std::env::args_os() {
-        let (given, shown) = (argument.to_string_lossy(), escape::path(&argument));
-        if given != shown {
-            said = said.replace(&*given, &shown);
-        }
-    }
-    let _ = io::stderr().write_all(said.as_bytes());
+    let shown = std::env::args_os().map(|argument| escape::path(&argument).into_owned());
+    let _ = Cli::try_parse_from(shown).as_ref().err().unwrap_or(e).print();
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 

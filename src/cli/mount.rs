@@ -376,7 +376,10 @@ impl Read for Patient {
         let left = self.until.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&left))? {
-            0 => Err(io::Error::new(io::ErrorKind::TimedOut, "is not ready in time: what does it wait for?")),
+            0 => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "is not ready after a minute: its source does not answer, or a GPU",
+            )),
             _ => self.pipe.read(out),
         }
     }

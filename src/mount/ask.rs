@@ -144,8 +144,8 @@ fn start(question: Question, path: &Path) -> std::result::Result<Helper, Unanswe
         return Err(Unanswered::Silent);
     }
     let mut command = this_program();
-    command.args(["ask", question.name(), "--"]).arg(path).stdout(Stdio::piped()).stderr(Stdio::null());
-    Helper::start(&mut command).map_err(Unanswered::Failed)
+    command.args(["ask", question.name(), "--"]).arg(path);
+    Helper::start(&mut command, false).map_err(Unanswered::Failed)
 }
 
 /// A process that may never end, and what it has said so far.
@@ -157,11 +157,17 @@ struct Helper {
 }
 
 impl Helper {
-    /// Start a command one of whose output streams is piped.
-    fn start(command: &mut Command) -> Result<Self> {
-        // A terminal's ^C is for us, and what is left behind is not for a terminal.
-        let mut child = command.stdin(Stdio::null()).process_group(0).spawn()?;
-        let pipe = child.stdout.take().map(OwnedFd::from).or(child.stderr.take().map(OwnedFd::from));
+    /// Start a command, and hear its standard output, or its standard error instead.
+    fn start(command: &mut Command, hear_errors: bool) -> Result<Self> {
+        // Pipes that nobody holds the other end of: there may be no /dev/null, and what is left behind must not hold
+        // anything of a shell's.
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A terminal's ^C is for us.
+        let mut child = command.process_group(0).spawn()?;
+        drop(child.stdin.take());
+        let (stdout, stderr) =
+            (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from));
+        let pipe = if hear_errors { stderr } else { stdout };
         let pipe = pipe.ok_or_else(|| Error::invalid("it has no pipe"))?.into();
         Ok(Self { child, pipe, said: Vec::new(), ended: false })
     }
@@ -229,8 +235,7 @@ fn listen(helpers: &mut [&mut Helper], deadline: Instant) {
 
 /// Run a command to its end, or to the deadline: its exit status, and what it said on its standard error.
 pub(super) fn run(command: &mut Command) -> std::result::Result<(ExitStatus, Vec<u8>), Unanswered> {
-    let mut helper =
-        Helper::start(command.stdout(Stdio::null()).stderr(Stdio::piped())).map_err(Unanswered::Failed)?;
+    let mut helper = Helper::start(command, true).map_err(Unanswered::Failed)?;
     listen(&mut [&mut helper], Instant::now() + ANSWER_WITHIN);
     let in_time = helper.ended;
     helper.end().ok().filter(|_| in_time).ok_or(Unanswered::Silent)
@@ -275,7 +280,7 @@ mod tests {
     #[test]
     fn a_process_that_does_not_end_is_waited_for_no_longer_than_the_deadline() {
         let mut sleep = Command::new("sleep");
-        let mut helper = Helper::start(sleep.arg("60").stdout(Stdio::piped())).expect("sleep");
+        let mut helper = Helper::start(sleep.arg("60"), false).expect("sleep");
         let started = Instant::now();
         listen(&mut [&mut helper], started + Duration::from_millis(50));
         assert!(!helper.ended && helper.end().is_ok() && started.elapsed() < Duration::from_secs(30));
@@ -284,7 +289,7 @@ mod tests {
     #[test]
     fn nobody_is_heard_without_end() {
         let mut endless = Command::new("cat");
-        let mut helper = Helper::start(endless.arg("/dev/zero").stdout(Stdio::piped())).expect("cat");
+        let mut helper = Helper::start(endless.arg("/dev/zero"), false).expect("cat");
         listen(&mut [&mut helper], Instant::now() + Duration::from_secs(30));
         assert!(helper.ended && helper.said.len() as u64 <= LONGEST);
         let _ = helper.child.kill();

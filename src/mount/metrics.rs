@@ -89,10 +89,8 @@ pub(super) fn listen(
 
 /// A Unix socket at `path`, in place of one that nobody listens on any more; for its user alone.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    let left_behind = || {
-        path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket())
-            && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    };
+    let left_behind =
+        || path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) && is_refused(path);
     let listener = match UnixListener::bind(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse && left_behind() => {
             std::fs::remove_file(path)?;
@@ -102,6 +100,15 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     };
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Whether nobody listens on the socket at `path`. Who listens and does not answer is not waited for.
+fn is_refused(path: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let connected = socket.and_then(|socket| connect(&socket, &SocketAddrUnix::new(path)?));
+    connected == Err(rustix::io::Errno::CONNREFUSED)
 }
 
 /// Start the thread that answers.

@@ -182,16 +182,26 @@ fn mountpoints() -> Vec<PathBuf> {
 }
 
 fn mount_table() -> Vec<(PathBuf, String)> {
-    let table = std::fs::read_to_string("/proc/mounts").expect("/proc/mounts");
-    let unescape = |field: &str| {
-        [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")]
-            .iter()
-            .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+    use std::os::unix::ffi::OsStringExt;
+    let table = std::fs::read("/proc/mounts").expect("/proc/mounts");
+    // The kernel escapes as \ooo what would end a field.
+    let unescape = |field: &[u8]| {
+        let mut bytes = Vec::new();
+        let mut rest = field;
+        while let Some((&first, tail)) = rest.split_first() {
+            let code = tail.get(..3).filter(|_| first == b'\\').and_then(|c| std::str::from_utf8(c).ok());
+            let byte = code.and_then(|code| u8::from_str_radix(code, 8).ok());
+            bytes.push(byte.unwrap_or(first));
+            rest = &tail[if byte.is_some() { 3 } else { 0 }..];
+        }
+        PathBuf::from(std::ffi::OsString::from_vec(bytes))
     };
-    table
-        .lines()
-        .filter_map(|line| Some((unescape(line.split(' ').nth(1)?).into(), line.to_owned())))
-        .collect()
+    let lines = table.split(|&b| b == b'\n');
+    let place = |line: &[u8]| {
+        let at = line.split(|&b| b == b' ').nth(1)?;
+        Some((unescape(at), String::from_utf8_lossy(line).into_owned()))
+    };
+    lines.filter_map(place).collect()
 }
 
 /// Wait until something holds, or fail.
