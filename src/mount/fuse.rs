@@ -3,12 +3,13 @@
 //! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
-use super::ahead::{Models, Shard};
+use super::ahead::Learner;
 use super::attr::Attr;
 use super::pull::Puller;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Opened, Tree};
+use super::tree::{Content, Handle, Tree};
 use super::{Prefetch, Status, xattrs};
+use crate::codec::checksum;
 use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -23,7 +24,6 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,8 +46,7 @@ const KEEP_BUFFER: usize = 1 << 20;
 pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
-    prefetch: Prefetch,
-    models: Arc<Models>,
+    learner: Learner,
     /// What the daemon says of itself now.
     status: Arc<dyn Fn() -> Status + Send + Sync>,
     said: Arc<Said>,
@@ -64,8 +63,9 @@ impl BszFs {
         puller: Option<Arc<Puller>>,
         status: Arc<dyn Fn() -> Status + Send + Sync>,
     ) -> Self {
-        let (tree, models, said, replier) = (Arc::new(tree), Arc::default(), Arc::default(), Arc::default());
-        Self { tree, cache, prefetch, models, status, said, replier, puller }
+        let (tree, said, replier) = (Arc::new(tree), Arc::<Said>::default(), Arc::default());
+        let learner = Learner::start(tree.clone(), cache.clone(), prefetch, said.clone());
+        Self { tree, cache, learner, status, said, replier, puller }
     }
 
     /// What is to know the descriptor that requests are read from.
@@ -76,26 +76,6 @@ impl BszFs {
     /// What its readers' errors are kept in, to say each once.
     pub fn said(&self) -> Arc<Said> {
         self.said.clone()
-    }
-
-    /// Learn which model an open archive is a shard of, on another thread; at its first read.
-    fn look_for_model(&self, opened: &Arc<Opened>) {
-        let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
-        let (models, prefetch) = (self.models.clone(), self.prefetch);
-        self.cache.spawn(move || {
-            let Content::Archive { archive, path, shown, model, .. } = &opened.content else { return };
-            model.get_or_init(|| {
-                let this = Shard { archive: archive.clone(), shown: shown.clone() };
-                let (shards, this) = tree.shards(path, this);
-                match models.of(shards, prefetch, cache.decoder()) {
-                    Ok(model) => model.map(|model| (model, this)),
-                    Err(e) => {
-                        log::warn!("{}: its layers are not known: {e}", path.display());
-                        None
-                    }
-                }
-            });
-        });
     }
 
     /// Who pulls layers into the page cache, if this request is of the process that does.
@@ -188,7 +168,7 @@ impl Filesystem for BszFs {
             Err(e) => return reply.error(errno(e)),
         };
         match &opened.content {
-            Content::Archive { archive, path, model, sought, .. } => {
+            Content::Archive { archive, path, model, .. } => {
                 let (said_of, said) = (path.clone(), self.said.clone());
                 let (request, replier) = (request.unique(), self.replier.clone());
                 // What is read into the page cache stays there.
@@ -201,7 +181,7 @@ impl Filesystem for BszFs {
                 self.cache.read(archive, offset, len, reader, move |slices| match slices {
                     Ok(slices) => reply_slices(&slices, request, &replier, reply),
                     Err(e) => {
-                        said.say(format!("{}: {e}", said_of.display()));
+                        said.say(log::Level::Error, &format!("{}: {e}", said_of.display()));
                         reply.error(Errno::EIO);
                     }
                 });
@@ -210,10 +190,8 @@ impl Filesystem for BszFs {
                     Some(Some((model, shard))) => {
                         model.is_read(*shard, offset, size.into(), paged, &self.cache);
                     }
-                    None if self.prefetch != Prefetch::Off && !sought.swap(true, Ordering::Relaxed) => {
-                        self.look_for_model(&opened);
-                    }
-                    _ => {}
+                    None => self.learner.seek(&opened),
+                    Some(None) => {}
                 }
             }
             Content::Plain(_) => self.cache.spawn(move || {
@@ -407,7 +385,8 @@ fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.
-pub(super) struct Said(Mutex<LruCache<String, ()>>);
+/// Their checksums are kept.
+pub(super) struct Said(Mutex<LruCache<u64, ()>>);
 
 impl Default for Said {
     fn default() -> Self {
@@ -421,11 +400,10 @@ impl Said {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn say(&self, message: String) {
+    pub fn say(&self, level: log::Level, message: &str) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.get(&message).is_none() {
-            log::error!("{message}");
-            said.put(message, ());
+        if said.put(checksum(message.as_bytes()), ()).is_none() {
+            log::log!(level, "{message}");
         }
     }
 }

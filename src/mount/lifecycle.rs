@@ -68,7 +68,8 @@ pub fn run(o: &MountOptions, ready: impl FnOnce(), hangup: impl Fn() + Send + 's
     if let Some(puller) = &puller {
         cache.give_to(puller.clone());
     }
-    let file_system = BszFs::new(Tree::new(plan.view), Arc::clone(&cache), o.prefetch, puller, tell);
+    let tree = Tree::new(plan.view, cache.indexes());
+    let file_system = BszFs::new(tree, Arc::clone(&cache), o.prefetch, puller, tell);
     let (said, replier) = (file_system.said(), file_system.replier());
     let hangup = move || {
         hangup();
@@ -109,7 +110,11 @@ fn look_for_gpu(cache: &Arc<ChunkCache>, o: &MountOptions) {
                 log::warn!("{e}; layers are decoded ahead by the cores");
             }
         }
-        Prefetch::Auto => cuda::use_faster_gpu(cache, o.gpu_memory),
+        Prefetch::Auto => {
+            if let Err(e) = cuda::use_faster_gpu(cache, o.gpu_memory) {
+                log::debug!("no GPU is looked for: {e}");
+            }
+        }
         Prefetch::Off | Prefetch::Layers(_) => {}
     }
 }

@@ -9,7 +9,7 @@ use super::handles::Handles;
 use super::inodes::{Inodes, Node, ROOT};
 use super::view::{Found, Listed, View, is_name};
 use crate::error::{Error, ErrorKind};
-use crate::format::Naming;
+use crate::format::{IndexMemory, Naming};
 use crate::read::Archive;
 use lru::LruCache;
 use rustix::fs::{FileType, Stat, StatVfs, fstat};
@@ -82,7 +82,12 @@ pub(super) struct Tree {
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
     archives: Mutex<Archives>,
+    /// What the indexes of open archives take their memory from.
+    indexes: Arc<IndexMemory>,
 }
+
+/// Shards of a model whose layers are known, at most: they are open as long as one of them is.
+const MOST_SHARDS: usize = 1024;
 
 /// How many archives are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -92,13 +97,14 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 type Archives = LruCache<Identity, (u64, Weak<Archive>)>;
 
 impl Tree {
-    pub fn new(view: View) -> Self {
+    pub fn new(view: View, indexes: &Arc<IndexMemory>) -> Self {
         Self {
             view,
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
             archives: Mutex::new(LruCache::new(REMEMBERED)),
+            indexes: indexes.clone(),
         }
     }
 
@@ -261,7 +267,8 @@ impl Tree {
         if let Some(archive) = known(&mut archives()) {
             return Ok(archive);
         }
-        let mut archive = Archive::from_file(file).map_err(|e| open_failed(path, &e))?;
+        let mut archive =
+            Archive::from_file_within(file, &self.indexes).map_err(|e| open_failed(path, &e))?;
         archive.read_directly();
         let mut archives = archives();
         // Meanwhile another thread may have opened it.
@@ -287,7 +294,8 @@ impl Tree {
         };
         let mut shards = Vec::new();
         let mut place = None;
-        for Listed { name, .. } in listed.iter().filter(|l| l.name.to_str().and_then(shards_of) == Some(of)) {
+        let belongs = |listed: &&Listed| listed.name.to_str().and_then(shards_of) == Some(of);
+        for Listed { name, .. } in listed.iter().filter(belongs).take(MOST_SHARDS) {
             let Ok(found) = self.view.find(dir, name) else { continue };
             let opened = self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
             let archive = opened.and_then(|(file, stat)| {
@@ -347,7 +355,7 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("sub/deep")).expect("mkdir");
         std::fs::write(dir.path().join("sub/file"), "content").expect("write");
         symlink("sub/file", dir.path().join("link")).expect("symlink");
-        let tree = Tree::new(View::new(Source::open(dir.path()).expect("source"), None));
+        let tree = Tree::new(View::new(Source::open(dir.path()).expect("source"), None), &Arc::default());
         (dir, tree)
     }
 

@@ -49,17 +49,17 @@ pub(super) fn get(tree: &Tree, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
             let ratio = archive.stored_len() as f64 / footer.original_len.max(1) as f64;
             Ok(format!("{ratio:.4}").into())
         }
-        Some("user.bsz.coding") => Ok(codings(archive).into()),
+        Some("user.bsz.coding") => Ok(codings(archive)?.into()),
         _ => Err(Errno::NODATA),
     }
 }
 
 /// How many chunks are coded how: `planes 4212, raw 3`.
-fn codings(archive: &Archive) -> String {
+fn codings(archive: &Archive) -> Result<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for id in 0..archive.index().len() {
-        *counts.entry(archive.index().chunk(id).coding.name()).or_default() += 1;
+        *counts.entry(archive.index().chunk(id).map_err(|_| Errno::IO)?.coding.name()).or_default() += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(coding, n)| format!("{coding} {n}")).collect();
-    counts.join(", ")
+    Ok(counts.join(", "))
 }
