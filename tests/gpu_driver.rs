@@ -158,8 +158,9 @@ fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     let raw = |id: usize| index.chunk(id).expect("indexed").coding == codec::Coding::Raw;
     // What takes long in this driver, once only.
     let often = (0..12).flat_map(|round| ids.iter().filter(move |&&id| round == 0 || raw(id)));
-    let chunks: Vec<_> =
-        often.map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).expect("indexed").checksum)).collect();
+    let chunks: Vec<_> = often
+        .map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).expect("indexed").checksum))
+        .collect();
     let piece = |(chunk, _): &(StoredChunk, u64)| {
         let (coding, model, payload) = chunk.parts();
         Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.decoded_len() }
