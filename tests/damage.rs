@@ -141,12 +141,13 @@ fn noise_in_streams(dir: &std::path::Path, archive: &[u8]) {
     std::fs::write(&path, archive).expect("written");
     let a = Archive::open(&path).expect("opens");
     let mut r = Random(23);
-    let planes: Vec<_> =
-        (0..a.index().len()).filter(|&id| a.index().chunk(id).coding == codec::Coding::Planes).collect();
-    let model = |id: usize| a.index().model(a.index().chunk(id).model).expect("a model");
+    let planes: Vec<_> = (0..a.index().len())
+        .filter(|&id| a.index().chunk(id).expect("indexed").coding == codec::Coding::Planes)
+        .collect();
+    let model = |id: usize| a.index().model(a.index().chunk(id).expect("indexed").model).expect("a model");
     assert!(!planes.is_empty(), "the sample has nothing to damage");
     for id in planes {
-        let (c, model) = (a.index().chunk(id), model(id));
+        let (c, model) = (a.index().chunk(id).expect("indexed"), model(id));
         let stored = &archive[c.stored_at as usize..][..c.stored_len as usize];
         for _ in 0..1000 {
             let mut payload = stored.to_vec();

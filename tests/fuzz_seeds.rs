@@ -67,7 +67,7 @@ fn seeds() {
             seed("index", &format!("header-{name}"), &[&[3], &len.to_le_bytes(), prefix, json]);
         }
         for id in (0..archive.index().len()).take(8) {
-            let c = archive.index().chunk(id);
+            let c = archive.index().chunk(id).expect("indexed");
             let mut model = Vec::new();
             if c.model != NO_MODEL {
                 archive.index().model(c.model).expect("a model").write_to(&mut model);

@@ -152,13 +152,15 @@ fn an_archive_is_resident() {
 /// The chunks that a GPU decodes, four times over, with their checksums.
 fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     let index = archive.index();
-    let ids: Vec<usize> = (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).coding)).collect();
+    let ids: Vec<usize> =
+        (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).expect("indexed").coding)).collect();
     assert!(ids.len() < index.len(), "the sample has no chunk of zstd");
-    let raw = |id: usize| index.chunk(id).coding == codec::Coding::Raw;
+    let raw = |id: usize| index.chunk(id).expect("indexed").coding == codec::Coding::Raw;
     // What takes long in this driver, once only.
     let often = (0..12).flat_map(|round| ids.iter().filter(move |&&id| round == 0 || raw(id)));
-    let chunks: Vec<_> =
-        often.map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).checksum)).collect();
+    let chunks: Vec<_> = often
+        .map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).expect("indexed").checksum))
+        .collect();
     let piece = |(chunk, _): &(StoredChunk, u64)| {
         let (coding, model, payload) = chunk.parts();
         Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.decoded_len() }

@@ -155,7 +155,7 @@ fn chunks(path: &Path) -> Vec<Case> {
     let models: Vec<_> =
         (0..archive.footer().model_count).map(|id| Arc::new(index.model(id).expect("a model"))).collect();
     let case = |id| {
-        let c = index.chunk(id);
+        let c = index.chunk(id).expect("indexed");
         let payload = bytes[c.stored_at as usize..][..c.stored_len as usize].to_vec();
         Case { coding: c.coding, model: models.get(c.model as usize).cloned(), payload, len: c.len() }
     };

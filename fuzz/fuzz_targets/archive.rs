@@ -36,7 +36,7 @@ fn archive(data: &[u8]) -> Tested {
         archive = file.open().expect("it opened before");
     } else {
         let ids = 0..archive.index().len();
-        let right = |id: usize, c: &[u8]| checksum(c) == archive.index().chunk(id).checksum;
+        let right = |id: usize, c: &[u8]| checksum(c) == archive.index().chunk(id).expect("it was checked").checksum;
         chunks = ids.zip(chunks).map(|(id, c)| c.filter(|c| right(id, c))).collect();
     }
     let original: Option<Vec<u8>> = chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
@@ -44,7 +44,7 @@ fn archive(data: &[u8]) -> Tested {
         let decoder = &**decoder;
         let mut scratch = Scratch::default();
         for (id, chunk) in chunks.iter().enumerate() {
-            let mut out = vec![0xaa; archive.index().chunk(id).len()];
+            let mut out = vec![0xaa; archive.index().chunk(id).expect("it was checked").len()];
             let read = archive.read_chunk(id, decoder, &mut scratch, &mut out);
             assert_eq!(read.is_ok(), chunk.is_some(), "chunk {id}: {read:?}");
             assert!(chunk.as_ref().is_none_or(|c| *c == out), "chunk {id} reads otherwise");
@@ -81,7 +81,7 @@ fn sha256(bytes: &[u8]) -> ([u8; 32], Vec<[u32; 8]>) {
 
 fn decode_chunks(archive: &Archive, file: &[u8]) -> Vec<Option<Vec<u8>>> {
     let decoded = |id: usize| {
-        let c = archive.index().chunk(id);
+        let c = archive.index().chunk(id).expect("it was checked");
         let model = if c.model == NO_MODEL { None } else { Some(archive.index().model(c.model).ok()?) };
         let payload = &file[c.stored_at as usize..][..c.stored_len as usize];
         decode(c.coding, model.as_ref(), payload, c.len(), 0).ok()

@@ -20,6 +20,9 @@ pub const MAX_CHOICES: usize = 4;
 pub const MAX_CLASSES: usize = 8;
 /// Columns of a tensor whose columns are in classes.
 pub const MAX_COLUMNS: usize = 1 << 16;
+/// No model's wire form has more bytes: 14 of numbers, a plane for each bit of 64, values, classes and tables.
+pub const MOST_WIRE: usize =
+    14 + 64 + 2 * MAX_VALUES + MAX_COLUMNS / 2 + MAX_CHOICES * MAX_CLASSES * 2 * BUCKETS;
 
 /// Frequencies by symbol, those of values first, then the escape's; 0 behind it.
 pub type Freqs = [u16; BUCKETS];
@@ -218,6 +221,12 @@ impl Model {
             tables,
             decoder: OnceLock::new(),
         })
+    }
+
+    /// Bytes of memory that it takes, with the tables that decoders use.
+    pub fn footprint(&self) -> usize {
+        let table = size_of::<Table>() + size_of::<DecodeTable>();
+        size_of::<Self>() + 2 * self.values.capacity() + self.wrapped.capacity() + self.tables.len() * table
     }
 
     /// How elements are cut.

@@ -2,7 +2,7 @@
 
 use super::{MAX_CHUNK, Naming, VERSION};
 use crate::{
-    codec::checksum,
+    codec::{checksum, model::MOST_WIRE},
     error::{Error, ErrorKind, Result},
     sha256,
 };
@@ -108,9 +108,14 @@ impl Footer {
 
     /// Bytes of the index before the models.
     pub(super) fn tables_len(&self) -> u64 {
-        super::index::CHUNK_LEN * u64::from(self.chunk_count)
+        super::index::RECORD as u64 * u64::from(self.chunk_count)
             + 32 * sha256::state_count(self.original_len)
             + 4 * u64::from(self.model_count)
+    }
+
+    /// No index of so many chunks and models is longer.
+    fn most_index(&self) -> u64 {
+        MAX_INDEX.min(self.tables_len() + MOST_WIRE as u64 * u64::from(self.model_count))
     }
 
     /// Read the footer of an archive of `file_len` bytes.
@@ -149,7 +154,9 @@ impl Footer {
             && end == Some(file_len)
             && footer.index_offset >= HEADER_LEN
             && footer.original_len <= i64::MAX as u64
-            && (footer.tables_len()..=MAX_INDEX).contains(&footer.index_len)
+            && u64::from(footer.chunk_count) <= footer.original_len
+            && footer.model_count <= footer.chunk_count
+            && (footer.tables_len()..=footer.most_index()).contains(&footer.index_len)
             && footer.mode <= 0o7777
             && footer.mtime.1 < 1_000_000_000
             && footer.max_chunk <= MAX_CHUNK;

@@ -1,15 +1,20 @@
 //! The index: a table of chunks, read in place, and the models they share.
 
-use super::{Footer, HEADER_LEN};
+use super::{
+    Footer,
+    parts::{Checker, IndexMemory, PART, Parts, ReadIndex, Reservation},
+};
 use crate::{
-    codec::{Coding, Model, checksum},
+    codec::{Coding, Model, checksum, model::MOST_WIRE},
     error::{Error, Result},
     sha256::{self, State},
 };
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// Bytes of a chunk's record.
-pub(super) const CHUNK_LEN: u64 = 32;
+pub(super) const RECORD: usize = 32;
+/// Bytes that a reader may keep beside the record of a chunk, of the history of its reads.
+const HISTORY: u64 = 8;
 /// The model number of a chunk that needs none.
 pub const NO_MODEL: u32 = 0xff_ffff;
 
@@ -42,146 +47,185 @@ impl Chunk {
     }
 }
 
-/// A checked index. It keeps the bytes as they are and decodes records when asked.
+/// A checked index: all of it in memory, or read again in parts where that would take too much.
 pub struct Index {
-    bytes: Vec<u8>,
-    original_len: u64,
-    chunk_count: usize,
+    bytes: Bytes,
+    footer: Footer,
     /// Where the model ends start.
     ends_at: usize,
-    model_count: usize,
+    /// What it takes of a memory, if it is whole.
+    _held: Option<Reservation>,
+}
+
+enum Bytes {
+    Whole(Vec<u8>),
+    Parts(Parts),
 }
 
 impl Index {
-    /// Check the index that `footer` describes.
+    /// Check the index that `footer` describes, and keep it in memory.
     ///
     /// # Errors
     /// Corruption, where the checksum, the order of chunks or any bound does not hold; compatibility, where a
     /// coding is unknown.
     pub fn new(bytes: Vec<u8>, footer: &Footer) -> Result<Self> {
-        if bytes.len() as u64 != footer.index_len || checksum(&bytes) != footer.index_checksum {
-            return Err(Error::corrupt("the archive's index does not match its checksum"));
+        let mut checker = Checker::new(footer);
+        bytes.chunks(PART).for_each(|part| checker.feed(part));
+        checker.finish()?;
+        Ok(Self::checked(Bytes::Whole(bytes), None, footer))
+    }
+
+    /// Read and check the index that `footer` describes. It stays in memory if `memory` has room for it; otherwise it is
+    /// read in parts, and each part is checked again whenever it is read.
+    ///
+    /// # Errors
+    /// As [`Index::new`], and of `source`; Io, where `memory` has no room even for what reading in parts takes.
+    pub fn read(source: ReadIndex, footer: &Footer, memory: &Arc<IndexMemory>) -> Result<Self> {
+        let mut checker = Checker::new(footer);
+        let len = footer.index_len;
+        let Some(held) = memory.reserve_whole(len + HISTORY * u64::from(footer.chunk_count.min(1 << 16)))
+        else {
+            let held = memory.reserve(Parts::cost(footer))?;
+            let mut part = Vec::new();
+            for at in (0..len).step_by(PART) {
+                part.resize(PART.min((len - at) as usize), 0);
+                source(at, &mut part)?;
+                checker.feed(&part);
+            }
+            let parts = Parts::new(source, checker.finish()?, held);
+            return Ok(Self::checked(Bytes::Parts(parts), None, footer));
+        };
+        let mut bytes = vec![0; len as usize];
+        for (at, part) in (0..).step_by(PART).zip(bytes.chunks_mut(PART)) {
+            source(at, part)?;
+            checker.feed(part);
         }
-        let model_count = footer.model_count as usize;
-        let chunk_count = footer.chunk_count as usize;
+        checker.finish()?;
+        Ok(Self::checked(Bytes::Whole(bytes), Some(held), footer))
+    }
+
+    fn checked(bytes: Bytes, held: Option<Reservation>, footer: &Footer) -> Self {
         let ends_at = (footer.tables_len() - 4 * u64::from(footer.model_count)) as usize;
-        let index = Self { bytes, original_len: footer.original_len, chunk_count, ends_at, model_count };
-        let mut at = 0;
-        for id in 0..index.chunk_count {
-            let c = index.record(id)?;
-            let sound = c.original.start == at
-                && c.original.end > at
-                && c.original.end - at <= footer.max_chunk.into()
-                && u64::from(c.stored_len) <= c.original.end - at
-                && c.stored_at >= HEADER_LEN
-                && c.stored_at.checked_add(c.stored_len.into()).is_some_and(|end| end <= footer.index_offset)
-                && (c.model == NO_MODEL) == (c.coding != Coding::Planes)
-                && (c.model == NO_MODEL || (c.model as usize) < model_count);
-            if !sound {
-                return Err(Error::corrupt(format!("chunk {id} of the archive's index is out of bounds")));
-            }
-            at = c.original.end;
-        }
-        if at != footer.original_len {
-            return Err(Error::corrupt("the archive's chunks do not cover the original"));
-        }
-        let mut end = 0;
-        for id in 0..model_count {
-            let next = index.model_end(id);
-            if next < end || next > index.model_bytes().len() {
-                return Err(Error::corrupt("the archive's models are out of bounds"));
-            }
-            end = next;
-        }
-        if end != index.model_bytes().len() {
-            return Err(Error::corrupt("the archive's index has trailing bytes"));
-        }
-        Ok(index)
+        Self { bytes, footer: footer.clone(), ends_at, _held: held }
     }
 
     /// How many chunks there are.
     pub fn len(&self) -> usize {
-        self.chunk_count
+        self.footer.chunk_count as usize
     }
 
     /// Whether the original is empty.
     pub fn is_empty(&self) -> bool {
-        self.chunk_count == 0
+        self.footer.chunk_count == 0
+    }
+
+    /// Whether it is read in parts: then looking something up may wait for the disk.
+    pub fn is_in_parts(&self) -> bool {
+        matches!(self.bytes, Bytes::Parts(_))
     }
 
     /// Chunk `id`.
     ///
+    /// # Errors
+    /// Io and corruption, where the index is in parts and one can no longer be read as it was.
+    ///
     /// # Panics
     /// Where `id` is not below [`Index::len`].
-    pub fn chunk(&self, id: usize) -> Chunk {
-        self.record(id)
-            .unwrap_or_else(|e| unreachable!("chunk {id} was checked when the index was opened: {e}"))
+    pub fn chunk(&self, id: usize) -> Result<Chunk> {
+        assert!(id < self.len(), "chunk {id} of {}", self.len());
+        let at = id * RECORD;
+        let end = if id + 1 < self.len() {
+            u64::from_le_bytes(self.bytes_at(at + RECORD)?)
+        } else {
+            self.footer.original_len
+        };
+        record(&self.bytes_at(at)?, end)
     }
 
     /// The chunk that holds byte `offset` of the original; [`Index::len`] behind its end.
-    pub fn find(&self, offset: u64) -> usize {
-        if offset >= self.original_len {
-            return self.chunk_count;
+    ///
+    /// # Errors
+    /// As [`Index::chunk`].
+    pub fn find(&self, offset: u64) -> Result<usize> {
+        if offset >= self.footer.original_len {
+            return Ok(self.len());
         }
-        let (mut low, mut high) = (0, self.chunk_count);
+        let chunks = match &self.bytes {
+            Bytes::Whole(_) => 0..self.len(),
+            Bytes::Parts(parts) => parts.chunks_near(offset, self.len()),
+        };
+        let (mut low, mut high) = (chunks.start, chunks.end);
         while high - low > 1 {
             let middle = low.midpoint(high);
-            if self.u64_at(middle * CHUNK_LEN as usize) <= offset { low = middle } else { high = middle }
+            let start = u64::from_le_bytes(self.bytes_at(middle * RECORD)?);
+            if start <= offset { low = middle } else { high = middle }
         }
-        low
+        Ok(low)
     }
 
     /// SHA-256's state after `i + 1` segments of the original: see [`crate::sha256`].
     ///
+    /// # Errors
+    /// As [`Index::chunk`].
+    ///
     /// # Panics
     /// Where there is no such state.
-    pub fn sha256_state(&self, i: usize) -> State {
-        std::array::from_fn(|j| self.u32_at(self.chunk_count * CHUNK_LEN as usize + 32 * i + 4 * j))
+    pub fn sha256_state(&self, i: usize) -> Result<State> {
+        let bytes: [u8; RECORD] = self.bytes_at(self.len() * RECORD + 32 * i)?;
+        Ok(std::array::from_fn(|j| u32::from_le_bytes(std::array::from_fn(|k| bytes[4 * j + k]))))
     }
 
     /// Model `id`.
     ///
     /// # Errors
-    /// Corruption, where the model is malformed.
+    /// Corruption, where the model is malformed; and as [`Index::chunk`].
     ///
     /// # Panics
     /// Where there is no such model.
     pub fn model(&self, id: u32) -> Result<Model> {
         let id = id as usize;
-        let start = if id == 0 { 0 } else { self.model_end(id - 1) };
-        Model::read_from(&self.model_bytes()[start..self.model_end(id)])
+        let start = if id == 0 { 0 } else { self.model_end(id - 1)? };
+        let end = self.model_end(id)?;
+        let models_at = self.ends_at + 4 * self.footer.model_count as usize;
+        let models = self.footer.index_len as usize - models_at;
+        if start > end || end > models || end - start > MOST_WIRE {
+            return Err(Error::corrupt("the archive's models are out of bounds"));
+        }
+        match &self.bytes {
+            Bytes::Whole(bytes) => Model::read_from(&bytes[models_at + start..models_at + end]),
+            Bytes::Parts(parts) => {
+                Model::read_from(&parts.range(models_at + start..models_at + end, &self.footer)?)
+            }
+        }
     }
 
-    fn record(&self, id: usize) -> Result<Chunk> {
-        let at = id * CHUNK_LEN as usize;
-        let end =
-            if id + 1 < self.chunk_count { self.u64_at(at + CHUNK_LEN as usize) } else { self.original_len };
-        let kind = self.u32_at(at + 28);
-        Ok(Chunk {
-            original: self.u64_at(at)..end,
-            stored_at: self.u64_at(at + 8),
-            checksum: self.u64_at(at + 16),
-            stored_len: self.u32_at(at + 24),
-            model: kind & NO_MODEL,
-            coding: Coding::from_wire((kind >> 24) as u8)?,
-        })
+    fn model_end(&self, id: usize) -> Result<usize> {
+        Ok(u32::from_le_bytes(self.bytes_at(self.ends_at + id * 4)?) as usize)
     }
 
-    fn model_end(&self, id: usize) -> usize {
-        self.u32_at(self.ends_at + id * 4) as usize
+    /// Some bytes of a table. They are all of one part.
+    fn bytes_at<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
+        let (part, at) = match &self.bytes {
+            Bytes::Whole(bytes) => (&**bytes, at),
+            Bytes::Parts(parts) => (&*parts.part(at / PART, &self.footer)?, at % PART),
+        };
+        Ok(*part[at..].first_chunk().expect("tables were checked when the index was opened"))
     }
+}
 
-    fn model_bytes(&self) -> &[u8] {
-        &self.bytes[self.ends_at + self.model_count * 4..]
-    }
-
-    fn u64_at(&self, at: usize) -> u64 {
-        u64::from_le_bytes(std::array::from_fn(|i| self.bytes[at + i]))
-    }
-
-    fn u32_at(&self, at: usize) -> u32 {
-        u32::from_le_bytes(std::array::from_fn(|i| self.bytes[at + i]))
-    }
+/// The chunk of a record that ends at `end` of the original.
+pub(super) fn record(bytes: &[u8; RECORD], end: u64) -> Result<Chunk> {
+    let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let kind = u32_at(28);
+    Ok(Chunk {
+        original: u64_at(0)..end,
+        stored_at: u64_at(8),
+        checksum: u64_at(16),
+        stored_len: u32_at(24),
+        model: kind & NO_MODEL,
+        coding: Coding::from_wire((kind >> 24) as u8)?,
+    })
 }
 
 /// Collects the index while chunks are written.
@@ -219,27 +263,15 @@ impl IndexWriter {
 
     /// The chunk that starts at byte `start` of the original, if there is one that is not the last so far.
     pub fn find(&self, start: u64) -> Option<Chunk> {
-        let records: &[[u8; CHUNK_LEN as usize]] = self.chunks.as_chunks().0;
-        let u64_at =
-            |r: &[u8; CHUNK_LEN as usize], at: usize| u64::from_le_bytes(std::array::from_fn(|i| r[at + i]));
-        let u32_at =
-            |r: &[u8; CHUNK_LEN as usize], at: usize| u32::from_le_bytes(std::array::from_fn(|i| r[at + i]));
-        let i = records.binary_search_by_key(&start, |r| u64_at(r, 0)).ok()?;
-        let (record, next) = (&records[i], records.get(i + 1)?);
-        let kind = u32_at(record, 28);
-        Some(Chunk {
-            original: start..u64_at(next, 0),
-            stored_at: u64_at(record, 8),
-            checksum: u64_at(record, 16),
-            stored_len: u32_at(record, 24),
-            model: kind & NO_MODEL,
-            coding: Coding::from_wire((kind >> 24) as u8).ok()?,
-        })
+        let records: &[[u8; RECORD]] = self.chunks.as_chunks().0;
+        let start_of = |r: &[u8; RECORD]| u64::from_le_bytes(std::array::from_fn(|i| r[i]));
+        let i = records.binary_search_by_key(&start, start_of).ok()?;
+        record(&records[i], start_of(records.get(i + 1)?)).ok()
     }
 
     /// The index, and `footer` with everything filled in that describes it; `states` are those of SHA-256.
     pub fn finish(mut self, footer: Footer, states: &[State]) -> (Vec<u8>, Footer) {
-        let chunk_count = (self.chunks.len() as u64 / CHUNK_LEN) as u32;
+        let chunk_count = (self.chunks.len() / RECORD) as u32;
         let model_count = (self.model_ends.len() / 4) as u32;
         debug_assert_eq!(states.len() as u64, sha256::state_count(footer.original_len));
         let mut bytes = self.chunks;

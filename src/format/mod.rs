@@ -5,11 +5,13 @@
 mod footer;
 mod index;
 mod naming;
+mod parts;
 mod safetensors;
 
 pub use footer::{FOOTER_LEN, Footer, HEADER_LEN, header, peek, read_exact};
 pub use index::{Chunk, Index, IndexWriter, NO_MODEL};
 pub use naming::Naming;
+pub use parts::{IndexMemory, ReadIndex};
 pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, claimed_len, header_len};
 
 /// The version written, and the only one read.

@@ -133,7 +133,7 @@ impl Resident {
     pub fn verify(&self, archive: &Archive) -> Result<()> {
         let mut bytes = Vec::new();
         for id in 0..archive.index().len() {
-            let chunk = archive.index().chunk(id);
+            let chunk = archive.index().chunk(id)?;
             bytes.resize(chunk.len(), 0);
             self.read(chunk.original.start as usize, &mut bytes)?;
             if checksum(&bytes) != chunk.checksum {
@@ -147,7 +147,7 @@ impl Resident {
 
 impl Chunk {
     fn new(archive: &Archive, id: usize) -> Result<Self> {
-        let c = archive.index().chunk(id);
+        let c = archive.index().chunk(id)?;
         let (coding, stored_len) =
             if takes(c.coding) { (c.coding, c.stored_len as usize) } else { (Coding::Raw, c.len()) };
         let model = archive.model_of(&c)?;
@@ -165,7 +165,7 @@ impl Chunk {
     }
 
     fn fill(&self, archive: &Archive, decoder: &dyn ChunkDecoder, place: &mut [u8]) -> Result<()> {
-        if takes(archive.index().chunk(self.id).coding) {
+        if takes(archive.index().chunk(self.id)?.coding) {
             archive.read_stored(self.id, place)
         } else {
             archive.read_chunk(self.id, decoder, &mut Scratch::default(), place)

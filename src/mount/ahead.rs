@@ -1,38 +1,105 @@
 //! The layers that will be read next, decoded before they are: in whichever shards of the model they are.
 
 use super::Prefetch;
-use crate::codec::ChunkDecoder;
-use crate::error::Result;
-use crate::read::{Archive, ChunkCache, Course, LayerMap, Read, Wish, header};
+use super::fuse::Said;
+use super::tree::{Content, Opened, Tree};
+use crate::error::{Context, Result};
+use crate::read::{
+    Archive, ChunkCache, Course, LayerMap, LayerMapBuilder, MOST_PLACES, Read, Wish, header_json,
+};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 
-/// The models that are being read.
-#[derive(Default)]
-pub(super) struct Models(Mutex<Vec<Weak<Model>>>);
+/// Longest header that layers are learnt from, in bytes: that of a model of some 30,000 tensors in one file.
+const LONGEST_HEADER: u64 = 4 << 20;
+/// Parts of layers that are looked at for one read: more are no layers that somebody reads one after another.
+const MOST_AT_ONCE: usize = 64;
+/// Archives whose layers are to be learnt, at most; others are thought of when they are read again.
+const QUEUE: usize = 256;
 
-impl Models {
-    /// The model of these shards, the same for each of them; `None` where it has no layers, or `how` does not want them.
+/// Learns the layers of the models that are read, on a thread of its own: nobody waits for it, however long it takes.
+pub(super) struct Learner(Option<SyncSender<Weak<Opened>>>);
+
+/// What that thread works with.
+struct Learning {
+    tree: Arc<Tree>,
+    cache: Arc<ChunkCache>,
+    prefetch: Prefetch,
+    said: Arc<Said>,
+    /// The models that are being read.
+    models: Vec<Weak<Model>>,
+}
+
+impl Learner {
+    pub fn start(tree: Arc<Tree>, cache: Arc<ChunkCache>, prefetch: Prefetch, said: Arc<Said>) -> Self {
+        if prefetch == Prefetch::Off {
+            return Self(None);
+        }
+        let (seek, sought) = sync_channel(QUEUE);
+        let mut learning = Learning { tree, cache, prefetch, said, models: Vec::new() };
+        let work = move || learning.work(&sought);
+        match thread::Builder::new().name("bsz-layers".into()).spawn(work) {
+            Ok(_) => Self(Some(seek)),
+            Err(e) => {
+                log::warn!("layers are not decoded ahead: {e}");
+                Self(None)
+            }
+        }
+    }
+
+    /// Learn which model an open archive is a shard of, if that was not done.
+    pub fn seek(&self, opened: &Arc<Opened>) {
+        let (Some(seek), Content::Archive { sought, .. }) = (&self.0, &opened.content) else { return };
+        if sought.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(TrySendError::Full(_)) = seek.try_send(Arc::downgrade(opened)) {
+            sought.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Learning {
+    fn work(&mut self, sought: &Receiver<Weak<Opened>>) {
+        for opened in sought {
+            // It may have been closed.
+            let Some(opened) = opened.upgrade() else { continue };
+            let Content::Archive { archive, path, shown, model, .. } = &opened.content else { continue };
+            let this = Shard { archive: archive.clone(), shown: shown.clone() };
+            let (shards, this) = self.tree.shards(path, this);
+            let found = match self.model_of(shards) {
+                Ok(found) => found.map(|model| (model, this)),
+                Err(e) => {
+                    let what = format!("{}: its layers are not decoded ahead: {e}", path.display());
+                    self.said.say(log::Level::Warn, &what);
+                    None
+                }
+            };
+            // Nobody else sets it.
+            let _ = model.set(found);
+        }
+    }
+
+    /// The model of these shards, the same for each of them; `None` where it has no layers.
     ///
     /// # Errors
-    /// As [`header`].
-    pub fn of(
-        &self,
-        shards: Vec<Shard>,
-        how: Prefetch,
-        decoder: &dyn ChunkDecoder,
-    ) -> Result<Option<Arc<Model>>> {
-        // Locked until the headers are read, so that each is read once.
-        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        models.retain(|model| model.strong_count() > 0);
+    /// As [`header_json`] and [`LayerMapBuilder::shard`].
+    fn model_of(&mut self, shards: Vec<Shard>) -> Result<Option<Arc<Model>>> {
+        self.models.retain(|model| model.strong_count() > 0);
         let ids = |shards: &[Shard]| shards.iter().map(|shard| shard.archive.id()).collect::<Vec<_>>();
         let wanted = ids(&shards);
-        if let Some(known) = models.iter().filter_map(Weak::upgrade).find(|m| ids(&m.shards) == wanted) {
+        let mut alive = self.models.iter().filter_map(Weak::upgrade);
+        if let Some(known) = alive.find(|model| ids(&model.shards) == wanted) {
             return Ok(Some(known));
         }
-        let model = Model::new(shards, how, decoder)?.map(Arc::new);
-        models.extend(model.as_ref().map(Arc::downgrade));
+        let known: usize = self.models.iter().filter_map(Weak::upgrade).map(|model| model.layers.len()).sum();
+        let model = Model::new(shards, MOST_PLACES.saturating_sub(known), self.prefetch, &self.cache)?;
+        let model = model.map(Arc::new);
+        self.models.extend(model.as_ref().map(Arc::downgrade));
         Ok(model)
     }
 }
@@ -53,20 +120,25 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Learn the layers from the shards' headers; `None` where there are none, or `how` does not want them.
+    /// Learn the layers from the shards' headers, in `room` parts at most; `None` where there are none.
     ///
     /// # Errors
-    /// As [`header`].
-    fn new(shards: Vec<Shard>, how: Prefetch, decoder: &dyn ChunkDecoder) -> Result<Option<Self>> {
+    /// As [`header_json`] and [`LayerMapBuilder::shard`].
+    fn new(shards: Vec<Shard>, room: usize, how: Prefetch, cache: &ChunkCache) -> Result<Option<Self>> {
         let most = match how {
             Prefetch::Off => return Ok(None),
             Prefetch::Auto | Prefetch::Cuda => u32::MAX,
             Prefetch::Layers(n) => n,
         };
-        let headers =
-            shards.iter().map(|shard| header(&shard.archive, decoder)).collect::<Result<Vec<_>>>()?;
-        let layers = LayerMap::new(&headers);
-        let model = Self { shards, layers, course: Mutex::default(), most };
+        let mut layers = LayerMapBuilder::new(room);
+        for Shard { archive, shown } in &shards {
+            let mut learn = || {
+                let header = header_json(archive, cache.decoder(), LONGEST_HEADER)?;
+                layers.shard(&header.unwrap_or_default(), archive.footer().original_len)
+            };
+            learn().about_path(shown)?;
+        }
+        let model = Self { shards, layers: layers.finish(), course: Mutex::default(), most };
         Ok((!model.layers.is_empty()).then_some(model))
     }
 
@@ -75,7 +147,7 @@ impl Model {
     pub fn is_read(&self, shard: usize, at: u64, len: u64, paged: bool, cache: &Arc<ChunkCache>) {
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reached = None;
-        for (layer, bytes) in self.layers.within(shard, at..at + len) {
+        for (layer, bytes) in self.layers.within(shard, at..at + len).take(MOST_AT_ONCE) {
             let read = Read { bytes, size: self.layers.size(layer), sparse: paged };
             reached = course.reach(layer, read, self.most).map(|likely| (layer, likely)).or(reached);
         }

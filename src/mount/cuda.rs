@@ -35,19 +35,21 @@ enum State {
 pub(super) fn use_gpu(cache: &Arc<ChunkCache>, memory: u64) -> Result<()> {
     let gpu = Gpu::open()?;
     log::info!("{} decodes ahead", gpu.name());
-    start(cache, memory, State::Ready(gpu), false);
-    Ok(())
+    start(cache, memory, State::Ready(gpu), false)
 }
 
 /// The same, if there turns out to be one that is faster than this machine's cores.
-pub(super) fn use_faster_gpu(cache: &Arc<ChunkCache>, memory: u64) {
-    start(cache, memory, State::Unknown, true);
+///
+/// # Errors
+/// Io, where a thread for it cannot be started.
+pub(super) fn use_faster_gpu(cache: &Arc<ChunkCache>, memory: u64) -> Result<()> {
+    start(cache, memory, State::Unknown, true)
 }
 
-fn start(cache: &Arc<ChunkCache>, memory: u64, state: State, compare: bool) {
+fn start(cache: &Arc<ChunkCache>, memory: u64, state: State, compare: bool) -> Result<()> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     let (compare, state) = (AtomicBool::new(compare), Mutex::new(state));
-    cache.prefetch_with(Box::new(Cuda { compare, memory, cache: Arc::downgrade(cache), state }));
+    cache.prefetch_with(Box::new(Cuda { compare, memory, cache: Arc::downgrade(cache), state }))
 }
 
 impl Cuda {
@@ -82,21 +84,21 @@ impl Cuda {
         let mut chunks = Vec::new();
         let mut pieces = Vec::new();
         for owed in owed {
-            let chunk = owed.archive().index().chunk(owed.id());
+            let chunk = owed.chunk();
             // A model that is malformed is for the cache's threads to tell.
             if gpu::takes(chunk.coding)
-                && let Ok(model) = owed.archive().model_of(&chunk)
+                && let Ok(model) = owed.archive().model_of(chunk)
             {
                 let (stored_len, len) = (chunk.stored_len as usize, chunk.len());
                 pieces.push(Piece { coding: chunk.coding, model, stored_len, len });
-                chunks.push((owed, chunk));
+                chunks.push(owed);
             }
         }
         let begun = Instant::now();
-        let fill = |i: usize, out: &mut [u8]| chunks[i].0.archive().read_stored(chunks[i].0.id(), out);
+        let fill = |i: usize, out: &mut [u8]| chunks[i].archive().read_stored(chunks[i].id(), out);
         let take = |i: usize, decoded: Result<&[u8]>| match decoded {
-            Ok(decoded) => chunks[i].0.supply(decoded),
-            Err(e) => log::debug!("a GPU does not decode chunk {}: {e}", chunks[i].0.id()),
+            Ok(decoded) => chunks[i].supply(decoded),
+            Err(e) => log::debug!("a GPU does not decode chunk {}: {e}", chunks[i].id()),
         };
         session.decode(&pieces, &fill, &take)?;
         if self.compare.swap(false, Ordering::Relaxed) {

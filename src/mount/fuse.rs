@@ -4,12 +4,13 @@
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
 use super::Prefetch;
-use super::ahead::{Models, Shard};
+use super::ahead::Learner;
 use super::control::{self, Control};
 use super::pull::Puller;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Opened, Opener, Tree};
+use super::tree::{Content, Handle, Opener, Tree};
 use super::xattrs::{self, Origin};
+use crate::codec::checksum;
 use crate::escape;
 use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
@@ -25,7 +26,6 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,8 +48,7 @@ const KEEP_BUFFER: usize = 1 << 20;
 pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
-    prefetch: Prefetch,
-    models: Arc<Models>,
+    learner: Learner,
     control: Arc<Control>,
     said: Arc<Said>,
     replier: Arc<Replier>,
@@ -66,33 +65,14 @@ impl BszFs {
         control: Arc<Control>,
         said: Arc<Said>,
     ) -> Self {
-        let (tree, models, replier) = (Arc::new(tree), Arc::default(), Arc::default());
-        Self { tree, cache, prefetch, models, control, said, replier, puller }
+        let (tree, replier) = (Arc::new(tree), Arc::default());
+        let learner = Learner::start(tree.clone(), cache.clone(), prefetch, said.clone());
+        Self { tree, cache, learner, control, said, replier, puller }
     }
 
     /// What is to know the descriptor that requests are read from.
     pub fn replier(&self) -> Arc<Replier> {
         self.replier.clone()
-    }
-
-    /// Learn which model an open archive is a shard of, on another thread; at its first read.
-    fn look_for_model(&self, opened: &Arc<Opened>) {
-        let (tree, cache, opened) = (self.tree.clone(), self.cache.clone(), opened.clone());
-        let (models, prefetch) = (self.models.clone(), self.prefetch);
-        self.cache.spawn(move || {
-            let Content::Archive { archive, path, shown, model, .. } = &opened.content else { return };
-            model.get_or_init(|| {
-                let this = Shard { archive: archive.clone(), shown: shown.clone() };
-                let (shards, this) = tree.shards(path, this);
-                match models.of(shards, prefetch, cache.decoder()) {
-                    Ok(model) => model.map(|model| (model, this)),
-                    Err(e) => {
-                        log::warn!("{}: its layers are not known: {e}", escape::path(path));
-                        None
-                    }
-                }
-            });
-        });
     }
 
     /// Who pulls layers into the page cache, if this request is of the process that does.
@@ -192,7 +172,7 @@ impl Filesystem for BszFs {
             Err(e) => return reply.error(errno(e)),
         };
         match &opened.content {
-            Content::Archive { archive, path, model, sought, .. } => {
+            Content::Archive { archive, path, model, .. } => {
                 let (said_of, said) = (path.clone(), self.said.clone());
                 let (request, replier) = (request.unique(), self.replier.clone());
                 // What is read into the page cache stays there.
@@ -205,7 +185,7 @@ impl Filesystem for BszFs {
                 self.cache.read(archive, offset, len, reader, move |slices| match slices {
                     Ok(slices) => reply_slices(&slices, request, &replier, reply),
                     Err(e) => {
-                        said.say(format!("{}: {e}", escape::path(&said_of)));
+                        said.say(log::Level::Error, &format!("{}: {e}", escape::path(&said_of)));
                         reply.error(Errno::EIO);
                     }
                 });
@@ -214,10 +194,8 @@ impl Filesystem for BszFs {
                     Some(Some((model, shard))) => {
                         model.is_read(*shard, offset, size.into(), paged, &self.cache);
                     }
-                    None if self.prefetch != Prefetch::Off && !sought.swap(true, Ordering::Relaxed) => {
-                        self.look_for_model(&opened);
-                    }
-                    _ => {}
+                    None => self.learner.seek(&opened),
+                    Some(None) => {}
                 }
             }
             Content::Plain(_) => self.cache.spawn(move || {
@@ -431,7 +409,8 @@ fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.
-pub(super) struct Said(Mutex<LruCache<String, ()>>);
+/// Their checksums are kept.
+pub(super) struct Said(Mutex<LruCache<u64, ()>>);
 
 impl Default for Said {
     fn default() -> Self {
@@ -445,11 +424,10 @@ impl Said {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn say(&self, message: String) {
+    pub fn say(&self, level: log::Level, message: &str) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.get(&message).is_none() {
-            log::error!("{message}");
-            said.put(message, ());
+        if said.put(checksum(message.as_bytes()), ()).is_none() {
+            log::log!(level, "{message}");
         }
     }
 }

@@ -77,8 +77,8 @@ pub fn run(
     if let Some(puller) = &puller {
         cache.give_to(puller.clone());
     }
-    let tree = Tree::new(plan.view);
-    let file_system = BszFs::new(tree, cache, o.prefetch, puller, control.clone(), said);
+    let tree = Tree::new(plan.view, cache.indexes());
+    let file_system = BszFs::new(tree, Arc::clone(&cache), o.prefetch, puller, control.clone(), said);
     let replier = file_system.replier();
     let config = config(o, &plan.source);
     let session = match plan.fuse {
@@ -116,7 +116,11 @@ fn look_for_gpu(cache: &Arc<ChunkCache>, o: &MountOptions) {
                 log::warn!("{e}; layers are decoded ahead by the cores");
             }
         }
-        Prefetch::Auto => cuda::use_faster_gpu(cache, o.gpu_memory),
+        Prefetch::Auto => {
+            if let Err(e) = cuda::use_faster_gpu(cache, o.gpu_memory) {
+                log::debug!("no GPU is looked for: {e}");
+            }
+        }
         Prefetch::Off | Prefetch::Layers(_) => {}
     }
 }

@@ -11,7 +11,7 @@ use super::inodes::{Inodes, Node, Sameness};
 use super::source::Entry;
 use super::view::{Found, Listed, View, is_name};
 use crate::error::{Error, ErrorKind};
-use crate::format::Naming;
+use crate::format::{IndexMemory, Naming};
 use crate::read::Archive;
 use lru::LruCache;
 use rustix::fs::{FileType, SeekFrom, Stat, StatVfs, fstat, seek};
@@ -139,7 +139,12 @@ pub(super) struct Tree {
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
     archives: Mutex<Archives>,
+    /// What the indexes of open archives take their memory from.
+    indexes: Arc<IndexMemory>,
 }
+
+/// Shards of a model whose layers are known, at most: they are open as long as one of them is.
+const MOST_SHARDS: usize = 1024;
 
 /// How many archives are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
@@ -149,7 +154,7 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 type Archives = LruCache<Identity, (u64, Weak<Archive>)>;
 
 impl Tree {
-    pub fn new(view: View) -> Self {
+    pub fn new(view: View, indexes: &Arc<IndexMemory>) -> Self {
         Self {
             view,
             access: Access::default(),
@@ -157,6 +162,7 @@ impl Tree {
             files: Handles::new(),
             dirs: Handles::new(),
             archives: Mutex::new(LruCache::new(REMEMBERED)),
+            indexes: indexes.clone(),
         }
     }
 
@@ -392,7 +398,7 @@ impl Tree {
             return Ok(archive);
         }
         let opened = file.try_clone().map_err(|_| Errno::MFILE)?;
-        let loaded = Archive::from_file(file);
+        let loaded = Archive::from_file_within(file, &self.indexes);
         // What was read is of this state of the file only if it was in it before and after: nothing else may be
         // known by its identity. Nor is an error that of an archive which was replaced meanwhile.
         if Identity::of(&fstat(&opened)?) != identity {
@@ -426,7 +432,8 @@ impl Tree {
         };
         let mut shards = Vec::new();
         let mut place = None;
-        for Listed { name, .. } in listed.iter().filter(|l| l.name.to_str().and_then(shards_of) == Some(of)) {
+        let belongs = |listed: &&Listed| listed.name.to_str().and_then(shards_of) == Some(of);
+        for Listed { name, .. } in listed.iter().filter(belongs).take(MOST_SHARDS) {
             let Ok(found) = self.view.find(dir, name) else { continue };
             let opened = self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
             let archive = opened.and_then(|(file, stat)| {

@@ -10,7 +10,8 @@ fn tree() -> (TempDir, Tree) {
     std::fs::create_dir_all(dir.path().join("sub/deep")).expect("mkdir");
     std::fs::write(dir.path().join("sub/file"), "content").expect("write");
     symlink("sub/file", dir.path().join("link")).expect("symlink");
-    let tree = Tree::new(View::new(Source::open(dir.path()).expect("source"), None).expect("view"));
+    let tree =
+        Tree::new(View::new(Source::open(dir.path()).expect("source"), None).expect("view"), &Arc::default());
     (dir, tree)
 }
 

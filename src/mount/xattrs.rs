@@ -108,18 +108,18 @@ fn of_archive(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
 pub(super) fn coding(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
     tree.entry(ino)?.1.ok_or(Errno::NODATA)?;
     match &tree.opened(ino)?.content {
-        Content::Archive { archive, .. } => Ok(codings(archive).into()),
+        Content::Archive { archive, .. } => Ok(codings(archive)?.into()),
         Content::Plain(_) => Err(Errno::NODATA),
     }
 }
 
-fn codings(archive: &Archive) -> String {
+fn codings(archive: &Archive) -> Result<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for id in 0..archive.index().len() {
-        *counts.entry(archive.index().chunk(id).coding.name()).or_default() += 1;
+        *counts.entry(archive.index().chunk(id).map_err(|_| Errno::IO)?.coding.name()).or_default() += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(coding, n)| format!("{coding} {n}")).collect();
-    counts.join(", ")
+    Ok(counts.join(", "))
 }
 
 #[cfg(test)]

@@ -1,13 +1,10 @@
 //! One open archive: positional reads, chunks checked as they are decoded.
 
-use super::{
-    passed::Passed,
-    storage::{Scratch, Storage},
-};
+use super::{pages, passed::Passed, scratch::Scratch, storage::Storage};
 use crate::{
     codec::{ChunkDecoder, Coding, Model, checksum},
     error::{Context, Error, Result},
-    format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek, read_exact},
+    format::{Chunk, FOOTER_LEN, Footer, Index, IndexMemory, NO_MODEL, peek},
     input,
 };
 use lru::LruCache;
@@ -21,14 +18,46 @@ use std::{
     },
 };
 
-/// How many models are kept.
-const KEPT_MODELS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+/// The models last used, of all archives. With its decoders' tables a model takes up to 120 KiB, and an archive may have
+/// tens of thousands.
+static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(Mutex::default);
 
-/// The models last used, of all archives, by archive and number. With its decoders' tables a model takes 20 to 120 KiB,
-/// and an archive may have tens of thousands.
-static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(|| Mutex::new(LruCache::new(KEPT_MODELS)));
+/// Models, by archive and number.
+struct Models {
+    kept: LruCache<(u64, u32), Arc<Model>>,
+    bytes: usize,
+}
 
-type Models = LruCache<(u64, u32), Arc<Model>>;
+impl Default for Models {
+    fn default() -> Self {
+        Self { kept: LruCache::new(Self::MOST), bytes: 0 }
+    }
+}
+
+impl Models {
+    /// How many are kept.
+    const MOST: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+    /// And bytes of these.
+    const MOST_BYTES: usize = 8 << 20;
+
+    fn keep(&mut self, key: (u64, u32), model: Arc<Model>) {
+        self.bytes += model.footprint();
+        if let Some((_, dropped)) = self.kept.push(key, model) {
+            self.bytes -= dropped.footprint();
+        }
+        while self.bytes > Self::MOST_BYTES
+            && let Some((_, dropped)) = self.kept.pop_lru()
+        {
+            self.bytes -= dropped.footprint();
+        }
+    }
+}
+
+/// A chunk and its number.
+pub(super) type Numbered = (usize, Chunk);
+
+/// Chunks that [`Archive::read_at`] reads at once, and decoded bytes of these if they are several.
+const RUN: (usize, usize) = (512, 512 << 10);
 
 /// A chunk in memory as it is stored, with what it takes to decode it.
 pub struct StoredChunk {
@@ -60,7 +89,7 @@ impl StoredChunk {
 
 /// An open archive. Shared freely; every read is positional.
 pub struct Archive {
-    storage: Storage,
+    storage: Arc<Storage>,
     passed: Passed,
     footer: Footer,
     index: Index,
@@ -81,14 +110,26 @@ impl Archive {
     /// # Errors
     /// Corruption, truncation, compatibility: the archive is not whole or not known.
     pub fn from_file(file: File) -> Result<Self> {
+        Self::from_file_within(file, &Arc::default())
+    }
+
+    /// The same, with an index that takes its share of `memory`: where there is not enough for all of it, it is read in
+    /// parts when it is needed.
+    ///
+    /// # Errors
+    /// As [`Archive::from_file`]; Io, where there is no memory left even for that.
+    pub fn from_file_within(file: File, memory: &Arc<IndexMemory>) -> Result<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let footer = peek(&file)?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
-        let mut bytes = vec![0; footer.index_len as usize];
-        read_exact(&file, &mut bytes, footer.index_offset)?;
-        let index = Index::new(bytes, &footer)?;
+        let storage = Arc::new(Storage::new(file));
+        let index = {
+            let (storage, start) = (Arc::clone(&storage), footer.index_offset);
+            let source = move |at: u64, out: &mut [u8]| storage.read_aside(start + at, out);
+            Index::read(Box::new(source), &footer, memory)?
+        };
         Ok(Self {
-            storage: Storage::new(file),
-            passed: Passed::default(),
+            storage,
+            passed: Passed::new(index.len(), index.is_in_parts()),
             footer,
             index,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -148,9 +189,18 @@ impl Archive {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
-        let chunk = self.index.chunk(id);
+        self.read_numbered(&(id, self.index.chunk(id)?), decoder, scratch, out)
+    }
+
+    pub(super) fn read_numbered(
+        &self,
+        (id, chunk): &Numbered,
+        decoder: &dyn ChunkDecoder,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> Result<()> {
         let stored = self.storage.read(chunk.stored_at, chunk.stored_len as usize, scratch);
-        of_chunk(stored.and_then(|stored| self.decode(&chunk, stored, decoder, out)), id, &chunk)
+        of_chunk(stored.and_then(|stored| self.decode(chunk, stored, decoder, out)), *id, chunk)
     }
 
     /// The stored bytes of `first` and all chunks after it, up to `last`, where these follow each other on the disk.
@@ -167,13 +217,12 @@ impl Archive {
     /// [`Archive::read_chunk`] of a chunk whose stored bytes were read.
     pub(super) fn decode_chunk(
         &self,
-        id: usize,
+        (id, chunk): &Numbered,
         stored: &[u8],
         decoder: &dyn ChunkDecoder,
         out: &mut [u8],
     ) -> Result<()> {
-        let chunk = self.index.chunk(id);
-        of_chunk(self.decode(&chunk, stored, decoder, out), id, &chunk)
+        of_chunk(self.decode(chunk, stored, decoder, out), *id, chunk)
     }
 
     fn decode(&self, chunk: &Chunk, stored: &[u8], decoder: &dyn ChunkDecoder, out: &mut [u8]) -> Result<()> {
@@ -190,7 +239,7 @@ impl Archive {
     /// # Errors
     /// Io; corruption, where its model is malformed.
     pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
-        let chunk = self.index.chunk(id);
+        let chunk = self.index.chunk(id)?;
         let mut payload = vec![0; chunk.stored_len as usize];
         let model = self.storage.read_to(chunk.stored_at, &mut payload).and_then(|()| self.model_of(&chunk));
         let (coding, len) = (chunk.coding, chunk.len());
@@ -202,7 +251,7 @@ impl Archive {
     /// # Errors
     /// Io.
     pub fn read_stored(&self, id: usize, out: &mut [u8]) -> Result<()> {
-        let chunk = self.index.chunk(id);
+        let chunk = self.index.chunk(id)?;
         of_chunk(self.storage.read_to(chunk.stored_at, out), id, &chunk)
     }
 
@@ -217,11 +266,11 @@ impl Archive {
     fn model(&self, number: u32) -> Result<Arc<Model>> {
         let key = (self.id, number);
         let models = || MODELS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = models().get(&key) {
+        if let Some(model) = models().kept.get(&key) {
             return Ok(Arc::clone(model));
         }
         let model = Arc::new(self.index.model(number)?);
-        models().put(key, Arc::clone(&model));
+        models().keep(key, Arc::clone(&model));
         Ok(model)
     }
 
@@ -230,22 +279,78 @@ impl Archive {
     /// # Errors
     /// As [`Archive::read_chunk`].
     pub fn read_at(&self, offset: u64, out: &mut [u8], decoder: &dyn ChunkDecoder) -> Result<usize> {
-        let (mut scratch, mut decoded) = (Scratch::default(), Vec::new());
-        let mut done = 0;
-        for id in self.index.find(offset)..self.index.len() {
-            if done == out.len() {
+        self.read_with(offset, out, decoder, &mut Scratch::default())
+    }
+
+    /// Bytes of scratch that [`Archive::read_with`] needs, at most.
+    pub(super) fn scratch_len(&self) -> usize {
+        stored_room(RUN.1.max(self.footer.max_chunk as usize))
+    }
+
+    pub(super) fn read_with(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        decoder: &dyn ChunkDecoder,
+        scratch: &mut Scratch,
+    ) -> Result<usize> {
+        let mut decoded = Vec::new();
+        let end = offset.saturating_add(out.len() as u64).min(self.footer.original_len);
+        let mut next = self.index.find(offset)?;
+        let mut at = offset;
+        while at < end {
+            let run = self.run(&mut next, end)?;
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { break };
+            // Where all cannot be read at once, the chunk that is to blame is named.
+            let stored = self.stored(&first.1, &last.1, scratch).ok();
+            let mut one = Scratch::default();
+            for numbered in &run {
+                let chunk = &numbered.1;
+                decoded.resize(chunk.len(), 0);
+                match stored {
+                    Some(stored) => {
+                        let from = (chunk.stored_at - first.1.stored_at) as usize;
+                        let stored = &stored[from..from + chunk.stored_len as usize];
+                        self.decode_chunk(numbered, stored, decoder, &mut decoded)?;
+                    }
+                    None => self.read_numbered(numbered, decoder, &mut one, &mut decoded)?,
+                }
+                let stop = end.min(chunk.original.end);
+                let part = (at - chunk.original.start) as usize..(stop - chunk.original.start) as usize;
+                let place = (at - offset) as usize..(stop - offset) as usize;
+                out[place].copy_from_slice(&decoded[part]);
+                at = stop;
+            }
+        }
+        Ok((at - offset) as usize)
+    }
+
+    /// The chunks from `next` on that are read in one piece, before `end` of the original; moves `next` behind them.
+    fn run(&self, next: &mut usize, end: u64) -> Result<Vec<Numbered>> {
+        let mut run: Vec<Numbered> = Vec::new();
+        let mut bytes = 0;
+        while *next < self.index.len() && run.len() < RUN.0 {
+            let chunk = self.index.chunk(*next)?;
+            bytes += chunk.len();
+            let goes_on = run.last().is_none_or(|(_, last)| follows(last, &chunk) && bytes <= RUN.1);
+            if chunk.original.start >= end || !goes_on {
                 break;
             }
-            let chunk = self.index.chunk(id);
-            decoded.resize(chunk.len(), 0);
-            self.read_chunk(id, decoder, &mut scratch, &mut decoded)?;
-            let from = &decoded[(offset + done as u64 - chunk.original.start) as usize..];
-            let n = from.len().min(out.len() - done);
-            out[done..done + n].copy_from_slice(&from[..n]);
-            done += n;
+            run.push((*next, chunk));
+            *next += 1;
         }
-        Ok(done)
+        Ok(run)
     }
+}
+
+/// Bytes of scratch that reading so many stored ones takes, wherever they are in a file's pages.
+pub(super) fn stored_room(len: usize) -> usize {
+    len + 2 * pages::SMALL
+}
+
+/// Whether a chunk's bytes, decoded and stored, follow those of another.
+pub(super) fn follows(a: &Chunk, b: &Chunk) -> bool {
+    a.original.end == b.original.start && a.stored_at + u64::from(a.stored_len) == b.stored_at
 }
 
 /// The result, with an error said of chunk `id`.

@@ -3,12 +3,16 @@
 //! A reader that goes through a file in order finds the next chunks decoded: see [`ChunkCache::read`].
 
 use super::{
-    archive::Archive,
-    batch::{Batch, Prefetcher},
-    buffer::{Buffer, BufferPool},
+    account::Account,
+    admission::{Admission, Ask, Weight},
+    archive::{Archive, Numbered, follows},
+    batch::{Batch, Owed, Prefetcher},
+    buffer::{Buffer, BufferPool, cost},
+    elsewhere::Elsewhere,
     figures::{CacheStats, Figures},
     pages::Shelf,
-    request::{Request, Slice},
+    request::{Done, Request, Slice},
+    scratch::Scratches,
     state::{Joined, State, Waiter},
     wishes::{Taker, Wish, Wishes},
     workers::Workers,
@@ -16,6 +20,7 @@ use super::{
 use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, ErrorKind, Result},
+    format::IndexMemory,
 };
 use std::{
     ops::Range,
@@ -26,27 +31,21 @@ use std::{
     time::Instant,
 };
 
-/// How far ahead of a reader chunks are decoded, at most, in bytes.
-const FARTHEST: u64 = 32 << 20;
-/// Chunks that nobody waits for yet are read together up to so many bytes.
-const AHEAD_BATCH: u64 = 1 << 20;
 /// Chunks that somebody waits for are read together up to so many bytes: less, so that several threads share the work.
 const URGENT_BATCH: u64 = 512 << 10;
 /// And where many wait, so that each has his threads anyway: most of what a request can ask for, read in one piece and
 /// copied while it is in the core's caches.
 const BUSY_BATCH: u64 = 2 << 20;
-/// A request for so many bytes that is not known to be of a stream is taken to be followed by as many bytes as
-/// [`FOLLOWING`]: nobody reads so much at random.
-const LARGE: usize = 512 << 10;
-/// See [`LARGE`].
-const FOLLOWING: u64 = 1 << 20;
+/// A read of more chunks than this is decoded as a whole, by one thread, and nothing of it is kept: what is kept for each of
+/// so many tiny chunks, and done for it, would be more than the chunks.
+const MOST_PARTS: usize = 512;
 
 /// Microseconds without a read after which a reader is taken to be busy otherwise.
 const IDLE_MICROS: u64 = 3000;
 
 /// How a [`ChunkCache`] is to work.
 pub struct CacheOptions {
-    /// Most bytes that it holds.
+    /// Most bytes that it holds, with what is kept for each chunk, and with open indexes beyond a few megabytes.
     pub capacity: u64,
     /// Threads of its own, which read and decode: more than there are cores, for some wait for the disk. As many again help
     /// where many read at once.
@@ -72,13 +71,16 @@ pub enum Reader {
 /// See the module's documentation.
 pub struct ChunkCache {
     state: Mutex<State>,
-    options: CacheOptions,
-    workers: Workers,
+    pub(super) options: CacheOptions,
+    pub(super) workers: Workers,
+    account: Arc<Account>,
     buffers: Arc<BufferPool>,
+    scratches: Scratches,
+    admission: Admission,
     figures: Figures,
-    batches: AtomicU64,
+    pub(super) batches: AtomicU64,
     wishes: Arc<Wishes>,
-    prefetcher: OnceLock<Box<dyn Prefetcher>>,
+    elsewhere: OnceLock<Elsewhere>,
     taker: OnceLock<Arc<dyn Taker>>,
     /// Reads that are not answered.
     waiting: AtomicUsize,
@@ -89,7 +91,7 @@ pub struct ChunkCache {
 }
 
 /// A part of a read: a chunk and a range within it.
-type Part = (usize, Range<usize>);
+type Part = (Numbered, Range<usize>);
 
 impl ChunkCache {
     /// A cache with threads of its own.
@@ -97,15 +99,19 @@ impl ChunkCache {
     /// # Errors
     /// Io, where the threads cannot be started.
     pub fn new(options: CacheOptions) -> Result<Arc<Self>> {
+        let account = Account::new(options.capacity);
         let cache = Arc::new(Self {
             state: Mutex::new(State::new(options.capacity)),
             workers: Workers::start(options.threads, options.threads)?,
+            buffers: BufferPool::new(&account),
+            scratches: Scratches::new(options.capacity, &account),
+            admission: Admission::new(options.capacity),
             options,
-            buffers: Arc::default(),
+            account,
             figures: Figures::default(),
             batches: AtomicU64::new(0),
             wishes: Arc::default(),
-            prefetcher: OnceLock::new(),
+            elsewhere: OnceLock::new(),
             taker: OnceLock::new(),
             waiting: AtomicUsize::new(0),
             made: Instant::now(),
@@ -117,7 +123,8 @@ impl ChunkCache {
     }
 
     /// Read `len` bytes from `offset` on, clipped to the original's end, and give them to `done`: at once and on
-    /// this thread where all is present, else on a decode thread. Never blocks on decoding.
+    /// this thread where all is present, and the archive's index, too; else on a decode thread. Never blocks on decoding,
+    /// nor on the disk.
     ///
     /// Where many of the chunks before were read whole, as many behind are decoded ahead: up to 32 MiB and a quarter of
     /// the capacity, and less where such guesses have been wrong; and a little behind a large request.
@@ -131,7 +138,7 @@ impl ChunkCache {
     ) {
         let begun = Instant::now();
         let cache = Arc::clone(self);
-        let (keeps, counts) = (reader != Reader::Passing, reader != Reader::Taker);
+        let counts = reader != Reader::Taker;
         if counts {
             self.waiting.fetch_add(1, Ordering::Relaxed);
             self.last_read.store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
@@ -146,113 +153,115 @@ impl ChunkCache {
                 cache.figures.given(bytes.unwrap_or(0));
             }
         };
-        let parts = parts(archive, offset, len);
-        let last = parts.last().map(|(id, _)| *id).filter(|_| counts);
+        let ask = Ask { archive: Arc::clone(archive), offset, len, reader, done: Box::new(done) };
+        if archive.index().is_in_parts() {
+            let cache = Arc::clone(self);
+            return self.workers.urgent(move || cache.serve(ask, None));
+        }
+        self.serve(ask, None);
+    }
+
+    /// Answer, or have it done; `admitted` is what was admitted of it already.
+    fn serve(self: &Arc<Self>, ask: Ask, admitted: Option<Weight>) {
+        let parts = match parts(&ask.archive, ask.offset, ask.len) {
+            Ok(Some(parts)) => parts,
+            Ok(None) => return self.serve_as_a_whole(ask, admitted),
+            Err(e) => return self.leaving(ask, admitted)(Err(e)),
+        };
+        let (archive, len, reader) = (Arc::clone(&ask.archive), ask.len, ask.reader);
+        let keeps = reader != Reader::Passing;
+        let last = parts.last().map(|(chunk, _)| chunk.clone()).filter(|_| reader != Reader::Taker);
+        let mut state = self.lock();
+        let present = parts.iter().all(|((id, _), _)| state.has(&archive, *id));
+        let (ask, admitted) = if present || admitted.is_some() {
+            (ask, admitted)
+        } else {
+            let bytes = parts.iter().map(|((_, chunk), _)| cost(chunk.len())).sum();
+            let weight = Weight { bytes, chunks: parts.len() };
+            let Some(ask) = self.admission.enter(weight, ask) else { return };
+            (ask, Some(weight))
+        };
         let mut slices = Vec::with_capacity(parts.len());
         let mut missing = Vec::new();
-        let mut state = self.lock();
-        for (place, (id, range)) in parts.into_iter().enumerate() {
-            let chunk = state.take(archive, id, range.len(), keeps);
+        for (place, (numbered, range)) in parts.into_iter().enumerate() {
+            let chunk = state.take(&archive, numbered.0, range.len(), keeps);
             if chunk.is_none() {
-                missing.push((place, id, range.clone()));
+                missing.push((place, numbered, range.clone()));
             }
             slices.push(chunk.map(|chunk| Slice { chunk, range }));
         }
         state.stats.hits += (slices.len() - missing.len()) as u64;
+        let done = self.leaving(ask, admitted);
         if missing.is_empty() {
-            let ahead = self.plan_ahead(&mut state, archive, last, len);
             drop(state);
+            let ahead = self.plan_ahead(&archive, last, len);
             done(Ok(slices.into_iter().flatten().collect()));
-            return self.decode_ahead(archive, ahead);
+            return self.decode_ahead(&archive, ahead);
         }
-        let request = Arc::new(Request::new(slices, missing.len(), Box::new(done)));
+        let request = Arc::new(Request::new(slices, missing.len(), done));
         let mut wanted = Vec::new();
         let mut hurried = Vec::new();
-        for (place, id, range) in missing {
+        for (place, numbered, range) in missing {
             let (request, len) = (Arc::clone(&request), range.len());
             let waiter: Waiter = Box::new(move |chunk| request.supply(place, range, chunk));
-            match state.join(archive, id, len, keeps, waiter) {
-                Joined::Wanted => wanted.push(id),
+            match state.join(&archive, &numbered, len, keeps, waiter) {
+                Joined::Wanted => wanted.push(numbered),
                 Joined::Hurried(batch) => hurried.push(batch),
                 Joined::Expected => {}
             }
         }
-        let ahead = self.plan_ahead(&mut state, archive, last, len);
         drop(state);
+        let ahead = self.plan_ahead(&archive, last, len);
         hurried.dedup();
         hurried.into_iter().for_each(|batch| self.workers.hurry(batch));
         let together = if self.is_busy() { BUSY_BATCH } else { URGENT_BATCH };
-        for ids in neighbours(archive, &wanted, together) {
-            let batch = Batch::new(self, archive, ids);
+        for chunks in neighbours(&wanted, together) {
+            let batch = Batch::new(self, &archive, chunks);
             let decoder = Arc::clone(&self.options.decoder);
             self.workers.urgent(move || batch.decode(&*decoder));
         }
-        self.decode_ahead(archive, ahead);
+        self.decode_ahead(&archive, ahead);
     }
 
-    /// What to decode ahead of a reader who is at chunk `last`: chunks and the numbers of their batches.
-    fn plan_ahead(
-        &self,
-        state: &mut State,
-        archive: &Archive,
-        last: Option<usize>,
-        len: usize,
-    ) -> Vec<(u64, Vec<usize>)> {
-        // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it is
-        // copied.
-        let few = self.options.ahead && !self.is_busy();
-        let Some(last) = last.filter(|_| few) else { return Vec::new() };
-        let index = archive.index();
-        let chunk = index.chunk(last).original;
-        let behind = match archive.passed().behind(last) {
-            Some(chunks) => chunks as u64 * (chunk.end - chunk.start),
-            None if len >= LARGE => FOLLOWING,
-            None => return Vec::new(),
-        };
-        let farthest = archive.passed().reach().min(FARTHEST).min(self.options.capacity / 4);
-        let end = chunk.end + behind.min(farthest);
-        let stop = index.find(end.min(archive.footer().original_len.saturating_sub(1)));
-        // A little at a time would be many small reads; what is near cannot wait.
-        let middle = (last + 1 + stop) / 2;
-        let tail = stop.saturating_sub(2)..(stop + 1).min(index.len());
-        if state.unclaimed(archive, tail).len() < 3 && state.unclaimed(archive, middle..middle + 1).is_empty()
-        {
-            return Vec::new();
-        }
-        let ids = state.unclaimed(archive, last + 1..(stop + 1).min(index.len()));
-        self.claim(state, archive, &ids)
+    /// Answer a read of very many chunks.
+    fn serve_as_a_whole(self: &Arc<Self>, ask: Ask, admitted: Option<Weight>) {
+        let weight = Weight { bytes: cost(ask.len), chunks: 1 };
+        let ask = if admitted.is_none() { self.admission.enter(weight, ask) } else { Some(ask) };
+        let Some(ask) = ask else { return };
+        let cache = Arc::clone(self);
+        self.workers.urgent(move || {
+            let Ask { archive, offset, len, .. } = &ask;
+            let mut answer = cache.buffer(*offset, *len).and_then(|mut buffer| {
+                let decoder = &*cache.options.decoder;
+                let read = cache.scratches.with(archive.scratch_len(), |scratch| {
+                    archive.read_with(*offset, &mut buffer, decoder, scratch)
+                });
+                let slice = |len| vec![Slice { chunk: Arc::new(buffer), range: 0..len }];
+                read.map(slice)
+            });
+            if let Ok(slices) = &mut answer {
+                slices.retain(|slice| !slice.is_empty());
+            }
+            cache.leaving(ask, admitted.or(Some(weight)))(answer);
+        });
     }
 
-    /// Take on chunks that are neither here nor on their way, as far as there is room for chunks nobody has asked for.
-    fn claim(&self, state: &mut State, archive: &Archive, ids: &[usize]) -> Vec<(u64, Vec<usize>)> {
-        let mut room = (self.options.capacity / 2).saturating_sub(state.ahead_bytes);
-        let fits = |&&id: &&usize| {
-            let len = archive.index().chunk(id).len() as u64;
-            let fits = len <= room;
-            room = room.saturating_sub(len);
-            fits
-        };
-        let ids: Vec<usize> = ids.iter().take_while(fits).copied().collect();
-        let batches = neighbours(archive, &ids, AHEAD_BATCH);
-        let numbered = batches.map(|ids| (self.batches.fetch_add(1, Ordering::Relaxed), ids.to_vec()));
-        let batches: Vec<_> = numbered.collect();
-        for (number, ids) in &batches {
-            ids.iter().for_each(|&id| state.expect(archive, id, *number));
-        }
-        batches
+    /// How a read is answered: with what is waiting behind it begun.
+    fn leaving(self: &Arc<Self>, ask: Ask, admitted: Option<Weight>) -> Done {
+        let (cache, done) = (Arc::clone(self), ask.done);
+        let Some(weight) = admitted else { return done };
+        Box::new(move |answer| {
+            done(answer);
+            for (weight, ask) in cache.admission.leave(weight) {
+                let again = Arc::clone(&cache);
+                cache.workers.urgent(move || again.serve(ask, Some(weight)));
+            }
+        })
     }
 
     /// Whether there are more readers than it takes to keep disk and cores busy.
-    fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 2 * self.cores
-    }
-
-    fn decode_ahead(self: &Arc<Self>, archive: &Arc<Archive>, batches: Vec<(u64, Vec<usize>)>) {
-        for (number, ids) in batches {
-            let batch = Batch::new(self, archive, &ids);
-            let decoder = Arc::clone(&self.options.decoder);
-            self.workers.ahead(number, move || batch.decode(&*decoder));
-        }
     }
 
     /// Decode this when nobody reads, up to half of the capacity and as far as there is room; and no longer what was wished
@@ -273,37 +282,6 @@ impl ChunkCache {
         waiting == 0 && since > IDLE_MICROS && !self.workers.has_ahead()
     }
 
-    /// Decode what a piece needs, ahead of any reader, and have it taken; `false` if there was no room for all of it.
-    pub(super) fn warm(self: &Arc<Self>, piece: &Wish) -> bool {
-        let Wish { archive, range, .. } = piece;
-        let index = archive.index();
-        let ids = index.find(range.start)..(index.find(range.end - 1) + 1).min(index.len());
-        let mut state = self.lock();
-        let ids = state.unclaimed(archive, ids);
-        let batches = self.claim(&mut state, archive, &ids);
-        drop(state);
-        if batches.is_empty() {
-            return ids.is_empty();
-        }
-        let claimed: usize = batches.iter().map(|(_, ids)| ids.len()).sum();
-        match self.prefetcher() {
-            None => self.decode_ahead(archive, batches),
-            Some(elsewhere) => {
-                let owed = batches.iter().flat_map(|(_, ids)| Batch::new(self, archive, ids).owed());
-                let owed: Vec<_> = owed.collect();
-                elsewhere.decode(&owed);
-                for batch in Batch::left(&owed) {
-                    let decoder = Arc::clone(&self.options.decoder);
-                    self.workers.urgent(move || batch.decode(&*decoder));
-                }
-            }
-        }
-        if let (Some(taker), Some(shown)) = (self.taker(), &piece.shown) {
-            taker.take(piece, shown);
-        }
-        claimed == ids.len()
-    }
-
     /// Have `taker` take what is wished for, from now on.
     pub fn give_to(&self, taker: Arc<dyn Taker>) {
         // The first one stays.
@@ -314,14 +292,18 @@ impl ChunkCache {
         self.taker.get().map(|taker| &**taker)
     }
 
-    /// Have `elsewhere` decode what is wished for, from now on.
-    pub fn prefetch_with(&self, elsewhere: Box<dyn Prefetcher>) {
+    /// Have `prefetcher` decode what is wished for, from now on, as long as it answers in time.
+    ///
+    /// # Errors
+    /// Io, where a thread for it cannot be started.
+    pub fn prefetch_with(&self, prefetcher: Box<dyn Prefetcher>) -> Result<()> {
         // The first one stays.
-        let _ = self.prefetcher.set(elsewhere);
+        let _ = self.elsewhere.set(Elsewhere::start(prefetcher)?);
+        Ok(())
     }
 
-    pub(super) fn prefetcher(&self) -> Option<&dyn Prefetcher> {
-        self.prefetcher.get().map(|p| &**p)
+    pub(super) fn elsewhere(&self) -> Option<&Elsewhere> {
+        self.elsewhere.get()
     }
 
     /// Nanoseconds that all cores together take to decode a stored byte; 0 where none was decoded.
@@ -329,10 +311,18 @@ impl ChunkCache {
         self.figures.decoding_nanos() / self.cores as f64
     }
 
+    /// A buffer for a chunk, for which others are dropped if need be.
+    pub(super) fn buffer(&self, offset: u64, len: usize) -> Result<Buffer> {
+        self.buffers.get(offset, len, || {
+            let dropped = self.lock().drop_one();
+            dropped.is_some()
+        })
+    }
+
     /// A chunk has come, or not.
-    pub(super) fn land(&self, archive: &Arc<Archive>, id: usize, chunk: Result<Arc<Buffer>>) {
+    pub(super) fn land(&self, archive: &Arc<Archive>, of: &Numbered, chunk: Result<Arc<Buffer>>) {
         let mut state = self.lock();
-        let waiters = state.land(archive, id, chunk.as_ref().ok());
+        let waiters = state.land(archive, of, chunk.as_ref().ok());
         let dropped = state.make_room(self.buffers.lent().saturating_sub(self.options.capacity));
         drop(state);
         drop(dropped);
@@ -347,15 +337,32 @@ impl ChunkCache {
     /// Have memory for more chunks like this one brought when nobody waits: that takes longer than decoding.
     fn stock(&self, chunk: &Buffer) {
         // Where the cache is full nearly, slots come from what is dropped.
-        let grows = self.buffers.lent() + Shelf::GROWS_BY <= self.options.capacity;
-        if let Some(shelf) = chunk.shelf().filter(|shelf| grows && shelf.runs_low()) {
+        let grows = |shelf: &Shelf| self.buffers.lent() + shelf.grows_by() <= self.options.capacity;
+        if let Some(shelf) = chunk.shelf().filter(|shelf| grows(shelf) && shelf.runs_low()) {
             let (pool, shelf) = (Arc::clone(&self.buffers), Arc::clone(shelf));
             self.workers.ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || pool.stock(&shelf));
         }
     }
 
-    pub(super) fn buffers(&self) -> &Arc<BufferPool> {
-        &self.buffers
+    /// Whether somebody waits for one of these.
+    pub(super) fn is_awaited(&self, owed: &[Owed]) -> bool {
+        let state = self.lock();
+        owed.iter().any(|owed| state.is_awaited(owed.archive(), owed.id()))
+    }
+
+    /// Give back to the system what is unused at the moment.
+    pub(super) fn rest(&self) {
+        self.buffers.clear();
+        self.scratches.clear();
+    }
+
+    /// The memory that indexes of archives are to share which are read through this cache.
+    pub fn indexes(&self) -> &Arc<IndexMemory> {
+        self.account.indexes()
+    }
+
+    pub(super) fn scratches(&self) -> &Scratches {
+        &self.scratches
     }
 
     /// What decodes.
@@ -378,54 +385,53 @@ impl ChunkCache {
         let dropped = state.make_room(u64::MAX);
         drop(state);
         drop(dropped);
-        self.buffers.clear();
+        self.rest();
     }
 
     /// The figures so far.
     pub fn stats(&self) -> CacheStats {
-        self.figures.add_to(self.lock().stats)
+        let locked = self.lock().stats;
+        self.figures.add_to(CacheStats { held_bytes: self.buffers.held(), ..locked })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // No code that holds the lock can leave the state half-changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The parts of a read, clipped to the original's end.
-fn parts(archive: &Archive, offset: u64, len: usize) -> Vec<Part> {
+/// The parts of a read, clipped to the original's end; `None` where they are more than [`MOST_PARTS`].
+fn parts(archive: &Archive, offset: u64, len: usize) -> Result<Option<Vec<Part>>> {
     let index = archive.index();
     let end = offset.saturating_add(len as u64).min(archive.footer().original_len);
     let mut parts = Vec::new();
     let mut at = offset;
-    for id in index.find(offset)..index.len() {
+    for id in index.find(offset)?..index.len() {
         if at >= end {
             break;
         }
-        let chunk = index.chunk(id).original;
-        let stop = end.min(chunk.end);
-        parts.push((id, (at - chunk.start) as usize..(stop - chunk.start) as usize));
+        if parts.len() == MOST_PARTS {
+            return Ok(None);
+        }
+        let chunk = index.chunk(id)?;
+        let (start, stop) = (chunk.original.start, end.min(chunk.original.end));
+        parts.push(((id, chunk), (at - start) as usize..(stop - start) as usize));
         at = stop;
     }
-    parts
+    Ok(Some(parts))
 }
 
-/// `ids` in groups whose stored bytes follow each other, of one chunk at least and `most` decoded bytes otherwise.
-fn neighbours<'a>(archive: &Archive, ids: &'a [usize], most: u64) -> impl Iterator<Item = &'a [usize]> {
+/// Chunks in groups whose stored bytes follow each other, of one chunk at least and `most` decoded bytes otherwise.
+pub(super) fn neighbours(chunks: &[Numbered], most: u64) -> impl Iterator<Item = &[Numbered]> {
     let mut bytes = 0;
-    ids.chunk_by(move |&a, &b| {
-        let (a, b) = (archive.index().chunk(a), archive.index().chunk(b));
+    chunks.chunk_by(move |(_, a), (_, b)| {
         bytes += a.len() as u64;
-        let together = a.original.end == b.original.start
-            && a.stored_at + u64::from(a.stored_len) == b.stored_at
-            && bytes + b.len() as u64 <= most;
+        let together = follows(a, b) && bytes + b.len() as u64 <= most;
         if !together {
             bytes = 0;
         }
         together
     })
-    .collect::<Vec<_>>()
-    .into_iter()
 }
 
 /// Read through the cache and wait: for callers that have nothing else to do.

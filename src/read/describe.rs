@@ -3,8 +3,8 @@
 use super::archive::Archive;
 use crate::{
     codec::{ChunkDecoder, Coding},
-    error::Result,
-    format::{Header, Naming, header_len},
+    error::{Error, Result},
+    format::{Header, MAX_HEADER, Naming, header_len},
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -82,7 +82,7 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         })
         .collect();
     for id in 0..archive.index().len() {
-        let chunk = archive.index().chunk(id);
+        let chunk = archive.index().chunk(id)?;
         // Chunks start where tensors do, so that each belongs to one at most.
         let owner = header.tensors.partition_point(|t| t.end <= chunk.original.start);
         let coded = match header.tensors.get(owner) {
@@ -116,13 +116,24 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
 /// # Errors
 /// As [`Archive::read_chunk`].
 pub fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
-    let file_len = archive.footer().original_len;
+    let json = header_json(archive, decoder, MAX_HEADER)?;
+    Ok(json.and_then(|json| Header::parse(&json, archive.footer().original_len)).unwrap_or_default())
+}
+
+/// The text of the original's safetensors header, if it has one.
+///
+/// # Errors
+/// As [`Archive::read_chunk`]; invalid argument, where it has more than `most` bytes.
+pub fn header_json(archive: &Archive, decoder: &dyn ChunkDecoder, most: u64) -> Result<Option<Vec<u8>>> {
     let mut prefix = [0; 8];
     if archive.read_at(0, &mut prefix, decoder)? < prefix.len() {
-        return Ok(Header::default());
+        return Ok(None);
     }
-    let Some(n) = header_len(prefix, file_len) else { return Ok(Header::default()) };
+    let Some(n) = header_len(prefix, archive.footer().original_len) else { return Ok(None) };
+    if n > most {
+        return Err(Error::invalid(format!("its header has {n} bytes, more than {most}")));
+    }
     let mut json = vec![0; n as usize];
     archive.read_at(8, &mut json, decoder)?;
-    Ok(Header::parse(&json, file_len).unwrap_or_default())
+    Ok(Some(json))
 }

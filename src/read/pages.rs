@@ -1,64 +1,23 @@
-//! Memory in huge pages where the system has them, for what is large and used again and again.
-//!
-//! A direct read needs its memory page by page: one of 1 MiB into pages of 4 KiB, each somewhere else, is 256 pieces for
-//! the disk to fill, and into a huge page it is one. Memory that is used for the first time comes 512 pages at once.
+//! Memory for chunks: slabs cut into slots, in huge pages where the system has them. Memory that is used for the first time
+//! comes 512 pages at once then.
 
 #![allow(unsafe_code)]
 
+use super::{
+    account::Account,
+    pace::{Kind, Pace},
+};
 use crate::error::{Context, Result};
 use memmap2::{Advice, MmapMut, MmapRaw, UncheckedAdvice};
 use std::{
     ops::{Deref, DerefMut, RangeInclusive},
     slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// What a huge page is on most systems. Where it is not, this is an alignment.
-const HUGE: usize = 2 << 20;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Huge,
-    Small,
-}
-
-/// Zeroed memory that starts at a multiple of [`HUGE`], given back when dropped.
-pub(super) struct Pages {
-    map: MmapMut,
-    skip: usize,
-    len: usize,
-}
-
-impl Pages {
-    /// At least `len` bytes, in multiples of [`HUGE`]. What is not used takes no memory.
-    ///
-    /// # Errors
-    /// Io, where there is no memory.
-    pub(super) fn new(len: usize) -> Result<Self> {
-        let len = len.next_multiple_of(HUGE);
-        // Before and behind, wherever it comes to lie, stays unused.
-        let map = MmapMut::map_anon(len + HUGE).about("memory")?;
-        let skip = map.as_ptr().align_offset(HUGE);
-        if let Err(e) = map.advise_range(Advice::HugePage, skip, len) {
-            log::debug!("huge pages were not taken: {e}");
-        }
-        Ok(Self { map, skip, len })
-    }
-}
-
-impl Deref for Pages {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.map[self.skip..][..self.len]
-    }
-}
-
-impl DerefMut for Pages {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map[self.skip..][..self.len]
-    }
-}
+pub(super) const HUGE: usize = 2 << 20;
 
 /// What a small page is on most systems.
 pub(super) const SMALL: usize = 4096;
@@ -66,33 +25,45 @@ pub(super) const SMALL: usize = 4096;
 /// Slabs of memory cut into slots. What they hold is kept until it is [cleared](Shelf::clear): to bring it anew would take
 /// longer than to decode what it is for.
 ///
-/// Slots are of a size of which a huge page has room for few, and a part of one more; a slab of several is used nearly
-/// to its end. It comes and goes page by page.
+/// Large slots are of a size of which a huge page has room for few, and a part of one more; a slab of several is used
+/// nearly to its end. It comes and goes page by page. Pages of small slots are smaller.
 pub(super) struct Shelf {
     /// Bytes of a slot.
     size: usize,
+    /// Bytes of a page.
+    page: usize,
+    /// What pages are taken from.
+    account: Arc<Account>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     slabs: Vec<Slab>,
+    /// No slab before this one has a free slot.
+    first_free: usize,
     /// Slots that have memory and are not in use.
     free: usize,
+    /// Whether there may be pages of which no slot is in use.
+    has_unused: bool,
+    /// Address space for more slabs, and where what is left of it starts.
+    space: Option<(Arc<Memory>, usize)>,
     /// Whether somebody brings a page before it is needed.
     stocking: bool,
     pace: Pace,
 }
 
-/// Huge pages of a slab.
+/// Pages of a slab.
 const PAGES: usize = 4;
-/// Bytes of a slab.
-const SLAB: usize = PAGES * HUGE;
+/// Bytes of address space that is taken at a time: that of a slab, where pages are huge.
+const SPACE: usize = PAGES * HUGE;
 /// Most slots of a slab.
 const MOST_SLOTS: usize = u128::BITS as usize;
 
 struct Slab {
     memory: Arc<Memory>,
+    /// Where it starts there.
+    at: usize,
     /// A bit for each slot that is in use.
     used: u128,
     /// A bit for each slot all of whose memory is there.
@@ -126,34 +97,16 @@ impl Slab {
         }
         self.free().count_ones() as isize - before
     }
-}
 
-/// How long the system took to bring a page. Huge ones come five times as fast as small ones; but in a virtual machine
-/// that gives unused memory back to its host, they can take three times as long.
-#[derive(Default)]
-struct Pace {
-    huge: Duration,
-    small: Duration,
-}
-
-impl Pace {
-    /// The kind that is faster, as far as is known.
-    fn choice(&self) -> Kind {
-        if self.huge <= self.small { Kind::Huge } else { Kind::Small }
-    }
-
-    /// A page of this kind took so long. The other one is believed to be a little better each time, to be tried again.
-    fn took(&mut self, kind: Kind, time: Duration) {
-        let (this, other) = match kind {
-            Kind::Huge => (&mut self.huge, &mut self.small),
-            Kind::Small => (&mut self.small, &mut self.huge),
-        };
-        *this = time;
-        *other -= *other / 64;
+    /// Which pages are there, and no slot that is in use has some of them.
+    fn unused(&self, shelf: &Shelf) -> [bool; PAGES] {
+        std::array::from_fn(|page| {
+            self.pages[page] == Presence::There && self.used & shelf.slots_of(page) == 0
+        })
     }
 }
 
-/// The address space of a slab.
+/// The address space of slabs.
 struct Memory {
     map: MmapRaw,
     skip: usize,
@@ -162,21 +115,27 @@ struct Memory {
 impl Memory {
     fn new() -> Result<Self> {
         // Before and behind, wherever it comes to lie, stays unused.
-        let map = MmapRaw::from(MmapMut::map_anon(SLAB + HUGE).about("memory")?);
+        let map = MmapRaw::from(MmapMut::map_anon(SPACE + HUGE).about("memory")?);
         let skip = map.as_ptr().align_offset(HUGE);
+        // Pages that are asked for one by one, so that no more come than are counted.
+        if let Err(e) = map.advise(Advice::NoHugePage) {
+            log::debug!("huge pages may be taken: {e}");
+        }
         Ok(Self { map, skip })
     }
 
     /// Have the system bring a page now: at first use it would come little by little.
-    fn bring(&self, page: usize, kind: Kind) {
-        let start = self.skip + page * HUGE;
-        let advice = if kind == Kind::Huge { Advice::HugePage } else { Advice::NoHugePage };
-        if let Err(e) = self.map.advise_range(advice, start, HUGE) {
-            log::debug!("{advice:?} was not taken: {e}");
+    fn bring(&self, at: usize, len: usize, kind: Kind) {
+        let start = self.skip + at;
+        if len == HUGE {
+            let advice = if kind == Kind::Huge { Advice::HugePage } else { Advice::NoHugePage };
+            if let Err(e) = self.map.advise_range(advice, start, len) {
+                log::debug!("{advice:?} was not taken: {e}");
+            }
         }
-        if self.map.advise_range(Advice::PopulateWrite, start, HUGE).is_err() {
+        if self.map.advise_range(Advice::PopulateWrite, start, len).is_err() {
             // Linux before 5.14.
-            for at in (start..start + HUGE).step_by(SMALL) {
+            for at in (start..start + len).step_by(SMALL) {
                 // SAFETY: within the map, and of no slot that is in use: those have all of their pages.
                 unsafe { self.map.as_mut_ptr().add(at).write_volatile(0) };
             }
@@ -184,11 +143,10 @@ impl Memory {
     }
 
     /// Give a page back to the system.
-    fn give_back(&self, page: usize) {
+    fn give_back(&self, at: usize, len: usize) {
         // SAFETY: its bytes become zero, which is as good as any; no slot that is in use has some of them.
-        let given = unsafe {
-            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.skip + page * HUGE, HUGE)
-        };
+        let given =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.skip + at, len) };
         if let Err(e) = given {
             log::debug!("unused memory is kept: {e}");
         }
@@ -196,13 +154,12 @@ impl Memory {
 }
 
 impl Shelf {
-    /// Bytes of memory that are taken at a time.
-    pub(super) const GROWS_BY: u64 = HUGE as u64;
-
-    /// With slots of so many bytes: multiples of [`SMALL`], of which a slab has 128 at most.
-    pub(super) fn new(size: usize) -> Arc<Self> {
-        debug_assert!(size.is_multiple_of(SMALL) && SLAB / size <= MOST_SLOTS && size <= HUGE);
-        Arc::new(Self { size, state: Mutex::default() })
+    /// With slots of so many bytes, of which a slab has [`MOST_SLOTS`] at most: multiples of [`SMALL`], or small parts of
+    /// that.
+    pub(super) fn new(size: usize, account: &Arc<Account>) -> Arc<Self> {
+        let page = HUGE.min(size * MOST_SLOTS / PAGES);
+        debug_assert!(page.is_multiple_of(SMALL) && PAGES * page / size <= MOST_SLOTS && size <= page);
+        Arc::new(Self { size, page, account: Arc::clone(account), state: Mutex::default() })
     }
 
     /// The bytes of a slot.
@@ -210,39 +167,48 @@ impl Shelf {
         self.size
     }
 
+    /// Bytes of memory that are taken at a time.
+    pub(super) fn grows_by(&self) -> u64 {
+        self.page as u64
+    }
+
     /// Slots of a slab.
     fn slots(&self) -> usize {
-        SLAB / self.size
+        PAGES * self.page / self.size
     }
 
     /// The pages of its slab that a slot has some of.
     fn pages_of(&self, slot: usize) -> RangeInclusive<usize> {
-        slot * self.size / HUGE..=((slot + 1) * self.size - 1) / HUGE
+        slot * self.size / self.page..=((slot + 1) * self.size - 1) / self.page
     }
 
-    /// A slot with any content.
-    ///
-    /// # Errors
-    /// Io, where there is no memory.
-    pub(super) fn slot(self: &Arc<Self>) -> Result<Slot> {
+    /// A bit for each slot that has some of a page.
+    fn slots_of(&self, page: usize) -> u128 {
+        let first = page * self.page / self.size;
+        let last = (((page + 1) * self.page - 1) / self.size).min(self.slots() - 1);
+        if first > last { 0 } else { u128::MAX >> (MOST_SLOTS - 1 - (last - first)) << first }
+    }
+
+    /// A slot with any content, if one has memory.
+    pub(super) fn slot(self: &Arc<Self>) -> Option<Slot> {
         let mut state = self.lock();
-        while state.free == 0 {
-            drop(state);
-            self.grow()?;
-            state = self.lock();
-        }
-        state.free -= 1;
-        let slab = state.slabs.iter().position(|slab| slab.free() != 0).expect("free slots are counted");
+        state.free = state.free.checked_sub(1)?;
+        let first = state.first_free;
+        let has_one = state.slabs[first..].iter().position(|slab| slab.free() != 0);
+        let slab = first + has_one.expect("free slots are counted");
+        state.first_free = slab;
         let taken = &mut state.slabs[slab];
         let number = taken.free().trailing_zeros() as usize;
         taken.used |= 1 << number;
-        let memory = Arc::clone(&taken.memory);
-        Ok(Slot { shelf: Arc::clone(self), memory, slab, number })
+        let (memory, at) = (Arc::clone(&taken.memory), taken.at);
+        Some(Slot { shelf: Arc::clone(self), memory, at, slab, number })
     }
 
-    /// Whether all slots are in use.
-    pub(super) fn is_empty(&self) -> bool {
-        self.lock().free == 0
+    /// Bytes of the pages that slots in use have some of.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let state = self.lock();
+        let used = |slab: &Slab| (0..PAGES).filter(|&page| slab.used & self.slots_of(page) != 0).count();
+        state.slabs.iter().map(used).sum::<usize>() as u64 * self.grows_by()
     }
 
     /// How many pages are there.
@@ -255,53 +221,56 @@ impl Shelf {
     /// Whether a page should be brought before it is needed, by [`Shelf::stock`]; says so once until that was done.
     pub(super) fn runs_low(&self) -> bool {
         let mut state = self.lock();
-        let low = !state.stocking && state.free <= HUGE / self.size / 2;
+        let low = !state.stocking && state.free <= self.page / self.size / 2;
         state.stocking |= low;
         low
     }
 
-    /// Bring a page that will be needed.
+    /// Bring a page that will be needed, if there is room for it.
     pub(super) fn stock(&self) {
-        if let Err(e) = self.grow() {
+        if self.account.try_take(self.grows_by())
+            && let Err(e) = self.grow()
+        {
             log::debug!("no memory ahead: {e}");
         }
         self.lock().stocking = false;
     }
 
-    fn grow(&self) -> Result<()> {
+    /// Bring a page whose bytes have been taken from the account.
+    ///
+    /// # Errors
+    /// Io, where there is no memory.
+    pub(super) fn grow(&self) -> Result<()> {
         let mut state = self.lock();
         let away = |slab: &Slab| slab.pages.iter().position(|page| *page == Presence::Away);
         let place = state.slabs.iter().enumerate().find_map(|(i, slab)| Some((i, away(slab)?)));
-        let (slab, page) = match place {
-            Some(place) => place,
-            None => {
-                let memory = Arc::new(Memory::new()?);
-                state.slabs.push(Slab { memory, used: 0, there: 0, pages: [Presence::Away; PAGES] });
-                (state.slabs.len() - 1, 0)
-            }
-        };
+        let place = place.map_or_else(|| state.add_slab(self), Ok);
+        let (slab, page) = place.inspect_err(|_| self.account.give_back(self.grows_by()))?;
         state.slabs[slab].pages[page] = Presence::Moving;
-        let memory = Arc::clone(&state.slabs[slab].memory);
+        let (memory, at) = (Arc::clone(&state.slabs[slab].memory), state.slabs[slab].at);
         let kind = state.pace.choice();
         drop(state);
         let begun = Instant::now();
-        memory.bring(page, kind);
+        memory.bring(at + page * self.page, self.page, kind);
         let time = begun.elapsed();
         let mut state = self.lock();
-        state.pace.took(kind, time);
+        if self.page == HUGE {
+            state.pace.took(kind, time);
+        }
         state.moved(self, slab, page, Presence::There);
+        state.has_unused = true;
         Ok(())
     }
 
-    /// Give back all pages of which no slot is in use.
-    pub(super) fn clear(&self) {
+    /// Give back all pages of which no slot is in use; `false` if there were none.
+    pub(super) fn clear(&self) -> bool {
         let mut given_back = Vec::new();
         let mut state = self.lock();
+        if !std::mem::take(&mut state.has_unused) {
+            return false;
+        }
         for i in 0..state.slabs.len() {
-            let slab = &state.slabs[i];
-            let mut unused = slab.pages.map(|page| page == Presence::There);
-            let used = (0..self.slots()).filter(|slot| slab.used >> slot & 1 == 1);
-            used.flat_map(|slot| self.pages_of(slot)).for_each(|page| unused[page] = false);
+            let unused = state.slabs[i].unused(self);
             for page in (0..PAGES).filter(|&page| unused[page]) {
                 given_back.push((Arc::clone(&state.slabs[i].memory), i, page));
                 state.moved(self, i, page, Presence::Moving);
@@ -309,10 +278,13 @@ impl Shelf {
         }
         drop(state);
         // Unlocked, for it takes a while.
-        for (memory, slab, page) in given_back {
-            memory.give_back(page);
-            self.lock().moved(self, slab, page, Presence::Away);
+        for (memory, slab, page) in &given_back {
+            let at = self.lock().slabs[*slab].at;
+            memory.give_back(at + page * self.page, self.page);
+            self.lock().moved(self, *slab, *page, Presence::Away);
+            self.account.give_back(self.grows_by());
         }
+        !given_back.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -322,9 +294,25 @@ impl Shelf {
 
 impl State {
     fn moved(&mut self, shelf: &Shelf, slab: usize, page: usize, to: Presence) {
+        self.first_free = self.first_free.min(slab);
         let slab = &mut self.slabs[slab];
         slab.pages[page] = to;
         self.free = self.free.checked_add_signed(slab.see(shelf)).expect("slots are counted");
+    }
+
+    /// Add a slab none of whose pages are there: its place and that of its first page.
+    fn add_slab(&mut self, shelf: &Shelf) -> Result<(usize, usize)> {
+        let bytes = PAGES * shelf.page;
+        let (memory, at) = match self.space.take() {
+            Some(space) => space,
+            None => (Arc::new(Memory::new()?), 0),
+        };
+        let behind = at + bytes;
+        if behind + bytes <= SPACE {
+            self.space = Some((Arc::clone(&memory), behind));
+        }
+        self.slabs.push(Slab { memory, at, used: 0, there: 0, pages: [Presence::Away; PAGES] });
+        Ok((self.slabs.len() - 1, 0))
     }
 }
 
@@ -332,6 +320,8 @@ impl State {
 pub(super) struct Slot {
     shelf: Arc<Shelf>,
     memory: Arc<Memory>,
+    /// Where the slab starts there.
+    at: usize,
     slab: usize,
     number: usize,
 }
@@ -342,8 +332,10 @@ impl Slot {
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: the map has `SLAB` bytes from `skip` on, and all slots are in these.
-        unsafe { self.memory.map.as_mut_ptr().add(self.memory.skip + self.number * self.shelf.size) }
+        // SAFETY: the map has `SPACE` bytes from `skip` on, and all slots of all slabs are in these.
+        unsafe {
+            self.memory.map.as_mut_ptr().add(self.memory.skip + self.at + self.number * self.shelf.size)
+        }
     }
 }
 
@@ -366,9 +358,14 @@ impl DerefMut for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut state = self.shelf.lock();
+        let shelf = &self.shelf;
+        let mut state = shelf.lock();
         state.free += 1;
-        state.slabs[self.slab].used &= !(1 << self.number);
+        state.first_free = state.first_free.min(self.slab);
+        let slab = &mut state.slabs[self.slab];
+        slab.used &= !(1 << self.number);
+        let used = slab.used;
+        state.has_unused |= shelf.pages_of(self.number).any(|page| used & shelf.slots_of(page) == 0);
     }
 }
 
@@ -376,23 +373,32 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    #[test]
-    fn pages_are_aligned_and_writable_as_a_whole() {
-        for (len, expected) in [(1, HUGE), (HUGE, HUGE), (HUGE + 1, 2 * HUGE)] {
-            let mut pages = Pages::new(len).expect("memory");
-            assert_eq!((pages.len(), pages.as_ptr().align_offset(HUGE)), (expected, 0));
-            assert!(pages.iter().all(|&byte| byte == 0));
-            pages.fill(7);
-        }
+    const SIZE: usize = 65 * SMALL;
+
+    fn shelf(size: usize) -> Arc<Shelf> {
+        Shelf::new(size, &Account::new(u64::MAX))
     }
 
-    const SIZE: usize = 65 * SMALL;
+    /// A slot, for which the shelf grows if it must.
+    fn slot(shelf: &Arc<Shelf>) -> Slot {
+        std::iter::repeat_with(|| {
+            shelf.slot().or_else(|| {
+                shelf.account.take(shelf.grows_by());
+                shelf.grow().expect("memory");
+                shelf.slot()
+            })
+        })
+        .flatten()
+        .next()
+        .expect("endless")
+    }
 
     #[test]
     fn no_two_slots_share_a_byte_and_unused_pages_are_given_back_when_cleared() {
-        for size in [SIZE, SMALL * 17, HUGE] {
-            let shelf = Shelf::new(size);
-            let take = |n: usize| -> Vec<Slot> { (0..n).map(|_| shelf.slot().expect("memory")).collect() };
+        for size in [SIZE, SMALL * 17, HUGE, 1 << 10, 16 << 10] {
+            let shelf = shelf(size);
+            let counted = || shelf.account.taken() / shelf.grows_by();
+            let take = |n: usize| -> Vec<Slot> { (0..n).map(|_| slot(&shelf)).collect() };
             let mut slots = take(3 * shelf.slots());
             for (i, slot) in slots.iter_mut().enumerate() {
                 slot.fill(i as u8);
@@ -400,17 +406,18 @@ mod tests {
             for (i, slot) in slots.iter().enumerate() {
                 assert!(slot.len() == size && slot.iter().all(|&byte| byte == i as u8), "slot {i}");
             }
-            assert_eq!(shelf.pages(), 3 * PAGES);
+            assert_eq!((shelf.pages(), counted()), (3 * PAGES, 3 * PAGES as u64));
+            assert_eq!(shelf.used_bytes(), shelf.account.taken());
             // The last of each slab stays; what they leave is used again.
             slots.retain(|slot| slot.number == shelf.slots() - 1);
             slots.extend(take(3 * (shelf.slots() - 1)));
             assert_eq!(shelf.pages(), 3 * PAGES);
             slots.truncate(3);
-            shelf.clear();
+            assert!(shelf.clear() && !shelf.clear());
             assert_eq!((shelf.pages(), shelf.lock().free), (3, 3 * shelf.slots_of_last_page()));
             drop(slots);
             shelf.clear();
-            assert_eq!((shelf.pages(), shelf.lock().free), (0, 0));
+            assert_eq!((shelf.pages(), shelf.lock().free, counted()), (0, 0, 0));
             // What was given back comes again, and first.
             let slots = take(shelf.slots());
             assert!(slots.iter().all(|slot| slot.slab == 0) && shelf.pages() == PAGES);
@@ -425,21 +432,8 @@ mod tests {
     }
 
     #[test]
-    fn the_faster_kind_is_taken_and_the_other_one_tried_again() {
-        let mut pace = Pace::default();
-        let [slow, fast] = [3, 1].map(Duration::from_millis);
-        let mut huge = 0;
-        for _ in 0..1000 {
-            let kind = pace.choice();
-            huge += u32::from(kind == Kind::Huge);
-            pace.took(kind, if kind == Kind::Huge { slow } else { fast });
-        }
-        assert!((2..50).contains(&huge), "{huge}");
-    }
-
-    #[test]
     fn slots_are_taken_and_given_back_by_many_threads() {
-        let shelf = Shelf::new(SIZE);
+        let shelf = shelf(SIZE);
         std::thread::scope(|scope| {
             for thread in 0..8u8 {
                 let shelf = &shelf;
@@ -448,8 +442,7 @@ mod tests {
                         if round % 16 == 0 {
                             shelf.clear();
                         }
-                        let mut slots: Vec<Slot> =
-                            (0..1 + round % 11).map(|_| shelf.slot().expect("memory")).collect();
+                        let mut slots: Vec<Slot> = (0..1 + round % 11).map(|_| slot(shelf)).collect();
                         slots.iter_mut().for_each(|slot| slot[..64].fill(thread));
                         assert!(slots.iter().all(|slot| slot[..64] == [thread; 64]));
                     }

@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code)]
 
-use super::pages::Pages;
+use super::scratch::Scratch;
 use crate::{
     error::{Error, Result},
     format::read_exact,
@@ -21,21 +21,6 @@ use std::{
 
 /// What offsets, lengths and addresses of direct reads are multiples of, on every file system known.
 const ALIGN: u64 = 4096;
-
-/// Memory for stored bytes, to be used again.
-#[derive(Default)]
-pub struct Scratch(Option<Pages>);
-
-impl Scratch {
-    fn room(&mut self, len: usize) -> Result<&mut [u8]> {
-        if self.0.as_ref().is_none_or(|m| m.len() < len) {
-            // The old one first: never both.
-            self.0 = None;
-            self.0 = Some(Pages::new(len)?);
-        }
-        Ok(self.0.as_mut().map_or(&mut [], |m| &mut m[..len]))
-    }
-}
 
 /// An archive's file.
 pub(super) struct Storage {
@@ -107,6 +92,33 @@ impl Storage {
             out.copy_from_slice(self.read(at, out.len(), scratch)?);
             Ok(())
         })
+    }
+
+    /// The same with memory of its own, for what is read now and then: it needs no [`Scratch`], nor takes one.
+    pub(super) fn read_aside(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        if !self.direct.load(Ordering::Relaxed) {
+            return read_exact(&self.file, out, at);
+        }
+        let align = ALIGN as usize;
+        let skip = (at % ALIGN) as usize;
+        let mut memory = vec![0; (skip + out.len()).next_multiple_of(align) + align];
+        let aligned = memory.as_ptr().align_offset(align);
+        let room = &mut memory[aligned..][..(skip + out.len()).next_multiple_of(align)];
+        match self.read_direct(at - skip as u64, room, skip + out.len()) {
+            // This file system does not do it after all.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                self.set_direct(false);
+                read_exact(&self.file, out, at)
+            }
+            Err(e) => Err(e.into()),
+            Ok(n) if n < skip + out.len() => {
+                Err(Error::truncated("the archive is shorter than it was or should be"))
+            }
+            Ok(_) => {
+                out.copy_from_slice(&room[skip..][..out.len()]);
+                Ok(())
+            }
+        }
     }
 
     /// Read until `enough` bytes are there, or the file ends.

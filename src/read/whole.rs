@@ -1,6 +1,6 @@
 //! Whole files back: verify and unpack, in parallel, each stretch of the file on its own.
 
-use super::{archive::Archive, storage::Scratch};
+use super::{archive::Archive, scratch::Scratch};
 use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
@@ -39,7 +39,7 @@ pub fn verify_chunks(
     (0..archive.index().len()).into_par_iter().try_for_each_init(
         || (Scratch::default(), Vec::new()),
         |(scratch, decoded), id| {
-            let len = archive.index().chunk(id).len();
+            let len = archive.index().chunk(id)?.len();
             if decoded.len() < len {
                 decoded.resize(len, 0);
             }
@@ -111,9 +111,10 @@ fn group(
     let len = archive.footer().original_len;
     let edge = |i: usize| len.min((first + i as u64) * SEGMENT);
     for (i, cursor) in cursors.iter_mut().enumerate() {
-        cursor.seek(archive, edge(i)..edge(i + 1));
+        cursor.seek(archive, edge(i)..edge(i + 1))?;
     }
-    let mut hashes = Stretches::new((0..cursors.len()).map(|i| state(archive, edge(i))).collect());
+    let mut hashes =
+        Stretches::new((0..cursors.len()).map(|i| state(archive, edge(i))).collect::<Result<_>>()?);
     loop {
         for cursor in cursors.iter_mut().filter(|c| c.ready().is_empty()) {
             cursor.refill(archive, decoder, &mut |bytes, at| {
@@ -134,7 +135,7 @@ fn group(
             // The last segment, or one behind it, that is not there.
             edge(i) == end && end > 0 || finish(reached, cursor.tail(), end) == footer.sha256
         } else {
-            reached == state(archive, end)
+            reached == state(archive, end)?
         };
         if !right {
             return Err(Error::corrupt("the whole file does not match its SHA-256"));
@@ -144,10 +145,10 @@ fn group(
 }
 
 /// SHA-256's state at `at`, a multiple of [`SEGMENT`]; at the original's end there is none, and any will do.
-fn state(archive: &Archive, at: u64) -> State {
+fn state(archive: &Archive, at: u64) -> Result<State> {
     match at / SEGMENT {
-        0 => INITIAL,
-        _ if at == archive.footer().original_len => INITIAL,
+        0 => Ok(INITIAL),
+        _ if at == archive.footer().original_len => Ok(INITIAL),
         i => archive.index().sha256_state((i - 1) as usize),
     }
 }
@@ -166,10 +167,11 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn seek(&mut self, archive: &Archive, range: Range<u64>) {
-        self.id = archive.index().find(range.start);
+    fn seek(&mut self, archive: &Archive, range: Range<u64>) -> Result<()> {
+        self.id = archive.index().find(range.start)?;
         self.range = range;
         (self.start, self.end) = (0, 0);
+        Ok(())
     }
 
     /// The whole blocks that are decoded and not yet taken.
@@ -199,7 +201,7 @@ impl Cursor {
             // What is left of a block, which goes on with the next chunk.
             let left = self.end - self.start;
             self.buffer.copy_within(self.start..self.end, 0);
-            let original = archive.index().chunk(self.id).original;
+            let original = archive.index().chunk(self.id)?.original;
             let len = (original.end - original.start) as usize;
             if self.buffer.len() < left + len {
                 self.buffer.resize(left + len, 0);

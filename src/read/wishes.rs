@@ -1,6 +1,6 @@
 //! What to decode when nobody reads: a reader that computes leaves the disk and the cores to it, one that streams does not.
 
-use super::{archive::Archive, batch::Prefetcher, cache::ChunkCache};
+use super::{archive::Archive, cache::ChunkCache, elsewhere::Elsewhere};
 use crate::error::{Context, Result};
 use std::{
     collections::VecDeque,
@@ -75,19 +75,19 @@ impl Wishes {
             loop {
                 let wished = self.wait();
                 let Some(cache) = cache.upgrade() else { return };
-                let elsewhere = cache.prefetcher();
+                let elsewhere = cache.elsewhere().filter(|elsewhere| elsewhere.answers());
                 if !wished {
                     elsewhere.inspect(|e| e.rest());
                     cache.taker().inspect(|taker| taker.rest());
                     if cache.is_idle() {
-                        cache.buffers().clear();
+                        cache.rest();
                     }
                     continue;
                 }
                 while !cache.is_idle() {
                     thread::sleep(PAUSE);
                 }
-                let Some(piece) = self.next(elsewhere.map_or(PIECE, Prefetcher::piece)) else { continue };
+                let Some(piece) = self.next(elsewhere.map_or(PIECE, Elsewhere::piece)) else { continue };
                 if !cache.warm(&piece) {
                     // There is no room, and will be none before a reader is farther.
                     self.lock().clear();

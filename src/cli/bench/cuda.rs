@@ -95,14 +95,15 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
 /// Chunks that a GPU decodes, of `most` decoded bytes, about, evenly spread over the archive.
 fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
     let index = archive.index();
-    let known: Vec<usize> = (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).coding)).collect();
+    let chunks = (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
+    let known: Vec<_> = chunks.into_iter().filter(|(_, chunk)| gpu::takes(chunk.coding)).collect();
     if known.is_empty() {
         return Err(Error::invalid("the file has no chunks that a GPU decodes"));
     }
-    let bytes = known.iter().map(|&id| index.chunk(id).len() as u64).sum();
+    let bytes = known.iter().map(|(_, chunk)| chunk.len() as u64).sum();
     let load = |i: usize| {
-        let id = known[i];
-        Ok(Chunk { stored: archive.stored_chunk(id)?, checksum: index.chunk(id).checksum })
+        let (id, chunk) = &known[i];
+        Ok(Chunk { stored: archive.stored_chunk(*id)?, checksum: chunk.checksum })
     };
     spread(known.len(), bytes, most).into_par_iter().map(load).collect()
 }

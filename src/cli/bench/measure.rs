@@ -71,7 +71,8 @@ impl Sample {
     /// As [`Archive::stored_chunk`] and [`StoredChunk::decode`].
     pub fn load(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Self> {
         let index = archive.index();
-        let stored = (0..index.len()).map(|id| u64::from(index.chunk(id).stored_len)).sum();
+        let stored = |id| index.chunk(id).map(|chunk| u64::from(chunk.stored_len));
+        let stored = (0..index.len()).map(stored).sum::<Result<u64>>()?;
         let load = |out: &mut Vec<u8>, id| {
             let chunk = archive.stored_chunk(id)?;
             out.resize(chunk.decoded_len(), 0);

@@ -1,0 +1,113 @@
+//! Chunks that are decoded elsewhere than on the cache's threads, as long as that answers.
+//!
+//! What decodes elsewhere has a thread of its own, and may never come back from a call: a driver can hang. What it owes is
+//! taken back then, and it is not asked again.
+
+use super::{
+    batch::{Owed, Prefetcher},
+    cache::ChunkCache,
+};
+use crate::error::{Context, Result};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long somebody waits for a chunk that is owed before it is taken back.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a chunk is owed for which nobody waits: the first call starts a driver, which takes seconds.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// How often to look whether somebody waits.
+const LOOK: Duration = Duration::from_millis(50);
+
+enum Work {
+    Decode(Arc<[Owed]>),
+    Rest,
+}
+
+/// A [`Prefetcher`] on its thread.
+pub(super) struct Elsewhere {
+    work: Sender<Work>,
+    /// Hears of each [`Work::Decode`] that is over.
+    over: Mutex<Receiver<()>>,
+    /// What [`Prefetcher::piece`] said last.
+    piece: Arc<AtomicU64>,
+    late: AtomicBool,
+}
+
+impl Elsewhere {
+    /// Start its thread.
+    ///
+    /// # Errors
+    /// Io, where that cannot be.
+    pub(super) fn start(prefetcher: Box<dyn Prefetcher>) -> Result<Self> {
+        let (work, todo) = channel();
+        let (done, over) = channel();
+        let piece = Arc::new(AtomicU64::new(prefetcher.piece()));
+        let said = Arc::clone(&piece);
+        let serve = move || {
+            for work in todo {
+                let decoded = match work {
+                    Work::Decode(owed) => {
+                        prefetcher.decode(&owed);
+                        true
+                    }
+                    Work::Rest => {
+                        prefetcher.rest();
+                        false
+                    }
+                };
+                said.store(prefetcher.piece(), Ordering::Relaxed);
+                if decoded && done.send(()).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("bsz-elsewhere".into()).spawn(serve).about("decode threads")?;
+        Ok(Self { work, over: Mutex::new(over), piece, late: AtomicBool::new(false) })
+    }
+
+    /// Whether it has always answered in time.
+    pub(super) fn answers(&self) -> bool {
+        !self.late.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes are worth its while at a time.
+    pub(super) fn piece(&self) -> u64 {
+        self.piece.load(Ordering::Relaxed)
+    }
+
+    /// Nothing is wished for at the moment.
+    pub(super) fn rest(&self) {
+        // If its thread has ended, there is nothing to give back.
+        let _ = self.work.send(Work::Rest);
+    }
+
+    /// Have chunks decoded, and what is not supplied in time decoded by the threads of `cache`.
+    pub(super) fn decode(&self, cache: &ChunkCache, owed: Vec<Owed>) {
+        let owed: Arc<[Owed]> = owed.into();
+        let _ = self.work.send(Work::Decode(Arc::clone(&owed)));
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let mut waited_for = None;
+        // An end without an answer is one of the thread, by a panic.
+        while over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            let awaited = cache.is_awaited(&owed);
+            let since = *waited_for.get_or_insert_with(Instant::now);
+            if !awaited {
+                waited_for = None;
+            }
+            if awaited && since.elapsed() > PATIENCE || begun.elapsed() > DEADLINE {
+                log::warn!("what decodes ahead does not answer; from now on the cores do");
+                self.late.store(true, Ordering::Relaxed);
+                break;
+            }
+        }
+        cache.take_back(&owed);
+    }
+}

@@ -1,0 +1,199 @@
+//! A mount takes no more memory than its cache may, and 64 MiB, whatever the archives are like; and reads them exactly.
+
+use mounts::{Mount, Rig, mount_test};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+
+#[path = "common/crafted.rs"]
+mod crafted;
+#[path = "common/mounts.rs"]
+mod mounts;
+
+const MIB: u64 = 1 << 20;
+/// What a mount may take beside its cache.
+const BESIDE: u64 = 64 * MIB;
+
+/// The most memory that a mount's daemon has taken so far, in bytes.
+fn peak(mount: &Mount) -> u64 {
+    let pid = mount.status()["pid"].as_u64().expect("a number");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told by Linux");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[track_caller]
+fn is_within_bounds(mount: &Mount, cache: u64) {
+    let peak = peak(mount);
+    assert!(peak < cache + BESIDE, "{} MiB with a cache of {} MiB", peak / MIB, cache / MIB);
+    let held = mount.status()["cache"]["held_bytes"].as_u64().expect("a number");
+    assert!(held <= peak, "{held} bytes are held in {peak}");
+}
+
+/// Read whatever is asked for past the page cache: at multiples of a page, into memory that starts at one.
+struct Direct {
+    file: File,
+    memory: memmap2::MmapMut,
+}
+
+impl Direct {
+    fn open(path: &Path, most: usize) -> Self {
+        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).expect("opens");
+        Self { file, memory: memmap2::MmapMut::map_anon(most).expect("memory") }
+    }
+
+    fn read(&mut self, at: u64, len: usize) -> &[u8] {
+        let n = self.file.read_at(&mut self.memory[..len], at).expect("read");
+        &self.memory[..n]
+    }
+}
+
+/// A header of `n` tensors of a byte, of two layers in turn, padded to a multiple of a page.
+fn tiny_tensors(n: usize) -> Vec<u8> {
+    let entry = |i: usize| {
+        format!(r#""layers.{}.t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#, i % 2, i + 1)
+    };
+    let mut json = format!("{{{}}}", (0..n).map(entry).collect::<Vec<_>>().join(","));
+    json.push_str(&" ".repeat((json.len() + 8).next_multiple_of(4096) - json.len() - 8));
+    [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat()
+}
+
+#[test]
+fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_up() {
+    mount_test(|rig| {
+        let (source, tensors) = (rig.mkdir("p"), 400_000);
+        let head = tiny_tensors(tensors);
+        let blob = [7];
+        crafted::archive(&source.join("m.bsz"), &head, &blob, (0..tensors).map(|_| 1));
+        std::fs::write(source.join("other"), "content").unwrap();
+        let mount = rig.mount(&source, "v", &["--cache-size=16MiB"]);
+        let path = mount.path("m.safetensors");
+        // Several at once, as much at a time as the kernel asks for; and a few tensors at a time.
+        thread::scope(|scope| {
+            for len in [1 << 20, 1 << 20, 64 << 10, 4096, 512] {
+                let (path, head) = (&path, &head);
+                scope.spawn(move || {
+                    let mut file = Direct::open(path, len);
+                    let most = if len > 4096 { tensors } else { 40 * len };
+                    for at in (0..most).step_by(len) {
+                        let n = len.min(tensors - at);
+                        assert!(file.read((head.len() + at) as u64, len) == vec![7; n], "{n} bytes at {at}");
+                    }
+                });
+            }
+            assert_eq!(std::fs::read(mount.path("other")).unwrap(), b"content");
+        });
+        let whole = std::fs::read(&path).unwrap();
+        assert!(whole[..head.len()] == head && whole[head.len()..] == vec![7; tensors]);
+        is_within_bounds(&mount, 16 * MIB);
+    });
+}
+
+#[test]
+fn chunks_of_several_sizes_are_held_within_bounds() {
+    mount_test(|rig| {
+        const SIZES: [usize; 6] = [256 << 10, 300_000, 128 << 10, 64 << 10, 20_000, 3000];
+        let source = rig.mkdir("p");
+        let blob = crafted::blob(SIZES[1]);
+        for (i, size) in SIZES.into_iter().enumerate() {
+            let lens = (0..(160 << 20) / size.max(20_000)).map(|_| size);
+            crafted::archive(&source.join(format!("m{i}.bsz")), &[], &blob, lens);
+        }
+        let mount = rig.mount(&source, "v", &["--cache-size=64MiB", "--prefetch=off"]);
+        let mut files: Vec<Direct> =
+            (0..SIZES.len()).map(|i| Direct::open(&mount.path(&format!("m{i}.safetensors")), 4096)).collect();
+        let touch = |files: &mut Vec<Direct>, which: usize, chunk: usize| {
+            let (size, len) = (SIZES[which], 4096.min(SIZES[which]));
+            // The page in which the chunk's middle is.
+            let at = (chunk * size + size / 2) & !4095;
+            let read = files[which].read(at as u64, 4096);
+            assert!(read.iter().enumerate().take(len).all(|(i, b)| *b == blob[(at + i) % size]));
+        };
+        // Of each size one here and there stays in use, and keeps the memory around it.
+        let mut hot = Vec::new();
+        for which in 0..SIZES.len() {
+            let chunks = (100 << 20) / SIZES[which].max(20_000);
+            for chunk in 0..chunks {
+                touch(&mut files, which, chunk);
+                if chunk % 12 == 0 {
+                    hot.push((which, chunk));
+                }
+                if chunk % 60 == 0 {
+                    hot.iter().for_each(|&(which, chunk)| touch(&mut files, which, chunk));
+                }
+            }
+        }
+        is_within_bounds(&mount, 64 * MIB);
+        let cache = &mount.status()["cache"];
+        let [held, most] = ["held_bytes", "capacity_bytes"].map(|name| cache[name].as_u64().unwrap());
+        // Counted are whole pages: all but what no page has room for.
+        assert!(held <= most && held > most / 2, "{held} of {most}");
+    });
+}
+
+#[test]
+fn many_shards_with_large_indexes_are_read_within_bounds() {
+    mount_test(|rig| {
+        let (source, shards, chunk) = (rig.mkdir("p"), 12, 64 << 10);
+        let first = source.join("model-00001-of-00012.bsz");
+        let mut blob = crafted::blob(chunk);
+        // So that a chunk that is another's would be noticed, they differ in length.
+        blob.push(1);
+        let len = |i: usize| chunk - i % 7;
+        let chunks = 190_000;
+        let original = crafted::archive(&first, &[], &blob, (0..chunks).map(len));
+        for i in 2..=shards {
+            std::fs::copy(&first, source.join(format!("model-{i:05}-of-00012.bsz"))).unwrap();
+        }
+        assert!(std::fs::metadata(&first).unwrap().len() > 6 * MIB);
+        let mount = rig.mount(&source, "v", &["--cache-size=8MiB"]);
+        let files: Vec<File> = (1..=shards)
+            .map(|i| File::open(mount.path(&format!("model-{i:05}-of-00012.safetensors"))).unwrap())
+            .collect();
+        // Of seven chunks in a row each has a length of its own.
+        let period: usize = (0..7).map(len).sum();
+        let at = |i: usize| i / 7 * period + (0..i % 7).map(len).sum::<usize>();
+        for (i, file) in files.iter().cycle().take(20 * shards).enumerate() {
+            let number = i * 7919 % chunks;
+            let mut read = vec![0; len(number)];
+            file.read_exact_at(&mut read, at(number) as u64).unwrap();
+            assert!(read == blob[..read.len()], "chunk {number}");
+        }
+        assert_eq!(files[0].metadata().unwrap().len(), original);
+        is_within_bounds(&mount, 8 * MIB);
+    });
+}
+
+#[test]
+fn an_index_of_holes_is_read_within_bounds() {
+    mount_test(|rig| {
+        let source = rig.mkdir("p");
+        let blob = crafted::blob(4096);
+        crafted::sparse(&source.join("m.bsz"), &blob, 7000);
+        assert!(std::fs::metadata(source.join("m.bsz")).unwrap().len() > 240 * MIB);
+        let mount = rig.mount(&source, "v", &["--cache-size=8MiB"]);
+        let read = std::fs::read(mount.path("m.safetensors")).unwrap();
+        assert!(read.len() == 7000 * 4096 && read.chunks(4096).all(|chunk| chunk == blob));
+        is_within_bounds(&mount, 8 * MIB);
+    });
+}
+
+#[test]
+fn a_header_that_is_too_long_for_its_layers_is_said_once_and_read() {
+    mount_test(|rig: &Rig| {
+        let source = rig.mkdir("p");
+        let mut head = tiny_tensors(1000);
+        head.resize(20 << 20, b' ');
+        head[..8].copy_from_slice(&((20 << 20) as u64 - 8).to_le_bytes());
+        crafted::archive(&source.join("m.bsz"), &head, &[7], (0..1000).map(|_| 1));
+        let mount = rig.mount(&source, "v", &["--cache-size=8MiB"]);
+        let what = "its layers are not decoded ahead";
+        for _ in 0..3 {
+            assert!(std::fs::read(mount.path("m.safetensors")).unwrap()[..head.len()] == head);
+            mounts::wait_for("a word about layers", || mount.log().contains(what));
+        }
+        assert_eq!(mount.log().matches(what).count(), 1, "{}", mount.log());
+        is_within_bounds(&mount, 8 * MIB);
+    });
+}
