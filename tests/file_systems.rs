@@ -147,17 +147,19 @@ fn find(calls: &[String], start: usize, words: &[&str]) -> usize {
     start + found.unwrap_or_else(|| panic!("no call with {words:?} from {start} on in {calls:#?}"))
 }
 
-/// An original goes after: its lease, the archive's bytes on disk, its name on disk, a last look at the lease.
+/// An original goes after: its lease, the archive's bytes on disk, its name on disk; and when it has its own name no
+/// longer, a last look at the lease.
 #[track_caller]
 fn removes_last(calls: &[String], name: &str, archive_was_there: bool) {
     let lease = find(calls, 0, &["F_SETLEASE", "F_RDLCK", name]);
     let synced = find(calls, lease, &["fsync("]);
     let named = if archive_was_there { synced } else { find(calls, synced, &["linkat("]) };
     let directory = find(calls, named + 1, &["fsync(", "/s>"]);
-    let looked = find(calls, directory, &["F_GETLEASE", name]);
-    let removed = find(calls, looked, &["unlinkat(", name]);
+    let hidden = find(calls, directory, &["renameat(", &format!("\"{name}\""), ".bsz-partial"]);
+    let looked = find(calls, hidden, &["F_GETLEASE"]);
+    let removed = find(calls, looked, &["unlinkat(", ".bsz-partial"]);
     find(calls, removed, &["fsync(", "/s>"]);
-    find(calls, removed, &["F_SETLEASE", "F_UNLCK", name]);
+    find(calls, removed, &["F_SETLEASE", "F_UNLCK"]);
     let early = calls[..removed].iter().filter(|call| call.starts_with("unlink")).count();
     assert_eq!(early, 0, "{calls:#?}");
 }
@@ -213,7 +215,6 @@ fn an_older_archive_is_replaced_by_rename_before_the_original_goes() {
     write_model(&dir.path().join("s/m.safetensors"), 2, SOME);
     let calls = calls(dir.path(), &["pack", "--in-place", "s"]);
     let renamed = find(&calls, find(&calls, 0, &["fsync("]), &["renameat", "m.bsz"]);
-    let directory = find(&calls, renamed, &["fsync(", "/s>"]);
-    find(&calls, directory, &["unlinkat(", "m.safetensors"]);
+    find(&calls, renamed, &["fsync(", "/s>"]);
     removes_last(&calls, "m.safetensors", false);
 }

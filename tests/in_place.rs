@@ -7,6 +7,7 @@ use program::{names, run, write_model};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -271,7 +272,7 @@ fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
 }
 
 #[test]
-fn an_original_that_cannot_be_removed_has_no_second_copy_and_the_others_are_packed() {
+fn an_original_that_cannot_be_removed_stays_beside_its_archive_and_the_others_are_packed() {
     let dir = models(&["a.safetensors", "z.safetensors"]);
     let immutable = |flag: &str| {
         let chattr = Command::new("chattr").arg(flag).arg(dir.path().join("s/a.safetensors")).output();
@@ -285,7 +286,10 @@ fn an_original_that_cannot_be_removed_has_no_second_copy_and_the_others_are_pack
     assert!(immutable("-i"));
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("a.safetensors: ") && ran.stderr.contains("pack: 1 of 2 failed"), "{ran:?}");
-    assert_eq!(names(&dir.path().join("s")), ["a.safetensors", "z.bsz"]);
+    assert!(ran.stderr.contains("its archive is made and stays beside it"), "{ran:?}");
+    assert_eq!(names(&dir.path().join("s")), ["a.bsz", "a.safetensors", "z.bsz"]);
+    run(dir.path(), &["pack", "--in-place", "s"]).ok();
+    assert_eq!(names(&dir.path().join("s")), ["a.bsz", "z.bsz"]);
 }
 
 #[test]
@@ -350,4 +354,121 @@ fn one_failure_does_not_keep_the_others_from_their_turn() {
         "{ran:?}"
     );
     assert!(dir.path().join("out/z.bsz").exists());
+}
+
+#[test]
+fn several_packers_of_files_with_several_names_all_end_with_all_done() {
+    let dir = models(&["a0.safetensors", "b0.safetensors", "c0.safetensors"]);
+    let s = dir.path().join("s");
+    for file in ["a", "b", "c"] {
+        for other in 1..3 {
+            let name = |n: usize| s.join(format!("{file}{n}.safetensors"));
+            fs::hard_link(name(0), name(other)).expect("link");
+        }
+    }
+    let keep = dir.path().join("keep");
+    program::copy_tree(&s, &keep);
+    for round in 0..3 {
+        fs::remove_dir_all(&s).expect("rm");
+        program::copy_tree(&keep, &s);
+        together(dir.path(), &["-q", "pack", "--in-place", "s"]);
+        let left = names(&s);
+        assert!(left.iter().all(|name| name.ends_with(".bsz")) && left.len() == 9, "round {round}: {left:?}");
+        let _ = fs::remove_dir_all(dir.path().join("back"));
+        run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
+        program::same_tree(&keep, &dir.path().join("back"));
+    }
+}
+
+/// Run a command three times at once; all end well.
+fn together(dir: &Path, args: &[&str]) {
+    let start = |_| {
+        let mut command = program::bsz();
+        command.args(args).current_dir(dir).stderr(Stdio::piped()).stdout(Stdio::null());
+        command.spawn().expect("bsz starts")
+    };
+    let running: Vec<_> = (0..3).map(start).collect();
+    for child in running {
+        let ran: program::Ran = child.wait_with_output().expect("it ends").into();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+}
+
+#[test]
+fn several_runs_into_one_directory_all_end_with_all_done() {
+    let dir = models(&["a.safetensors", "b.safetensors", "c.safetensors"]);
+    let s = dir.path().join("s");
+    for name in ["d.json", "e.json", "f.json"] {
+        fs::write(s.join(name), vec![7; 100_000]).expect("written");
+    }
+    std::os::unix::fs::symlink("d.json", s.join("link")).expect("a link");
+    for round in 0..3 {
+        for made in ["out", "back"] {
+            let _ = fs::remove_dir_all(dir.path().join(made));
+        }
+        together(dir.path(), &["-q", "pack", "s", "-o", "out"]);
+        together(dir.path(), &["-q", "unpack", "out", "-o", "back"]);
+        assert_eq!(names(&dir.path().join("out")).len(), 7, "round {round}");
+        program::same_tree(&s, &dir.path().join("back"));
+    }
+}
+
+#[test]
+fn an_archive_that_was_there_stays_only_if_it_has_all_that_the_file_has() {
+    let dir = models(&["a.safetensors"]);
+    let path = dir.path().join("s/a.safetensors");
+    run(dir.path(), &["pack", "s/a.safetensors"]).ok();
+    let archive = dir.path().join("s/a.bsz");
+    let first = archive.metadata().expect("stat").ino();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    // Somebody who has it open for writing could still change it.
+    let mut held = OpenOptions::new().write(true).open(&archive).expect("opens");
+    run(dir.path(), &["pack", "--in-place", "s"]).ok();
+    held.write_all(&[0xee; 4096]).expect("written");
+    let now = archive.metadata().expect("stat");
+    assert_ne!(now.ino(), first);
+    assert_eq!(now.mode() & 0o777, 0o600);
+    run(dir.path(), &["verify", "s"]).ok();
+}
+
+#[test]
+fn an_older_archive_is_not_shown_instead_of_a_file_with_several_names() {
+    let dir = models(&["m.safetensors"]);
+    let s = dir.path().join("s");
+    run(dir.path(), &["pack", "--in-place", "s"]).ok();
+    let newer = write_model(&s.join("m.safetensors"), 9, SOME);
+    fs::hard_link(s.join("m.safetensors"), s.join("n.safetensors")).expect("link");
+    run(dir.path(), &["pack", "--in-place", "s"]).ok();
+    run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
+    assert_eq!(names(&dir.path().join("back")), ["m.safetensors", "n.safetensors"]);
+    for name in names(&dir.path().join("back")) {
+        assert_eq!(fs::read(dir.path().join("back").join(&name)).expect("back"), newer, "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_would_be_shown_instead_of_an_archive_is_an_error() {
+    let dir = models(&["m.safetensors"]);
+    fs::create_dir(dir.path().join("out")).expect("mkdir");
+    fs::write(dir.path().join("out/m.safetensors"), "the beginning of it").expect("written");
+    for args in [["pack", "s", "-o", "out"], ["pack", "s/m.safetensors", "-o", "out"]] {
+        let ran = run(dir.path(), &args);
+        assert!(ran.code == Some(1) && ran.stderr.contains("would be shown instead"), "{ran:?}");
+        assert_eq!(names(&dir.path().join("out")), ["m.safetensors"]);
+    }
+    run(dir.path(), &["pack", "s", "-o", "out", "--force"]).ok();
+    assert_eq!(names(&dir.path().join("out")), ["m.bsz"]);
+}
+
+#[test]
+fn nothing_is_packed_or_restored_over_itself() {
+    let dir = models(&["m.bsz"]);
+    let original = fs::read(dir.path().join("s/m.bsz")).expect("the model");
+    run(dir.path(), &["pack", "s/m.bsz", "-o", "s/m.bsz", "--force"])
+        .fails_about("s/m.bsz", "is the file itself");
+    assert_eq!(fs::read(dir.path().join("s/m.bsz")).expect("the model"), original);
+    run(dir.path(), &["pack", "s/m.bsz", "-o", "x.bsz"]).ok();
+    run(dir.path(), &["unpack", "x.bsz", "-o", "x.bsz", "--force"])
+        .fails_about("x.bsz", "is the archive itself");
+    run(dir.path(), &["verify", "x.bsz"]).ok();
 }

@@ -317,3 +317,83 @@ fn attributes_of_the_view_are_not_kept() {
     let n = listxattr(dir.path().join("out/m.bsz"), &mut listed[..]).expect("a list");
     assert!(!String::from_utf8_lossy(&listed[..n]).contains("user.bsz"));
 }
+
+#[test]
+fn an_archive_and_a_copy_of_it_that_are_one_file_are_restored_as_two() {
+    let (dir, path) = model();
+    let original = fs::read(&path).expect("the model");
+    run(dir.path(), &["pack", "--in-place", "s"]).ok();
+    let archive = fs::read(dir.path().join("s/m.bsz")).expect("the archive");
+    for copy in ["a.backup", "z.backup"] {
+        fs::hard_link(dir.path().join("s/m.bsz"), dir.path().join("s").join(copy)).expect("link");
+    }
+    run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
+    let back = |name: &str| fs::read(dir.path().join("back").join(name)).expect("restored");
+    assert!(back("m.safetensors") == original);
+    assert!(back("a.backup") == archive && back("z.backup") == archive);
+}
+
+#[test]
+fn no_file_of_a_directory_is_lost_to_another_of_its_name() {
+    let (dir, path) = model();
+    let s = dir.path().join("s");
+    let original = fs::read(&path).expect("the model");
+    // A model that is called as the archive of another would be.
+    write_model(&s.join("m.bsz"), 2, SOME);
+    run(dir.path(), &["pack", "s", "-o", "packed"]).ok();
+    run(dir.path(), &["unpack", "packed", "-o", "back"]).ok();
+    program::same_tree(&s, &dir.path().join("back"));
+    // An archive beside a file that a mount shows instead: the same bytes, then others.
+    let both = dir.path().join("both");
+    fs::create_dir(&both).expect("mkdir");
+    fs::write(both.join("m.safetensors"), &original).expect("written");
+    run(dir.path(), &["pack", "s/m.safetensors", "-o", "x.bsz"]).ok();
+    fs::copy(dir.path().join("x.bsz"), both.join("m.bsz")).expect("copied");
+    run(dir.path(), &["unpack", "both", "-o", "back2"]).ok();
+    assert_eq!(names(&dir.path().join("back2")), ["m.safetensors"]);
+    write_model(&both.join("m.safetensors"), 3, SOME);
+    let ran = run(dir.path(), &["unpack", "both", "-o", "back3"]);
+    assert!(
+        ran.code == Some(1) && ran.stderr.contains("both/m.bsz: would be restored as m.safetensors"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn what_belongs_to_others_is_restored_without_what_could_do_harm() {
+    let (dir, path) = model();
+    if !is_root() {
+        return;
+    }
+    let s = dir.path().join("s");
+    fs::write(s.join("run.sh"), "#!/bin/sh").expect("written");
+    fs::create_dir(s.join("sub")).expect("mkdir");
+    for (path, mode) in [(path, 0o6777), (s.join("run.sh"), 0o6777), (s.join("sub"), 0o2777)] {
+        chown(&path, Some(7001), Some(7001)).expect("chown");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).expect("chmod");
+    }
+    run(dir.path(), &["pack", "s", "-o", "packed"]).ok();
+    run(dir.path(), &["unpack", "packed", "-o", "back"]).ok();
+    run(dir.path(), &["unpack", "--preserve", "packed", "-o", "kept"]).ok();
+    let mode = |path: &str| dir.path().join(path).metadata().expect("stat").mode() & 0o7777;
+    for (name, kept) in [("m.safetensors", 0o6777), ("run.sh", 0o6777), ("sub", 0o2777)] {
+        assert_eq!(mode(&format!("back/{name}")), 0o775, "{name}");
+        assert_eq!(mode(&format!("kept/{name}")), kept, "{name}");
+    }
+}
+
+#[test]
+fn a_directory_of_the_output_that_was_there_stays_as_it_is() {
+    let (dir, _) = model();
+    fs::create_dir_all(dir.path().join("s/sub")).expect("mkdir");
+    fs::set_permissions(dir.path().join("s/sub"), Permissions::from_mode(0o777)).expect("chmod");
+    write_model(&dir.path().join("s/sub/x.safetensors"), 2, SOME);
+    for (verb, source, out) in [("pack", "s", "out"), ("unpack", "out", "back")] {
+        fs::create_dir_all(dir.path().join(out).join("sub")).expect("mkdir");
+        fs::set_permissions(dir.path().join(out).join("sub"), Permissions::from_mode(0o700)).expect("chmod");
+        run(dir.path(), &[verb, source, "-o", out]).ok();
+        let sub = dir.path().join(out).join("sub");
+        assert_eq!(sub.metadata().expect("stat").mode() & 0o777, 0o700, "{verb}");
+        assert_eq!(names(&sub).len(), 1);
+    }
+}

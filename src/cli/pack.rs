@@ -4,7 +4,7 @@ use super::archive::{Common, check, name_of};
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
-use super::size;
+use super::{size, tree};
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
@@ -98,6 +98,14 @@ fn plan(args: &PackArgs) -> Result<Vec<Job>> {
         });
     }
     refuse_collisions(args, &jobs, &files)?;
+    // The walk of one would meet what is written for another.
+    for output in jobs.iter().filter_map(|job| match job {
+        Job::Directory(out) if !args.in_place => Some(out),
+        _ => None,
+    }) {
+        let directories = args.sources.iter().filter(|source| source.is_dir());
+        directories.into_iter().try_for_each(|source| tree::refuse_inside(source, output))?;
+    }
     for (dir, sources) in files {
         let originals: Vec<OsString> = sources.iter().map(|(_, name)| name.clone()).collect();
         for ((i, _), name) in sources.iter().zip(pack::archive_names(&dir, &originals)?) {

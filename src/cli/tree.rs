@@ -45,7 +45,7 @@ pub fn refuse_inside(source: &Path, output: &Path) -> Result<()> {
     let absolute = std::path::absolute(output).about_path(output)?;
     let there = absolute.ancestors().find_map(|dir| dir.canonicalize().ok());
     match there.is_some_and(|dir| dir.starts_with(&source)) {
-        true => Err(Error::invalid("is inside the source").about_path(output)),
+        true => Err(Error::invalid("would be inside of what is read").about_path(output)),
         false => Ok(()),
     }
 }

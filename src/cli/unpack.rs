@@ -10,14 +10,16 @@ use super::tree;
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::format::Footer;
+use crate::format::{Footer, Naming};
 use crate::output::{
-    Attributes, Copied, Copier, Dir, Existing, Form, Output, Place, is_temporary, sha256, worth_telling,
+    Attributes, Copied, Copier, Dir, DirEntry, Existing, Form, Output, Place, file_id, is_temporary, sha256,
+    worth_telling,
 };
+use crate::pack::{Leads, leads};
 use crate::read::{self, Archive};
 use clap::Args;
 use rustix::fs::{FileType, fstat};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -48,10 +50,6 @@ pub struct UnpackArgs {
     common: Common,
 }
 
-/// Bits that are not taken from an archive of somebody else: it runs as, or is written by, whoever the archive's maker
-/// wanted.
-const RISKY: u32 = 0o6002;
-
 /// Restore one archive, or every archive of a directory.
 pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     clean_up_when_interrupted()?;
@@ -64,8 +62,9 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
         tree::refuse_inside(source, output)?;
         let (to, made) = open_root(output)?;
         let from = Dir::open(source)?;
-        let copier = Copier::new(Arc::clone(&to), args.force);
-        let mut walk = Walk { args: &args, watch: &watch, copier };
+        let copier = Copier::new(Arc::clone(&to), args.force, trusts(&args));
+        let root = fs::canonicalize(source).about_path(source)?;
+        let mut walk = Walk { args: &args, watch: &watch, copier, root };
         walk.directory(&from, &to, Path::new(""));
         if made {
             walk.finish_directory(&from, &to);
@@ -79,7 +78,14 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
 fn open_root(output: &Path) -> Result<(Arc<Dir>, bool)> {
     let made = !output.exists();
     fs::create_dir_all(output).about_path(output)?;
-    Ok((Dir::open(output)?, made))
+    let dir = Dir::open(output)?;
+    let unfinished = dir.is_unfinished(made);
+    Ok((dir, unfinished))
+}
+
+/// Whether permission bits of other owners' files are kept.
+fn trusts(args: &UnpackArgs) -> bool {
+    args.preserve && rustix::process::geteuid().is_root()
 }
 
 /// Restore one archive that the user named.
@@ -107,9 +113,24 @@ fn restore(
     args: &UnpackArgs,
     watch: &Watch,
 ) -> Result<()> {
+    // Another run may have made it when this one comes to.
+    match restore_once(archive, path, out, name, args, watch) {
+        Err(e) if e.errno() == Some(libc::EEXIST) => restore_once(archive, path, out, name, args, watch),
+        other => other,
+    }
+}
+
+fn restore_once(
+    archive: &Archive,
+    path: &Path,
+    out: &Arc<Dir>,
+    name: &OsStr,
+    args: &UnpackArgs,
+    watch: &Watch,
+) -> Result<()> {
     let begun = Instant::now();
     let footer = archive.footer();
-    let there = there(out, name, footer)?;
+    let there = there(out, name, archive)?;
     let to = out.path(name);
     if there == There::Other && !args.force {
         return Err(Error::invalid("exists and is something else; remove it or use --force").about_path(&to));
@@ -120,7 +141,7 @@ fn restore(
         let progress = |bytes| watch.bar.advance(bytes);
         let unpacked = read::unpack(archive, output.file(), &to, &*codec::fastest(), &progress);
         unpacked.map_err(|e| naming(e, path, &to))?;
-        let lost = output.sync(&attributes(archive, path, args.preserve)?)?;
+        let lost = output.sync(&attributes(archive, path, trusts(args))?)?;
         output.commit(if args.force { Existing::Replace } else { Existing::Refuse })?;
         say_lost(watch, path, lost);
     }
@@ -131,13 +152,12 @@ fn restore(
 }
 
 /// What a restored file is to have: what its archive has, and no more permissions than the original had.
-fn attributes(archive: &Archive, path: &Path, preserve: bool) -> Result<Attributes> {
+fn attributes(archive: &Archive, path: &Path, trust: bool) -> Result<Attributes> {
     let mut attributes = Attributes::of(archive.file()).about_path(path)?;
     attributes.narrow(archive.footer().mode);
     attributes.mtime = archive.footer().mtime;
-    let me = rustix::process::geteuid();
-    if attributes.uid() != me.as_raw() && !(preserve && me.is_root()) {
-        attributes.narrow(!RISKY);
+    if !trust {
+        attributes.distrust_others();
     }
     Ok(attributes)
 }
@@ -157,8 +177,12 @@ enum There {
     Other,
 }
 
-fn there(out: &Dir, name: &OsStr, footer: &Footer) -> Result<There> {
+fn there(out: &Dir, name: &OsStr, archive: &Archive) -> Result<There> {
+    let footer = archive.footer();
     let Some(stat) = out.stat(name)? else { return Ok(There::Nothing) };
+    if file_id(&stat) == file_id(&fstat(archive.file()).about_path(&out.path(name))?) {
+        return Err(Error::invalid("is the archive itself").about_path(&out.path(name)));
+    }
     let alike = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_size as u64 == footer.original_len;
     let same = alike && sha256(&out.open_file(name)?, &out.path(name))? == footer.sha256;
     Ok(if same { There::Same } else { There::Other })
@@ -176,19 +200,81 @@ fn row(action: &'static str, path: &Path, output: &Path, bytes: u64, begun: Inst
     }
 }
 
-/// All files of a directory are written in one form: as what they were.
-const FORM: Form = 0;
+/// Forms in which a file is written again: as it is, and as what an archive was made from.
+const COPY: Form = 0;
+const RESTORED: Form = 1;
 
 struct Walk<'a> {
     args: &'a UnpackArgs,
     watch: &'a Watch,
     copier: Copier,
+    /// The absolute path of what is unpacked.
+    root: PathBuf,
 }
 
-/// What is done with an entry that is a file.
-enum Plan {
-    Restore(Archive, OsString),
-    Copy,
+/// The names that the entries of a directory will have.
+#[derive(Default)]
+struct Plan {
+    /// By the name to come: who has it, and whether that is an archive to be restored.
+    names: HashMap<OsString, (OsString, bool)>,
+    /// Entries that will not be there, and why.
+    left: HashMap<OsString, Error>,
+    /// Archives that hold what is beside them under their original's name.
+    same: HashSet<OsString>,
+}
+
+impl Plan {
+    fn new(from: &Dir, entries: &[DirEntry]) -> Self {
+        let mut plan = Self::default();
+        let mut archives = Vec::new();
+        for DirEntry { name, kind } in entries {
+            match if kind.is_file() { footer(from, name) } else { Ok(None) } {
+                Ok(Some(footer)) if footer.naming.original_name(name).is_some() => {
+                    archives.push((name, footer))
+                }
+                Ok(_) => drop(plan.names.insert(name.clone(), (name.clone(), false))),
+                Err(e) => drop(plan.left.insert(name.clone(), e)),
+            }
+        }
+        // Of two that show one name, a mount shows the archive that is not called by all of the name.
+        archives.sort_by_key(|(_, footer)| footer.naming == Naming::Appended);
+        for (name, footer) in archives {
+            let original = footer.naming.original_name(name).unwrap_or_default();
+            match plan.names.get(&original) {
+                None => drop(plan.names.insert(original, (name.clone(), true))),
+                // What a mount shows is the file that is there plainly, or the other archive.
+                Some((other, restored)) if holds(from, other, *restored, &footer) => {
+                    plan.same.insert(name.clone());
+                }
+                Some((other, _)) => {
+                    let why = format!(
+                        "would be restored as {}, as which a mount shows {}; it is left out",
+                        escape::path(&original),
+                        escape::path(other)
+                    );
+                    plan.left.insert(name.clone(), Error::invalid(why).about_path(&from.path(name)));
+                }
+            }
+        }
+        plan
+    }
+}
+
+/// The footer of the file `name`, if it is an archive by its name and its content.
+fn footer(from: &Dir, name: &OsStr) -> Result<Option<Footer>> {
+    if Path::new(name).extension().is_none_or(|e| e != "bsz") {
+        return Ok(None);
+    }
+    read::peek(&from.open_file(name)?).about_path(&from.path(name))
+}
+
+/// Whether the file `name`, or the original of that archive, is what an archive with this footer holds.
+fn holds(from: &Dir, name: &OsStr, is_archive: bool, footer: &Footer) -> bool {
+    let Ok(file) = from.open_file(name) else { return false };
+    match is_archive {
+        true => matches!(read::peek(&file), Ok(Some(other)) if other.sha256 == footer.sha256),
+        false => sha256(&file, &from.path(name)).is_ok_and(|hash| hash == footer.sha256),
+    }
 }
 
 impl Walk<'_> {
@@ -197,20 +283,27 @@ impl Walk<'_> {
             Ok(entries) => entries,
             Err(e) => return self.watch.fail(&e),
         };
-        let names: Vec<&OsStr> = entries.iter().map(|e| &*e.name).collect();
-        let mut restored: HashMap<OsString, OsString> = HashMap::new();
-        for entry in &entries {
-            let name = &entry.name;
-            let done = if entry.kind.is_dir() {
+        let mut plan = Plan::new(from, &entries);
+        let targets: HashMap<OsString, (OsString, bool)> =
+            plan.names.drain().map(|(to, (name, restored))| (name, (to, restored))).collect();
+        for DirEntry { name, kind } in &entries {
+            let warn = |what: &str| self.watch.warn(format!("{}: {what}", escape::path(&from.path(name))));
+            let done = if let Some(e) = plan.left.remove(name) {
+                Err(e)
+            } else if kind.is_dir() {
                 self.child(from, to, name, at)
-            } else if entry.kind.is_symlink() {
-                self.symlink(from, to, name)
-            } else if entry.kind.is_file() {
-                self.file(from, to, name, at, &names, &mut restored)
+            } else if kind.is_symlink() {
+                self.symlink(from, to, name, at)
+            } else if !kind.is_file() {
+                warn("neither file, directory nor link; left out");
+                Ok(())
+            } else if is_temporary(name) {
+                warn("is being written by another run, or was left by one that was killed: left out");
+                Ok(())
+            } else if let Some((original, restored)) = targets.get(name) {
+                self.file(from, name, &Place { dir: to, at, name: original }, *restored)
             } else {
-                let path = from.path(name);
-                self.watch
-                    .warn(format!("{}: neither file, directory nor link; left out", escape::path(&path)));
+                debug_assert!(plan.same.contains(name));
                 Ok(())
             };
             done.unwrap_or_else(|e| self.watch.fail(&e));
@@ -219,78 +312,41 @@ impl Walk<'_> {
 
     fn child(&mut self, from: &Arc<Dir>, to: &Arc<Dir>, name: &OsStr, at: &Path) -> Result<()> {
         let from = from.child(name)?;
-        let (to, _) = to.make_child(name)?;
+        let (to, unfinished) = to.make_child(name)?;
         self.directory(&from, &to, &at.join(name));
-        self.finish_directory(&from, &to);
+        if unfinished {
+            self.finish_directory(&from, &to);
+        }
         Ok(())
     }
 
     /// Give a directory that is filled the attributes of its original.
     fn finish_directory(&self, from: &Dir, to: &Dir) {
-        match Copier::finish_directory(from, to) {
+        match self.copier.finish_directory(from, to) {
             Ok(lost) => say_lost(self.watch, from.own_path(), lost),
             Err(e) => self.watch.fail(&e),
         }
     }
 
-    fn file(
-        &mut self,
-        from: &Arc<Dir>,
-        to: &Arc<Dir>,
-        name: &OsStr,
-        at: &Path,
-        names: &[&OsStr],
-        restored: &mut HashMap<OsString, OsString>,
-    ) -> Result<()> {
+    fn file(&mut self, from: &Arc<Dir>, name: &OsStr, to: &Place<'_>, restored: bool) -> Result<()> {
         let path = from.path(name);
-        if is_temporary(name) {
-            return Ok(());
-        }
         let file = from.open_file(name)?;
         let stat = fstat(&file).about_path(&path)?;
-        let (original, archive) = match self.plan(&file, &path, name)? {
-            Plan::Restore(archive, original) => (original, Some(archive)),
-            Plan::Copy => (name.to_owned(), None),
-        };
-        if archive.is_some() {
-            // Where both are there, the plain file is the one that a mount shows.
-            if names.contains(&&*original) {
-                let original = escape::path(&original);
-                self.watch.warn(format!("{}: left out, {original} is beside it", escape::path(&path)));
-                return Ok(());
-            }
-            if let Some(other) = restored.insert(original.clone(), name.to_owned()) {
-                let why = format!(
-                    "would be restored as {}, as {} is",
-                    escape::path(&original),
-                    escape::path(&other)
-                );
-                return Err(Error::invalid(why).about_path(&path));
-            }
-        }
-        let place = Place { dir: to, at, name: &original };
-        if self.copier.link_again(&stat, FORM, &place)? {
-            self.watch.add(row("linked", &path, &to.path(&original), 0, Instant::now()));
+        let form = if restored { RESTORED } else { COPY };
+        if self.copier.link_again(&stat, form, to)? {
+            self.watch.add(row("linked", &path, &to.dir.path(to.name), 0, Instant::now()));
             return Ok(());
         }
-        match archive {
-            Some(archive) => restore(&archive, &path, to, &original, self.args, self.watch)?,
-            None => self.copy(&file, &path, &place)?,
+        if restored {
+            let archive = Archive::from_file(file).about_path(&path)?;
+            restore(&archive, &path, to.dir, to.name, self.args, self.watch)?;
+        } else {
+            self.copy(&file, &path, to)?;
         }
-        self.copier.wrote(&stat, FORM, &place);
+        self.copier.wrote(&stat, form, to);
         Ok(())
     }
 
-    fn plan(&self, file: &File, path: &Path, name: &OsStr) -> Result<Plan> {
-        // Something else with that name is shown by a mount as it is.
-        let named = Path::new(name).extension().is_some_and(|e| e == "bsz");
-        if !named || read::peek(file).about_path(path)?.is_none() {
-            return Ok(Plan::Copy);
-        }
-        let archive = Archive::from_file(file.try_clone().about_path(path)?).about_path(path)?;
-        let original = tree::original_name(&archive, path)?.into_os_string();
-        Ok(Plan::Restore(archive, original))
-    }
     fn copy(&self, file: &File, path: &Path, to: &Place<'_>) -> Result<()> {
         let begun = Instant::now();
         let (copied, lost) = self.copier.file(file, path, to)?;
@@ -301,9 +357,32 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn symlink(&self, from: &Dir, to: &Dir, name: &OsStr) -> Result<()> {
-        self.copier.symlink(&from.read_link(name)?, to, name)?;
-        self.watch.add(row("linked", &from.path(name), &to.path(name), 0, Instant::now()));
+    fn symlink(&self, from: &Arc<Dir>, to: &Dir, name: &OsStr, at: &Path) -> Result<()> {
+        let mut target = from.read_link(name)?;
+        let path = from.path(name);
+        let warn = |what: &str| self.watch.warn(format!("{}: {what}", escape::path(&path)));
+        match leads(&self.root, at, Path::new(&target)) {
+            Leads::Outside => warn("links to a file outside of the directory, which is not restored with it"),
+            // What is restored is to lead to what is restored.
+            Leads::Absolute(relative) => target = relative.into(),
+            Leads::Inside => {}
+        }
+        if self.leads_to_archive(from, Path::new(&target)) {
+            warn("links to an archive, which is restored under another name");
+        }
+        self.copier.symlink(&target, to, name)?;
+        self.watch.add(row("linked", &path, &to.path(name), 0, Instant::now()));
         Ok(())
+    }
+
+    /// Whether a link in `from` to `target` names an archive that is restored: then it leads nowhere.
+    fn leads_to_archive(&self, from: &Arc<Dir>, target: &Path) -> bool {
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return false };
+        let dir = match parent.as_os_str().is_empty() {
+            true => Ok(Arc::clone(from)),
+            // Only to say something of it.
+            false => Dir::open(&from.path(parent.as_os_str())),
+        };
+        dir.and_then(|dir| footer(&dir, name)).is_ok_and(|footer| footer.is_some())
     }
 }

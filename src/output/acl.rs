@@ -75,6 +75,20 @@ impl Acl {
     }
 }
 
+impl Acl {
+    /// The list without write permission for whom it names and for others: somebody else has named them.
+    pub(super) fn without_named_writers(&self) -> Option<Self> {
+        let entries = self.entries()?;
+        let mut bytes = self.0.clone();
+        for (entry, (tag, perm)) in bytes[HEADER..].chunks_exact_mut(ENTRY).zip(&entries) {
+            if tag & (USER | GROUP | OTHER) != 0 {
+                entry[2..4].copy_from_slice(&(*perm as u16 & !2).to_le_bytes());
+            }
+        }
+        Some(Self(bytes))
+    }
+}
+
 /// `mode` for a file whose group is another one than before, as [`Acl::with_other_group`].
 pub(super) fn mode_with_other_group(mode: u32) -> u32 {
     let both = mode >> 3 & mode & 7;
@@ -123,5 +137,8 @@ mod tests {
         let expected = acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 4), (MASK, 6), (OTHER, 4)]);
         assert_eq!(list.with_other_group(), Some(expected));
         assert_eq!(Acl(vec![9]).with_other_group(), None);
+        let list = acl(&[(USER_OBJ, 6), (USER, 6), (GROUP_OBJ, 6), (GROUP, 7), (MASK, 7), (OTHER, 2)]);
+        let expected = acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 6), (GROUP, 5), (MASK, 7), (OTHER, 0)]);
+        assert_eq!(list.without_named_writers(), Some(expected));
     }
 }

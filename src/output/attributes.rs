@@ -12,6 +12,7 @@ use rustix::{
         flistxattr, fremovexattr, fsetxattr, fstat, futimens,
     },
     io::{Errno, Result},
+    process::geteuid,
 };
 use std::{
     ffi::OsStr,
@@ -20,6 +21,9 @@ use std::{
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
+
+/// Setuid, setgid, and write permission for everybody.
+const RISKY: u32 = 0o6002;
 
 /// Access control of other kinds than POSIX's: of network file systems, and labels.
 const OTHER_ACLS: [&[u8]; 6] = [
@@ -189,9 +193,31 @@ impl Attributes {
         self.mode &= mode;
     }
 
-    /// The user who owns the file.
-    pub fn uid(&self) -> u32 {
-        self.owner.0
+    /// Leave out what the owner, if that is not the caller, could have set to harm whoever restores the file: that it runs
+    /// as somebody, and that many can write to it.
+    pub fn distrust_others(&mut self) {
+        if self.owner.0 == geteuid().as_raw() {
+            return;
+        }
+        self.mode &= !RISKY;
+        for list in [&mut self.access, &mut self.default] {
+            let Some(whole) = list.take() else { continue };
+            *list = whole.without_named_writers();
+            if list.is_none() {
+                self.mode &= !0o077;
+            }
+        }
+    }
+
+    /// Whether a file with these has all that one with the `wanted` ones is to have. It may be the caller's own instead of
+    /// its owner's; when it was read last does not count.
+    pub fn serve_for(&self, wanted: &Self) -> bool {
+        let lists = |a: &Self| (a.access.clone(), a.default.clone(), a.xattrs.clone());
+        (self.mode, self.mtime, self.owner.1) == (wanted.mode, wanted.mtime, wanted.owner.1)
+            && [wanted.owner.0, geteuid().as_raw()].contains(&self.owner.0)
+            && lists(self) == lists(wanted)
+            && !self.unread
+            && !wanted.unread
     }
 }
 
@@ -268,7 +294,7 @@ mod tests {
         let file = File::create_new(dir.path().join("a")).expect("made");
         let mut wanted = Attributes::of(&file).expect("read");
         (wanted.mode, wanted.owner) = (0o6640, (u32::MAX - 1, u32::MAX - 1));
-        if rustix::process::geteuid().is_root() {
+        if geteuid().is_root() {
             eprintln!("skipped: root may give a file to anybody");
             return;
         }

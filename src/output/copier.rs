@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::File,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +16,8 @@ use std::{
 pub struct Copier {
     to: Arc<Dir>,
     force: bool,
+    /// Whether files of other owners keep all permissions.
+    trust: bool,
     /// Where the first name of a file with several went, by file and form.
     written: HashMap<(FileId, Form), (PathBuf, OsString)>,
 }
@@ -42,9 +45,18 @@ pub enum Copied {
 }
 
 impl Copier {
-    /// Copy to the tree at `to`; with `force`, files and links that are there are replaced.
-    pub fn new(to: Arc<Dir>, force: bool) -> Self {
-        Self { to, force, written: HashMap::new() }
+    /// Copy to the tree at `to`; with `force`, files and links that are there are replaced. Without `trust`, what belongs to
+    /// others does not keep [what could do harm](Attributes::distrust_others).
+    pub fn new(to: Arc<Dir>, force: bool, trust: bool) -> Self {
+        Self { to, force, trust, written: HashMap::new() }
+    }
+
+    fn attributes(&self, of: impl AsFd) -> rustix::io::Result<Attributes> {
+        let mut attributes = Attributes::of(of)?;
+        if !self.trust {
+            attributes.distrust_others();
+        }
+        Ok(attributes)
     }
 
     /// Copy the bytes and attributes of `from`, which messages call `path`. Returns the attributes that could not be kept.
@@ -52,6 +64,14 @@ impl Copier {
     /// # Errors
     /// Io; invalid argument, where something else is there.
     pub fn file(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {
+        match self.file_once(from, path, to) {
+            // Another run has just made it.
+            Err(e) if e.errno() == Some(libc::EEXIST) => self.file_once(from, path, to),
+            other => other,
+        }
+    }
+
+    fn file_once(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {
         let Place { dir, name, .. } = to;
         let out = dir.path(name);
         if let Some(existing) = dir.stat(name)? {
@@ -67,7 +87,7 @@ impl Copier {
         let before = fstat(from).about_path(path)?;
         let output = Output::create(dir, name)?;
         copy(from, output.file()).about_path(&out)?;
-        let lost = output.sync(&Attributes::of(from).about_path(path)?)?;
+        let lost = output.sync(&self.attributes(from).about_path(path)?)?;
         let now = fstat(from).about_path(path)?;
         let state = |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec);
         if state(&before) != state(&now) {
@@ -110,7 +130,11 @@ impl Copier {
     /// Io; invalid argument, where something else is there.
     pub fn symlink(&self, target: &OsStr, dir: &Dir, name: &OsStr) -> Result<Copied> {
         match dir.stat(name)? {
-            None => dir.symlink(target, name)?,
+            None => match dir.symlink(target, name) {
+                // Another run has just made it.
+                Err(e) if e.errno() == Some(libc::EEXIST) && dir.read_link(name)? == target => {}
+                made => made?,
+            },
             Some(s) if !is(&s, FileType::Symlink) => return Err(in_the_way(&dir.path(name))),
             Some(_) if dir.read_link(name)? == target => return Ok(Copied::AlreadyThere),
             Some(_) if self.force => dir.replace_symlink(target, name)?,
@@ -123,9 +147,10 @@ impl Copier {
     ///
     /// # Errors
     /// Io.
-    pub fn finish_directory(from: &Dir, to: &Dir) -> Result<Vec<String>> {
+    pub fn finish_directory(&self, from: &Dir, to: &Dir) -> Result<Vec<String>> {
         let path = from.own_path();
-        let lost = Attributes::of(from).and_then(|attributes| attributes.apply(to)).about_path(path)?;
+        to.mark_finished();
+        let lost = self.attributes(from).and_then(|attributes| attributes.apply(to)).about_path(path)?;
         to.sync().map(|()| lost)
     }
 }

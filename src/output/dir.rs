@@ -9,10 +9,11 @@ use crate::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, linkat, mkdirat, openat, readlinkat,
-        renameat, statat, symlinkat, syncfs, unlinkat,
+        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fgetxattr, fremovexattr, fsetxattr,
+        fstat, linkat, mkdirat, openat, readlinkat, renameat, statat, symlinkat, syncfs, unlinkat,
     },
     io::Errno,
+    process::geteuid,
 };
 use std::{
     ffi::{OsStr, OsString},
@@ -25,6 +26,9 @@ use std::{
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
+
+/// Marks a directory that is being filled.
+const UNFINISHED: &str = "user.bsz.unfinished";
 
 /// What tells one file from all others: device and inode number.
 pub type FileId = (u64, u64);
@@ -124,8 +128,8 @@ impl Dir {
         })
     }
 
-    /// Make the directory `name` in it, which only its owner may enter so far, or open the one that is there;
-    /// whether it was made.
+    /// Make the directory `name` in it, which only its owner may enter until it is [finished](super::Copier), or open the
+    /// one that is there; whether it is to be finished: it was made, or an earlier run did not come to finish it.
     ///
     /// # Errors
     /// Io, among them that `name` is something else.
@@ -135,7 +139,26 @@ impl Dir {
             Err(Errno::EXIST) => false,
             Err(e) => return Err(e).about_path(&self.path(name)),
         };
-        Ok((self.child(name)?, made))
+        let child = self.child(name)?;
+        let unfinished = child.is_unfinished(made);
+        Ok((child, unfinished))
+    }
+
+    /// Whether the directory, which was `made` now or was there, is one that is to be finished.
+    pub fn is_unfinished(&self, made: bool) -> bool {
+        if made {
+            // Where it cannot be marked, only a run that is not interrupted finishes it.
+            let _ = fsetxattr(&self.fd, UNFINISHED, b"", XattrFlags::empty());
+            return true;
+        }
+        let ours = fstat(&self.fd)
+            .is_ok_and(|s| s.st_uid == geteuid().as_raw() && s.st_mode & 0o7777 == Mode::RWXU.as_raw_mode());
+        ours && fgetxattr(&self.fd, UNFINISHED, &mut [0u8; 1]).is_ok()
+    }
+
+    /// It is finished.
+    pub(super) fn mark_finished(&self) {
+        let _ = fremovexattr(&self.fd, UNFINISHED);
     }
 
     /// What is in it, by name.
@@ -229,15 +252,69 @@ impl Dir {
         linkat(&self.fd, name, &to.fd, other, AtFlags::empty()).about_path(&to.path(other))
     }
 
-    /// Remove `name`, if it is this very file.
+    /// Give the file `name` of this directory to `to` as `other`, in place of what has that name.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn link_over(&self, name: &OsStr, to: &Self, other: &OsStr) -> Result<()> {
+        let fresh = super::fresh_name();
+        self.link(name, to, &fresh)?;
+        let renamed = renameat(&to.fd, &fresh, &to.fd, other);
+        if renamed.is_err() {
+            let _ = unlinkat(&to.fd, &fresh, AtFlags::empty());
+        }
+        renamed.about_path(&to.path(other))
+    }
+
+    /// Remove `name`, if it is this very file; whether it was there.
     ///
     /// # Errors
     /// Io; invalid argument, where it is another one.
-    pub fn unlink(&self, name: &OsStr, id: FileId) -> Result<()> {
-        if self.stat(name)?.is_none_or(|stat| file_id(&stat) != id) {
-            return Err(Error::invalid("another file has taken its name").about_path(&self.path(name)));
+    pub fn unlink(&self, name: &OsStr, id: FileId) -> Result<bool> {
+        if !self.has(name, id)? {
+            return Ok(false);
         }
-        unlinkat(&self.fd, name, AtFlags::empty()).about_path(&self.path(name))
+        unlinkat(&self.fd, name, AtFlags::empty()).map(|()| true).about_path(&self.path(name))
+    }
+
+    /// Remove `name`, if it is this very file and `allowed` then: asked when the file has that name no longer, and nobody
+    /// can come to open it by that. If not, it has its name again. Returns whether it was there.
+    ///
+    /// # Errors
+    /// Io; invalid argument, where it is another one; and those of `allowed`.
+    pub fn unlink_if(&self, name: &OsStr, id: FileId, allowed: impl FnOnce() -> Result<()>) -> Result<bool> {
+        if !self.has(name, id)? {
+            return Ok(false);
+        }
+        // Not ended by a signal in between.
+        let _alone = super::unfinished();
+        let fresh = super::fresh_name();
+        renameat(&self.fd, name, &self.fd, &fresh).about_path(&self.path(name))?;
+        match self.has(&fresh, id).and_then(|_| allowed()) {
+            Ok(()) => {
+                let gone = unlinkat(&self.fd, &fresh, AtFlags::empty());
+                if gone.is_err() {
+                    let _ = super::rename_to_free(self, &fresh, name);
+                }
+                gone.map(|()| true).about_path(&self.path(name))
+            }
+            Err(e) => {
+                super::rename_to_free(self, &fresh, name).about_path(&self.path(&fresh))?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether `name` is this very file.
+    ///
+    /// # Errors
+    /// Io; invalid argument, where it is another one.
+    pub fn has(&self, name: &OsStr, id: FileId) -> Result<bool> {
+        match self.stat(name)? {
+            None => Ok(false),
+            Some(stat) if file_id(&stat) == id => Ok(true),
+            Some(_) => Err(Error::invalid("another file has taken its name").about_path(&self.path(name))),
+        }
     }
 
     /// Bring the entries of the directory to the disk.
@@ -315,9 +392,19 @@ mod tests {
         let id = |name: &str| file_id(&dir.stat(name.as_ref()).expect("stat").expect("there"));
         let a = id("a");
         assert!(dir.unlink("b".as_ref(), a).is_err());
+        assert_eq!(dir.unlink("none".as_ref(), a).ok(), Some(false));
         std::fs::rename(root.path().join("b"), root.path().join("a")).expect("rename");
         assert!(dir.unlink("a".as_ref(), a).is_err());
-        dir.unlink("a".as_ref(), id("a")).expect("removed");
+        let refused = dir.unlink_if("a".as_ref(), id("a"), || {
+            assert_eq!(
+                dir.stat("a".as_ref()).expect("stat").map(|_| ()),
+                None,
+                "nobody can open it by its name"
+            );
+            Err(Error::invalid("not now"))
+        });
+        assert!(refused.is_err());
+        assert_eq!(dir.unlink_if("a".as_ref(), id("a"), || Ok(())).ok(), Some(true));
         assert!(dir.entries().expect("lists").is_empty());
     }
 }

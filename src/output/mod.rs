@@ -248,24 +248,7 @@ impl Temporary {
         if existing == Existing::Replace {
             return renameat(dir, &self.name, dir, to);
         }
-        match renameat_with(dir, &self.name, dir, to, RenameFlags::NOREPLACE) {
-            Err(e) if is_missing(e) => {}
-            other => return other,
-        }
-        // A link does not replace anything, either.
-        match linkat(dir, &self.name, dir, to, AtFlags::empty()) {
-            Ok(()) => {
-                let _ = unlinkat(dir, &self.name, AtFlags::empty());
-                return Ok(());
-            }
-            Err(e) if is_missing(e) || e == Errno::MLINK => {}
-            Err(e) => return Err(e),
-        }
-        match statat(dir, to, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Err(Errno::EXIST),
-            Err(Errno::NOENT) => renameat(dir, &self.name, dir, to),
-            Err(e) => Err(e),
-        }
+        rename_to_free(dir, &self.name, to)
     }
 
     /// It is the file's own name no longer.
@@ -281,6 +264,28 @@ impl Drop for Temporary {
             let _ = unlinkat(&self.dir, &self.name, AtFlags::empty());
             self.forget();
         }
+    }
+}
+
+/// Rename a file of a directory to a name that nothing has.
+fn rename_to_free(dir: &Dir, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
+    match renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
+        Err(e) if is_missing(e) => {}
+        other => return other,
+    }
+    // A link does not replace anything, either.
+    match linkat(dir, from, dir, to, AtFlags::empty()) {
+        Ok(()) => {
+            let _ = unlinkat(dir, from, AtFlags::empty());
+            return Ok(());
+        }
+        Err(e) if is_missing(e) || e == Errno::MLINK => {}
+        Err(e) => return Err(e),
+    }
+    match statat(dir, to, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => renameat(dir, from, dir, to),
+        Err(e) => Err(e),
     }
 }
 

@@ -2,13 +2,16 @@
 
 use super::{
     Action, Check, FileReport, Options, Progress, encode,
+    lease::Lease,
     names::{Names, shown},
     source::{Kind, Source},
 };
 use crate::{
     error::{Context, Error, Result},
     format::{Footer, Naming, peek},
-    output::{Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file, worth_telling},
+    output::{
+        Attributes, Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file, worth_telling,
+    },
 };
 use rustix::fs::{FileType, fstat};
 use std::{
@@ -115,12 +118,11 @@ impl Place {
     ///
     /// # Errors
     /// Invalid argument, where it is not.
-    pub(super) fn is(&self, archive: FileId) -> Result<()> {
-        match self.dir.stat(&self.name)? {
-            Some(stat) if file_id(&stat) == archive => Ok(()),
-            _ => {
-                Err(Error::invalid("another file has taken its name").about_path(&self.dir.path(&self.name)))
-            }
+    pub(super) fn is(&self, made: &Made) -> Result<()> {
+        made.lease.as_ref().map_or(Ok(()), Lease::check)?;
+        match self.dir.has(&self.name, made.id)? {
+            true => Ok(()),
+            false => Err(Error::invalid("the archive is gone").about_path(&self.dir.path(&self.name))),
         }
     }
 }
@@ -135,11 +137,19 @@ pub(super) struct Job<'a> {
     pub(super) only_smaller: bool,
 }
 
+/// An archive that is there.
+pub(super) struct Made {
+    /// Which file it is.
+    pub(super) id: FileId,
+    /// That nobody writes to it, if it was found and not made.
+    lease: Option<Lease>,
+}
+
 /// What stands where an archive is to be.
 enum There {
     Nothing,
-    /// The archive of the very same bytes: its length, and which file it is.
-    Same(u64, FileId),
+    /// The archive of the very same bytes, and its length.
+    Same(u64, Made),
     /// What is to be replaced.
     Stale,
 }
@@ -155,20 +165,18 @@ enum Written {
 impl Job<'_> {
     /// Pack a file, and remove it if the options say so.
     pub(super) fn run(self, source: &Source, to: &Place) -> Result<FileReport> {
-        let (report, archive) = self.archive(source, to)?;
-        if let Some(archive) = archive.filter(|_| self.o.in_place) {
-            let removed = to.is(archive).and_then(|()| self.remove(source));
-            if removed.is_err() && report.action == Action::Packed {
-                take_back(source, to, archive);
-            }
-            removed?;
+        let (report, made) = self.archive(source, to)?;
+        if let Some(made) = made.filter(|_| self.o.in_place) {
+            let beside = || self.p.warn(source.path(), "its archive is made and stays beside it");
+            self.remove(source, to, &made).inspect_err(|_| beside())?;
         }
         self.p.end(&report);
         Ok(report)
     }
 
-    /// Have the archive of `source` stand at `to`, on disk; which file it is, unless it was skipped.
-    pub(super) fn archive(self, source: &Source, to: &Place) -> Result<(FileReport, Option<FileId>)> {
+    /// Have the archive of `source` stand at `to`, on disk; what it is, unless it was skipped.
+    pub(super) fn archive(self, source: &Source, to: &Place) -> Result<(FileReport, Option<Made>)> {
+        let shadow = self.shadow(source, to)?;
         self.p.begin(source.path(), 2 * source.len());
         let mut report = FileReport {
             path: source.path().to_owned(),
@@ -179,9 +187,9 @@ impl Job<'_> {
         };
         for attempt in 1.. {
             let existing = match self.there(source, to)? {
-                There::Same(stored, id) => {
+                There::Same(stored, made) => {
                     report.stored = stored;
-                    return Ok((report, Some(id)));
+                    return Ok((report, Some(made)));
                 }
                 There::Nothing => Existing::Refuse,
                 There::Stale => Existing::Replace,
@@ -192,7 +200,10 @@ impl Job<'_> {
                 Err(e) => return Err(e),
                 Ok(Written::Archive(stored, id)) => {
                     (report.stored, report.action) = (stored, Action::Packed);
-                    return Ok((report, Some(id)));
+                    if let Some((name, shadow)) = &shadow {
+                        to.dir.unlink(name, *shadow)?;
+                    }
+                    return Ok((report, Some(Made { id, lease: None })));
                 }
                 Ok(Written::Nothing(action)) => {
                     (report.stored, report.action) = (source.len(), action);
@@ -203,6 +214,21 @@ impl Job<'_> {
         unreachable!("the last attempt returns");
     }
 
+    /// A file at the name that the archive shows, which would be shown instead: to be removed, if that is permitted.
+    fn shadow(self, source: &Source, to: &Place) -> Result<Option<(OsString, FileId)>> {
+        let Some(name) = to.naming.original_name(&to.name) else { return Ok(None) };
+        let Some(stat) = to.dir.stat(&name)? else { return Ok(None) };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if file_id(&stat) == source.id() || kind.is_symlink() {
+            return Ok(None);
+        }
+        if self.o.force && kind.is_file() {
+            return Ok(Some((name, file_id(&stat))));
+        }
+        let why = "is there and would be shown instead of the archive; remove it or use --force";
+        Err(Error::invalid(why).about_path(&to.dir.path(&name)))
+    }
+
     /// What stands where the archive is to be.
     fn there(self, source: &Source, to: &Place) -> Result<There> {
         let path = to.dir.path(&to.name);
@@ -211,17 +237,23 @@ impl Job<'_> {
             let why = "is there and is not a regular file; nothing was replaced";
             return Err(Error::invalid(why).about_path(&path));
         }
+        if file_id(&stat) == source.id() {
+            return Err(Error::invalid("is the file itself that is to be packed").about_path(&path));
+        }
         let file = to.dir.open_file(&to.name)?;
         let footer = peek(&file).ok().flatten().filter(|f| f.naming == to.naming);
         if let Some(footer) = &footer
-            && self.is_archive_of(&file, footer, source)?
+            && self.is_archive_of(footer, source)?
         {
-            if self.o.in_place {
-                sync_file(&file).about_path(&path)?;
-                to.dir.sync()?;
-            }
             let stat = fstat(&file).about_path(&path)?;
-            return Ok(There::Same(stat.st_size as u64, file_id(&stat)));
+            let (stored, id) = (stat.st_size as u64, file_id(&stat));
+            if !self.o.in_place {
+                return Ok(There::Same(stored, Made { id, lease: None }));
+            }
+            if let Some(made) = self.may_stay(&file, id, &path, source)? {
+                to.dir.sync()?;
+                return Ok(There::Same(stored, made));
+            }
         }
         // In place, an archive that shows this name is of an older file: the one that is there now is the user's.
         if self.o.force || self.o.in_place && footer.is_some() {
@@ -232,18 +264,24 @@ impl Job<'_> {
         Err(Error::invalid(why).about_path(&path))
     }
 
-    /// Whether an archive holds just what `source` does; where that is to be removed, all of the archive is decoded.
-    fn is_archive_of(self, file: &File, footer: &Footer, source: &Source) -> Result<bool> {
-        let same =
-            footer.original_len == source.len() && footer.sha256 == sha256(source.file(), source.path())?;
-        if !same || !self.o.in_place {
-            return Ok(same);
+    /// An archive that is to be all that is left of `source`, if it can be: it has what that has besides bytes, nobody can
+    /// write to it from now on, and all of it decodes.
+    fn may_stay(self, file: &File, id: FileId, path: &Path, source: &Source) -> Result<Option<Made>> {
+        if !Attributes::of(file).about_path(path)?.serve_for(&source.attributes()?) {
+            return Ok(None);
         }
-        let checked = (self.check)(file, self.p);
-        if let Err(e) = &checked {
+        let Ok(lease) = Lease::take_of_new(file, path) else { return Ok(None) };
+        if let Err(e) = (self.check)(file, self.p) {
             self.p.warn(source.path(), &format!("its archive is damaged and is made again: {e}"));
+            return Ok(None);
         }
-        Ok(checked.is_ok())
+        sync_file(file).about_path(path)?;
+        Ok(Some(Made { id, lease: Some(lease) }))
+    }
+
+    /// Whether an archive holds just what `source` does.
+    fn is_archive_of(self, footer: &Footer, source: &Source) -> Result<bool> {
+        Ok(footer.original_len == source.len() && footer.sha256 == sha256(source.file(), source.path())?)
     }
 
     fn write(self, source: &Source, to: &Place, existing: Existing) -> Result<Written> {
@@ -293,18 +331,13 @@ impl Job<'_> {
     }
 
     /// Remove an original whose archive is on disk.
-    pub(super) fn remove(self, source: &Source) -> Result<()> {
+    fn remove(self, source: &Source, to: &Place, made: &Made) -> Result<()> {
         if source.unchanged()? {
-            source.dir().unlink(source.name(), source.id())?;
+            to.is(made)?;
+            let allowed = || source.keeps_its_bytes();
+            source.dir().unlink_if(source.name(), source.id(), allowed)?;
             source.dir().sync()?;
         }
         Ok(())
-    }
-}
-
-/// Remove an archive that was made for an original which could not be removed: nobody wants both.
-fn take_back(source: &Source, to: &Place, archive: FileId) {
-    if matches!(source.dir().stat(source.name()), Ok(Some(now)) if file_id(&now) == source.id()) {
-        let _ = to.dir.unlink(&to.name, archive);
     }
 }

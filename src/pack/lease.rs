@@ -75,6 +75,22 @@ impl Lease {
         Ok(lease)
     }
 
+    /// The same of a file that another run may just have made, and not closed yet.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub(super) fn take_of_new(file: &File, path: &Path) -> Result<Self> {
+        const PATIENCE: usize = 20;
+        for _ in 0..PATIENCE {
+            match Self::take(file, path) {
+                Ok(lease) => return Ok(lease),
+                Err(e) => log::debug!("{e}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Self::take(file, path)
+    }
+
     /// Whether still nobody can write to the file.
     ///
     /// # Errors

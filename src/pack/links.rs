@@ -6,7 +6,7 @@ use crate::{
 };
 use rustix::fs::FileType;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::{OsStr, OsString},
     path::{Component, Path, PathBuf},
     sync::Arc,
@@ -26,7 +26,20 @@ pub(super) type Place = (PathBuf, OsString);
 
 /// The places of the files in a tree that have several names (hard links).
 #[derive(Default)]
-pub(super) struct HardLinks(HashMap<FileId, Vec<Place>>);
+pub(super) struct HardLinks {
+    found: HashMap<FileId, Vec<Place>>,
+    /// Files whose places were asked for.
+    taken: HashSet<FileId>,
+}
+
+/// The places of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Places {
+    /// All that are in the tree.
+    All(Vec<Place>),
+    /// They were asked for already: the first who asks sees to all of them.
+    Taken,
+}
 
 impl HardLinks {
     /// Look through the tree at `root`. What cannot be read is left out: its files fail when their turn comes.
@@ -46,21 +59,24 @@ impl HardLinks {
                 && stat.st_nlink > 1
                 && FileType::from_raw_mode(stat.st_mode).is_file()
             {
-                self.0.entry(file_id(&stat)).or_default().push((at.to_owned(), entry.name));
+                self.found.entry(file_id(&stat)).or_default().push((at.to_owned(), entry.name));
             }
         }
         Ok(())
     }
 
-    /// The places of a file, taken out: the first who asks sees to all of them.
-    pub(super) fn take(&mut self, id: FileId) -> Option<Vec<Place>> {
-        self.0.remove(&id)
+    /// The places of a file. There are none of one that had no other name when the tree was looked through.
+    pub(super) fn take(&mut self, id: FileId) -> Places {
+        match self.taken.insert(id) {
+            true => Places::All(self.found.remove(&id).unwrap_or_default()),
+            false => Places::Taken,
+        }
     }
 }
 
 /// Where a symbolic link of a tree leads, by its text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Leads {
+pub enum Leads {
     /// To something in the tree, by a relative path.
     Inside,
     /// To something in the tree by its absolute path; this is the relative one.
@@ -70,13 +86,19 @@ pub(super) enum Leads {
 }
 
 /// Where a link to `target` leads that is in the directory `at` of the tree at `root`, an absolute path.
-pub(super) fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
-    if let Ok(inside) = target.strip_prefix(root) {
+pub fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
+    let folded = fold(&root.join(at), target);
+    if let (true, Ok(inside)) = (target.is_absolute(), folded.strip_prefix(root)) {
         let up = at.components().map(|_| Component::ParentDir);
         let relative: PathBuf = up.chain(inside.components()).collect();
         return Leads::Absolute(if relative.as_os_str().is_empty() { ".".into() } else { relative });
     }
-    let mut path = root.join(at);
+    if folded.starts_with(root) { Leads::Inside } else { Leads::Outside }
+}
+
+/// `target` as seen from the directory `from`, without `.` and `..`.
+fn fold(from: &Path, target: &Path) -> PathBuf {
+    let mut path = from.to_owned();
     for component in target.components() {
         match component {
             Component::ParentDir => drop(path.pop()),
@@ -84,7 +106,7 @@ pub(super) fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
             other => path.push(other),
         }
     }
-    if path.starts_with(root) { Leads::Inside } else { Leads::Outside }
+    path
 }
 
 #[cfg(test)]
@@ -98,6 +120,8 @@ mod tests {
         assert_eq!(leads("a/b", "../../../c"), Leads::Outside);
         assert_eq!(leads("", "/etc/passwd"), Leads::Outside);
         assert_eq!(leads("", "/models/xy"), Leads::Outside);
+        assert_eq!(leads("", "/models/x/../y"), Leads::Outside);
+        assert_eq!(leads("a", "/models/x/b/../c"), Leads::Absolute("../c".into()));
         assert_eq!(leads("a/b", "/models/x/blobs/1"), Leads::Absolute("../../blobs/1".into()));
         assert_eq!(leads("", "/models/x/blobs/1"), Leads::Absolute("blobs/1".into()));
         assert_eq!(leads("", "/models/x"), Leads::Absolute(".".into()));
@@ -121,8 +145,9 @@ mod tests {
         let root = Dir::open(dir.path()).expect("opens");
         let mut links = HardLinks::find(&root);
         let id = |name: &str| file_id(&root.stat(name.as_ref()).expect("stat").expect("there"));
-        let places = links.take(id("a")).expect("found");
-        assert_eq!(places, [("".into(), "a".into()), ("sub".into(), "b".into())]);
-        assert!(links.take(id("a")).is_none() && links.take(id("alone")).is_none());
+        let places = vec![("".into(), "a".into()), ("sub".into(), "b".into())];
+        assert_eq!(links.take(id("a")), Places::All(places));
+        assert_eq!(links.take(id("a")), Places::Taken);
+        assert_eq!(links.take(id("alone")), Places::All(Vec::new()));
     }
 }

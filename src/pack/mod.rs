@@ -24,6 +24,7 @@ use std::{
 };
 
 pub use file::{archive_names, file, unnamed};
+pub use links::{Leads, leads};
 pub use tree::tree;
 
 /// How to pack.

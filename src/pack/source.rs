@@ -222,6 +222,8 @@ impl Source {
     /// # Errors
     /// Invalid argument, where it has changed, or somebody can write to it.
     pub(super) fn unchanged(&self) -> Result<bool> {
+        // First, for who has written and gone meanwhile shows below.
+        self.lease.as_ref().map_or(Ok(()), Lease::check)?;
         match self.since()? {
             Since::Gone => return Ok(false),
             Since::Same => {}
@@ -230,22 +232,22 @@ impl Source {
                 return Err(Error::invalid(why).about_path(&self.path));
             }
         }
-        self.lease.as_ref().map_or(Ok(()), Lease::check)?;
         Ok(true)
     }
 }
 
 impl Source {
-    /// The same as [`Source::unchanged`] of a file whose names go one after the other, which changes its ctime.
+    /// The same as [`Source::unchanged`] of a file that is being renamed or unlinked, which changes its ctime.
     ///
     /// # Errors
     /// Invalid argument, where it has other bytes now, or somebody can write to it.
     pub(super) fn keeps_its_bytes(&self) -> Result<()> {
+        self.lease.as_ref().map_or(Ok(()), Lease::check)?;
         let now = fstat(&self.file).about_path(&self.path)?;
         if (now.st_size, mtime(&now)) != (self.stat.st_size, mtime(&self.stat)) {
             let why = "the file changed while it was being packed";
             return Err(Error::invalid(why).about_path(&self.path));
         }
-        self.lease.as_ref().map_or(Ok(()), Lease::check)
+        Ok(())
     }
 }

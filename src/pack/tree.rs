@@ -6,15 +6,16 @@
 use super::{
     Action, Check, FileReport, Options, Progress, Report,
     file::{Job, Place},
-    links::{self, HardLinks, Leads, is_repository, leads},
+    links::{self, HardLinks, Leads, Places, is_repository, leads},
     names::{Names, shown},
     source::{Kind, Source},
 };
 use crate::{
     error::{Context, Error, Result},
     format::Naming,
-    output::{self, Copied, Copier, Dir, DirEntry, Form, file_id, is_temporary},
+    output::{self, Copied, Copier, Dir, DirEntry, FileId, Form, file_id, is_temporary},
 };
+use rustix::fs::FileType;
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
@@ -40,7 +41,7 @@ pub fn tree(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progr
         job,
         root,
         from: Arc::clone(&dir),
-        copier: Copier::new(Arc::clone(&dir), o.force),
+        copier: Copier::new(Arc::clone(&dir), o.force, true),
         links: HardLinks::default(),
         report: Report::default(),
         others: BTreeMap::new(),
@@ -57,7 +58,7 @@ pub fn tree(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progr
             }
             return Err(Error::invalid("the output would be inside of what is packed").about_path(out));
         }
-        walk.copier = Copier::new(Arc::clone(&to), o.force);
+        walk.copier = Copier::new(Arc::clone(&to), o.force, true);
         walk.directory(&dir, &to, Path::new(""), true);
         if made {
             walk.finish_directory(&dir, &to);
@@ -73,7 +74,9 @@ fn make_root(out: &Path) -> Result<(Arc<Dir>, bool)> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && out.is_dir() => false,
         other => other.about_path(out).map(|()| true)?,
     };
-    Ok((Dir::open(out)?, made))
+    let dir = Dir::open(out)?;
+    let unfinished = dir.is_unfinished(made);
+    Ok((dir, unfinished))
 }
 
 /// Forms of a copy: as it is, and packed, by the archive's naming.
@@ -134,7 +137,7 @@ impl Walk<'_> {
             };
             match done {
                 // In place, another run may have finished it since it was listed.
-                Err(e) if self.in_place() && e.errno() == Some(libc::ENOENT) => log::debug!("{e}"),
+                Err(e) if self.in_place() && matches!(src.stat(&name), Ok(None)) => log::debug!("{e}"),
                 Err(e) => self.fail(&e),
                 Ok(()) => {}
             }
@@ -208,15 +211,17 @@ impl Walk<'_> {
             return Ok(());
         }
         let from = src.child(name)?;
-        let (to, _) = out.make_child(name)?;
+        let (to, unfinished) = out.make_child(name)?;
         self.directory(&from, &to, &at.join(name), packs && !is_repository(name));
-        self.finish_directory(&from, &to);
+        if unfinished {
+            self.finish_directory(&from, &to);
+        }
         Ok(())
     }
 
     /// Give a directory that is filled the attributes of its original.
     fn finish_directory(&mut self, from: &Dir, to: &Dir) {
-        match Copier::finish_directory(from, to) {
+        match self.copier.finish_directory(from, to) {
             Ok(lost) => self.job.say_lost(from.own_path(), lost),
             Err(e) => self.fail(&e),
         }
@@ -255,31 +260,27 @@ impl Walk<'_> {
     fn replace(&mut self, src: &Arc<Dir>, name: &OsStr, place: Option<(OsString, Naming)>) -> Result<()> {
         let mut source = Source::open(src, name)?;
         let several = source.stat().st_nlink > 1;
-        let places = if several { self.links.take(source.id()) } else { None };
+        let places = several.then(|| self.links.take(source.id()));
         let skipped = |why: &str| Err(Error::invalid(format!("{why}; left as it is")));
         let outcome: Result<()> = match (place, places) {
             // Its first name has seen to it.
-            (_, None) if several => return Ok(()),
-            (_, Some(places)) if (places.len() as u64) < source.stat().st_nlink as u64 => {
+            (_, Some(Places::Taken)) => return Ok(()),
+            (_, Some(Places::All(places))) if (places.len() as u64) < source.stat().st_nlink as u64 => {
                 let outside = source.stat().st_nlink as u64 - places.len() as u64;
                 skipped(&format!(
                     "has {outside} more names (hard links) outside of the directory, so that packing it would free no \
                      space"
                 ))
             }
-            (_, Some(places)) => {
+            (_, Some(Places::All(places))) => {
                 source.keep_writers_out()?;
+                still_a_model(&source)?;
                 return self.replace_all(&source, &places);
             }
             (None, None) => skipped("its archive could have no name here"),
             (Some((archive, naming)), None) => {
                 source.keep_writers_out()?;
-                // It may have changed since it was looked at.
-                if source.kind()? != Kind::Model {
-                    return Err(
-                        Error::invalid("the file changed; nothing was replaced").about_path(source.path())
-                    );
-                }
+                still_a_model(&source)?;
                 let report = self.job.run(&source, &Place { dir: Arc::clone(src), name: archive, naming })?;
                 self.add(report);
                 return Ok(());
@@ -315,6 +316,7 @@ impl Walk<'_> {
     fn replace_all(&mut self, source: &Source, places: &[links::Place]) -> Result<()> {
         let mut names = Vec::new();
         for (at, name) in places {
+            let name: &OsStr = name;
             let dir = self.from.descend(at)?;
             let archive = Names::new(Some(&dir), Default::default()).give_appended(name)?;
             let Some(archive) = archive else {
@@ -334,18 +336,24 @@ impl Walk<'_> {
             return Ok(());
         };
         let id = |dir: &Dir, name: &OsStr| dir.stat(name).map(|stat| stat.map(|stat| file_id(&stat)));
-        first.is(made)?;
-        for (dir, _, archive) in others {
+        first.is(&made)?;
+        for (dir, name, archive) in others {
             match first.dir.link(&first.name, dir, archive) {
-                Err(e) if e.errno() == Some(libc::EEXIST) && id(dir, archive)? == Some(made) => {}
+                Err(e) if e.errno() == Some(libc::EEXIST) && id(dir, archive)? == Some(made.id) => {}
+                // An older archive of that name.
+                Err(e) if e.errno() == Some(libc::EEXIST) && shown(dir, archive).as_deref() == Some(name) => {
+                    first.dir.link_over(&first.name, dir, archive)?;
+                }
                 other => other?,
             }
             dir.sync()?;
         }
         for (dir, name, _) in &names {
-            source.keeps_its_bytes()?;
-            first.is(made)?;
-            dir.unlink(name, source.id())?;
+            remove_older(dir, name, made.id)?;
+        }
+        for (dir, name, _) in &names {
+            first.is(&made)?;
+            dir.unlink_if(name, source.id(), || source.keeps_its_bytes())?;
             dir.sync()?;
         }
         self.job.p.end(&report);
@@ -413,6 +421,25 @@ impl Walk<'_> {
             format!("holds no model that is packed (safetensors, under whatever name); it has {there}");
         self.job.p.warn(src, &what);
     }
+}
+
+/// It may have changed since it was looked at.
+fn still_a_model(source: &Source) -> Result<()> {
+    match source.kind()? {
+        Kind::Model => Ok(()),
+        _ => Err(Error::invalid("the file changed; nothing was replaced").about_path(source.path())),
+    }
+}
+
+/// Remove an archive of an older file that would be shown as `original` instead of the archive `made`.
+fn remove_older(dir: &Dir, original: &OsStr, made: FileId) -> Result<()> {
+    let name = Naming::of(original).archive_name(original);
+    let Some(stat) = dir.stat(&name)? else { return Ok(()) };
+    let regular = FileType::from_raw_mode(stat.st_mode).is_file();
+    if regular && file_id(&stat) != made && shown(dir, &name).as_deref() == Some(original) {
+        dir.unlink(&name, file_id(&stat))?;
+    }
+    Ok(())
 }
 
 /// What files like `name` are called.

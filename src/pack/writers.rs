@@ -1,7 +1,8 @@
 //! Who has a file open for writing, by what /proc tells of other processes.
 
 use rustix::{
-    fs::{AtFlags, CWD, OFlags, Stat, StatxFlags, fstat, major, minor, statx},
+    fs::{AtFlags, CWD, OFlags, Stat, StatxFlags, fgetxattr, fstat, major, minor, statx},
+    io::Errno,
     process::{geteuid, getpid},
 };
 use std::{
@@ -29,11 +30,18 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
     let stat = fstat(file)?;
     let (me, my_uid) = (getpid().as_raw_nonzero().get() as u32, geteuid().as_raw());
     let mut unknown = Writers::None;
-    for entry in fs::read_dir("/proc")? {
+    // Whether all processes are shown: without /proc none is, and it can be mounted so as to hide those of others.
+    let (mut shows_me, mut shows_first) = (false, false);
+    let hidden =
+        || io::Error::other("not all processes are seen in /proc, so nobody can tell who writes to it");
+    let list = has_list(file) && stat.st_mode & 0o020 != 0;
+    for entry in fs::read_dir("/proc").map_err(|_| hidden())? {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        shows_first |= pid == 1;
         // This process opened it for reading.
         if pid == me {
+            shows_me = true;
             continue;
         }
         match writes(&entry.path(), &stat) {
@@ -41,13 +49,23 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
             Ok(false) => {}
             // It has ended, or may not be looked into.
             Err(_) => {
-                if let Some(uid) = may_write(&entry.path(), &stat).filter(|&uid| uid != 0 && uid != my_uid) {
+                if let Some(uid) =
+                    may_write(&entry.path(), &stat, list).filter(|&uid| uid != 0 && uid != my_uid)
+                {
                     unknown = Writers::Unknown { pid, uid };
                 }
             }
         }
     }
-    Ok(unknown)
+    if shows_me && shows_first { Ok(unknown) } else { Err(hidden()) }
+}
+
+/// Whether a file has an access control list, by which users may write to it who are neither its owner nor of its group.
+fn has_list(file: &File) -> bool {
+    !matches!(
+        fgetxattr(file, "system.posix_acl_access", &mut [0u8; 1]),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS)
+    )
 }
 
 /// Whether a process has the file open for writing, or mapped.
@@ -82,7 +100,7 @@ fn maps_for_writing(line: &[u8], ino: u64) -> bool {
 }
 
 /// The user of a process, if permissions let that user write to the file.
-fn may_write(process: &Path, stat: &Stat) -> Option<u32> {
+fn may_write(process: &Path, stat: &Stat, list: bool) -> Option<u32> {
     let status = fs::read_to_string(process.join("status")).ok()?;
     let numbers = |name: &str| -> Option<Vec<u32>> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -96,7 +114,7 @@ fn may_write(process: &Path, stat: &Stat) -> Option<u32> {
         () if groups.contains(&stat.st_gid) => 0o020,
         () => 0o002,
     };
-    (stat.st_mode & bit != 0).then_some(uid)
+    (list || stat.st_mode & bit != 0).then_some(uid)
 }
 
 #[cfg(test)]
