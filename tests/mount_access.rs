@@ -1,4 +1,5 @@
 //! Whom the view lets in: those whom the source lets in, by bits and by ACLs; and the attributes that files keep.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/models.rs"]
 mod models;

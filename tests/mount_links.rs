@@ -1,4 +1,5 @@
 //! Symlinks, hard links and inode numbers of the view.
+#![allow(clippy::unwrap_used)]
 
 #[path = "common/models.rs"]
 mod models;
@@ -284,5 +285,49 @@ fn an_archive_of_the_longest_name_is_shown() {
         );
         assert!(fs::read(view.path(&longest)).unwrap() == model);
         assert!(fs::read(view.path(&format!("{}.bsz", stem(251)))).is_ok());
+    });
+}
+
+#[test]
+fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
+    mount_test(|rig| {
+        let source = rig.mkdir("source");
+        let models = [11, 12].map(|seed| {
+            let file = rig.path(&format!("{seed}.safetensors"));
+            let model = write_model(&file, seed, 30_000);
+            pack(&file);
+            (model, fs::read(file.with_extension("bsz")).unwrap())
+        });
+        let archive = source.join("m.bsz");
+        fs::write(&archive, &models[0].1).unwrap();
+        let view = rig.mount(&source, "view", &[]);
+        let started = std::time::Instant::now();
+        let goes_on = || started.elapsed() < std::time::Duration::from_secs(3);
+        let mut whole = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in (0..).take_while(|_| goes_on()) {
+                    let bytes = &models[round % 2].1;
+                    // In place, too, which is what nobody should do.
+                    let at = if round % 3 == 0 { archive.clone() } else { rig.path("next.bsz") };
+                    fs::write(&at, bytes).unwrap();
+                    if at != archive {
+                        fs::rename(at, &archive).unwrap();
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(round as u64 % 7));
+                }
+            });
+            while goes_on() {
+                // Between two states there may be nothing to read, or an error.
+                if let Ok(read) = fs::read(view.path("m.safetensors")) {
+                    assert!(models.iter().any(|(model, _)| *model == read), "{} bytes of both", read.len());
+                    whole += 1;
+                }
+            }
+        });
+        assert!(whole > 0);
+        let last = fs::read(&archive).unwrap();
+        let (model, _) = models.iter().find(|(_, archive)| *archive == last).unwrap();
+        wait_for("the last one", || fs::read(view.path("m.safetensors")).is_ok_and(|read| read == *model));
     });
 }

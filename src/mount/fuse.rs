@@ -4,9 +4,10 @@
 //! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
 
 use super::ahead::{Models, Shard};
+use super::handles::Opener;
 use super::pull::Puller;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Opened, Opener, Tree};
+use super::tree::{Content, Handle, Opened, Tree};
 use super::xattrs::{self, Origin};
 use super::{Prefetch, Status};
 use crate::read::{ChunkCache, Reader, Slice};

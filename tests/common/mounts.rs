@@ -182,7 +182,9 @@ fn mountpoints() -> Vec<PathBuf> {
 }
 
 fn mount_table() -> Vec<(PathBuf, String)> {
-    let table = std::fs::read_to_string("/proc/mounts").expect("/proc/mounts");
+    // Others' mountpoints may have any name.
+    let table = std::fs::read("/proc/mounts").expect("/proc/mounts");
+    let table = String::from_utf8_lossy(&table);
     let unescape = |field: &str| {
         [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")]
             .iter()
