@@ -6,9 +6,10 @@
 use super::Prefetch;
 use super::ahead::Learner;
 use super::control::{self, Control};
+use super::handles::Opener;
 use super::pull::Puller;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Opener, Tree};
+use super::tree::{Content, Handle, Tree};
 use super::xattrs::{self, Origin};
 use crate::codec::checksum;
 use crate::escape;

@@ -1,8 +1,22 @@
-//! Open handles: small numbers to hand to the kernel for what is open.
+//! Open handles: small numbers to hand to the kernel for what is open, and who opens.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+
+/// Who opens a file, as far as that matters: see `Opened::is_held`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opener {
+    Overlay,
+    Other,
+}
+
+impl Opener {
+    /// By the flags with which a file is opened. That it sets `O_NOATIME` is all that tells overlayfs from a program.
+    pub fn of(flags: i32) -> Self {
+        if flags & libc::O_NOATIME != 0 { Self::Overlay } else { Self::Other }
+    }
+}
 
 /// Numbered things, each until it is removed. Numbers are never used twice.
 pub(super) struct Handles<T> {

@@ -4,6 +4,7 @@
 //! inode numbers that programs see are another matter: see `attr.rs`.
 
 use super::attr::{Identity, ROOT};
+use super::handles::Opener;
 use super::tree::Opened;
 use super::view::Found;
 use rustix::fs::FileType;
@@ -38,6 +39,8 @@ pub(super) struct Node {
     pub path: Arc<Path>,
     same: Option<Sameness>,
     lookups: u64,
+    /// The inode of the file that had the name before, and was open when this one was found.
+    before: Option<u64>,
     /// What is open of it, shared by all its handles.
     pub opened: Weak<Opened>,
     /// Held while an archive's index is being loaded, so that it is loaded once.
@@ -47,8 +50,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn new(path: Arc<Path>, same: Option<Sameness>) -> Self {
-        Self { path, same, lookups: 1, opened: Weak::new(), opening: Arc::default(), cached: None }
+    fn new(path: Arc<Path>, same: Option<Sameness>, before: Option<u64>) -> Self {
+        let (opened, opening) = (Weak::new(), Arc::default());
+        Self { path, same, lookups: 1, before, opened, opening, cached: None }
     }
 
     /// Whether `found` is the file that this inode stands for.
@@ -74,7 +78,7 @@ impl Node {
         use FileType::{Directory, RegularFile, Symlink};
         self.same.is_some_and(|old| old.kind == new.kind)
             && matches!(new.kind, RegularFile | Directory | Symlink)
-            && self.opened.strong_count() == 0
+            && self.opened.upgrade().is_none_or(|opened| !opened.is_open())
     }
 }
 
@@ -90,7 +94,7 @@ impl Inodes {
         let path: Arc<Path> = Path::new("").into();
         Self {
             next: ROOT + 1,
-            nodes: HashMap::from([(ROOT, Node::new(path.clone(), None))]),
+            nodes: HashMap::from([(ROOT, Node::new(path.clone(), None, None))]),
             by_path: HashMap::from([(path, ROOT)]),
         }
     }
@@ -104,9 +108,9 @@ impl Inodes {
     /// stead, if that is [held](Node::held).
     pub fn look_up(&mut self, path: &Path, found: &Found) -> (u64, Option<Arc<Opened>>) {
         let same = Sameness::of(found);
-        if let Some(&number) = self.by_path.get(path)
-            && let Some(node) = self.nodes.get_mut(&number)
-        {
+        let newest = self.by_path.get(path).copied();
+        for number in self.of_name(newest) {
+            let Some(node) = self.nodes.get_mut(&number) else { continue };
             let held = if node.same == Some(same) { None } else { node.held() };
             if node.same == Some(same) || held.is_some() || node.can_become(same) {
                 if held.is_none() {
@@ -120,8 +124,17 @@ impl Inodes {
         self.next += 1;
         let path: Arc<Path> = path.into();
         self.by_path.insert(path.clone(), number);
-        self.nodes.insert(number, Node::new(path, Some(same)));
+        self.nodes.insert(number, Node::new(path, Some(same), newest));
         (number, None)
+    }
+
+    /// The inodes that files of one name have or had, the oldest first: who looked it up first, and never asks for
+    /// another, is served again as soon as can be.
+    fn of_name(&self, newest: Option<u64>) -> Vec<u64> {
+        let before = |number: &u64| self.nodes.get(number).and_then(|node| node.before);
+        let mut numbers: Vec<u64> = std::iter::successors(newest, before).collect();
+        numbers.reverse();
+        numbers
     }
 
     /// The kernel forgot `lookups` lookups of an inode.
@@ -135,17 +148,21 @@ impl Inodes {
                 && let Some(gone) = self.nodes.remove(&number)
                 && self.by_path.get(&gone.path) == Some(&number)
             {
-                self.by_path.remove(&gone.path);
+                match gone.before.filter(|before| self.nodes.contains_key(before)) {
+                    Some(before) => self.by_path.insert(gone.path, before),
+                    None => self.by_path.remove(&gone.path),
+                };
             }
         }
     }
 
     /// Remember what is open of an inode. Whether the kernel may keep the pages it has cached: only if they
     /// are of this very state of the file. `ESTALE` if the inode stands for another file by now.
-    pub fn opened(&mut self, number: u64, opened: &Arc<Opened>) -> Result<bool> {
+    pub fn opened(&mut self, number: u64, opened: &Arc<Opened>, by: Opener) -> Result<bool> {
         let node = self.nodes.get_mut(&number).filter(|node| node.same == Some(opened.same));
         let node = node.ok_or(Errno::STALE)?;
         node.opened = Arc::downgrade(opened);
+        opened.gets_handle(by);
         let state = Some(opened.identity()).filter(Identity::is_settled);
         Ok(std::mem::replace(&mut node.cached, state) == state && state.is_some())
     }

@@ -6,7 +6,7 @@
 use super::access::{self, Access};
 use super::ahead::{Model, Shard, shards_of};
 use super::attr::{Attr, Identity, Packed, ROOT, attr};
-use super::handles::Handles;
+use super::handles::{Handles, Opener};
 use super::inodes::{Inodes, Node, Sameness};
 use super::source::Entry;
 use super::view::{Found, Listed, View, is_name};
@@ -28,7 +28,8 @@ pub(super) struct Opened {
     stat: Stat,
     /// What the kernel was told that it is.
     pub same: Sameness,
-    /// How many handles of it are overlayfs's.
+    /// How many handles the kernel has of it, and how many of these are overlayfs's.
+    handles: AtomicUsize,
     holders: AtomicUsize,
     pub content: Content,
 }
@@ -82,10 +83,27 @@ impl Opened {
         }
     }
 
+    /// Whether the kernel has it open.
+    pub fn is_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
     /// Whether this must stay what its name leads to until it is closed: overlayfs has it open, which would find
-    /// the name stale from then on, were it another file's.
+    /// the name stale meanwhile, were it another file's.
     pub fn is_held(&self) -> bool {
-        self.holders.load(Ordering::Relaxed) > 0
+        self.holders.load(Ordering::Acquire) > 0
+    }
+
+    /// The kernel is given a handle.
+    pub fn gets_handle(&self, by: Opener) {
+        self.holders.fetch_add((by == Opener::Overlay).into(), Ordering::AcqRel);
+        self.handles.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn loses_handle(&self, by: Opener) {
+        self.handles.fetch_sub(1, Ordering::AcqRel);
+        // Afterwards, so that the name is held until it is free.
+        self.holders.fetch_sub((by == Opener::Overlay).into(), Ordering::AcqRel);
     }
 
     fn file(&self) -> &File {
@@ -100,20 +118,6 @@ impl Opened {
             Content::Archive { packed, .. } => Some(packed),
             Content::Plain(_) => None,
         }
-    }
-}
-
-/// Who opens a file, as far as that matters: see [`Opened::is_held`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opener {
-    Overlay,
-    Other,
-}
-
-impl Opener {
-    /// By the flags with which a file is opened. That it sets `O_NOATIME` is all that tells overlayfs from a program.
-    pub fn of(flags: i32) -> Self {
-        if flags & libc::O_NOATIME != 0 { Self::Overlay } else { Self::Other }
     }
 }
 
@@ -314,9 +318,7 @@ impl Tree {
     /// Close a file; returns it.
     pub fn release(&self, handle: u64, by: Opener) -> Option<Arc<Opened>> {
         let opened = self.files.remove(handle)?;
-        if by == Opener::Overlay {
-            opened.holders.fetch_sub(1, Ordering::Relaxed);
-        }
+        opened.loses_handle(by);
         Some(opened)
     }
 
@@ -385,7 +387,13 @@ impl Tree {
                 }
             }
         };
-        Ok(Arc::new(Opened { stat, same: Sameness::of(found), holders: AtomicUsize::new(0), content }))
+        Ok(Arc::new(Opened {
+            stat,
+            same: Sameness::of(found),
+            handles: AtomicUsize::new(0),
+            holders: AtomicUsize::new(0),
+            content,
+        }))
     }
 
     /// The archive that `file` is: the one that is open already, if one is.
@@ -455,10 +463,7 @@ impl Tree {
     }
 
     fn handle(&self, ino: u64, opened: Arc<Opened>, by: Opener) -> Result<Handle> {
-        let keep_cache = self.inodes().opened(ino, &opened)?;
-        if by == Opener::Overlay {
-            opened.holders.fetch_add(1, Ordering::Relaxed);
-        }
+        let keep_cache = self.inodes().opened(ino, &opened, by)?;
         Ok(Handle { number: self.files.insert(opened), keep_cache })
     }
 

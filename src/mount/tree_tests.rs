@@ -64,7 +64,9 @@ fn another_file_under_a_name_is_another_inode_while_the_old_one_is_open() {
     assert_eq!(tree.open(old.node, Opener::Other).err(), Some(Errno::STALE));
     tree.release(handle.number, Opener::Other);
     assert_eq!(tree.attr(old.node), Err(Errno::STALE));
-    tree.forget(old.node, 1);
+    let again = look_up(&tree, "sub/file").expect("found");
+    assert_eq!((again.node, again.attr), (old.node, new.attr), "who knows the name by it finds it again");
+    tree.forget(old.node, 2);
     assert!(tree.attr(new.node).is_ok(), "the old inode does not take the name with it");
 }
 
