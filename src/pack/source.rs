@@ -4,6 +4,7 @@ use super::lease::{Lease, same_state};
 use crate::{
     error::{Context, Error, Result},
     format::{Extent, HEADER_LEN, Header, MAX_HEADER, Naming, claimed_len, header, header_len},
+    input,
     output::{Attributes, Dir, FileId, file_id, mtime},
 };
 use rustix::fs::{Stat, fstat};
@@ -58,10 +59,13 @@ impl Source {
 
     /// Open the file at `path`, or what the link there leads to.
     pub(super) fn follow(path: &Path) -> Result<Self> {
-        let real = fs::canonicalize(path).about_path(path)?;
-        let (dir, name) = Dir::of(&real)?;
-        let source = Self::open(&dir, &name)?;
-        Ok(Self { path: path.to_owned(), ..source })
+        let file = input::open(path)?;
+        let (dir, name) = fs::canonicalize(path).about_path(path).and_then(|real| Dir::of(&real))?;
+        let stat = fstat(&file).about_path(path)?;
+        if !dir.has(&name, file_id(&stat))? {
+            return Err(Error::invalid("it was removed just now").about_path(path));
+        }
+        Ok(Self { file, dir, name, path: path.to_owned(), stat, lease: None })
     }
 
     pub(super) fn file(&self) -> &File {
