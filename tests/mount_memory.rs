@@ -1,5 +1,7 @@
 //! A mount takes no more memory than its cache may, and 64 MiB, whatever the archives are like; and reads them exactly.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
+
 use mounts::{Mount, Rig, mount_test};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -64,8 +66,7 @@ fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_
     mount_test(|rig| {
         let (source, tensors) = (rig.mkdir("p"), 400_000);
         let head = tiny_tensors(tensors);
-        let blob = [7];
-        crafted::archive(&source.join("m.bsz"), &head, &blob, (0..tensors).map(|_| 1));
+        crafted::archive(&source.join("m.bsz"), &head, &[7], (0..tensors).map(|_| 1));
         std::fs::write(source.join("other"), "content").unwrap();
         let mount = rig.mount(&source, "v", &["--cache-size=16MiB"]);
         let path = mount.path("m.safetensors");
@@ -112,8 +113,8 @@ fn chunks_of_several_sizes_are_held_within_bounds() {
         };
         // Of each size one here and there stays in use, and keeps the memory around it.
         let mut hot = Vec::new();
-        for which in 0..SIZES.len() {
-            let chunks = (100 << 20) / SIZES[which].max(20_000);
+        for (which, size) in SIZES.into_iter().enumerate() {
+            let chunks = (100 << 20) / size.max(20_000);
             for chunk in 0..chunks {
                 touch(&mut files, which, chunk);
                 if chunk % 12 == 0 {

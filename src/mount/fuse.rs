@@ -21,7 +21,6 @@ use fuser::{
 };
 use lru::LruCache;
 use rustix::fs::FileType;
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -42,9 +41,6 @@ const MAX_BACKGROUND: u16 = 128;
 
 /// Most bytes of a reply. The kernel asks for 1 MiB at most unless an administrator raised its limit.
 const MAX_READ: usize = 16 << 20;
-
-/// A thread's reply buffer beyond this is given back after use.
-const KEEP_BUFFER: usize = 1 << 20;
 
 pub(super) struct BszFs {
     tree: Arc<Tree>,
@@ -199,11 +195,14 @@ impl Filesystem for BszFs {
                     Some(None) => {}
                 }
             }
-            Content::Plain(_) => self.cache.spawn(move || {
-                if let Content::Plain(file) = &opened.content {
-                    reply_plain(file, offset, len, reply);
-                }
-            }),
+            Content::Plain(_) => {
+                let cache = self.cache.clone();
+                self.cache.spawn(move || {
+                    if let Content::Plain(file) = &opened.content {
+                        cache.with_room(len, |room| reply_plain(file, offset, room, reply));
+                    }
+                });
+            }
         }
     }
 
@@ -372,41 +371,30 @@ fn reply_slices(slices: &[Slice], request: RequestId, replier: &Replier, reply: 
         [only] => reply.data(only),
         several => {
             if let Err(reply) = replier.parts(request, several, reply) {
-                with_buffer(|buffer| {
-                    buffer.clear();
-                    several.iter().for_each(|slice| buffer.extend_from_slice(slice));
-                    reply.data(buffer);
-                });
+                reply.data(&several.iter().map(|slice| &**slice).collect::<Vec<_>>().concat());
             }
         }
     }
 }
 
-fn reply_plain(file: &File, offset: u64, len: usize, reply: ReplyData) {
-    with_buffer(|buffer| {
-        buffer.resize(len, 0);
-        let mut filled = 0;
-        while filled < len {
-            match file.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return reply.error(e.into()),
-            }
+fn reply_plain(file: &File, offset: u64, room: crate::error::Result<&mut [u8]>, reply: ReplyData) {
+    let room = match room {
+        Ok(room) => room,
+        Err(e) => {
+            log::error!("{e}");
+            return reply.error(Errno::ENOMEM);
         }
-        reply.data(&buffer[..filled]);
-    });
-}
-
-/// Lend this thread's reply buffer: a fresh one for each reply of 1 MiB would spend as long on page faults as
-/// on the copy.
-fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
-    thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
-    let mut buffer = BUFFER.take();
-    work(&mut buffer);
-    if buffer.capacity() <= KEEP_BUFFER {
-        BUFFER.set(buffer);
+    };
+    let mut filled = 0;
+    while filled < room.len() {
+        match file.read_at(&mut room[filled..], offset.saturating_add(filled as u64)) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return reply.error(e.into()),
+        }
     }
+    reply.data(&room[..filled]);
 }
 
 /// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.

@@ -118,6 +118,11 @@ impl Owed {
         }
     }
 
+    /// Whether it is still owed.
+    pub(super) fn is_open(&self) -> bool {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn take(&self) -> Option<Flight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

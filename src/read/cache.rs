@@ -361,6 +361,11 @@ impl ChunkCache {
         self.account.indexes()
     }
 
+    /// Work with memory for `len` bytes of any content, on one of the decode threads: of as much as is there for all.
+    pub fn with_room<T>(&self, len: usize, work: impl FnOnce(Result<&mut [u8]>) -> T) -> T {
+        self.scratches.with(len, |scratch| work(scratch.room(len)))
+    }
+
     pub(super) fn scratches(&self) -> &Scratches {
         &self.scratches
     }

@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long somebody waits for a chunk that is owed before it is taken back.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How long a chunk is owed for which nobody waits: the first call starts a driver, which takes seconds.
+/// How long somebody waits, and nothing comes, before what is owed is taken back.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where nobody waits: the first call starts a driver, which takes seconds.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How often to look whether somebody waits.
 const LOOK: Duration = Duration::from_millis(50);
@@ -93,16 +93,20 @@ impl Elsewhere {
         let owed: Arc<[Owed]> = owed.into();
         let _ = self.work.send(Work::Decode(Arc::clone(&owed)));
         let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
-        let mut waited_for = None;
+        let left = || owed.iter().filter(|owed| owed.is_open()).count();
+        let (mut before, mut came, mut waited) = (left(), Instant::now(), None);
         // An end without an answer is one of the thread, by a panic.
         while over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            let awaited = cache.is_awaited(&owed);
-            let since = *waited_for.get_or_insert_with(Instant::now);
-            if !awaited {
-                waited_for = None;
+            let now = left();
+            if now < before || !cache.is_awaited(&owed) {
+                waited = None;
+            } else {
+                waited.get_or_insert_with(Instant::now);
             }
-            if awaited && since.elapsed() > PATIENCE || begun.elapsed() > DEADLINE {
+            if now < before {
+                (before, came) = (now, Instant::now());
+            }
+            if waited.is_some_and(|since| since.elapsed() > PATIENCE) || came.elapsed() > DEADLINE {
                 log::warn!("what decodes ahead does not answer; from now on the cores do");
                 self.late.store(true, Ordering::Relaxed);
                 break;
