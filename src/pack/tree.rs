@@ -259,14 +259,15 @@ impl Walk<'_> {
     /// Pack a file where it is.
     fn replace(&mut self, src: &Arc<Dir>, name: &OsStr, place: Option<(OsString, Naming)>) -> Result<()> {
         let mut source = Source::open(src, name)?;
-        let several = source.stat().st_nlink > 1;
+        let names = source.stat().st_nlink as usize;
+        let several = names > 1;
         let places = several.then(|| self.links.take(source.id()));
         let skipped = |why: &str| Err(Error::invalid(format!("{why}; left as it is")));
         let outcome: Result<()> = match (place, places) {
             // Its first name has seen to it.
             (_, Some(Places::Taken)) => return Ok(()),
-            (_, Some(Places::All(places))) if (places.len() as u64) < source.stat().st_nlink as u64 => {
-                let outside = source.stat().st_nlink as u64 - places.len() as u64;
+            (_, Some(Places::All(places))) if places.len() < names => {
+                let outside = names - places.len();
                 skipped(&format!(
                     "has {outside} more names (hard links) outside of the directory, so that packing it would free no \
                      space"
