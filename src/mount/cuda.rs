@@ -118,7 +118,7 @@ impl Cuda {
 impl Prefetcher for Cuda {
     fn piece(&self) -> u64 {
         self.change(|state| {
-            let piece = if matches!(state, State::Gone) { 2 << 20 } else { PIECE };
+            let piece = if matches!(state, State::Gone) { 0 } else { PIECE };
             (state, piece)
         })
     }

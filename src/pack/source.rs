@@ -159,7 +159,7 @@ impl Source {
         let header_cut = brace == b'{' && (2..=MAX_HEADER).contains(&n) && n + 8 > self.len();
         let claimed = match self.header_json()? {
             Some(json) => claimed_len(&json),
-            None => header_cut.then_some(n + 8),
+            None => header_cut.then(|| n + 8),
         };
         let claimed = claimed.filter(|&claimed| claimed > self.len());
         let have = self.len();

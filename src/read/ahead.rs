@@ -115,7 +115,8 @@ impl ChunkCache {
     /// Decode what a piece needs, ahead of any reader, and have it taken; `false` if there was no room for all of it.
     pub(super) fn warm(self: &Arc<Self>, piece: &Wish) -> bool {
         let archive = &piece.archive;
-        let ids = self.lock().unclaimed(archive, Self::chunks_of(piece));
+        let ids = Self::chunks_of(piece);
+        let ids = self.lock().unclaimed(archive, ids);
         let (batches, all) = self.claim(archive, &ids);
         if batches.is_empty() {
             return all;

@@ -70,7 +70,7 @@ impl Batch {
 
 /// Decodes what is wished for elsewhere than on the cache's threads, if it can.
 pub trait Prefetcher: Send + Sync {
-    /// How many bytes are worth its while at a time.
+    /// How many bytes are worth its while at a time; 0 once it will decode no more.
     fn piece(&self) -> u64;
 
     /// Decode chunks, on a thread of its own. Those that are not supplied, or not in time, are decoded by the cache's

@@ -37,15 +37,15 @@ pub(super) struct BufferPool {
     account: Arc<Account>,
     lent: AtomicU64,
     /// Of these: what is on no shelf.
-    beside: AtomicU64,
+    mapped: AtomicU64,
 }
 
 impl BufferPool {
     /// With memory from `account`.
     pub(super) fn new(account: &Arc<Account>) -> Arc<Self> {
-        let shelves = SLOTS.map(|size| Shelf::new(size, account));
-        let (lent, beside) = Default::default();
-        Arc::new(Self { shelves, account: Arc::clone(account), lent, beside })
+        let shelves = SLOTS.map(|size| Shelf::new(size, KEPT_FOR_EACH, account));
+        let (lent, mapped) = Default::default();
+        Arc::new(Self { shelves, account: Arc::clone(account), lent, mapped })
     }
 
     /// Give back what is unused; `false` if there was nothing.
@@ -64,16 +64,14 @@ impl BufferPool {
         self: &Arc<Self>,
         offset: u64,
         len: usize,
-        mut drop_one: impl FnMut() -> bool,
+        drop_one: impl FnMut() -> bool,
     ) -> Result<Buffer> {
         let skip = if len < SMALL { 0 } else { offset as usize % pages::SMALL };
         let range = skip..skip + len;
-        while !self.room(KEPT_FOR_EACH, &mut drop_one) {}
-        let memory = self.memory(range.end, drop_one);
-        let memory = memory.inspect_err(|_| self.account.give_back(KEPT_FOR_EACH))?;
+        let memory = self.memory(range.end, drop_one)?;
         let buffer = Buffer { memory, range, pool: Arc::clone(self) };
         self.lent.fetch_add(buffer.footprint(), Ordering::Relaxed);
-        self.beside.fetch_add(buffer.beside(), Ordering::Relaxed);
+        self.mapped.fetch_add(buffer.mapped(), Ordering::Relaxed);
         Ok(buffer)
     }
 
@@ -89,11 +87,12 @@ impl BufferPool {
             },
             None => {
                 let bytes = len.next_multiple_of(GRAIN);
-                while !self.room(bytes as u64, &mut drop_one) {}
+                let taken = bytes as u64 + KEPT_FOR_EACH;
+                while !self.room(taken, &mut drop_one) {}
                 let mut map = MmapOptions::new();
                 map.len(bytes).populate();
                 let map = map.map_anon().about("memory for a chunk");
-                Memory::Mapped(map.inspect_err(|_| self.account.give_back(bytes as u64))?)
+                Memory::Mapped(map.inspect_err(|_| self.account.give_back(taken))?)
             }
         })
     }
@@ -127,7 +126,7 @@ impl BufferPool {
     /// Bytes of memory that could not be given back: those of pages of which a buffer has some, and what is kept for each.
     pub(super) fn held(&self) -> u64 {
         let pages: u64 = self.shelves.iter().map(|shelf| shelf.used_bytes()).sum();
-        pages + self.beside.load(Ordering::Relaxed)
+        pages + self.mapped.load(Ordering::Relaxed)
     }
 }
 
@@ -153,10 +152,10 @@ impl Buffer {
         memory as u64 + KEPT_FOR_EACH
     }
 
-    /// Those of these that are in no slot.
-    fn beside(&self) -> u64 {
+    /// The same, if it is in no slot.
+    fn mapped(&self) -> u64 {
         match &self.memory {
-            Memory::Slot(_) => KEPT_FOR_EACH,
+            Memory::Slot(_) => 0,
             Memory::Mapped(_) => self.footprint(),
         }
     }
@@ -198,9 +197,9 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.pool.lent.fetch_sub(self.footprint(), Ordering::Relaxed);
-        self.pool.beside.fetch_sub(self.beside(), Ordering::Relaxed);
+        self.pool.mapped.fetch_sub(self.mapped(), Ordering::Relaxed);
         // The bytes of a slot are given back with its page.
-        self.pool.account.give_back(self.beside());
+        self.pool.account.give_back(self.mapped());
     }
 }
 

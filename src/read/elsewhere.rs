@@ -72,9 +72,9 @@ impl Elsewhere {
         Ok(Self { work, over: Mutex::new(over), piece, late: AtomicBool::new(false) })
     }
 
-    /// Whether it has always answered in time.
+    /// Whether it goes on decoding, and has always answered in time.
     pub(super) fn answers(&self) -> bool {
-        !self.late.load(Ordering::Relaxed)
+        self.piece() > 0 && !self.late.load(Ordering::Relaxed)
     }
 
     /// How many bytes are worth its while at a time.

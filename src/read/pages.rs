@@ -32,6 +32,8 @@ pub(super) struct Shelf {
     size: usize,
     /// Bytes of a page.
     page: usize,
+    /// Bytes that are counted with a page for what else is kept for each of its slots.
+    beside: u64,
     /// What pages are taken from.
     account: Arc<Account>,
     state: Mutex<State>,
@@ -155,11 +157,12 @@ impl Memory {
 
 impl Shelf {
     /// With slots of so many bytes, of which a slab has [`MOST_SLOTS`] at most: multiples of [`SMALL`], or small parts of
-    /// that.
-    pub(super) fn new(size: usize, account: &Arc<Account>) -> Arc<Self> {
+    /// that. For what else is kept for a slot in use, `each` bytes are counted.
+    pub(super) fn new(size: usize, each: u64, account: &Arc<Account>) -> Arc<Self> {
         let page = HUGE.min(size * MOST_SLOTS / PAGES);
         debug_assert!(page.is_multiple_of(SMALL) && PAGES * page / size <= MOST_SLOTS && size <= page);
-        Arc::new(Self { size, page, account: Arc::clone(account), state: Mutex::default() })
+        let beside = each * page.div_ceil(size) as u64;
+        Arc::new(Self { size, page, beside, account: Arc::clone(account), state: Mutex::default() })
     }
 
     /// The bytes of a slot.
@@ -167,9 +170,9 @@ impl Shelf {
         self.size
     }
 
-    /// Bytes of memory that are taken at a time.
+    /// Bytes that are taken from the account at a time.
     pub(super) fn grows_by(&self) -> u64 {
-        self.page as u64
+        self.page as u64 + self.beside
     }
 
     /// Slots of a slab.
@@ -204,7 +207,7 @@ impl Shelf {
         Some(Slot { shelf: Arc::clone(self), memory, at, slab, number })
     }
 
-    /// Bytes of the pages that slots in use have some of.
+    /// What is counted for the pages that slots in use have some of.
     pub(super) fn used_bytes(&self) -> u64 {
         let state = self.lock();
         let used = |slab: &Slab| (0..PAGES).filter(|&page| slab.used & self.slots_of(page) != 0).count();
@@ -376,7 +379,7 @@ mod tests {
     const SIZE: usize = 65 * SMALL;
 
     fn shelf(size: usize) -> Arc<Shelf> {
-        Shelf::new(size, &Account::new(u64::MAX))
+        Shelf::new(size, 9, &Account::new(u64::MAX))
     }
 
     /// A slot, for which the shelf grows if it must.
