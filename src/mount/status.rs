@@ -21,8 +21,9 @@ const DAEMON_SILENT: &str = "its daemon does not answer; `bsz umount --lazy` end
 /// Most bytes of a status.
 const LONGEST: usize = 1 << 16;
 
-/// How long after a daemon's end its mount is looked at, and how often: the kernel closes its files one by one.
-const DEAD_WITHIN: Duration = Duration::from_secs(1);
+/// How long after a daemon's end its mount is looked at, and how often: the kernel closes its files one by one, and a
+/// question that is asked meanwhile may have no answer until its deadline.
+const DEAD_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A mount, as its daemon describes it.
