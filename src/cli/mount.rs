@@ -219,6 +219,7 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
     if let Some(file) = log.as_ref().filter(|_| args.daemon || args.foreground) {
         logfile::redirect(file)?;
     }
+    // Before there is a mount, for a daemon may be killed at once.
     let guard = || {
         if args.auto_unmount
             && let Err(e) = start_guard(&options.mountpoint)
@@ -231,8 +232,8 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         rustix::process::setsid().about("setsid")?;
         // Where standard error leads, nobody reads it once the mount is ready.
         std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+        guard();
         let ready = || {
-            guard();
             if log.is_none() {
                 logfile::use_the_systems();
             }
@@ -242,8 +243,8 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         return mount::run(&options, ready, logfile::reopen);
     }
     if args.foreground {
+        guard();
         let ready = || {
-            guard();
             tell_manager();
             Ok(())
         };

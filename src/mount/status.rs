@@ -21,9 +21,10 @@ const DAEMON_SILENT: &str = "its daemon does not answer; `bsz umount --lazy` end
 /// Most bytes of a status.
 const LONGEST: usize = 1 << 16;
 
-/// How long after a daemon's end its mount is looked at, and how often: the kernel closes its files one by one, and a
-/// question that is asked meanwhile may have no answer until its deadline.
-const DEAD_WITHIN: Duration = Duration::from_secs(15);
+/// How long after a daemon's end its mount is looked at while it answers, and while it does not; and how often. The kernel
+/// closes a daemon's files one by one, and a question that is asked meanwhile may have no answer until its deadline.
+const DEAD_WITHIN: Duration = Duration::from_secs(1);
+const SILENT_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A mount, as its daemon describes it.
@@ -123,7 +124,7 @@ pub fn unserved(below: Option<&Path>) -> Result<Unserved> {
     Ok(unserved)
 }
 
-/// Detach the mount at `mountpoint` if its daemon is found dead within a second; a live one, and none, are left alone.
+/// Detach the mount at `mountpoint` if its daemon is found dead soon; a live one, and none, are left alone.
 ///
 /// # Errors
 /// As [`unserved`], and where the mount cannot be detached.
@@ -132,7 +133,8 @@ pub fn clear_orphan(mountpoint: &Path) -> Result<()> {
     while let Some(mount) = place::mount_at(mountpoint)?.filter(|mount| mount.fs_type == FS_TYPE) {
         match ask::ask(Question::Alive, &mount.mountpoint) {
             Err(e) if e.errno() == Some(Errno::NOTCONN) => return detach(&mount.mountpoint),
-            _ if started.elapsed() > DEAD_WITHIN => break,
+            Ok(_) if started.elapsed() > DEAD_WITHIN => break,
+            Err(_) if started.elapsed() > SILENT_WITHIN => break,
             _ => thread::sleep(LOOK_EVERY),
         }
     }
