@@ -185,8 +185,8 @@ fn info_lines(Described { path, description: d }: &Described) -> Vec<String> {
         let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
         let codings: Vec<&str> = coded.codings.keys().copied().collect();
         vec![
-            report::printable(name).into_owned(),
-            report::printable(dtype).into_owned(),
+            escape::text(name).into_owned(),
+            escape::text(dtype).into_owned(),
             shape.join("x"),
             report::bytes(coded.bytes),
             report::ratio(coded.stored, coded.bytes),

@@ -144,8 +144,6 @@ pub fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 { "-".into() } else { format!("{:.2} GB/s", bytes as f64 / seconds / 1e9) }
 }
 
-pub use escape::text as printable;
-
 /// Rows as lines in aligned columns, made fit to be shown; the columns named in `right` are aligned to the right.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     // Before they are measured.

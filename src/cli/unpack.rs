@@ -12,8 +12,8 @@ use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::{Footer, Naming};
 use crate::output::{
-    Attributes, Copied, Copier, Dir, DirEntry, Existing, Form, Output, Place, file_id, is_temporary, sha256,
-    worth_telling,
+    Attributes, Copied, Copier, Dir, DirEntry, Existing, Form, Output, Place, again_if_taken, file_id,
+    is_temporary, sha256, worth_telling,
 };
 use crate::pack::{Leads, leads};
 use crate::read::{self, Archive};
@@ -113,38 +113,25 @@ fn restore(
     args: &UnpackArgs,
     watch: &Watch,
 ) -> Result<()> {
-    // Another run may have made it when this one comes to.
-    match restore_once(archive, path, out, name, args, watch) {
-        Err(e) if e.errno() == Some(libc::EEXIST) => restore_once(archive, path, out, name, args, watch),
-        other => other,
-    }
-}
-
-fn restore_once(
-    archive: &Archive,
-    path: &Path,
-    out: &Arc<Dir>,
-    name: &OsStr,
-    args: &UnpackArgs,
-    watch: &Watch,
-) -> Result<()> {
-    let begun = Instant::now();
-    let footer = archive.footer();
-    let there = there(out, name, archive)?;
-    let to = out.path(name);
-    if there == There::Other && !args.force {
-        return Err(Error::invalid("exists and is something else; remove it or use --force").about_path(&to));
-    }
-    if there != There::Same {
-        watch.bar.start("unpacking", path, footer.original_len, 1);
-        let output = Output::create(out, name)?;
-        let progress = |bytes| watch.bar.advance(bytes);
-        let unpacked = read::unpack(archive, output.file(), &to, &*codec::fastest(), &progress);
-        unpacked.map_err(|e| naming(e, path, &to))?;
-        let lost = output.sync(&attributes(archive, path, trusts(args))?)?;
-        output.commit(if args.force { Existing::Replace } else { Existing::Refuse })?;
-        say_lost(watch, path, lost);
-    }
+    let (begun, to, footer) = (Instant::now(), out.path(name), archive.footer());
+    let there = again_if_taken(|| {
+        let there = there(out, name, archive)?;
+        if there == There::Other && !args.force {
+            let why = "exists and is something else; remove it or use --force";
+            return Err(Error::invalid(why).about_path(&to));
+        }
+        if there != There::Same {
+            watch.bar.start("unpacking", path, footer.original_len, 1);
+            let output = Output::create(out, name)?;
+            let progress = |bytes| watch.bar.advance(bytes);
+            let unpacked = read::unpack(archive, output.file(), &to, &*codec::fastest(), &progress);
+            unpacked.map_err(|e| naming(e, path, &to))?;
+            let lost = output.sync(&attributes(archive, path, trusts(args))?)?;
+            output.commit(if args.force { Existing::Replace } else { Existing::Refuse })?;
+            say_lost(watch, path, lost);
+        }
+        Ok(there)
+    })?;
     let action = if there == There::Same { "already done" } else { "unpacked" };
     let stored = archive.stored_len();
     watch.add(Row { stored, ..row(action, path, &to, footer.original_len, begun) });

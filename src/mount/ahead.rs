@@ -4,6 +4,7 @@ use super::Prefetch;
 use super::fuse::Said;
 use super::tree::{Content, Opened, Tree};
 use crate::error::{Context, Result};
+use crate::escape;
 use crate::read::{
     Archive, ChunkCache, Course, LayerMap, LayerMapBuilder, MOST_PLACES, Read, Wish, header_json,
 };
@@ -74,7 +75,7 @@ impl Learning {
             let found = match self.model_of(shards) {
                 Ok(found) => found.map(|model| (model, this)),
                 Err(e) => {
-                    let what = format!("{}: its layers are not decoded ahead: {e}", path.display());
+                    let what = format!("{}: its layers are not decoded ahead: {e}", escape::path(path));
                     self.said.say(log::Level::Warn, &what);
                     None
                 }

@@ -1,6 +1,6 @@
 //! A tree made again elsewhere: files copied, links linked, directories with what they had.
 
-use super::{Attributes, Dir, Existing, FileId, Output, copy, file_id, same_bytes};
+use super::{Attributes, Dir, Existing, FileId, Output, again_if_taken, copy, file_id, same_bytes};
 use crate::error::{Context, Error, Result};
 use rustix::fs::{FileType, Stat, fstat};
 use std::{
@@ -64,11 +64,7 @@ impl Copier {
     /// # Errors
     /// Io; invalid argument, where something else is there.
     pub fn file(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {
-        match self.file_once(from, path, to) {
-            // Another run has just made it.
-            Err(e) if e.errno() == Some(libc::EEXIST) => self.file_once(from, path, to),
-            other => other,
-        }
+        again_if_taken(|| self.file_once(from, path, to))
     }
 
     fn file_once(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {

@@ -100,14 +100,6 @@ impl Dir {
         &self.path
     }
 
-    /// The attributes of the directory itself.
-    ///
-    /// # Errors
-    /// Io.
-    pub fn own_stat(&self) -> Result<Stat> {
-        fstat(&self.fd).about_path(&self.path)
-    }
-
     /// The directory `name` in it. A link is refused.
     ///
     /// # Errors

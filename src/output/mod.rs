@@ -267,6 +267,17 @@ impl Drop for Temporary {
     }
 }
 
+/// Make something, and once more where its name was taken meanwhile: by another run, which has just made it.
+///
+/// # Errors
+/// Those of `make`.
+pub fn again_if_taken<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    match make() {
+        Err(e) if e.errno() == Some(libc::EEXIST) => make(),
+        other => other,
+    }
+}
+
 /// Rename a file of a directory to a name that nothing has.
 fn rename_to_free(dir: &Dir, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
     match renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
+    escape,
     format::Naming,
     output::{self, Copied, Copier, Dir, DirEntry, FileId, Form, file_id, is_temporary},
 };
@@ -262,48 +263,38 @@ impl Walk<'_> {
         let names = source.stat().st_nlink as usize;
         let several = names > 1;
         let places = several.then(|| self.links.take(source.id()));
-        let skipped = |why: &str| Err(Error::invalid(format!("{why}; left as it is")));
-        let outcome: Result<()> = match (place, places) {
+        match (place, places) {
             // Its first name has seen to it.
-            (_, Some(Places::Taken)) => return Ok(()),
+            (_, Some(Places::Taken)) => {}
             (_, Some(Places::All(places))) if places.len() < names => {
                 let outside = names - places.len();
-                skipped(&format!(
-                    "has {outside} more names (hard links) outside of the directory, so that packing it would free no \
-                     space"
-                ))
+                self.skip(
+                    &source,
+                    &format!(
+                        "has {outside} more names (hard links) outside of the directory, so that packing it would free \
+                         no space; left as it is"
+                    ),
+                );
             }
             (_, Some(Places::All(places))) => {
-                source.keep_writers_out()?;
-                still_a_model(&source)?;
-                return self.replace_all(&source, &places);
+                keep_a_model(&mut source)?;
+                self.replace_all(&source, &places)?;
             }
-            (None, None) => skipped("its archive could have no name here"),
+            (None, None) => self.skip(&source, "its archive could have no name here; left as it is"),
             (Some((archive, naming)), None) => {
-                source.keep_writers_out()?;
-                still_a_model(&source)?;
+                keep_a_model(&mut source)?;
                 let report = self.job.run(&source, &Place { dir: Arc::clone(src), name: archive, naming })?;
                 self.add(report);
-                return Ok(());
             }
-        };
-        if let Err(e) = outcome {
-            self.job.p.warn(source.path(), &e.to_string());
-            self.skip(&source, &e.to_string());
         }
         Ok(())
     }
 
+    /// Leave a file as it is, and say why.
     fn skip(&mut self, source: &Source, why: &str) {
         let (path, bytes) = (source.path().to_owned(), source.len());
         let action = Action::Skipped(why.to_owned());
-        self.report.files.push(FileReport {
-            output: path.clone(),
-            path,
-            original: bytes,
-            stored: bytes,
-            action,
-        });
+        self.add(FileReport { output: path.clone(), path, original: bytes, stored: bytes, action });
     }
 
     fn add(&mut self, report: FileReport) {
@@ -321,9 +312,11 @@ impl Walk<'_> {
             let dir = self.from.descend(at)?;
             let archive = Names::new(Some(&dir), Default::default()).give_appended(name)?;
             let Some(archive) = archive else {
-                let why = "one of its names (hard links) could have no archive; left as it is";
-                self.job.p.warn(&dir.path(name), why);
-                self.skip(source, why);
+                let name = escape::path(name);
+                self.skip(
+                    source,
+                    &format!("its name {name} (hard link) could have no archive; left as it is"),
+                );
                 return Ok(());
             };
             names.push((dir, name, archive));
@@ -336,11 +329,11 @@ impl Walk<'_> {
             self.add(report);
             return Ok(());
         };
-        let id = |dir: &Dir, name: &OsStr| dir.stat(name).map(|stat| stat.map(|stat| file_id(&stat)));
         first.is(&made)?;
         for (dir, name, archive) in others {
             match first.dir.link(&first.name, dir, archive) {
-                Err(e) if e.errno() == Some(libc::EEXIST) && id(dir, archive)? == Some(made.id) => {}
+                Err(e)
+                    if e.errno() == Some(libc::EEXIST) && matches!(dir.has(archive, made.id), Ok(true)) => {}
                 // An older archive of that name.
                 Err(e) if e.errno() == Some(libc::EEXIST) && shown(dir, archive).as_deref() == Some(name) => {
                     first.dir.link_over(&first.name, dir, archive)?;
@@ -424,8 +417,9 @@ impl Walk<'_> {
     }
 }
 
-/// It may have changed since it was looked at.
-fn still_a_model(source: &Source) -> Result<()> {
+/// Keep writers out of a model that is to be replaced. It may have changed since it was looked at.
+fn keep_a_model(source: &mut Source) -> Result<()> {
+    source.keep_writers_out()?;
     match source.kind()? {
         Kind::Model => Ok(()),
         _ => Err(Error::invalid("the file changed; nothing was replaced").about_path(source.path())),
