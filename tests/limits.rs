@@ -98,8 +98,9 @@ fn every_command_does_with_few_descriptors_or_says_so() {
                 &["unpack", "packed", "-o", "back", "--force"],
                 &["bench", "--seconds=0.01", "packed/m1.bsz"],
                 &["doctor"],
-                &["status"],
                 &["mount", "packed", "view"],
+                // Other mounts of this machine, a dead one among them, are nothing to this test while its own is there.
+                &["status"],
                 &["status", "view"],
                 &["warm", "view"],
                 &["cache", "drop", "view"],

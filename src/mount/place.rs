@@ -26,21 +26,57 @@ pub(super) enum Kind {
 const KINDS: [(u8, Kind); 4] =
     [(b'd', Kind::Directory), (b'f', Kind::File), (b'o', Kind::Other), (b'm', Kind::Ours)];
 
-/// What is at `path`, and its canonical form.
-pub(super) fn look(path: &Path) -> Result<(PathBuf, Kind), ask::Unanswered> {
-    let path = std::path::absolute(path).map_err(|e| ask::Unanswered::Failed(e.into()))?;
-    ask::ask(Question::Look, &path).and_then(parse)
+/// What is at a path, and its canonical form.
+pub(super) type Found = Result<(PathBuf, Kind), ask::Unanswered>;
+
+/// What is at `path`.
+pub(super) fn look(path: &Path) -> Found {
+    find(&[(Question::Look, path)]).pop().unwrap_or(Err(ask::Unanswered::Silent))
 }
 
-/// The same of a mountpoint, or of what is to be one: a mount of ours is not touched.
-pub(super) fn place(path: &Path) -> Result<(PathBuf, Kind), ask::Unanswered> {
+/// What is at a mountpoint, or at what is to be one: a mount of ours is not touched.
+pub(super) fn place(path: &Path) -> Found {
+    find(&[(Question::Place, path)]).pop().unwrap_or(Err(ask::Unanswered::Silent))
+}
+
+/// What is at the source and at the mountpoint of a mount to be, found out at the same time.
+pub(super) fn look_and_place(source: &Path, mountpoint: &Path) -> (Found, Found) {
+    let mut found = find(&[(Question::Look, source), (Question::Place, mountpoint)]).into_iter();
+    let mut next = || found.next().unwrap_or(Err(ask::Unanswered::Silent));
+    (next(), next())
+}
+
+fn find(questions: &[(Question, &Path)]) -> Vec<Found> {
+    let known: Vec<_> = questions.iter().map(|(question, path)| known(*question, path)).collect();
+    let open = questions.iter().zip(&known).filter_map(|((question, _), known)| match known {
+        Ok(Known::Absolute(path)) => Some((*question, &**path)),
+        _ => None,
+    });
+    let mut answers = ask::ask_all(&open.collect::<Vec<_>>()).into_iter();
+    let found = known.into_iter().map(|known| match known? {
+        Known::Ours(mountpoint) => Ok((mountpoint, Kind::Ours)),
+        Known::Absolute(_) => answers.next().unwrap_or(Err(ask::Unanswered::Silent)).and_then(parse),
+    });
+    found.collect()
+}
+
+/// What is known of a path without touching it.
+enum Known {
+    /// The mount table has a mount of ours there.
+    Ours(PathBuf),
+    /// No more than its absolute form.
+    Absolute(PathBuf),
+}
+
+fn known(question: Question, path: &Path) -> Result<Known, ask::Unanswered> {
     let absolute = std::path::absolute(path).map_err(|e| ask::Unanswered::Failed(e.into()))?;
-    // What the mount table has needs no further look.
-    let plain = !absolute.components().any(|c| c == Component::ParentDir);
-    match mountinfo::topmost_at(&absolute).map_err(ask::Unanswered::Failed)? {
-        Some(mount) if plain && mount.fs_type == FS_TYPE => Ok((mount.mountpoint, Kind::Ours)),
-        _ => ask::ask(Question::Place, &absolute).and_then(parse),
+    if question == Question::Place && !absolute.components().any(|c| c == Component::ParentDir) {
+        let mount = mountinfo::topmost_at(&absolute).map_err(ask::Unanswered::Failed)?;
+        if let Some(mount) = mount.filter(|mount| mount.fs_type == FS_TYPE) {
+            return Ok(Known::Ours(mount.mountpoint));
+        }
     }
+    Ok(Known::Absolute(absolute))
 }
 
 /// The mount at `path`, topmost there, if there is one.

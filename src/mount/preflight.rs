@@ -27,11 +27,23 @@ pub(super) struct Plan {
 
 /// Check what is asked for, and open the source.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
-    let (source, kind) = existing(&o.source)?;
+    let fuse = handed::number(&o.mountpoint).map(handed::take).transpose().about_path(&o.mountpoint)?;
+    let (at_source, at_mountpoint) = if fuse.is_some() {
+        (place::look(&o.source), None)
+    } else {
+        let (at_source, at_mountpoint) = place::look_and_place(&o.source, &o.mountpoint);
+        (at_source, Some(at_mountpoint))
+    };
+    let (source, kind) = existing(at_source, &o.source)?;
     let (directory, only) = split_source(&source, kind)?;
-    let (mountpoint, fuse) = match handed::number(&o.mountpoint) {
-        Some(fd) => (o.mountpoint.clone(), Some(handed::take(fd).about_path(&o.mountpoint)?)),
-        None => (check_place(&o.mountpoint, &source, &directory, only.is_none())?, None),
+    let mountpoint = match at_mountpoint {
+        None => o.mountpoint.clone(),
+        Some(found) => {
+            let mountpoint = check_mountpoint(found, &o.mountpoint)?;
+            check_place(&mountpoint, &source, &directory, only.is_none()).about_path(&o.mountpoint)?;
+            check_fuse()?;
+            mountpoint
+        }
     };
     let mut shown = Source::open(&directory).about_path(&o.source)?;
     shown.also_known_as(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
@@ -39,26 +51,22 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     Ok(Plan { source, mountpoint, fuse, view })
 }
 
-/// Whether `source`, of which all of `directory` is shown or one file, can be mounted at `path`; and its canonical form.
-fn check_place(path: &Path, source: &Path, directory: &Path, all: bool) -> Result<PathBuf> {
-    let mountpoint = check_mountpoint(path)?;
+/// Whether `source`, of which all of `directory` is shown or one file, can be mounted at `mountpoint`.
+fn check_place(mountpoint: &Path, source: &Path, directory: &Path, all: bool) -> Result<()> {
     if mountpoint == directory && all {
-        return Err(Error::invalid("is the source itself: mount on another directory").about_path(path));
+        return Err(Error::invalid("is the source itself: mount on another directory"));
     }
-    if source.starts_with(&mountpoint) {
-        return Err(Error::invalid("has the source inside: the mount would hide it").about_path(path));
+    if source.starts_with(mountpoint) {
+        return Err(Error::invalid("has the source inside: the mount would hide it"));
     }
     if all && mountpoint.starts_with(directory) {
-        return Err(
-            Error::invalid("is inside the source, and would show itself: mount elsewhere").about_path(path)
-        );
+        return Err(Error::invalid("is inside the source, and would show itself: mount elsewhere"));
     }
-    check_fuse()?;
-    Ok(mountpoint)
+    Ok(())
 }
 
-fn existing(path: &Path) -> Result<(PathBuf, Kind)> {
-    let found = place::look(path).map_err(|e| match e.errno() {
+fn existing(found: place::Found, path: &Path) -> Result<(PathBuf, Kind)> {
+    let found = found.map_err(|e| match e.errno() {
         Some(Errno::NOENT) => Error::invalid("does not exist"),
         _ => e.or_silent("does not answer: is it on a disk, or a mount, whose server is gone?"),
     });
@@ -83,8 +91,8 @@ fn split_source(source: &Path, kind: Kind) -> Result<(PathBuf, Option<OsString>)
     }
 }
 
-fn check_mountpoint(path: &Path) -> Result<PathBuf> {
-    let found = place::place(path).map_err(|e| match e.errno() {
+fn check_mountpoint(found: place::Found, path: &Path) -> Result<PathBuf> {
+    let found = found.map_err(|e| match e.errno() {
         Some(Errno::NOENT) => Error::invalid("does not exist: make it with mkdir"),
         Some(Errno::NOTCONN) => {
             Error::invalid("is a FUSE mount whose daemon has died: unmount it with fusermount3 -u")
