@@ -76,7 +76,8 @@ impl Chunk {
     fn new(weights: Weights) -> Self {
         let mut bytes = weights.tensor();
         let row = matches!(weights, Weights::F16Classes).then_some(ROW);
-        let sample = Sample { kind: weights.kind(), bytes: &bytes, row, tensor: bytes.len() as u64 };
+        let sample =
+            Sample { kind: weights.kind(), bytes: &bytes, row, tensor: bytes.len() as u64 };
         let model = codec::model(sample).expect("a model").expect("worth one");
         assert_eq!(model.classes() > 1, row.is_some(), "{weights:?}: {} classes", model.classes());
         bytes.truncate(CHUNK);
@@ -99,16 +100,18 @@ impl fmt::Display for Decoding {
 }
 
 fn decodings() -> impl Iterator<Item = Decoding> {
-    ALL.into_iter()
-        .flat_map(|weights| codec::decoders().into_iter().map(move |decoder| Decoding { weights, decoder }))
+    ALL.into_iter().flat_map(|weights| {
+        codec::decoders().into_iter().map(move |decoder| Decoding { weights, decoder })
+    })
 }
 
 #[divan::bench(args = decodings())]
 fn decode(bencher: Bencher, of: &Decoding) {
     let chunk = of.weights.chunk();
     let mut out = vec![0; CHUNK];
-    let mut run =
-        || of.decoder.decode(Coding::Planes, Some(&chunk.model), black_box(&chunk.stored), &mut out);
+    let mut run = || {
+        of.decoder.decode(Coding::Planes, Some(&chunk.model), black_box(&chunk.stored), &mut out)
+    };
     run().expect("what was encoded decodes");
     bencher.counter(BytesCount::new(CHUNK)).bench_local(run);
     assert!(out == chunk.plain);

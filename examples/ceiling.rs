@@ -4,8 +4,9 @@
 //! `cargo run --release --example ceiling FILE MOUNTPOINT`; ends when it is unmounted.
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, Request,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEntry, ReplyOpen, Request,
 };
 use std::{
     ffi::{OsStr, OsString},
@@ -49,7 +50,8 @@ impl Filesystem for Ceiling {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.set_max_readahead(1 << 20).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(128);
-        let _ = config.add_capabilities(fuser::InitFlags::FUSE_ASYNC_READ | fuser::InitFlags::FUSE_MAX_PAGES);
+        let _ = config
+            .add_capabilities(fuser::InitFlags::FUSE_ASYNC_READ | fuser::InitFlags::FUSE_MAX_PAGES);
         Ok(())
     }
 
@@ -83,7 +85,14 @@ impl Filesystem for Ceiling {
         reply.data(&self.bytes[start..self.bytes.len().min(start + size as usize)]);
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         if offset == 0 {
             let _ = reply.add(FILE, 1, FileType::RegularFile, &self.name);
         }

@@ -70,7 +70,9 @@ const CUDA: i32 = 2;
 fn load(path: &Path) -> Result<Loaded> {
     let archive = Archive::open(path)?;
     let resident = Gpu::open()?.load(&archive, &*codec::fastest()).about_path(path)?;
-    let name = |t: &Tensor| CString::new(t.name.as_str()).map_err(|_| Error::invalid("a name with a zero"));
+    let name = |t: &Tensor| {
+        CString::new(t.name.as_str()).map_err(|_| Error::invalid("a name with a zero"))
+    };
     let names = resident.tensors().iter().map(name).collect::<Result<_>>()?;
     Ok(Loaded { resident: Arc::new(resident), names })
 }
@@ -81,7 +83,11 @@ fn load(path: &Path) -> Result<Loaded> {
 /// # Safety
 /// `path` must be a string that ends in a zero, and `len` bytes must be at `why`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn bsz_load(path: *const c_char, why: *mut c_char, len: usize) -> *mut Loaded {
+pub unsafe extern "C" fn bsz_load(
+    path: *const c_char,
+    why: *mut c_char,
+    len: usize,
+) -> *mut Loaded {
     // SAFETY: the caller vouches for it.
     let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
     match load(path) {

@@ -43,7 +43,8 @@ fn write_all(directory: &Path) -> io::Result<()> {
 fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut program = bszfs::cli::command().disable_help_subcommand(true);
     program.build();
-    let verbs: Vec<Command> = program.get_subcommands().filter(|c| !c.is_hide_set()).cloned().collect();
+    let verbs: Vec<Command> =
+        program.get_subcommands().filter(|c| !c.is_hide_set()).cloned().collect();
     let every = |verb: &Command| format!("bsz-{}", verb.get_name());
     let names: Vec<String> = verbs.iter().map(every).collect();
     let mut pages = vec![("bsz.1".to_owned(), page(program, &names)?)];
@@ -111,8 +112,13 @@ mod tests {
         assert_eq!(pages.len(), 1 + verbs);
         for (name, text) in pages {
             let text = String::from_utf8(text).expect("UTF-8");
-            for heading in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "\"SEE ALSO\""] {
-                assert!(text.contains(&format!(".SH {heading}\n")), "{name} lacks {heading}:\n{text}");
+            for heading in
+                ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "\"SEE ALSO\""]
+            {
+                assert!(
+                    text.contains(&format!(".SH {heading}\n")),
+                    "{name} lacks {heading}:\n{text}"
+                );
             }
         }
     }

@@ -75,7 +75,12 @@ pub fn json(document: &str) -> Cow<'_, str> {
 }
 
 /// Write `path` into a map of JSON, under `key` and, where it is not UTF-8, `bytes_key`.
-fn entries<M: SerializeMap>(map: &mut M, key: &str, bytes_key: &str, path: &Path) -> Result<(), M::Error> {
+fn entries<M: SerializeMap>(
+    map: &mut M,
+    key: &str,
+    bytes_key: &str,
+    path: &Path,
+) -> Result<(), M::Error> {
     if let Some(whole) = path.to_str() {
         return map.serialize_entry(key, whole);
     }
@@ -174,7 +179,11 @@ mod tests {
             let document = json(&serde_json::to_string_pretty(&row).expect("JSON")).into_owned();
             assert!(!document.chars().any(|c| c != '\n' && is_unfit(c)), "{document}");
             let read: serde_json::Value = serde_json::from_str(&document).expect("JSON");
-            assert_eq!((read["path_bytes"].is_string(), read.get("output")), (there, None), "{document}");
+            assert_eq!(
+                (read["path_bytes"].is_string(), read.get("output")),
+                (there, None),
+                "{document}"
+            );
             let text = read["path"].as_str().expect("a text").to_owned();
             assert_eq!(parse(text, read["path_bytes"].as_str()), row.path);
         }

@@ -21,7 +21,8 @@ pub fn open(path: &Path) -> Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_at(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<(File, Stat)> {
-    let look = if flags.contains(OFlags::NOFOLLOW) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+    let look =
+        if flags.contains(OFlags::NOFOLLOW) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
     check(&statat(&dir, path, look)?)?;
     // Something else may have come to bear the name meanwhile.
     let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

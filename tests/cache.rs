@@ -25,7 +25,13 @@ impl ChunkDecoder for Counting {
         "counting"
     }
 
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         thread::sleep(Duration::from_millis(20));
         if self.fail {
@@ -56,7 +62,8 @@ fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<Archive>) {
 /// The bytes of a range, read as the kernel's page cache reads.
 fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, at: u64, len: usize) -> Vec<u8> {
     let (send, receive) = mpsc::channel();
-    cache.read(archive, at, len, Reader::Keeping, move |answer| send.send(answer).expect("awaited"));
+    cache
+        .read(archive, at, len, Reader::Keeping, move |answer| send.send(answer).expect("awaited"));
     let slices = receive.recv_timeout(Duration::from_secs(30)).expect("answered").expect("decodes");
     slices.iter().flat_map(|s| s.to_vec()).collect()
 }
@@ -173,7 +180,11 @@ impl Prefetcher for Stuck {
         assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test wants it");
         for owed in owed {
             let mut bytes = vec![0; owed.chunk().len()];
-            let read = owed.archive().read_at(owed.chunk().original.start, &mut bytes, &*codec::reference());
+            let read = owed.archive().read_at(
+                owed.chunk().original.start,
+                &mut bytes,
+                &*codec::reference(),
+            );
             read.expect("decodes");
             owed.supply(&bytes);
         }
@@ -201,14 +212,22 @@ fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_l
             assert!(read_kept(&cache, &archive, 0, bytes.len()) == bytes);
             continue;
         }
-        let read = cache.read_blocking(&archive, 0, bytes.len()).expect("decoded by the cache's threads");
+        let read =
+            cache.read_blocking(&archive, 0, bytes.len()).expect("decoded by the cache's threads");
         assert!(read == bytes);
         let before = cache.stats();
         go.send(()).expect("it waits");
         over.recv_timeout(Duration::from_secs(30)).expect("supplies");
         let after = cache.stats();
-        assert_eq!((before.decoded_bytes, before.held_bytes), (after.decoded_bytes, after.held_bytes));
-        assert_eq!(after.decoded_bytes, bytes.len() as u64, "each chunk was decoded once for the cache");
+        assert_eq!(
+            (before.decoded_bytes, before.held_bytes),
+            (after.decoded_bytes, after.held_bytes)
+        );
+        assert_eq!(
+            after.decoded_bytes,
+            bytes.len() as u64,
+            "each chunk was decoded once for the cache"
+        );
         assert!(cache.read_blocking(&archive, 0, bytes.len()).expect("held") == bytes);
         // It is not asked again: what is wished for is decoded here.
         let archive = Arc::new(Archive::open(&dir.path().join("a.bsz")).expect("opens"));
@@ -262,7 +281,9 @@ fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
                 let at = (thread * blob.len() + 77) as u64;
                 let (send, receive) = mpsc::channel();
                 // What is held until this returns is not kept beyond it.
-                let copy = |slices: Vec<Slice>| slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>();
+                let copy = |slices: Vec<Slice>| {
+                    slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>()
+                };
                 let done = move |answer: Result<_>| send.send(answer.map(copy)).expect("awaited");
                 cache.read(archive, at, 1000, Reader::Passing, done);
                 let read = receive.recv_timeout(Duration::from_secs(30)).expect("answered");

@@ -102,7 +102,10 @@ fn a_directory_round_trips_with_everything_in_it() {
     ];
     assert_eq!(names(&packed), expected);
     assert_eq!(names(&packed.join("sub")), ["adapter.bsz", "empty", "empty.txt"]);
-    assert_eq!(fs::read_link(packed.join("link.json")).expect("a link"), Path::new("tokenizer.json"));
+    assert_eq!(
+        fs::read_link(packed.join("link.json")).expect("a link"),
+        Path::new("tokenizer.json")
+    );
 
     let verified = run(dir.path(), &["verify", "packed"]).ok();
     run(dir.path(), &["verify", "--quick", "packed"]).ok();
@@ -145,8 +148,9 @@ fn in_place_replaces_and_a_second_run_finds_nothing_to_do() {
 fn what_is_there_is_not_overwritten_without_force() {
     let (dir, path, original) = with_model(100);
     fs::write(dir.path().join("model.bsz"), "precious").expect("write");
-    run(dir.path(), &["pack", "model.safetensors"])
-        .fails("bsz: model.bsz: exists and is not the archive of this file; remove it or use --force");
+    run(dir.path(), &["pack", "model.safetensors"]).fails(
+        "bsz: model.bsz: exists and is not the archive of this file; remove it or use --force",
+    );
     assert_eq!(fs::read(dir.path().join("model.bsz")).expect("read"), b"precious");
     run(dir.path(), &["pack", "model.safetensors", "--force"]).ok();
     run(dir.path(), &["verify", "model.bsz"]).ok();
@@ -166,7 +170,10 @@ fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
     for verb in [["pack", "llama", "-o", "packed"], ["unpack", "packed", "-o", "back"]] {
         run(dir.path(), &verb).ok();
         let again = run(dir.path(), &verb).ok().stdout;
-        assert!(again.contains("model-00001-of-00003") && again.contains(": already done"), "{again}");
+        assert!(
+            again.contains("model-00001-of-00003") && again.contains(": already done"),
+            "{again}"
+        );
     }
     fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
     fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
@@ -228,11 +235,13 @@ fn files_that_are_no_safetensors_pack_too() {
 fn what_is_no_archive_is_refused() {
     let (dir, path, _) = with_model(MANY);
     for verb in ["unpack", "verify", "info"] {
-        run(dir.path(), &[verb, "model.safetensors"]).fails_about("model.safetensors", "not a .bsz archive");
+        run(dir.path(), &[verb, "model.safetensors"])
+            .fails_about("model.safetensors", "not a .bsz archive");
         run(dir.path(), &[verb, "missing.bsz"])
             .fails("bsz: missing.bsz: No such file or directory (os error 2)");
     }
-    run(dir.path(), &["pack", "missing"]).fails("bsz: missing: No such file or directory (os error 2)");
+    run(dir.path(), &["pack", "missing"])
+        .fails("bsz: missing: No such file or directory (os error 2)");
 
     // A damaged one: named, and nothing is written.
     run(dir.path(), &["pack", "model.safetensors"]).ok();
@@ -252,7 +261,8 @@ fn a_damaged_archive_does_not_hide_the_others() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "--in-place"]).ok();
-    let torn = fs::File::options().write(true).open(dir.path().join("llama/model-00002-of-00003.bsz"));
+    let torn =
+        fs::File::options().write(true).open(dir.path().join("llama/model-00002-of-00003.bsz"));
     torn.and_then(|file| file.set_len(1000)).expect("truncate");
 
     let ran = run(dir.path(), &["verify", "llama", "--json"]);
@@ -304,7 +314,10 @@ fn bench_measures_and_leaves_nothing() {
     let (dir, _, original) = with_model(MANY);
     let bench = |args: &[&str], tmpdir: Option<&str>| {
         let mut command = bsz();
-        command.args(["bench", "--seconds", "0.01", "--threads", "2"]).args(args).current_dir(dir.path());
+        command
+            .args(["bench", "--seconds", "0.01", "--threads", "2"])
+            .args(args)
+            .current_dir(dir.path());
         match tmpdir {
             Some(tmpdir) => command.env("TMPDIR", tmpdir),
             None => command.env_remove("TMPDIR"),
@@ -314,7 +327,8 @@ fn bench_measures_and_leaves_nothing() {
         ran
     };
     let json = bench(&["model.safetensors", "--json"], None).json();
-    let number = |json: &Value| json.as_f64().filter(|n| *n > 0.0).unwrap_or_else(|| panic!("{json}"));
+    let number =
+        |json: &Value| json.as_f64().filter(|n| *n > 0.0).unwrap_or_else(|| panic!("{json}"));
     assert_eq!(json["file"], "model.safetensors");
     assert_eq!(json["bytes"], original.len());
     let (stored, ratio) = (number(&json["stored"]), number(&json["ratio"]));
@@ -337,15 +351,19 @@ fn bench_measures_and_leaves_nothing() {
     assert_eq!(rows("memcpy"), [(None, 1), (None, 2)]);
     let fastest = bszfs::codec::fastest().name();
     let decoders = bszfs::codec::decoders();
-    let others = decoders.iter().map(|d| d.name()).filter(|name| *name != fastest).map(|name| (name, 1));
+    let others =
+        decoders.iter().map(|d| d.name()).filter(|name| *name != fastest).map(|name| (name, 1));
     let expected: Vec<_> = [(fastest, 1), (fastest, 2)].into_iter().chain(others).collect();
-    let expected: Vec<_> = expected.into_iter().map(|(name, n)| (Some(name.to_owned()), n)).collect();
+    let expected: Vec<_> =
+        expected.into_iter().map(|(name, n)| (Some(name.to_owned()), n)).collect();
     assert_eq!(rows("decoders"), expected);
 
     // For people, and with another place for what is temporary.
     let other = tempfile::tempdir().expect("a temporary directory");
     let said = bench(&["model.safetensors"], other.path().to_str()).stdout;
-    for row in ["model.safetensors: ", "pack and verify", "decode, scalar", "memcpy", "random reads"] {
+    for row in
+        ["model.safetensors: ", "pack and verify", "decode, scalar", "memcpy", "random reads"]
+    {
         assert!(said.contains(row), "{row}: {said}");
     }
     assert!(fs::read_dir(other.path()).expect("a directory").next().is_none());
@@ -362,9 +380,12 @@ fn bench_takes_archives_and_refuses_the_rest() {
     let archive = fs::read(dir.path().join("model.bsz")).expect("the archive");
     let mut damaged = archive.clone();
     damaged[50_000] ^= 1;
-    for (name, bytes) in
-        [("damaged.bsz", &damaged[..]), ("other.bsz", b"no archive"), ("empty", b""), ("renamed", &archive)]
-    {
+    for (name, bytes) in [
+        ("damaged.bsz", &damaged[..]),
+        ("other.bsz", b"no archive"),
+        ("empty", b""),
+        ("renamed", &archive),
+    ] {
         fs::write(dir.path().join(name), bytes).expect("write");
     }
     for (name, why) in [
@@ -430,7 +451,10 @@ fn wrong_usage_exits_with_two() {
     for args in wrong {
         let ran = run(dir.path(), args);
         assert_eq!(ran.code, Some(2), "{args:?}: {ran:?}");
-        assert!(ran.stderr.contains("Usage:") || ran.stderr.starts_with("error: "), "{args:?}: {ran:?}");
+        assert!(
+            ran.stderr.contains("Usage:") || ran.stderr.starts_with("error: "),
+            "{args:?}: {ran:?}"
+        );
     }
 }
 
@@ -440,7 +464,8 @@ fn every_command_has_examples_in_its_help() {
     let program = bszfs::cli::command();
     for verb in program.get_subcommands().filter(|v| !v.is_hide_set()).map(|v| v.get_name()) {
         let help = run(dir.path(), &[verb, "--help"]).ok().stdout;
-        let examples = help.split_once("Examples:\n").map(|(_, examples)| examples).unwrap_or_default();
+        let examples =
+            help.split_once("Examples:\n").map(|(_, examples)| examples).unwrap_or_default();
         assert!(examples.contains(&format!("  bsz {verb} ")), "{verb}: {help}");
     }
     let help = run(dir.path(), &["--help"]).ok().stdout;
@@ -468,16 +493,23 @@ fn a_reader_that_leaves_is_no_error() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "-o", "packed"]).ok();
-    for args in
-        [&["info", "packed/sub/adapter.bsz"][..], &["verify", "packed"], &["pack", "llama", "-o", "again"]]
-    {
+    for args in [
+        &["info", "packed/sub/adapter.bsz"][..],
+        &["verify", "packed"],
+        &["pack", "llama", "-o", "again"],
+    ] {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        let child = bsz().args(args).current_dir(dir.path()).stdout(writer).stderr(Stdio::piped()).spawn();
+        let child =
+            bsz().args(args).current_dir(dir.path()).stdout(writer).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("bsz starts");
         let mut stderr = String::new();
         child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("UTF-8");
-        assert_eq!((child.wait().expect("it ends").code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert_eq!(
+            (child.wait().expect("it ends").code(), stderr.as_str()),
+            (Some(0), ""),
+            "{args:?}"
+        );
     }
     run(dir.path(), &["verify", "again"]).ok();
 }
@@ -487,8 +519,12 @@ fn full_standard_output_is_an_error() {
     let (dir, _, _) = with_model(100);
     run(dir.path(), &["pack", "model.safetensors"]).ok();
     let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
-    let ran =
-        bsz().args(["info", "model.bsz"]).current_dir(dir.path()).stdout(full).output().expect("bsz starts");
+    let ran = bsz()
+        .args(["info", "model.bsz"])
+        .current_dir(dir.path())
+        .stdout(full)
+        .output()
+        .expect("bsz starts");
     assert_eq!(ran.status.code(), Some(1));
     assert_eq!(
         String::from_utf8_lossy(&ran.stderr),

@@ -27,7 +27,8 @@ fn classes(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
 
 /// The same with columns in classes and with sparse planes.
 fn columns(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
-    let of = |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 5));
+    let of =
+        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 5));
     let bytes = matrices(&[
         of("a", "F16", 150_000, Fill::Columns),
         of("b", "F32", 150_000, Fill::Frozen),
@@ -38,7 +39,13 @@ fn columns(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// `Some` where the damage was noticed or did not matter; the test fails in the other cases.
-fn survives(dir: &std::path::Path, damaged: &[u8], original: &[u8], decoder: &dyn ChunkDecoder, what: &str) {
+fn survives(
+    dir: &std::path::Path,
+    damaged: &[u8],
+    original: &[u8],
+    decoder: &dyn ChunkDecoder,
+    what: &str,
+) {
     if let Ok(back) = unpack_bytes(dir, damaged, decoder) {
         assert!(back == original, "{what}: wrong bytes from {}", decoder.name());
     }
@@ -53,7 +60,13 @@ fn every_flipped_byte_is_noticed_or_harmless() {
             for flip in [0x01, 0x80, 0xff] {
                 let mut damaged = archive.clone();
                 damaged[at] ^= flip;
-                survives(dir.path(), &damaged, &original, &*decoder, &format!("byte {at} ^ {flip:#x}"));
+                survives(
+                    dir.path(),
+                    &damaged,
+                    &original,
+                    &*decoder,
+                    &format!("byte {at} ^ {flip:#x}"),
+                );
             }
         }
     }
@@ -111,7 +124,8 @@ fn noise_behind_a_valid_checksum_is_noticed() {
     let dir = tempfile::tempdir().expect("a directory");
     let (original, archive) = small(dir.path());
     let footer = archive.len() - 128;
-    let index = u64::from_le_bytes(archive[footer + 64..footer + 72].try_into().expect("eight")) as usize;
+    let index =
+        u64::from_le_bytes(archive[footer + 64..footer + 72].try_into().expect("eight")) as usize;
     let mut r = Random(17);
     for round in 0..20_000 {
         let mut damaged = archive.clone();
@@ -121,7 +135,8 @@ fn noise_behind_a_valid_checksum_is_noticed() {
         }
         let sum = codec::checksum(&damaged[index..footer]);
         damaged[footer + 80..footer + 88].copy_from_slice(&sum.to_le_bytes());
-        let sum = codec::checksum(&[&damaged[footer..footer + 112], &damaged[footer + 120..]].concat());
+        let sum =
+            codec::checksum(&[&damaged[footer..footer + 112], &damaged[footer + 120..]].concat());
         damaged[footer + 112..footer + 120].copy_from_slice(&sum.to_le_bytes());
         survives(dir.path(), &damaged, &original, &*codec::fastest(), &format!("round {round}"));
     }
@@ -144,7 +159,8 @@ fn noise_in_streams(dir: &std::path::Path, archive: &[u8]) {
     let planes: Vec<_> = (0..a.index().len())
         .filter(|&id| a.index().chunk(id).expect("indexed").coding == codec::Coding::Planes)
         .collect();
-    let model = |id: usize| a.index().model(a.index().chunk(id).expect("indexed").model).expect("a model");
+    let model =
+        |id: usize| a.index().model(a.index().chunk(id).expect("indexed").model).expect("a model");
     assert!(!planes.is_empty(), "the sample has nothing to damage");
     for id in planes {
         let (c, model) = (a.index().chunk(id).expect("indexed"), model(id));

@@ -51,11 +51,15 @@ fn a_killed_in_place_pack_loses_nothing_and_a_rerun_completes() {
         fresh();
         pack_and_kill(&work, &["--in-place", "."], whole * step / 10);
         if plain.exists() {
-            assert!(fs::read(&plain).expect("the model") == original, "step {step}: the original is damaged");
+            assert!(
+                fs::read(&plain).expect("the model") == original,
+                "step {step}: the original is damaged"
+            );
         } else {
             run(&work, &["verify", "model.bsz"]).ok();
         }
-        let archives: Vec<_> = names(&work).into_iter().filter(|name| name.ends_with(".bsz")).collect();
+        let archives: Vec<_> =
+            names(&work).into_iter().filter(|name| name.ends_with(".bsz")).collect();
         for archive in &archives {
             run(&work, &["verify", archive]).ok();
         }
@@ -72,8 +76,11 @@ fn a_killed_unpack_leaves_no_half_file() {
     let (dir, path, original) = with_model(BIG);
     run(dir.path(), &["pack", "--in-place", "model.safetensors"]).ok();
     for milliseconds in [1, 5, 20, 50] {
-        let mut child =
-            bsz().args(["-q", "unpack", "model.bsz"]).current_dir(dir.path()).spawn().expect("bsz starts");
+        let mut child = bsz()
+            .args(["-q", "unpack", "model.bsz"])
+            .current_dir(dir.path())
+            .spawn()
+            .expect("bsz starts");
         std::thread::sleep(Duration::from_millis(milliseconds));
         child.kill().expect("SIGKILL");
         child.wait().expect("it ended");
@@ -98,7 +105,8 @@ fn an_interrupted_command_takes_its_half_file_with_it() {
         kill_process(Pid::from_child(&child), signal).expect("a child");
         let status = child.wait().expect("it ended");
         assert!(status.success() || status.signal() == Some(signal.as_raw()), "{status}");
-        let left: Vec<_> = names(dir.path()).into_iter().filter(|name| name.starts_with('.')).collect();
+        let left: Vec<_> =
+            names(dir.path()).into_iter().filter(|name| name.starts_with('.')).collect();
         assert!(left.is_empty(), "after {milliseconds} ms: {left:?}");
     };
     for milliseconds in [20, 60, 150, 300] {
@@ -117,7 +125,8 @@ struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
     fn new(on: &'a Path, options: &str) -> Option<Self> {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(on).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(on).output();
         mount.is_ok_and(|m| m.status.success()).then_some(Self(on))
     }
 }
@@ -138,7 +147,8 @@ fn a_full_disk_is_a_clean_error() {
         return;
     };
     let full = "No space left on device";
-    run(dir.path(), &["pack", "model.safetensors", "-o", "small"]).fails_about("small/model.bsz", full);
+    run(dir.path(), &["pack", "model.safetensors", "-o", "small"])
+        .fails_about("small/model.bsz", full);
     assert!(names(&small).is_empty(), "{:?}", names(&small));
     assert_eq!(names(dir.path()), ["model.safetensors", "small"]);
 

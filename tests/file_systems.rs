@@ -68,7 +68,8 @@ fn a_call_that_is_not_offered_is_done_without() {
         let trace = format!("trace={call}");
         let traced = dir.path().join("trace");
         let options = ["-o", traced.to_str().expect("UTF-8"), "-e", &trace, "-e", &inject];
-        for args in [&["pack", "s/m.safetensors", "-o", "out.bsz"][..], &["pack", "s", "-o", "out"]] {
+        for args in [&["pack", "s/m.safetensors", "-o", "out.bsz"][..], &["pack", "s", "-o", "out"]]
+        {
             let ran = strace(dir.path(), &options, args);
             assert_eq!(ran.code, Some(0), "{call} {error}: {ran:?}");
         }
@@ -100,7 +101,10 @@ fn without_a_lease_a_file_stays_that_another_user_may_be_writing() {
             fs::copy(bsz().get_program(), &program).expect("copied");
         }
         let mut command = Command::new("setpriv");
-        command.args(["--reuid", "7002", "--regid", "7002", "--clear-groups"]).arg(program).args(args);
+        command
+            .args(["--reuid", "7002", "--regid", "7002", "--clear-groups"])
+            .arg(program)
+            .args(args);
         command.current_dir(dir.path()).output().expect("setpriv starts").into()
     };
     let holder = Command::new("setpriv")
@@ -119,25 +123,33 @@ fn without_a_lease_a_file_stays_that_another_user_may_be_writing() {
         .stdout(std::process::Stdio::piped())
         .spawn();
     let mut holder = holder.expect("setpriv starts");
-    std::io::Read::read_exact(holder.stdout.as_mut().expect("piped"), &mut [0]).expect("it is ready");
+    std::io::Read::read_exact(holder.stdout.as_mut().expect("piped"), &mut [0])
+        .expect("it is ready");
     let ran = as_other(&["pack", "--in-place", "s"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("may be writing to it"), "{ran:?}");
     assert_eq!(names(&dir.path().join("s")), ["m.safetensors"]);
     drop(holder.stdin.take());
     holder.wait().expect("it ends");
     let ran = as_other(&["pack", "--in-place", "s"]);
-    assert_eq!((ran.code, names(&dir.path().join("s"))), (Some(0), vec!["m.bsz".to_owned()]), "{ran:?}");
+    assert_eq!(
+        (ran.code, names(&dir.path().join("s"))),
+        (Some(0), vec!["m.bsz".to_owned()]),
+        "{ran:?}"
+    );
 }
 
 /// The calls of a run that matter for what is on disk, in their order.
 fn calls(dir: &Path, args: &[&str]) -> Vec<String> {
     let trace = dir.join("trace");
-    let wanted = "trace=fsync,fdatasync,syncfs,linkat,link,unlinkat,unlink,rename,renameat,renameat2,fcntl";
+    let wanted =
+        "trace=fsync,fdatasync,syncfs,linkat,link,unlinkat,unlink,rename,renameat,renameat2,fcntl";
     let options = ["-y", "-o", trace.to_str().expect("UTF-8"), "-e", wanted];
     let ran = strace(dir, &options, args);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let text = fs::read_to_string(trace).expect("the trace");
-    text.lines().map(|line| line.split_once(' ').map_or(line, |(_, call)| call).trim().to_owned()).collect()
+    text.lines()
+        .map(|line| line.split_once(' ').map_or(line, |(_, call)| call).trim().to_owned())
+        .collect()
 }
 
 /// The place of the first call from `start` on with all these words.
@@ -195,7 +207,8 @@ fn all_names_of_a_file_go_after_all_names_of_its_archive_are_on_disk() {
         return;
     }
     let dir = model();
-    fs::hard_link(dir.path().join("s/m.safetensors"), dir.path().join("s/n.safetensors")).expect("link");
+    fs::hard_link(dir.path().join("s/m.safetensors"), dir.path().join("s/n.safetensors"))
+        .expect("link");
     let calls = calls(dir.path(), &["pack", "--in-place", "s"]);
     let second = find(&calls, find(&calls, 0, &["linkat("]) + 1, &["linkat("]);
     let directory = find(&calls, second, &["fsync(", "/s>"]);

@@ -29,10 +29,14 @@ fn originals() -> Vec<(&'static str, Vec<u8>)> {
             ]),
         ),
     ];
-    for (name, dtype) in [("bf16", "BF16"), ("f16", "F16"), ("f32", "F32"), ("f64", "F64"), ("i8", "I8")] {
+    for (name, dtype) in
+        [("bf16", "BF16"), ("f16", "F16"), ("f32", "F32"), ("f64", "F64"), ("i8", "I8")]
+    {
         files.push((name, one(dtype, 9000, Fill::Weights)));
     }
-    for (name, fill) in [("special", Fill::Special), ("sparse", Fill::Sparse), ("constant", Fill::Constant)] {
+    for (name, fill) in
+        [("special", Fill::Special), ("sparse", Fill::Sparse), ("constant", Fill::Constant)]
+    {
         files.push((name, one("BF16", 9000, fill)));
     }
     files
@@ -59,7 +63,11 @@ fn seeds() {
         let offset = archive.footer().index_offset as usize;
         let (index, footer) = bytes[offset..].split_at(archive.footer().index_len as usize);
         seed("archive", name, &[&[1, 9, 0, 0, 99, 0, 0], &bytes[..]]);
-        seed("index", &format!("footer-{name}"), &[&[0], &(bytes.len() as u64).to_le_bytes(), footer]);
+        seed(
+            "index",
+            &format!("footer-{name}"),
+            &[&[0], &(bytes.len() as u64).to_le_bytes(), footer],
+        );
         seed("index", &format!("index-{name}"), &[&[1], index, footer]);
         if let Some((prefix, rest)) = original.split_first_chunk::<8>() {
             let json = &rest[..(u64::from_le_bytes(*prefix) as usize).min(rest.len())];
@@ -75,7 +83,8 @@ fn seeds() {
             }
             let payload = &bytes[c.stored_at as usize..][..c.stored_len as usize];
             let (len, model_len) = (c.len() as u32, model.len() as u16);
-            let head = [&[0, c.coding as u8, 0], &len.to_le_bytes()[..], &model_len.to_le_bytes()].concat();
+            let head = [&[0, c.coding as u8, 0], &len.to_le_bytes()[..], &model_len.to_le_bytes()]
+                .concat();
             seed("decode", &format!("{name}-{id}"), &[&head, &model, payload]);
         }
     }

@@ -36,7 +36,11 @@ fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             ),
             BF16,
         ),
-        ("f16", file(&[("F16", 16_000, Weights), ("F16", 9000, Sparse), ("F16", 24_000, Frozen)], 20), F16),
+        (
+            "f16",
+            file(&[("F16", 16_000, Weights), ("F16", 9000, Sparse), ("F16", 24_000, Frozen)], 20),
+            F16,
+        ),
         (
             "f32",
             file(
@@ -52,12 +56,22 @@ fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ),
         (
             "f64",
-            file(&[("F64", 16_000, Weights), ("C64", 12_000, Weights), ("F64", 16_000, Frozen)], 40),
+            file(
+                &[("F64", 16_000, Weights), ("C64", 12_000, Weights), ("F64", 16_000, Frozen)],
+                40,
+            ),
             F64,
         ),
         (
             "f8",
-            file(&[("F8_E4M3", 70_000, Columns), ("F8_E5M2", 12_000, Weights), ("U8", 10_000, Special)], 50),
+            file(
+                &[
+                    ("F8_E4M3", 70_000, Columns),
+                    ("F8_E5M2", 12_000, Weights),
+                    ("U8", 10_000, Special),
+                ],
+                50,
+            ),
             F8,
         ),
         (

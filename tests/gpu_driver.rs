@@ -67,8 +67,11 @@ fn the_benchmark_measures() {
     };
     let work = tempfile::tempdir().expect("a directory");
     let file = work.path().join("x.safetensors");
-    std::fs::write(&file, matrices(&[("a", "BF16", None, tensor("BF16", 20_000, Fill::Weights, 1))]))
-        .expect("written");
+    std::fs::write(
+        &file,
+        matrices(&[("a", "BF16", None, tensor("BF16", 20_000, Fill::Weights, 1))]),
+    )
+    .expect("written");
     let out = bench(&file, dir);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let figures: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
@@ -88,13 +91,16 @@ fn the_benchmark_measures() {
 fn tensors_are_handed_over_as_dlpack() {
     let Some(dir) = driver() else { return };
     // Examples are built beside all tests, though not beside a single one.
-    let library = std::env::current_exe().expect("this program").with_file_name("../examples/libdlpack.so");
+    let library =
+        std::env::current_exe().expect("this program").with_file_name("../examples/libdlpack.so");
     let python = std::env::var_os("BSZ_PYTHON").unwrap_or_else(|| "python3".into());
     let there = Command::new(&python).arg("--version").output().is_ok_and(|o| o.status.success());
     if !there || !library.exists() {
         let required = std::env::var_os("BSZ_REQUIRE_PYTHON").is_some_and(|v| v == "1");
         assert!(!required, "no Python, or no {}", library.display());
-        eprintln!("\n*** SKIPPED: DLPack is not tested, without Python or without examples/dlpack.rs\n");
+        eprintln!(
+            "\n*** SKIPPED: DLPack is not tested, without Python or without examples/dlpack.rs\n"
+        );
         return;
     }
     let work = tempfile::tempdir().expect("a directory");
@@ -104,14 +110,16 @@ fn tensors_are_handed_over_as_dlpack() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/dlpack.py");
     let mut command = Command::new(python);
     command.arg("-B").arg(script).arg(work.path().join("out.bsz")).arg(plain);
-    let ran = command.env("BSZ_DLPACK", library).env("LD_LIBRARY_PATH", dir).output().expect("runs");
+    let ran =
+        command.env("BSZ_DLPACK", library).env("LD_LIBRARY_PATH", dir).output().expect("runs");
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     assert_eq!(String::from_utf8_lossy(&ran.stdout), "8 tensors are the same\n");
 }
 
 /// An original with chunks of all kinds, and its archive.
 fn sample(dir: &Path) -> (Vec<u8>, Archive) {
-    let of = |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
+    let of =
+        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
     let bytes = matrices(&[
         of("a", "BF16", 200_000, Fill::Weights),
         of("b", "F16", 150_000, Fill::Columns),
@@ -140,7 +148,11 @@ fn an_archive_is_resident() {
     assert!(resident.read(1, &mut back).is_err(), "read behind the end");
     let tensors = resident.tensors();
     assert_eq!(tensors.len(), 8);
-    assert_eq!((resident.address() + tensors[0].start) % 256, 0, "the tensors' data are not aligned");
+    assert_eq!(
+        (resident.address() + tensors[0].start) % 256,
+        0,
+        "the tensors' data are not aligned"
+    );
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
     for entry in std::fs::read_dir(golden).expect("golden archives") {
         let archive = Archive::open(&entry.expect("an entry").path()).expect("opens");
@@ -152,14 +164,17 @@ fn an_archive_is_resident() {
 /// The chunks that a GPU decodes, four times over, with their checksums.
 fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     let index = archive.index();
-    let ids: Vec<usize> =
-        (0..index.len()).filter(|&id| gpu::takes(index.chunk(id).expect("indexed").coding)).collect();
+    let ids: Vec<usize> = (0..index.len())
+        .filter(|&id| gpu::takes(index.chunk(id).expect("indexed").coding))
+        .collect();
     assert!(ids.len() < index.len(), "the sample has no chunk of zstd");
     let raw = |id: usize| index.chunk(id).expect("indexed").coding == codec::Coding::Raw;
     // What takes long in this driver, once only.
     let often = (0..12).flat_map(|round| ids.iter().filter(move |&&id| round == 0 || raw(id)));
     let chunks: Vec<_> = often
-        .map(|&id| (archive.stored_chunk(id).expect("read"), index.chunk(id).expect("indexed").checksum))
+        .map(|&id| {
+            (archive.stored_chunk(id).expect("read"), index.chunk(id).expect("indexed").checksum)
+        })
         .collect();
     let piece = |(chunk, _): &(StoredChunk, u64)| {
         let (coding, model, payload) = chunk.parts();
@@ -211,7 +226,9 @@ fn a_session_decodes() {
             match (i, outcome.expect("an outcome")) {
                 (2, Err(e)) => assert_eq!(e.kind(), ErrorKind::Corruption),
                 (2, Ok(right)) => assert!(!right, "damage went unnoticed"),
-                (3, outcome) => assert_eq!(outcome.expect_err("not there").kind(), ErrorKind::Truncated),
+                (3, outcome) => {
+                    assert_eq!(outcome.expect_err("not there").kind(), ErrorKind::Truncated)
+                }
                 (i, outcome) => assert!(outcome.is_ok_and(|right| right), "piece {i}"),
             }
         }

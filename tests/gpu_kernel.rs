@@ -41,7 +41,8 @@ impl Case {
     /// What the scalar decoder makes of it.
     fn expected(&self) -> Outcome {
         let mut out = vec![0; self.len];
-        let decoded = codec::reference().decode(self.coding, self.model.as_deref(), &self.payload, &mut out);
+        let decoded =
+            codec::reference().decode(self.coding, self.model.as_deref(), &self.payload, &mut out);
         decoded.map(|()| out).map_err(|e| e.kind())
     }
 }
@@ -77,7 +78,8 @@ fn run_on_gpu(cases: &[Case]) -> Vec<Outcome> {
         Ok(())
     };
     let take = |i: usize, decoded: bszfs::Result<&[u8]>| {
-        outcomes.lock().expect("not poisoned")[i] = decoded.map(<[u8]>::to_vec).map_err(|e| e.kind());
+        outcomes.lock().expect("not poisoned")[i] =
+            decoded.map(<[u8]>::to_vec).map_err(|e| e.kind());
     };
     let gpu = Gpu::open().expect("a GPU");
     let mut session = gpu.session(LEAST_MEMORY).expect("memory");
@@ -109,8 +111,13 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<Outcome>> {
     for (i, case) in cases.iter().enumerate() {
         stored[batch.payload(i)].copy_from_slice(&case.payload);
     }
-    let mut head =
-        vec![batch.launches().len(), batch.record_count(), stored.len(), batch.models_len(), out_len];
+    let mut head = vec![
+        batch.launches().len(),
+        batch.record_count(),
+        stored.len(),
+        batch.models_len(),
+        out_len,
+    ];
     for l in batch.launches() {
         head.extend([l.width.into(), l.first, l.blocks, l.shared_len]);
     }
@@ -125,7 +132,8 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<Outcome>> {
     assert!(ran.status.success(), "the kernel failed: {}", String::from_utf8_lossy(&ran.stderr));
     let result = std::fs::read(&output).expect("read");
     let (out, statuses) = result.split_at(out_len);
-    let statuses: Vec<u32> = statuses.as_chunks().0.iter().map(|&s| u32::from_le_bytes(s)).collect();
+    let statuses: Vec<u32> =
+        statuses.as_chunks().0.iter().map(|&s| u32::from_le_bytes(s)).collect();
     let outcome = |(i, item): (usize, &Item<'_>)| {
         let outcome = batch.outcome(i, &statuses);
         outcome.map(|()| out[item.out..][..item.len].to_vec()).map_err(|e| e.kind())
@@ -142,7 +150,11 @@ fn agree(cases: &[Case], skew: usize) -> usize {
         good += usize::from(expected.is_ok());
         let same = outcome == expected;
         let kinds = [outcome.map(|_| ()), expected.map(|_| ())];
-        assert!(same, "chunk {i} of {} bytes, {:?}: kernel and scalar: {kinds:?}", case.len, case.coding);
+        assert!(
+            same,
+            "chunk {i} of {} bytes, {:?}: kernel and scalar: {kinds:?}",
+            case.len, case.coding
+        );
     }
     good
 }
@@ -152,12 +164,18 @@ fn chunks(path: &Path) -> Vec<Case> {
     let archive = Archive::open(path).expect("opens");
     let bytes = std::fs::read(path).expect("read");
     let index = archive.index();
-    let models: Vec<_> =
-        (0..archive.footer().model_count).map(|id| Arc::new(index.model(id).expect("a model"))).collect();
+    let models: Vec<_> = (0..archive.footer().model_count)
+        .map(|id| Arc::new(index.model(id).expect("a model")))
+        .collect();
     let case = |id| {
         let c = index.chunk(id).expect("indexed");
         let payload = bytes[c.stored_at as usize..][..c.stored_len as usize].to_vec();
-        Case { coding: c.coding, model: models.get(c.model as usize).cloned(), payload, len: c.len() }
+        Case {
+            coding: c.coding,
+            model: models.get(c.model as usize).cloned(),
+            payload,
+            len: c.len(),
+        }
     };
     (0..index.len()).map(case).filter(|c| c.coding != Coding::Zstd).collect()
 }
@@ -175,7 +193,8 @@ fn golden_archives_decode() {
 #[test]
 fn archives_with_chunks_of_the_usual_size_decode() {
     let dir = tempfile::tempdir().expect("a directory");
-    let of = |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 7));
+    let of =
+        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 7));
     let bytes = matrices(&[
         of("a", "BF16", 600_000, Fill::Weights),
         of("b", "F16", 300_000, Fill::Columns),
@@ -206,8 +225,9 @@ fn damaged_chunks_are_refused_as_the_scalar_decoder_refuses_them() {
     let mut good = 0;
     for _ in 0..4 {
         let whole: Vec<_> = (0..50).map(|_| random_case(&mut r, 2000)).collect();
-        let damaged =
-            |i: usize, r: &mut Random| damage(&whole[i % whole.len()], &whole[(i + 7) % whole.len()], r);
+        let damaged = |i: usize, r: &mut Random| {
+            damage(&whole[i % whole.len()], &whole[(i + 7) % whole.len()], r)
+        };
         let cases: Vec<_> = (0..500).map(|i| damaged(i, &mut r)).collect();
         good += agree(&cases, 0);
     }
@@ -234,7 +254,8 @@ fn lacking(whole: &Case, r: &mut Random) -> Option<Case> {
     let blocks = if model.choices() > 1 { count.div_ceil(model.block()) } else { 0 };
     let counts = 4 + 2 * model.layout().planes().len();
     let words_at = counts + 8 + blocks.div_ceil(4) + 4 * LANES;
-    let field = |at: usize| u32::from_le_bytes(whole.payload[at..][..4].try_into().expect("four bytes"));
+    let field =
+        |at: usize| u32::from_le_bytes(whole.payload[at..][..4].try_into().expect("four bytes"));
     let [words, escapes] = [counts, counts + 4].map(|at| field(at) as usize);
     let (at, begin, n) = match below(r, 4) {
         0 if escapes > 0 => (counts + 4, words_at + 2 * words, escapes),
@@ -318,10 +339,12 @@ fn random_model(r: &mut Random) -> Model {
             top = low;
         }
     }
-    let layout = Layout::new(width, below(r, 2) == 1, symbol_bits, &planes).expect("planes within bytes");
+    let layout =
+        Layout::new(width, below(r, 2) == 1, symbol_bits, &planes).expect("planes within bytes");
     let (base, apart) = (r.next() as u16, below(r, 2) == 1);
-    let value =
-        |i: usize| (if apart { r.next() as u16 } else { base.wrapping_add(i as u16) }) >> (16 - symbol_bits);
+    let value = |i: usize| {
+        (if apart { r.next() as u16 } else { base.wrapping_add(i as u16) }) >> (16 - symbol_bits)
+    };
     let mut values: Vec<u16> = (0..63).map(value).collect();
     values.truncate(1 + below(r, 63));
     values.sort_unstable();
@@ -329,7 +352,8 @@ fn random_model(r: &mut Random) -> Model {
     let block = LANES * if below(r, 8) == 0 { 1 << 20 } else { 1 + below(r, 8) };
     let classes = if below(r, 2) == 0 { 1 } else { 2 + below(r, 7) };
     let columns = if classes == 1 { 0 } else { LANES + below(r, 3 * LANES) };
-    let columns = (0..columns).map(|i| if i < classes { i } else { below(r, classes) } as u8).collect();
+    let columns =
+        (0..columns).map(|i| if i < classes { i } else { below(r, classes) } as u8).collect();
     let tables = (0..classes * (1 + below(r, 4)))
         .map(|_| {
             let (shape, likely) = (below(r, 40), below(r, values.len() + 1));
@@ -359,7 +383,8 @@ fn elements(r: &mut Random, model: &Model, count: usize) -> Vec<u8> {
     let choices: [usize; 16] = std::array::from_fn(|_| below(r, model.choices()));
     let mut out = Vec::with_capacity(count * width);
     for i in 0..count {
-        let class = model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
+        let class =
+            model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
         let draw = &draws[choices[i / model.block() % 16] * model.classes() + class];
         let symbol = draw[if constant { 0 } else { below(r, draw.len()) }];
         let noise = r.next() & ((1 << layout.symbol_bits()) - 1);

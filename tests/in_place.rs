@@ -33,7 +33,8 @@ fn a_file_that_somebody_has_open_for_writing_stays() {
     let path = dir.path().join("s/a.safetensors");
     let whole = fs::read(&path).expect("the model");
     for how in ["write", "append"] {
-        let writer = OpenOptions::new().write(true).append(how == "append").open(&path).expect("opens");
+        let writer =
+            OpenOptions::new().write(true).append(how == "append").open(&path).expect("opens");
         let ran = run(dir.path(), &["pack", "--in-place", "s"]);
         assert!(ran.code == Some(1) && ran.stderr.contains("open for writing"), "{ran:?}");
         assert_eq!(
@@ -66,7 +67,8 @@ fn a_file_that_is_written_through_a_mapping_stays() {
         return;
     };
     let mut ready = [0; 6];
-    std::io::Read::read_exact(python.stdout.as_mut().expect("piped"), &mut ready).expect("it is ready");
+    std::io::Read::read_exact(python.stdout.as_mut().expect("piped"), &mut ready)
+        .expect("it is ready");
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("open for writing"), "{ran:?}");
     drop(python.stdin.take());
@@ -78,7 +80,8 @@ fn a_file_that_is_written_through_a_mapping_stays() {
 fn a_file_that_is_shorter_than_its_header_says_stays_and_is_told() {
     let dir = models(&["a.safetensors", "b.safetensors", "z.safetensors"]);
     let cut = |name: &str, part: u64| {
-        let file = OpenOptions::new().write(true).open(dir.path().join("s").join(name)).expect("opens");
+        let file =
+            OpenOptions::new().write(true).open(dir.path().join("s").join(name)).expect("opens");
         file.set_len(file.metadata().expect("stat").len() * part / 1000).expect("cut");
     };
     cut("a.safetensors", 600);
@@ -104,7 +107,8 @@ fn what_is_no_model_or_would_grow_stays_and_is_told() {
         let mut random = program::Random::new(3);
         (0..30_000).map(|_| random.next() as u8).collect()
     };
-    let header = format!("{:<104}", r#"{"w":{"dtype":"U8","shape":[30000],"data_offsets":[0,30000]}}"#);
+    let header =
+        format!("{:<104}", r#"{"w":{"dtype":"U8","shape":[30000],"data_offsets":[0,30000]}}"#);
     let incompressible = [&104u64.to_le_bytes()[..], header.as_bytes(), &noise].concat();
     for (name, bytes) in [
         ("pointer.safetensors", &pointer[..]),
@@ -137,7 +141,11 @@ fn the_objects_of_a_repository_are_not_touched() {
     for tree in ["s", "out"] {
         assert!(dir.path().join(tree).join("model.bsz").exists());
         for repository in [".git/lfs/objects", "bare.git/lfs", ".hg/store"] {
-            assert_eq!(names(&dir.path().join(tree).join(repository)), ["aabbcc"], "{tree}/{repository}");
+            assert_eq!(
+                names(&dir.path().join(tree).join(repository)),
+                ["aabbcc"],
+                "{tree}/{repository}"
+            );
         }
     }
 }
@@ -179,8 +187,15 @@ fn what_is_in_the_way_of_an_archive_stays() {
     fs::write(s.join("b.bsz"), "precious").expect("written");
     std::os::unix::fs::symlink("b.bsz", s.join("c.bsz")).expect("a link");
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
-    let expected =
-        ["a.bsz", "a.safetensors.bsz", "b.bsz", "b.safetensors.bsz", "c.bsz", "c.safetensors.bsz", "z.bsz"];
+    let expected = [
+        "a.bsz",
+        "a.safetensors.bsz",
+        "b.bsz",
+        "b.safetensors.bsz",
+        "c.bsz",
+        "c.safetensors.bsz",
+        "z.bsz",
+    ];
     assert_eq!(names(&s), expected);
     assert_eq!(fs::read(s.join("b.bsz")).expect("read"), b"precious");
 }
@@ -206,7 +221,8 @@ fn the_names_of_one_file_become_names_of_one_archive_or_stay() {
     let inodes = archives.map(|name| s.join(name).metadata().expect("an archive").ino());
     assert!(inodes.iter().all(|ino| *ino == inodes[0]), "{inodes:?}");
     run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
-    let restored = ["a.safetensors", "b.safetensors", "sub/0a1b"].map(|n| dir.path().join("back").join(n));
+    let restored =
+        ["a.safetensors", "b.safetensors", "sub/0a1b"].map(|n| dir.path().join("back").join(n));
     for path in &restored {
         assert_eq!(fs::read(path).expect("restored"), original, "{path:?}");
         assert_eq!(path.metadata().expect("stat").nlink(), 3);
@@ -265,11 +281,17 @@ fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
     run(dir.path(), &["pack", "--in-place", "s/m.safetensors"]).ok();
     held.rewind().expect("seek");
     held.write_all(&[0xee; 4096]).expect("written");
-    assert_ne!(s.join("m.bsz").metadata().expect("the archive").ino(), held.metadata().expect("stat").ino());
+    assert_ne!(
+        s.join("m.bsz").metadata().expect("the archive").ino(),
+        held.metadata().expect("stat").ino()
+    );
     run(dir.path(), &["verify", "s/m.bsz"]).ok();
     // It is said, since it may be what is left of a run that was killed.
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
-    assert!(ran.code == Some(0) && ran.stderr.contains(".m.bsz.bsz-partial: is being written"), "{ran:?}");
+    assert!(
+        ran.code == Some(0) && ran.stderr.contains(".m.bsz.bsz-partial: is being written"),
+        "{ran:?}"
+    );
     assert!(planted.exists());
 }
 
@@ -277,7 +299,8 @@ fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
 fn an_original_that_cannot_be_removed_stays_beside_its_archive_and_the_others_are_packed() {
     let dir = models(&["a.safetensors", "z.safetensors"]);
     let immutable = |flag: &str| {
-        let chattr = Command::new("chattr").arg(flag).arg(dir.path().join("s/a.safetensors")).output();
+        let chattr =
+            Command::new("chattr").arg(flag).arg(dir.path().join("s/a.safetensors")).output();
         chattr.is_ok_and(|done| done.status.success())
     };
     if !immutable("+i") {
@@ -287,7 +310,10 @@ fn an_original_that_cannot_be_removed_stays_beside_its_archive_and_the_others_ar
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
     assert!(immutable("-i"));
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.stderr.contains("a.safetensors: ") && ran.stderr.contains("pack: 1 of 2 failed"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("a.safetensors: ") && ran.stderr.contains("pack: 1 of 2 failed"),
+        "{ran:?}"
+    );
     assert!(ran.stderr.contains("its archive is made and stays beside it"), "{ran:?}");
     assert_eq!(names(&dir.path().join("s")), ["a.bsz", "a.safetensors", "z.bsz"]);
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
@@ -352,7 +378,8 @@ fn one_failure_does_not_keep_the_others_from_their_turn() {
     let ran = run(dir.path(), &["pack", "s", "-o", "out"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
-        ran.stderr.contains("bsz: out/c: ") && ran.stderr.trim_end().ends_with("pack: 2 of 3 failed"),
+        ran.stderr.contains("bsz: out/c: ")
+            && ran.stderr.trim_end().ends_with("pack: 2 of 3 failed"),
         "{ran:?}"
     );
     assert!(dir.path().join("out/z.bsz").exists());
@@ -375,7 +402,10 @@ fn several_packers_of_files_with_several_names_all_end_with_all_done() {
         program::copy_tree(&keep, &s);
         together(dir.path(), &["-q", "pack", "--in-place", "s"]);
         let left = names(&s);
-        assert!(left.iter().all(|name| name.ends_with(".bsz")) && left.len() == 9, "round {round}: {left:?}");
+        assert!(
+            left.iter().all(|name| name.ends_with(".bsz")) && left.len() == 9,
+            "round {round}: {left:?}"
+        );
         let _ = fs::remove_dir_all(dir.path().join("back"));
         run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
         program::same_tree(&keep, &dir.path().join("back"));

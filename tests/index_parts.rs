@@ -21,7 +21,8 @@ mod samples;
 /// Open with memory for what an index in parts takes, and for no index.
 fn open_in_parts(path: &Path) -> Archive {
     let memory = Arc::new(IndexMemory::new(17 << 10));
-    let archive = Archive::from_file_within(File::open(path).expect("opens"), &memory).expect("sound");
+    let archive =
+        Archive::from_file_within(File::open(path).expect("opens"), &memory).expect("sound");
     assert!(archive.index().is_in_parts() && memory.used() > 0);
     archive
 }
@@ -34,7 +35,8 @@ fn full_memory(dir: &Path) -> (Arc<IndexMemory>, Archive) {
         (archive.footer().index_len, archive.index().len() as u64)
     };
     let memory = Arc::new(IndexMemory::new((len + 8 * chunks) * 8 / 7 + 8));
-    let archive = Archive::from_file_within(File::open(&path).expect("opens"), &memory).expect("sound");
+    let archive =
+        Archive::from_file_within(File::open(&path).expect("opens"), &memory).expect("sound");
     assert!(!archive.index().is_in_parts());
     (memory, archive)
 }
@@ -45,7 +47,8 @@ fn every_sample_is_the_same_with_its_index_in_parts_and_refused_without_memory()
     let path = dir.path().join("a.bsz");
     let (memory, _kept) = full_memory(dir.path());
     for (name, original) in samples() {
-        std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &original, 64 << 10)).expect("written");
+        std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &original, 64 << 10))
+            .expect("written");
         let file = || File::open(&path).expect("opens");
         let archive = Archive::from_file_within(file(), &memory).expect("sound");
         assert!(archive.index().is_in_parts() || archive.footer().index_len < 8, "{name}");
@@ -90,12 +93,15 @@ fn any_range_is_read_through_parts_as_it_is_from_memory() {
         assert!(read(&parts, at, n) == all[at.min(len)..(at + n).min(len)], "{n} bytes at {at}");
     }
     let ids = 0..whole.index().len();
-    assert!(ids.clone().all(|id| whole.index().chunk(id).unwrap() == parts.index().chunk(id).unwrap()));
+    assert!(
+        ids.clone().all(|id| whole.index().chunk(id).unwrap() == parts.index().chunk(id).unwrap())
+    );
     for at in ids.map(|id| whole.index().chunk(id).unwrap().original.start) {
         assert_eq!(whole.index().find(at).unwrap(), parts.index().find(at).unwrap());
     }
     assert_eq!(parts.index().find(len as u64).unwrap(), whole.index().len());
-    let described = |archive| serde_json::to_value(describe(archive, decoder).expect("read")).expect("JSON");
+    let described =
+        |archive| serde_json::to_value(describe(archive, decoder).expect("read")).expect("JSON");
     assert_eq!(described(&whole), described(&parts));
     // Its hash is that of nothing, either way.
     assert!(verify(&whole, decoder, &|_| ()).is_err() && verify(&parts, decoder, &|_| ()).is_err());
@@ -105,14 +111,17 @@ fn any_range_is_read_through_parts_as_it_is_from_memory() {
 fn models_and_hashes_are_read_through_parts() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("a.bsz");
-    let tensors: Vec<_> =
-        (0..60).map(|i| samples::tensor("BF16", 90_000, samples::FILLS[i % 11], i as u64)).collect();
+    let tensors: Vec<_> = (0..60)
+        .map(|i| samples::tensor("BF16", 90_000, samples::FILLS[i % 11], i as u64))
+        .collect();
     let names: Vec<String> = (0..60).map(|i| format!("t{i}")).collect();
     let named: Vec<_> = names.iter().zip(tensors).map(|(n, t)| (n.as_str(), "BF16", t)).collect();
     let original = samples::safetensors(&named);
-    std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &original, 64 << 10)).expect("written");
+    std::fs::write(&path, pack_bytes(dir.path(), "x.safetensors", &original, 64 << 10))
+        .expect("written");
     let (memory, kept) = full_memory(dir.path());
-    let archive = Archive::from_file_within(File::open(&path).expect("opens"), &memory).expect("sound");
+    let archive =
+        Archive::from_file_within(File::open(&path).expect("opens"), &memory).expect("sound");
     let footer = archive.footer();
     assert!(archive.index().is_in_parts() && footer.model_count > 20, "{footer:?}");
     verify(&archive, &*codec::fastest(), &|_| ()).expect("right");
@@ -157,18 +166,26 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
         let start = whole.index().chunk(chunk).unwrap().original.start;
         let (send, answered) = mpsc::channel();
         let archive = Arc::new(archive);
-        cache.read(&archive, start, 10, Reader::Keeping, move |answer| send.send(answer.is_err()).unwrap());
+        cache.read(&archive, start, 10, Reader::Keeping, move |answer| {
+            send.send(answer.is_err()).unwrap()
+        });
         assert_eq!(answered.recv_timeout(Duration::from_secs(30)), Ok(true));
     }
     // Cut off: an error, too.
     std::fs::write(&path, &sound).expect("written");
     let archive = open_in_parts(&path);
-    File::options().write(true).open(&path).expect("opens").set_len(footer.index_offset).expect("shorter");
+    File::options()
+        .write(true)
+        .open(&path)
+        .expect("opens")
+        .set_len(footer.index_offset)
+        .expect("shorter");
     assert!(archive.index().chunk(0).is_err() && archive.index().find(5).is_err());
 }
 
 fn cache() -> Arc<ChunkCache> {
-    let options = CacheOptions { capacity: 8 << 20, threads: 2, decoder: codec::fastest(), ahead: true };
+    let options =
+        CacheOptions { capacity: 8 << 20, threads: 2, decoder: codec::fastest(), ahead: true };
     ChunkCache::new(options).expect("a cache")
 }
 
@@ -192,7 +209,8 @@ fn an_index_is_no_longer_than_its_counts_allow() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("a.bsz");
     crafted::sparse(&path, &crafted::blob(100), 3);
-    let sound = bszfs::read::peek(&File::open(&path).expect("opens")).expect("sound").expect("an archive");
+    let sound =
+        bszfs::read::peek(&File::open(&path).expect("opens")).expect("sound").expect("an archive");
     let judge = |change: &dyn Fn(&mut Footer)| {
         let mut footer = sound.clone();
         change(&mut footer);

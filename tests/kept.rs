@@ -37,7 +37,10 @@ fn model() -> (TempDir, PathBuf) {
 /// Run as this user, of the group of that number and of group 6001.
 fn run_as(dir: &Path, user: &str, args: &[&str]) -> Ran {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", user, "--regid", user, "--groups", "6001"]).arg(dir.join("bsz")).args(args);
+    command
+        .args(["--reuid", user, "--regid", user, "--groups", "6001"])
+        .arg(dir.join("bsz"))
+        .args(args);
     command.current_dir(dir).output().expect("setpriv starts").into()
 }
 
@@ -79,16 +82,22 @@ fn acls_and_attributes_go_with_the_file_and_back() {
         return;
     }
     let times = path.metadata().map(|m| (m.mtime(), m.mtime_nsec())).expect("stat");
-    for step in
-        [&["pack", "--in-place", "s"][..], &["unpack", "s", "-o", "back"], &["pack", "back", "-o", "again"]]
-    {
+    for step in [
+        &["pack", "--in-place", "s"][..],
+        &["unpack", "s", "-o", "back"],
+        &["pack", "back", "-o", "again"],
+    ] {
         run(dir.path(), step).ok();
     }
     for kept in ["s/m.bsz", "back/m.safetensors", "again/m.bsz"] {
         let kept = dir.path().join(kept);
         assert_eq!(value(&kept, ACL).as_ref(), Some(&wanted), "{kept:?}");
         assert_eq!(value(&kept, "user.note").as_deref(), Some(&b"from here"[..]), "{kept:?}");
-        assert_eq!(kept.metadata().map(|m| (m.mtime(), m.mtime_nsec())).expect("stat"), times, "{kept:?}");
+        assert_eq!(
+            kept.metadata().map(|m| (m.mtime(), m.mtime_nsec())).expect("stat"),
+            times,
+            "{kept:?}"
+        );
         if rustix::process::geteuid().is_root() {
             assert!(can_read("7002", "7002", &kept) && !can_read("7009", "0", &kept), "{kept:?}");
         }
@@ -100,7 +109,9 @@ fn what_a_directory_gives_to_new_files_does_not_open_an_archive() {
     let (dir, path) = model();
     fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("chmod");
     let inherited = acl(7003, 6, 6, 6, 4);
-    if setxattr(dir.path().join("s"), "system.posix_acl_default", &inherited, XattrFlags::empty()).is_err() {
+    if setxattr(dir.path().join("s"), "system.posix_acl_default", &inherited, XattrFlags::empty())
+        .is_err()
+    {
         eprintln!("skipped: no ACLs here");
         return;
     }
@@ -184,7 +195,8 @@ fn an_archive_does_not_make_its_maker_anothers_program() {
     run(dir.path(), &["unpack", "--preserve", "packed/m.bsz", "-o", "two"]).ok();
     assert_eq!(mode("two"), 0o6757);
     // Who has closed the archive has closed what comes out of it.
-    fs::set_permissions(dir.path().join("packed/m.bsz"), Permissions::from_mode(0o600)).expect("chmod");
+    fs::set_permissions(dir.path().join("packed/m.bsz"), Permissions::from_mode(0o600))
+        .expect("chmod");
     run(dir.path(), &["unpack", "packed/m.bsz", "-o", "three"]).ok();
     assert_eq!(mode("three"), 0o600);
 }
@@ -221,7 +233,11 @@ fn every_name_can_be_packed_or_is_left_with_a_word() {
     }
     run(dir.path(), &["pack", "s", "-o", "packed"]);
     let ran = run(dir.path(), &["pack", "s", "-o", "packed"]);
-    assert_eq!((ran.code, ran.stderr.matches("could have no name").count()), (Some(0), 2), "{ran:?}");
+    assert_eq!(
+        (ran.code, ran.stderr.matches("could have no name").count()),
+        (Some(0), 2),
+        "{ran:?}"
+    );
     let packed = names(&dir.path().join("packed"));
     assert_eq!(
         packed.iter().filter(|name| name.ends_with(".bsz")).count(),
@@ -241,25 +257,38 @@ fn no_two_files_get_one_archive() {
     let time = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
     for (seed, name) in [(1, "model"), (2, "model.safetensors"), (3, "z.safetensors")] {
         write_model(&s.join(name), seed, SOME);
-        File::options().write(true).open(s.join(name)).and_then(|f| f.set_times(time)).expect("times");
+        File::options()
+            .write(true)
+            .open(s.join(name))
+            .and_then(|f| f.set_times(time))
+            .expect("times");
     }
     program::copy_tree(&s, &dir.path().join("keep"));
     run(dir.path(), &["pack", "s", "-o", "out"]).ok();
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
     for (packed, back) in [("out", "back1"), ("s", "back2")] {
-        assert_eq!(names(&dir.path().join(packed)), ["model.bsz", "model.safetensors.bsz", "z.bsz"]);
+        assert_eq!(
+            names(&dir.path().join(packed)),
+            ["model.bsz", "model.safetensors.bsz", "z.bsz"]
+        );
         run(dir.path(), &["unpack", packed, "-o", back]).ok();
         program::same_tree(&dir.path().join("keep"), &dir.path().join(back));
     }
     // Named in one command, as a shell's pattern does.
-    run(dir.path(), &["pack", "keep/model", "keep/model.safetensors", "keep/z.safetensors", "-o", "named"])
-        .ok();
+    run(
+        dir.path(),
+        &["pack", "keep/model", "keep/model.safetensors", "keep/z.safetensors", "-o", "named"],
+    )
+    .ok();
     assert_eq!(names(&dir.path().join("named")), ["model.bsz", "model.safetensors.bsz", "z.bsz"]);
     fs::create_dir_all(dir.path().join("x/llama")).expect("mkdir");
     program::copy_tree(&dir.path().join("keep"), &dir.path().join("llama"));
     for sources in [["keep/z.safetensors", "llama/z.safetensors"], ["x/llama", "llama"]] {
         let ran = run(dir.path(), &["pack", sources[0], sources[1], "-o", "collided"]);
-        assert!(ran.code == Some(1) && sources.iter().all(|source| ran.stderr.contains(source)), "{ran:?}");
+        assert!(
+            ran.code == Some(1) && sources.iter().all(|source| ran.stderr.contains(source)),
+            "{ran:?}"
+        );
         assert!(!dir.path().join("collided").exists());
     }
 }
@@ -268,8 +297,9 @@ fn no_two_files_get_one_archive() {
 fn another_file_of_the_same_size_and_time_is_not_already_done() {
     let (dir, path) = model();
     let time = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
-    let touch =
-        |path: &Path| File::options().write(true).open(path).and_then(|f| f.set_times(time)).expect("times");
+    let touch = |path: &Path| {
+        File::options().write(true).open(path).and_then(|f| f.set_times(time)).expect("times")
+    };
     touch(&path);
     fs::write(dir.path().join("s/c.json"), r#"{"a":1}"#).expect("written");
     touch(&dir.path().join("s/c.json"));
@@ -299,7 +329,8 @@ fn absolute_links_into_the_tree_lead_into_the_copy() {
     fs::create_dir_all(s.join("snapshots/1")).expect("mkdir");
     fs::rename(&path, s.join("blobs/0123")).expect("mv");
     let root = fs::canonicalize(&s).expect("a path");
-    std::os::unix::fs::symlink(root.join("blobs/0123"), s.join("snapshots/1/m.safetensors")).expect("a link");
+    std::os::unix::fs::symlink(root.join("blobs/0123"), s.join("snapshots/1/m.safetensors"))
+        .expect("a link");
     run(dir.path(), &["pack", "s", "-o", "out"]).ok();
     let link = fs::read_link(dir.path().join("out/snapshots/1/m.safetensors")).expect("a link");
     assert_eq!(link, Path::new("../../blobs/0123"));
@@ -354,7 +385,8 @@ fn no_file_of_a_directory_is_lost_to_another_of_its_name() {
     write_model(&both.join("m.safetensors"), 3, SOME);
     let ran = run(dir.path(), &["unpack", "both", "-o", "back3"]);
     assert!(
-        ran.code == Some(1) && ran.stderr.contains("both/m.bsz: would be restored as m.safetensors"),
+        ran.code == Some(1)
+            && ran.stderr.contains("both/m.bsz: would be restored as m.safetensors"),
         "{ran:?}"
     );
 }
@@ -390,7 +422,8 @@ fn a_directory_of_the_output_that_was_there_stays_as_it_is() {
     write_model(&dir.path().join("s/sub/x.safetensors"), 2, SOME);
     for (verb, source, out) in [("pack", "s", "out"), ("unpack", "out", "back")] {
         fs::create_dir_all(dir.path().join(out).join("sub")).expect("mkdir");
-        fs::set_permissions(dir.path().join(out).join("sub"), Permissions::from_mode(0o700)).expect("chmod");
+        fs::set_permissions(dir.path().join(out).join("sub"), Permissions::from_mode(0o700))
+            .expect("chmod");
         run(dir.path(), &[verb, source, "-o", out]).ok();
         let sub = dir.path().join(out).join("sub");
         assert_eq!(sub.metadata().expect("stat").mode() & 0o777, 0o700, "{verb}");

@@ -20,7 +20,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["error", "output", "codec", "format", "read", "mount"]),
     (
         "cli",
-        &["error", "escape", "input", "output", "codec", "format", "pack", "read", "mount", "store", "gpu"],
+        &[
+            "error", "escape", "input", "output", "codec", "format", "pack", "read", "mount",
+            "store", "gpu",
+        ],
     ),
 ];
 
@@ -111,13 +114,18 @@ fn modules_used(code: &str) -> BTreeSet<&str> {
 #[test]
 fn layers_use_only_the_layers_below_them() {
     for (path, text) in sources("src") {
-        let layer = path.components().nth(1).expect("below src").as_os_str().to_str().expect("UTF-8");
+        let layer =
+            path.components().nth(1).expect("below src").as_os_str().to_str().expect("UTF-8");
         let layer = layer.trim_end_matches(".rs");
         if ["lib", "main"].contains(&layer) {
             continue;
         }
         let (_, allowed) = ARROWS.iter().find(|(name, _)| *name == layer).unwrap_or_else(|| {
-            panic!("{}: a layer that is not in the map; draw its arrows in {}", path.display(), file!())
+            panic!(
+                "{}: a layer that is not in the map; draw its arrows in {}",
+                path.display(),
+                file!()
+            )
         });
         let code = code(&text);
         for module in modules_used(&code) {
@@ -148,13 +156,18 @@ fn unsafe_stands_only_where_it_must() {
         }
         let code = code(&text);
         let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
-        assert!(words.all(|word| word != "unsafe"), "{}: unsafe outside {UNSAFE:?}", path.display());
+        assert!(
+            words.all(|word| word != "unsafe"),
+            "{}: unsafe outside {UNSAFE:?}",
+            path.display()
+        );
     }
 }
 
 #[test]
 fn only_the_command_line_prints() {
-    for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.starts_with("src/cli")) {
+    for (path, text) in sources("src").into_iter().filter(|(path, _)| !path.starts_with("src/cli"))
+    {
         let code = code(&text);
         let code = code.split("#[cfg(test)]").next().unwrap_or_default();
         let prints = ["print!(", "println!(", "dbg!("].iter().any(|p| code.contains(p));
@@ -164,7 +177,8 @@ fn only_the_command_line_prints() {
 
 #[test]
 fn every_file_says_its_one_job_and_stays_short() {
-    for (path, text) in ["src", "tests", "benches", "examples"].iter().flat_map(|dir| sources(dir)) {
+    for (path, text) in ["src", "tests", "benches", "examples"].iter().flat_map(|dir| sources(dir))
+    {
         assert!(text.starts_with("//!"), "{}: does not open with `//!`", path.display());
         let lines = text.lines().count();
         assert!(lines <= LONGEST, "{}: {lines} lines, more than {LONGEST}", path.display());
@@ -173,6 +187,7 @@ fn every_file_says_its_one_job_and_stays_short() {
 
 #[test]
 fn the_reader_of_imports_reads_groups_and_paths() {
-    let code = "use crate::{codec::{self, a::b}, error::Error, Result};\nlet x = crate::read::peek(f);";
+    let code =
+        "use crate::{codec::{self, a::b}, error::Error, Result};\nlet x = crate::read::peek(f);";
     assert_eq!(modules_used(code), BTreeSet::from(["codec", "error", "read"]));
 }

@@ -44,7 +44,8 @@ fn a_file_that_may_not_grow_is_an_error_and_leaves_nothing() {
         assert!(output.status.code() == Some(1) && said.contains(large), "{args:?}: {said}");
         assert_eq!(names(dir.path()), ["m.safetensors"], "{args:?}");
     }
-    let pack = Command::new(BSZ).args(["-q", "pack", "m.safetensors"]).current_dir(dir.path()).status();
+    let pack =
+        Command::new(BSZ).args(["-q", "pack", "m.safetensors"]).current_dir(dir.path()).status();
     assert!(pack.unwrap().success());
     let output = limited(dir.path(), "-f 64", &["unpack", "m.bsz", "-o", "back"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains(large));
@@ -57,7 +58,12 @@ fn what_ends_a_command_takes_its_half_file_with_it_unless_it_is_ignored() {
     write_model(&dir.path().join("m.safetensors"), 1, 6_000_000);
     let end = |prefix: &[&str], signal: Signal| {
         let mut command = Command::new(prefix.first().copied().unwrap_or(BSZ));
-        command.args(prefix.get(1..).unwrap_or_default()).args(["-q", "pack", "-j1", "m.safetensors"]);
+        command.args(prefix.get(1..).unwrap_or_default()).args([
+            "-q",
+            "pack",
+            "-j1",
+            "m.safetensors",
+        ]);
         // The slowest there is.
         command
             .env("BSZ_DECODER", "scalar")
@@ -74,7 +80,10 @@ fn what_ends_a_command_takes_its_half_file_with_it_unless_it_is_ignored() {
     };
     for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::XCPU] {
         let (status, left) = end(&[], signal);
-        assert!(status.success() || status.signal() == Some(signal.as_raw()), "{signal:?}: {status}");
+        assert!(
+            status.success() || status.signal() == Some(signal.as_raw()),
+            "{signal:?}: {status}"
+        );
         assert!(left.iter().all(|name| !name.starts_with('.')), "{signal:?}: {left:?}");
     }
     let (status, left) = end(&["nohup", BSZ], Signal::HUP);
@@ -127,7 +136,9 @@ fn a_mount_with_few_descriptors_answers_and_gives_the_rest_an_error() {
             write_model(&plain.join(format!("m{i}.safetensors")), i, 2_000);
         }
         let dir = rig.path("");
-        assert!(run(Command::new(BSZ).args(["-q", "pack", "--in-place"]).arg(&plain)).status.success());
+        assert!(
+            run(Command::new(BSZ).args(["-q", "pack", "--in-place"]).arg(&plain)).status.success()
+        );
         let output = limited(&dir, "-n 32", &["mount", "plain", "view"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let open = |i: u32| File::open(view.join(format!("m{i}.safetensors")));

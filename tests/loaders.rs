@@ -15,7 +15,10 @@ use std::process::Command;
 fn python() -> Option<OsString> {
     let python = std::env::var_os("BSZ_PYTHON").filter(|path| !path.is_empty());
     if python.is_none() {
-        assert!(std::env::var_os("BSZ_REQUIRE_PYTHON").is_none(), "BSZ_PYTHON names no interpreter");
+        assert!(
+            std::env::var_os("BSZ_REQUIRE_PYTHON").is_none(),
+            "BSZ_PYTHON names no interpreter"
+        );
         eprintln!("skipped: BSZ_PYTHON names no interpreter; `make test` provides one");
     }
     python

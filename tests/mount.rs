@@ -33,7 +33,8 @@ fn sample(rig: &Rig) -> (PathBuf, PathBuf, Vec<u8>) {
     fs::write(plain.join("broken.safetensors"), "this is no safetensors file").unwrap();
     symlink("sub/model-00001-of-00002.safetensors", plain.join("link.safetensors")).unwrap();
     symlink("/nowhere", plain.join("dangling")).unwrap();
-    fs::set_permissions(plain.join("model.safetensors"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(plain.join("model.safetensors"), fs::Permissions::from_mode(0o640))
+        .unwrap();
     fs::set_permissions(plain.join("sub/deeper"), fs::Permissions::from_mode(0o711)).unwrap();
     let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
     File::options()
@@ -82,7 +83,8 @@ fn the_view_has_the_names_sizes_modes_times_and_bytes_of_the_originals() {
         assert_eq!(walk(mount.root()), paths);
         for path in paths {
             let (original, shown) = (plain.join(&path), mount.root().join(&path));
-            let (a, b) = (fs::symlink_metadata(&original).unwrap(), fs::symlink_metadata(&shown).unwrap());
+            let (a, b) =
+                (fs::symlink_metadata(&original).unwrap(), fs::symlink_metadata(&shown).unwrap());
             let shown_as = format!("{}", path.display());
             assert_eq!(a.mode(), b.mode(), "{shown_as}");
             assert_eq!((a.uid(), a.gid()), (b.uid(), b.gid()), "{shown_as}");
@@ -92,7 +94,10 @@ fn the_view_has_the_names_sizes_modes_times_and_bytes_of_the_originals() {
                 assert_eq!(a.len(), b.len(), "{shown_as}");
                 assert_eq!((a.mtime(), a.mtime_nsec()), (b.mtime(), b.mtime_nsec()), "{shown_as}");
                 assert_eq!(b.nlink(), 1, "{shown_as}");
-                assert!(fs::read(&original).unwrap() == fs::read(&shown).unwrap(), "{shown_as}: other bytes");
+                assert!(
+                    fs::read(&original).unwrap() == fs::read(&shown).unwrap(),
+                    "{shown_as}: other bytes"
+                );
             }
         }
         // Through a symlink in the view, which the kernel follows.
@@ -112,7 +117,10 @@ fn files_of_every_kind_read_as_their_originals() {
         bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
         let mount = rig.mount(&packed, "view", &[]);
         for (name, data) in files {
-            assert!(fs::read(mount.path(&format!("{name}.safetensors"))).unwrap() == data, "{name}");
+            assert!(
+                fs::read(mount.path(&format!("{name}.safetensors"))).unwrap() == data,
+                "{name}"
+            );
         }
     });
 }
@@ -155,8 +163,9 @@ fn a_private_and_a_shared_mapping_hold_the_originals_bytes() {
         let (mount, _, model) = mounted(rig, &[]);
         let file = File::open(mount.path("model.safetensors")).unwrap();
         // SAFETY: nothing writes to the file while it is mapped.
-        let (private, shared) =
-            unsafe { (MmapOptions::new().map_copy_read_only(&file).unwrap(), Mmap::map(&file).unwrap()) };
+        let (private, shared) = unsafe {
+            (MmapOptions::new().map_copy_read_only(&file).unwrap(), Mmap::map(&file).unwrap())
+        };
         assert!(private[..] == model[..]);
         assert!(shared[..] == model[..]);
     });
@@ -193,7 +202,8 @@ fn many_threads_at_random_offsets_read_right_with_a_tiny_cache() {
                     let file = File::open(path).unwrap();
                     // SAFETY: nothing writes to the file while it is mapped.
                     let map = unsafe { Mmap::map(&file).unwrap() };
-                    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+                    let direct =
+                        File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
                     let mut random = Random::new(seed);
                     for _ in 0..60 {
                         let at = random.below(model.len() as u64 - 70_000) as usize / 512 * 512;
@@ -214,12 +224,18 @@ fn nothing_can_be_changed_through_the_view() {
         let (mount, _, _) = mounted(rig, &[]);
         let model = mount.path("model.safetensors");
         assert_eq!(errno(File::options().write(true).open(&model)), Some(libc::EROFS));
-        assert_eq!(errno(File::options().append(true).open(mount.path("config.json"))), Some(libc::EROFS));
+        assert_eq!(
+            errno(File::options().append(true).open(mount.path("config.json"))),
+            Some(libc::EROFS)
+        );
         assert_eq!(errno(File::create(mount.path("new"))), Some(libc::EROFS));
         assert_eq!(errno(fs::remove_file(&model)), Some(libc::EROFS));
         assert_eq!(errno(fs::create_dir(mount.path("dir"))), Some(libc::EROFS));
         assert_eq!(errno(fs::rename(&model, mount.path("other"))), Some(libc::EROFS));
-        assert_eq!(errno(fs::set_permissions(&model, fs::Permissions::from_mode(0o600))), Some(libc::EROFS));
+        assert_eq!(
+            errno(fs::set_permissions(&model, fs::Permissions::from_mode(0o600))),
+            Some(libc::EROFS)
+        );
     });
 }
 
@@ -273,7 +289,9 @@ fn a_bsz_file_that_is_no_archive_is_shown_as_it_is() {
         let (_, packed, _) = sample(rig);
         let archive = fs::read(packed.join("model.bsz")).unwrap();
         let torn = &archive[..archive.len() - 5];
-        for (name, bytes) in [("garbage.bsz", &b"garbage"[..]), ("empty.bsz", b""), ("torn.bsz", torn)] {
+        for (name, bytes) in
+            [("garbage.bsz", &b"garbage"[..]), ("empty.bsz", b""), ("torn.bsz", torn)]
+        {
             fs::write(packed.join(name), bytes).unwrap();
         }
         fs::write(packed.join(".bsz"), &archive).unwrap();
@@ -281,7 +299,10 @@ fn a_bsz_file_that_is_no_archive_is_shown_as_it_is() {
         let shown = walk(mount.root());
         for name in ["garbage.bsz", "empty.bsz", "torn.bsz", ".bsz"] {
             assert!(shown.contains(&name.into()), "{name}");
-            assert!(fs::read(mount.path(name)).unwrap() == fs::read(packed.join(name)).unwrap(), "{name}");
+            assert!(
+                fs::read(mount.path(name)).unwrap() == fs::read(packed.join(name)).unwrap(),
+                "{name}"
+            );
         }
         assert_eq!(errno(fs::metadata(mount.path("garbage.safetensors"))), Some(libc::ENOENT));
     });

@@ -87,7 +87,8 @@ fn source(rig: &Rig) -> Option<(PathBuf, [&'static str; 2], [&'static str; 2])> 
     let source = rig.mkdir("source");
     write_model(&source.join("plain.safetensors"), 1, 10_000);
     write_model(&source.join("packed.safetensors"), 2, 10_000);
-    fs::set_permissions(source.join("packed.safetensors"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(source.join("packed.safetensors"), fs::Permissions::from_mode(0o644))
+        .unwrap();
     bsz([Path::new("pack"), Path::new("--in-place"), &source.join("packed.safetensors")]);
     for name in ["plain.safetensors", "packed.bsz"] {
         chown(source.join(name), Some(OWNER), Some(GROUP)).unwrap();
@@ -171,11 +172,16 @@ fn an_archive_that_is_closed_while_mounted_is_closed_in_the_view() {
         let Some((source, _, [plain, packed])) = source(rig) else { return };
         let view = rig.mount(&source, "view", &["--allow-other"]);
         let archive = source.join("packed.bsz");
-        for (of_archive, of_view) in [(0o600, 0o600), (0o640, 0o640), (0o7777, 0o644), (0o400, 0o400)] {
+        for (of_archive, of_view) in
+            [(0o600, 0o600), (0o640, 0o640), (0o7777, 0o644), (0o400, 0o400)]
+        {
             fs::set_permissions(&archive, fs::Permissions::from_mode(of_archive)).unwrap();
-            follows("the mode", || fs::metadata(view.path(packed)).unwrap().mode() & 0o7777 == of_view);
+            follows("the mode", || {
+                fs::metadata(view.path(packed)).unwrap().mode() & 0o7777 == of_view
+            });
             follows("the readers", || {
-                readers(&view.path(packed)) == [of_view & 0o040 != 0, of_view & 4 != 0, of_view & 4 != 0]
+                readers(&view.path(packed))
+                    == [of_view & 0o040 != 0, of_view & 4 != 0, of_view & 4 != 0]
             });
         }
         let meta = fs::metadata(view.path(packed)).unwrap();
@@ -246,7 +252,8 @@ fn a_fifo_in_the_archives_place_is_shown_and_nothing_waits() {
         assert!(mkfifo.status.success());
         let _socket = std::os::unix::net::UnixListener::bind(source.join("s.bsz")).unwrap();
         let view = rig.mount(&source, "view", &[]);
-        let mut names: Vec<_> = fs::read_dir(view.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(view.root()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["a.bsz", "plain", "s.bsz"]);
         for name in names {

@@ -42,7 +42,8 @@ fn nothing_is_left_of_a_killed_daemon_that_unmounts_itself() {
         let view = mount.root();
         bsz([Path::new("mount"), Path::new("-o"), Path::new("auto_unmount"), &source, view]);
         assert!(fs::read(view.join("model.safetensors")).unwrap() == model);
-        let daemon = mount.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).unwrap();
+        let daemon =
+            mount.status()["pid"].as_i64().and_then(|pid| Pid::from_raw(pid as i32)).unwrap();
         assert!(guarded(view));
         kill_process(daemon, Signal::KILL).unwrap();
         wait_for("the mount to go", || mount_line(view).is_none());
@@ -61,7 +62,9 @@ fn a_guard_leaves_with_its_daemon_and_leaves_the_next_mount_alone() {
         first.signal(Signal::KILL);
         wait_for("the daemon to end", || first.has_exited());
         wait_for("its guard to end", || !guarded(first.root()));
-        assert!(second.is_mounted() && fs::read(second.path("model.safetensors")).unwrap() == model);
+        assert!(
+            second.is_mounted() && fs::read(second.path("model.safetensors")).unwrap() == model
+        );
         drop(file);
         let third = rig.mount(&source, "other-view", &["--auto-unmount"]);
         bsz([Path::new("umount"), third.root()]);
@@ -90,7 +93,12 @@ fn mounted_device(view: &Path) -> File {
 /// A shell's line, with `device` open as descriptor 3.
 fn shell_with(device: File, line: &str, args: &[&Path]) -> Command {
     let mut shell = Command::new("sh");
-    shell.arg("-ec").arg(format!("exec 3<&0 </dev/null; {line}")).arg("sh").args(args).stdin(device);
+    shell
+        .arg("-ec")
+        .arg(format!("exec 3<&0 </dev/null; {line}"))
+        .arg("sh")
+        .args(args)
+        .stdin(device);
     shell
 }
 
@@ -154,12 +162,16 @@ fn a_descriptor_that_is_none_is_refused() {
             ("--fuse-fd 3 \"$2\"", "/dev/fd/3: Operation not permitted"),
             ("--fuse-fd 0 \"$2\"", "/dev/fd/0: is not an open /dev/fuse"),
             ("--fuse-fd 77 \"$2\"", "/dev/fd/77: is not an open /dev/fuse"),
-            ("--auto-unmount --fuse-fd 3 \"$2\"", "--auto-unmount: who mounted the descriptor unmounts it"),
+            (
+                "--auto-unmount --fuse-fd 3 \"$2\"",
+                "--auto-unmount: who mounted the descriptor unmounts it",
+            ),
         ] {
             for foreground in ["", "--foreground"] {
                 // Open, but mounted nowhere.
                 let line = format!("exec \"$1\" mount {foreground} {line}");
-                let output = shell_with(fuse_device(), &line, &[Path::new(BSZ), &source]).output().unwrap();
+                let output =
+                    shell_with(fuse_device(), &line, &[Path::new(BSZ), &source]).output().unwrap();
                 let said = String::from_utf8_lossy(&output.stderr);
                 assert_eq!(output.status.code(), Some(1), "{said}");
                 assert!(said.starts_with("bsz: ") && said.contains(why), "{line}: {said}");

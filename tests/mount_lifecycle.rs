@@ -38,8 +38,12 @@ fn the_mount_table_shows_type_source_and_read_only() {
         let mount = rig.mount(&source, "view of it, with \\ and space", &[]);
         let line = mount_line(mount.root()).unwrap();
         let fields: Vec<&str> = line.split(' ').collect();
-        let shown =
-            source.canonicalize().unwrap().to_string_lossy().replace('\\', r"\134").replace(' ', r"\040");
+        let shown = source
+            .canonicalize()
+            .unwrap()
+            .to_string_lossy()
+            .replace('\\', r"\134")
+            .replace(' ', r"\040");
         assert_eq!((fields[0], fields[2]), (&shown[..], "fuse.bszfs"));
         for option in ["ro", "nosuid", "nodev"] {
             assert!(fields[3].split(',').any(|o| o == option), "{option} in {line}");
@@ -161,7 +165,8 @@ fn what_a_killed_daemon_left_is_named_and_cleared_away() {
 fn all_that_killed_daemons_left_is_cleared_away_at_once() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
-        let mounts: Vec<_> = (0..3).map(|i| rig.mount(&source, &format!("view-{i}"), &[])).collect();
+        let mounts: Vec<_> =
+            (0..3).map(|i| rig.mount(&source, &format!("view-{i}"), &[])).collect();
         for mount in &mounts[..2] {
             mount.signal(Signal::KILL);
             wait_for("the daemon to end", || mount.has_exited());
@@ -191,7 +196,9 @@ fn mount_8_is_understood() {
         assert!(helper(options, &["-n"]).status.success());
         assert!(fs::read(view.join("model.safetensors")).unwrap() == model);
         let status = run(Command::new(BSZ).args(["status", "--json"]).arg(&view)).stdout;
-        assert!(String::from_utf8_lossy(&status).contains(&format!("\"capacity_bytes\": {}", 3 << 20)));
+        assert!(
+            String::from_utf8_lossy(&status).contains(&format!("\"capacity_bytes\": {}", 3 << 20))
+        );
         bsz([Path::new("umount"), &view]);
         for (option, why) in [
             ("cache_sise=1", "is no option"),
@@ -204,7 +211,13 @@ fn mount_8_is_understood() {
         }
         assert!(helper("fancy", &["-s"]).status.success());
         bsz([Path::new("umount"), &view]);
-        bsz([Path::new("mount"), &source, &view, Path::new("-o"), Path::new("nodev,cache_size=1M")]);
+        bsz([
+            Path::new("mount"),
+            &source,
+            &view,
+            Path::new("-o"),
+            Path::new("nodev,cache_size=1M"),
+        ]);
         bsz([Path::new("umount"), &view]);
     });
 }
@@ -272,9 +285,11 @@ fn a_mount_that_cannot_be_says_why() {
 
 #[test]
 fn wrong_usage_exits_2() {
-    for args in
-        [&["mount"][..], &["mount", "a", "b", "--cache-size", "much"], &["mount", "a", "b", "--threads=0"]]
-    {
+    for args in [
+        &["mount"][..],
+        &["mount", "a", "b", "--cache-size", "much"],
+        &["mount", "a", "b", "--threads=0"],
+    ] {
         let output = run(Command::new(BSZ).args(args));
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
@@ -292,12 +307,17 @@ fn an_ordinary_user_mounts_and_unmounts() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let line = mount_line(&view).unwrap();
         assert!(
-            line.contains(" fuse.bszfs ro,") && line.contains(r"a\040source,\040with\040\134\040and"),
+            line.contains(" fuse.bszfs ro,")
+                && line.contains(r"a\040source,\040with\040\134\040and"),
             "{line}"
         );
         let file = view.join("model.safetensors");
         assert!(as_nobody(Path::new("cat"), &[&file]).stdout == model);
-        assert_eq!(fs::read(&file).err().and_then(|e| e.raw_os_error()), Some(libc::EACCES), "not others'");
+        assert_eq!(
+            fs::read(&file).err().and_then(|e| e.raw_os_error()),
+            Some(libc::EACCES),
+            "not others'"
+        );
         let output = as_nobody(&program, &[Path::new("umount"), &view]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(mount_line(&view), None);

@@ -27,7 +27,8 @@ fn text(view: &Mount, link: &str) -> PathBuf {
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> =
+        entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -134,7 +135,9 @@ fn a_links_text_follows_what_it_leads_to() {
         let view = rig.mount(&source, "view", &[]);
         assert_eq!(text(&view, "link"), Path::new("m.bsz"));
         pack(&source.join("m.safetensors"));
-        wait_for("the text", || fs::read_link(view.path("link")).unwrap() == Path::new("m.safetensors"));
+        wait_for("the text", || {
+            fs::read_link(view.path("link")).unwrap() == Path::new("m.safetensors")
+        });
     });
 }
 
@@ -180,7 +183,9 @@ fn the_names_of_a_file_share_its_number_and_the_view_counts_it_once() {
         // The archive itself, which is another file than what it shows.
         fs::hard_link(source.join("m.bsz"), source.join("raw")).unwrap();
         let view = rig.mount(&source, "view", &[]);
-        let of = |name: &str| fs::metadata(view.path(name)).map(|meta| (meta.ino(), meta.nlink())).unwrap();
+        let of = |name: &str| {
+            fs::metadata(view.path(name)).map(|meta| (meta.ino(), meta.nlink())).unwrap()
+        };
         assert_eq!(of("plain"), of("plain-2"));
         assert_eq!(of("m.safetensors"), of("m-2.safetensors"));
         assert_ne!(of("m.safetensors").0, of("raw").0);
@@ -218,8 +223,9 @@ fn an_overlay_over_the_view_reads_right_when_an_archive_is_replaced() {
             upper.display(),
             work.display()
         );
-        let mounted =
-            run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged));
+        let mounted = run(Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(&merged));
         if !mounted.status.success() {
             return eprintln!("skipped: overlayfs cannot be mounted here");
         }
@@ -253,7 +259,8 @@ fn holes_of_a_plain_file_are_holes_of_the_view() {
         let view = rig.mount(&source, "view", &[]);
         let seek = |file: &fs::File, to| rustix::fs::seek(file, to);
         use rustix::fs::SeekFrom::{Data, Hole};
-        let (theirs, mine) = (fs::File::open(source.join("sparse")), fs::File::open(view.path("sparse")));
+        let (theirs, mine) =
+            (fs::File::open(source.join("sparse")), fs::File::open(view.path("sparse")));
         let (theirs, mine) = (theirs.unwrap(), mine.unwrap());
         for at in [0, 1 << 20, 8 << 20, (8 << 20) + 5000, 63 << 20, 64 << 20] {
             assert_eq!(seek(&mine, Data(at)), seek(&theirs, Data(at)), "data from {at}");
@@ -320,7 +327,11 @@ fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
             while goes_on() {
                 // Between two states there may be nothing to read, or an error.
                 if let Ok(read) = fs::read(view.path("m.safetensors")) {
-                    assert!(models.iter().any(|(model, _)| *model == read), "{} bytes of both", read.len());
+                    assert!(
+                        models.iter().any(|(model, _)| *model == read),
+                        "{} bytes of both",
+                        read.len()
+                    );
                     whole += 1;
                 }
             }
@@ -328,6 +339,8 @@ fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
         assert!(whole > 0);
         let last = fs::read(&archive).unwrap();
         let (model, _) = models.iter().find(|(_, archive)| *archive == last).unwrap();
-        wait_for("the last one", || fs::read(view.path("m.safetensors")).is_ok_and(|read| read == *model));
+        wait_for("the last one", || {
+            fs::read(view.path("m.safetensors")).is_ok_and(|read| read == *model)
+        });
     });
 }

@@ -41,7 +41,8 @@ struct Direct {
 
 impl Direct {
     fn open(path: &Path, most: usize) -> Self {
-        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).expect("opens");
+        let file =
+            File::options().read(true).custom_flags(libc::O_DIRECT).open(path).expect("opens");
         Self { file, memory: memmap2::MmapMut::map_anon(most).expect("memory") }
     }
 
@@ -54,7 +55,11 @@ impl Direct {
 /// A header of `n` tensors of a byte, of two layers in turn, padded to a multiple of a page.
 fn tiny_tensors(n: usize) -> Vec<u8> {
     let entry = |i: usize| {
-        format!(r#""layers.{}.t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#, i % 2, i + 1)
+        format!(
+            r#""layers.{}.t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#,
+            i % 2,
+            i + 1
+        )
     };
     let mut json = format!("{{{}}}", (0..n).map(entry).collect::<Vec<_>>().join(","));
     json.push_str(&" ".repeat((json.len() + 8).next_multiple_of(4096) - json.len() - 8));
@@ -79,7 +84,10 @@ fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_
                     let most = if len > 4096 { tensors } else { 40 * len };
                     for at in (0..most).step_by(len) {
                         let n = len.min(tensors - at);
-                        assert!(file.read((head.len() + at) as u64, len) == vec![7; n], "{n} bytes at {at}");
+                        assert!(
+                            file.read((head.len() + at) as u64, len) == vec![7; n],
+                            "{n} bytes at {at}"
+                        );
                     }
                 });
             }
@@ -102,8 +110,9 @@ fn chunks_of_several_sizes_are_held_within_bounds() {
             crafted::archive(&source.join(format!("m{i}.bsz")), &[], &blob, lens);
         }
         let mount = rig.mount(&source, "v", &["--cache-size=64MiB", "--prefetch=off"]);
-        let mut files: Vec<Direct> =
-            (0..SIZES.len()).map(|i| Direct::open(&mount.path(&format!("m{i}.safetensors")), 4096)).collect();
+        let mut files: Vec<Direct> = (0..SIZES.len())
+            .map(|i| Direct::open(&mount.path(&format!("m{i}.safetensors")), 4096))
+            .collect();
         let touch = |files: &mut Vec<Direct>, which: usize, chunk: usize| {
             let (size, len) = (SIZES[which], 4096.min(SIZES[which]));
             // The page in which the chunk's middle is.
@@ -127,7 +136,8 @@ fn chunks_of_several_sizes_are_held_within_bounds() {
         }
         is_within_bounds(&mount, 64 * MIB);
         let cache = &mount.status()["cache"];
-        let [held, most] = ["held_bytes", "capacity_bytes"].map(|name| cache[name].as_u64().unwrap());
+        let [held, most] =
+            ["held_bytes", "capacity_bytes"].map(|name| cache[name].as_u64().unwrap());
         // Counted are whole pages: all but what no page has room for.
         assert!(held <= most && held > most / 2, "{held} of {most}");
     });

@@ -29,7 +29,10 @@ fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
         let parts: Vec<(String, Vec<u8>)> = (0..12)
             .map(|layer| {
                 let weight = |_| [random.next() as u8, 0x3c + (random.next() % 3) as u8];
-                (format!("model.layers.{layer}.part.{shard}"), (0..PART / 2).flat_map(weight).collect())
+                (
+                    format!("model.layers.{layer}.part.{shard}"),
+                    (0..PART / 2).flat_map(weight).collect(),
+                )
             })
             .collect();
         let tensors = parts.iter().map(|(name, data)| {
@@ -117,7 +120,8 @@ fn layers_ahead_are_in_the_kernels_page_cache_and_the_mount_can_be_ended_at_once
                 wait_for("the other process to be sent away", || pullers(&mount) == 0);
             }
             // What pulls them has files of the mount open now and then, but not when their readers have closed them.
-            rustix::mount::unmount(mount.root(), rustix::mount::UnmountFlags::empty()).expect("not busy");
+            rustix::mount::unmount(mount.root(), rustix::mount::UnmountFlags::empty())
+                .expect("not busy");
         }
     });
 }
@@ -178,7 +182,8 @@ fn what_is_cached_of_a_file_is_there_when_it_is_opened_again_but_not_for_another
         let shown = mount.path(name.to_str().expect("UTF-8"));
         // Past the kernel's cache.
         let read = |expected: &[u8]| {
-            let file = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&shown);
+            let file =
+                std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&shown);
             let mut out = vec![0; 100_000];
             file.expect("opens").read_exact_at(&mut out, 2_000_000).expect("read");
             assert!(out == expected[2_000_000..][..out.len()]);
@@ -240,7 +245,9 @@ fn with_prefetch_off_nothing_is_decoded_ahead() {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--prefetch", "off"]);
         for (name, bytes) in &files {
-            assert!(std::fs::read(mount.path(name.to_str().expect("UTF-8"))).expect("read") == *bytes);
+            assert!(
+                std::fs::read(mount.path(name.to_str().expect("UTF-8"))).expect("read") == *bytes
+            );
         }
         assert_eq!(figure(&mount, "ahead"), 0);
         let all: u64 = files.iter().map(|(_, b)| b.len() as u64).sum();
@@ -255,7 +262,12 @@ fn watching_a_mount_tells_rates_until_it_has_gone() {
         let mount = rig.mount(&packed, "view", &[]);
         let watch = |flags: &[&str]| {
             let mut command = Command::new(BSZ);
-            command.arg("status").args(flags).arg(mount.root()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+                .arg("status")
+                .args(flags)
+                .arg(mount.root())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
             let mut child = command.spawn().expect("bsz");
             let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
             (child, lines.map(|line| line.expect("UTF-8")))
@@ -263,7 +275,8 @@ fn watching_a_mount_tells_rates_until_it_has_gone() {
         let (mut for_programs, mut json) = watch(&["--watch=0.2", "--json"]);
         let (mut for_people, mut table) = watch(&["--watch=0.2"]);
         let mut rate = || {
-            let line: serde_json::Value = serde_json::from_str(&json.next().expect("a line")).expect("JSON");
+            let line: serde_json::Value =
+                serde_json::from_str(&json.next().expect("a line")).expect("JSON");
             line[0]["rates"]["served_bytes"].as_u64().expect("a rate")
         };
         assert_eq!(rate(), 0);
@@ -301,7 +314,10 @@ fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
         let served = || {
             let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
             assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
-            let line = answer.lines().find(|l| l.starts_with("bszfs_served_bytes_total{")).expect("a line");
+            let line = answer
+                .lines()
+                .find(|l| l.starts_with("bszfs_served_bytes_total{"))
+                .expect("a line");
             line.rsplit(' ').next().expect("a value").parse::<usize>().expect("a number")
         };
         wait_for("all to be counted", || served() >= files[0].1.len());
@@ -313,7 +329,8 @@ fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
         assert!(refused.contains("metrics: "), "{refused}");
         bsz([Path::new("umount"), mount.root()]);
         wait_for("the socket to be gone", || !socket.exists());
-        let open = run(Command::new(BSZ).args(["mount", "--metrics=0.0.0.0:1"]).arg(&packed).arg(&other));
+        let open =
+            run(Command::new(BSZ).args(["mount", "--metrics=0.0.0.0:1"]).arg(&packed).arg(&other));
         assert!(!open.status.success());
     });
 }
@@ -337,11 +354,19 @@ fn files_tell_what_their_archives_are() {
         assert_eq!(get(name, "user.bsz.sha256").expect("a hash").as_bytes(), &sum[..64]);
         let stored = packed.join(name).with_extension("bsz").metadata().expect("stat").len();
         assert_eq!(get(name, "user.bsz.stored"), Ok(stored.to_string()));
-        assert_eq!(get(name, "user.bsz.ratio"), Ok(format!("{:.4}", stored as f64 / bytes.len() as f64)));
+        assert_eq!(
+            get(name, "user.bsz.ratio"),
+            Ok(format!("{:.4}", stored as f64 / bytes.len() as f64))
+        );
         assert!(get(name, "user.bsz.coding").expect("codings").contains("planes "));
         // Or a copy with its attributes would go on saying so.
         for listed in [mount.path(name), mount.root().into()] {
-            assert_eq!(rustix::fs::listxattr(&listed, &mut [0u8; 4096]), Ok(0), "{}", listed.display());
+            assert_eq!(
+                rustix::fs::listxattr(&listed, &mut [0u8; 4096]),
+                Ok(0),
+                "{}",
+                listed.display()
+            );
         }
         let none = Err(rustix::io::Errno::NODATA);
         assert_eq!(get("plain", "user.bsz.sha256"), none);
@@ -357,7 +382,10 @@ fn status_shows_the_mounts_and_what_they_do() {
         let mount = rig.mount(&packed, "view", &["--cache-size", "64MiB"]);
         bsz([Path::new("warm"), mount.root()]);
         let status = mount.status();
-        assert_eq!(status["mountpoint"], mount.root().canonicalize().expect("path").to_str().expect("UTF-8"));
+        assert_eq!(
+            status["mountpoint"],
+            mount.root().canonicalize().expect("path").to_str().expect("UTF-8")
+        );
         assert_eq!(status["cache"]["capacity_bytes"], 64 << 20);
         let all: u64 = files.iter().map(|(_, b)| b.len() as u64).sum();
         // Other tests may have the kernel drop its pages meanwhile.
@@ -372,15 +400,20 @@ fn status_shows_the_mounts_and_what_they_do() {
         let view = mount.root().to_str().expect("UTF-8");
         let figures = said(&["status", view]);
         assert!(figures.contains("99 % below") && figures.contains("archives: 2"), "{figures}");
-        let json: serde_json::Value = serde_json::from_str(&said(&["status", "--json", view])).expect("JSON");
+        let json: serde_json::Value =
+            serde_json::from_str(&said(&["status", "--json", view])).expect("JSON");
         let blocks = |(name, _): &(PathBuf, Vec<u8>)| {
             std::fs::metadata(packed.join(name).with_extension("bsz")).expect("stat").blocks()
         };
         let stored = files.iter().map(blocks).sum::<u64>() * 512;
-        let space = serde_json::json!({"archives": 2, "original_bytes": all, "stored_bytes": stored});
+        let space =
+            serde_json::json!({"archives": 2, "original_bytes": all, "stored_bytes": stored});
         assert_eq!(json[0]["space"], space);
         assert!(bsz_fails([Path::new("status"), &packed]).contains("is no bszfs mount"));
-        assert!(bsz_fails([Path::new("cache"), Path::new("drop"), &packed]).contains("is no bszfs mount"));
+        assert!(
+            bsz_fails([Path::new("cache"), Path::new("drop"), &packed])
+                .contains("is no bszfs mount")
+        );
         assert!(bsz_fails([Path::new("warm"), &rig.path("none")]).contains("none"));
     });
 }

@@ -67,7 +67,8 @@ fn threads_at_random_over_several_shards_with_the_smallest_cache() {
                     s.spawn(move || {
                         let mut random = Random::new(seed);
                         let mut buffer = vec![0; 300_000];
-                        let files: Vec<_> = shards.iter().map(|(name, _)| open(mount, name)).collect();
+                        let files: Vec<_> =
+                            shards.iter().map(|(name, _)| open(mount, name)).collect();
                         for _ in 0..800 / threads {
                             let i = random.below(3) as usize;
                             let original = &shards[i].1;
@@ -123,7 +124,8 @@ fn streams_from_many_threads_in_any_order_are_exact() {
                         s.spawn(|| {
                             let mut buffer = vec![0; 2 << 20];
                             loop {
-                                let at = next.fetch_add(2 << 20, std::sync::atomic::Ordering::Relaxed);
+                                let at =
+                                    next.fetch_add(2 << 20, std::sync::atomic::Ordering::Relaxed);
                                 if at >= original.len() as u64 {
                                     return;
                                 }
@@ -163,7 +165,8 @@ fn readers_that_are_killed_leave_the_mount_as_it_was() {
         for _ in 0..15 {
             drop_page_cache();
             let null = Path::new("/dev/null");
-            let mut readers: Vec<_> = (0..4).map(|i| reader(&mount, &shards[i % 2].0, null)).collect();
+            let mut readers: Vec<_> =
+                (0..4).map(|i| reader(&mount, &shards[i % 2].0, null)).collect();
             thread::sleep(Duration::from_millis(random.below(30)));
             readers.iter_mut().for_each(|r| r.kill().expect("kill"));
             for reader in &mut readers {
@@ -223,7 +226,11 @@ fn archives_that_are_cut_short_or_removed_give_errors_or_right_bytes() {
                 match files[1].read_exact_at(part, at) {
                     Ok(()) => assert!(*part == shards[1].1[at as usize..][..part.len()], "{at}"),
                     Err(e) => {
-                        assert_eq!(e.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{at}")
+                        assert_eq!(
+                            e.raw_os_error(),
+                            Some(rustix::io::Errno::IO.raw_os_error()),
+                            "{at}"
+                        )
                     }
                 }
                 files[1].read_exact_at(part, at).is_err()
@@ -293,7 +300,10 @@ fn ten_thousand_archives_are_walked_forgotten_and_walked_again() {
         }
         let started = Instant::now();
         let mount = rig.mount(&packed, "view", &["--cache-size", "1MiB"]);
-        assert!(started.elapsed() < Duration::from_secs(5), "nothing is walked before it is asked for");
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "nothing is walked before it is asked for"
+        );
         for round in 0..3 {
             thread::scope(|s| {
                 for part in 0..4 {
@@ -305,7 +315,10 @@ fn ten_thousand_archives_are_walked_forgotten_and_walked_again() {
                             assert_eq!(names.count(), 100);
                             for i in 0..100 {
                                 let file = path.join(format!("{i}.safetensors"));
-                                assert_eq!(file.metadata().expect("stat").len(), original.len() as u64);
+                                assert_eq!(
+                                    file.metadata().expect("stat").len(),
+                                    original.len() as u64
+                                );
                                 if i % 20 == round {
                                     assert!(std::fs::read(&file).expect("read") == *original);
                                 }
@@ -326,8 +339,9 @@ fn ten_thousand_archives_are_walked_forgotten_and_walked_again() {
 fn ten_mounts_at_once() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 2, 2_000_000);
-        let mounts: Vec<_> =
-            (0..10).map(|i| rig.mount(&packed, &format!("view-{i}"), &["--cache-size", "1MiB"])).collect();
+        let mounts: Vec<_> = (0..10)
+            .map(|i| rig.mount(&packed, &format!("view-{i}"), &["--cache-size", "1MiB"]))
+            .collect();
         thread::scope(|s| {
             for mount in &mounts {
                 s.spawn(|| {
@@ -387,7 +401,11 @@ fn an_error_of_the_disk_is_an_io_error_and_the_daemon_lives() {
         let mut buffer = vec![0; 4096];
         compare(&file, &shards[1].1, 0, 4096, &mut buffer);
         // Behind the file system's back: its disk ends early.
-        File::options().write(true).open(&disk.image).and_then(|f| f.set_len(1 << 20)).expect("cut");
+        File::options()
+            .write(true)
+            .open(&disk.image)
+            .and_then(|f| f.set_len(1 << 20))
+            .expect("cut");
         drop_page_cache();
         let last = shards[1].1.len() as u64 - 4096;
         let read = |at| file.read_exact_at(&mut [0; 4096], at);

@@ -54,7 +54,8 @@ fn readers(mount: &Mount) -> Vec<Child> {
 fn no_command_waits_for_a_daemon_that_is_stopped() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
-        let (stopped, other) = (rig.mount(&source, "stopped", &[]), rig.mount(&source, "other", &[]));
+        let (stopped, other) =
+            (rig.mount(&source, "stopped", &[]), rig.mount(&source, "other", &[]));
         let free = rig.mkdir("free");
         stopped.signal(Signal::STOP);
         // The kernel knows names and attributes for a second.
@@ -142,13 +143,17 @@ fn a_cache_is_dropped_when_the_command_returns_and_not_for_just_anybody() {
         let read = || {
             use std::os::unix::fs::OpenOptionsExt;
             let mut options = File::options();
-            let file = options.read(true).custom_flags(libc::O_DIRECT).open(mount.path("model.safetensors"));
+            let file = options
+                .read(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(mount.path("model.safetensors"));
             file.unwrap().read_exact_at(&mut [0; 4096], 0).unwrap();
         };
         read();
         assert!(held() > 0);
         if let Some((program, _)) = ordinary_user(rig) {
-            let output = as_nobody(&program, &[Path::new("cache"), Path::new("drop"), mount.root()]);
+            let output =
+                as_nobody(&program, &[Path::new("cache"), Path::new("drop"), mount.root()]);
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(said.contains("is for root and the user who mounted it"), "{said}");
             assert!(held() > 0);
@@ -205,10 +210,11 @@ fn layers(rig: &Rig) -> std::path::PathBuf {
         (format!("model.layers.{i}.w"), (0..LAYER / 2).flat_map(weight).collect::<Vec<u8>>())
     };
     let layers: Vec<_> = (0..LAYERS).map(&mut layer).collect();
-    let tensors = layers
-        .iter()
-        .map(|(name, data)| (name, TensorView::new(Dtype::BF16, vec![LAYER / 2 / 500, 500], data).unwrap()));
-    fs::write(plain.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let tensors = layers.iter().map(|(name, data)| {
+        (name, TensorView::new(Dtype::BF16, vec![LAYER / 2 / 500, 500], data).unwrap())
+    });
+    fs::write(plain.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+        .unwrap();
     bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
     packed
 }

@@ -77,7 +77,10 @@ fn commands_on_files_show_every_name_and_steer_no_terminal() {
     assert_eq!(packed_row["output_bytes"], hex(&archive));
     let verified = &json([p("verify"), p("--json"), &packed])["files"][0];
     assert_eq!((&verified["path_bytes"], verified.get("output")), (&hex(&archive).into(), None));
-    assert_eq!(json([p("bench"), p("--json"), p("--seconds=0.01"), &archive])["file_bytes"], hex(&archive));
+    assert_eq!(
+        json([p("bench"), p("--json"), p("--seconds=0.01"), &archive])["file_bytes"],
+        hex(&archive)
+    );
 
     for args in [
         &[p("verify"), &packed][..],
@@ -93,7 +96,10 @@ fn commands_on_files_show_every_name_and_steer_no_terminal() {
         &[p("mount"), &models, &dir.path().join(named("-none"))],
     ] {
         let said = said(args);
-        assert!(said.is_empty() || said.contains(SHOWN) || args[0] == p("warm"), "{args:?}: {said}");
+        assert!(
+            said.is_empty() || said.contains(SHOWN) || args[0] == p("warm"),
+            "{args:?}: {said}"
+        );
     }
     // As a shell's `*` would have it.
     assert!(said([p("info"), p("a"), &plain]).contains("Usage"));
@@ -105,7 +111,11 @@ fn mounts_of_every_name_are_shown_and_logged_and_end() {
     mount_test(|rig| {
         let p = Path::new;
         let models = models(&rig.path(""));
-        assert!(run(Command::new(BSZ).args([p("pack"), p("-q"), p("--in-place"), &models])).status.success());
+        assert!(
+            run(Command::new(BSZ).args([p("pack"), p("-q"), p("--in-place"), &models]))
+                .status
+                .success()
+        );
         let archive = models.join(named(".bsz"));
         let view = rig.path("").join(named("-view"));
         fs::create_dir(&view).unwrap();

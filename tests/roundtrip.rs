@@ -2,7 +2,9 @@
 
 use bszfs::{codec, read::Archive};
 use proptest::prelude::*;
-use samples::{DTYPES, FILLS, Random, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes};
+use samples::{
+    DTYPES, FILLS, Random, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes,
+};
 
 #[path = "common/samples.rs"]
 mod samples;
@@ -45,7 +47,10 @@ fn one_weight_far_below_all_others_costs_little() {
         let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
         let ratio = archive.len() as f64 / bytes.len() as f64;
         assert!(ratio < most, "{dtype}: {ratio}");
-        assert!(unpack_bytes(dir.path(), &archive, &*codec::fastest()).expect("decodes") == bytes, "{dtype}");
+        assert!(
+            unpack_bytes(dir.path(), &archive, &*codec::fastest()).expect("decodes") == bytes,
+            "{dtype}"
+        );
     }
 }
 
@@ -56,7 +61,8 @@ fn equal_tensors_are_stored_once() {
     // Alike at first, but not the same.
     let mut other = data.clone();
     other[16 << 20] ^= 1;
-    let bytes = safetensors(&[("a", "BF16", data.clone()), ("b", "BF16", data), ("c", "BF16", other)]);
+    let bytes =
+        safetensors(&[("a", "BF16", data.clone()), ("b", "BF16", data), ("c", "BF16", other)]);
     let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
     assert!(archive.len() < 18 << 20, "{} bytes", archive.len());
     std::fs::write(dir.path().join("a.bsz"), &archive).expect("written");
@@ -73,7 +79,8 @@ fn any_range_reads_the_same_bytes() {
         ("a", "BF16", tensor("BF16", 700_000, samples::Fill::Weights, 5)),
         ("b", "F32", tensor("F32", 300_004, samples::Fill::Weights, 6)),
     ]);
-    std::fs::write(dir.path().join("a.bsz"), pack_bytes(dir.path(), "x", &bytes, 64 << 10)).expect("written");
+    std::fs::write(dir.path().join("a.bsz"), pack_bytes(dir.path(), "x", &bytes, 64 << 10))
+        .expect("written");
     let archive = Archive::open(&dir.path().join("a.bsz")).expect("opens");
     let mut r = Random(3);
     for _ in 0..300 {

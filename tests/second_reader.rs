@@ -10,8 +10,16 @@ mod samples;
 type Seen = BTreeSet<&'static str>;
 
 /// SHA-256's initial state.
-const SHA256_START: [u32; 8] =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const SHA256_START: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 
 /// Takes what is stored, piece by piece.
 struct Bytes<'a>(&'a [u8]);
@@ -74,8 +82,9 @@ impl Model {
             low @ 128.. => low - 128 + 128 * b.number(1) as u64,
             low => low,
         };
-        let tables: Vec<Vec<u64>> =
-            (0..table_count).map(|_| (0..=value_count).map(|_| frequency(&mut b)).collect()).collect();
+        let tables: Vec<Vec<u64>> = (0..table_count)
+            .map(|_| (0..=value_count).map(|_| frequency(&mut b)).collect())
+            .collect();
         b.end();
 
         assert!([1, 2, 4, 8].contains(&width) && rotated <= 1);
@@ -90,7 +99,9 @@ impl Model {
         assert!(block > 0 && block % 128 == 0);
         assert!(columns == 0 || (128..=65536).contains(&columns));
         assert!((1..=63).contains(&value_count));
-        assert!(values.windows(2).all(|v| v[0] < v[1]) && values[value_count - 1] < 1 << symbol_bits);
+        assert!(
+            values.windows(2).all(|v| v[0] < v[1]) && values[value_count - 1] < 1 << symbol_bits
+        );
         let classes = class.iter().max().map_or(1, |c| c + 1);
         let choices = table_count / classes;
         assert!(classes <= 8 && table_count % classes == 0 && (1..=4).contains(&choices));
@@ -114,7 +125,8 @@ impl Model {
 fn slots(frequencies: &[u64]) -> Vec<(usize, u64)> {
     let mut own: Vec<u64> = (0..64).map(|b| frequencies.get(b).copied().unwrap_or(0)).collect();
     let mut other: Vec<usize> = (0..64).collect();
-    let (mut small, mut large): (VecDeque<usize>, VecDeque<usize>) = (0..64).partition(|&b| own[b] < 256);
+    let (mut small, mut large): (VecDeque<usize>, VecDeque<usize>) =
+        (0..64).partition(|&b| own[b] < 256);
     while let Some(s) = small.pop_front() {
         let l = large[0];
         other[s] = l;
@@ -145,7 +157,9 @@ fn coded_tops(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u
     let mut choice = vec![0; blocks];
     if m.choices > 1 {
         let packed = b.take(blocks.div_ceil(4));
-        choice = (0..packed.len() * 4).map(|i| usize::from(packed[i / 4] >> (2 * (i % 4)) & 3)).collect();
+        choice = (0..packed.len() * 4)
+            .map(|i| usize::from(packed[i / 4] >> (2 * (i % 4)) & 3))
+            .collect();
         assert!(choice.split_off(blocks).iter().all(|&unused| unused == 0));
         assert!(choice.iter().all(|&c| c < m.choices));
     }
@@ -181,7 +195,10 @@ fn coded_tops(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u
         ("several choices", choice.iter().any(|&c| c != choice[0])),
         ("several classes", m.classes > 1),
         ("choices and classes", m.choices > 1 && m.classes > 1),
-        ("columns that do not divide into rounds", m.classes > 1 && !m.class.len().is_multiple_of(128)),
+        (
+            "columns that do not divide into rounds",
+            m.classes > 1 && !m.class.len().is_multiple_of(128),
+        ),
         ("an odd number of columns", !m.class.len().is_multiple_of(2)),
         ("a round with elements that are not there", !n.is_multiple_of(128)),
         ("a shorter last block", !n.is_multiple_of(m.block)),
@@ -235,10 +252,16 @@ fn chunk_of_planes(stored: &[u8], m: &Model, len: usize, seen: &mut Seen) -> Vec
     assert_eq!(n * m.width, len);
     let mut b = Bytes(stored);
     let (mode, reserved, constant) = (b.number(1), b.number(1), b.number(2));
-    let records: Vec<(usize, u64)> = m.planes.iter().map(|_| (b.number(1), b.number(1) as u64)).collect();
-    assert!(mode <= 1 && reserved == 0 && constant < 1 << m.symbol_bits && (mode == 1 || constant == 0));
-    let (tops, carried) =
-        if mode == 0 { coded_tops(&mut b, m, n, seen) } else { (vec![constant as u64; n], Vec::new()) };
+    let records: Vec<(usize, u64)> =
+        m.planes.iter().map(|_| (b.number(1), b.number(1) as u64)).collect();
+    assert!(
+        mode <= 1 && reserved == 0 && constant < 1 << m.symbol_bits && (mode == 1 || constant == 0)
+    );
+    let (tops, carried) = if mode == 0 {
+        coded_tops(&mut b, m, n, seen)
+    } else {
+        (vec![constant as u64; n], Vec::new())
+    };
     seen.insert(["coded symbols", "constant symbols"][mode]);
     let long = |&p: &usize| records[p].0 == 0 && packed_len(m.planes[p], n) >= 256;
     let last_long = (0..m.planes.len()).rfind(long);
@@ -292,7 +315,8 @@ fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
     assert_eq!((&f[122..], le(f, 120, 2)), (&b"BSZEND"[..], 1));
     let xxh3 = twox_hash::XxHash3_64::oneshot;
     assert_eq!(xxh3(&[&f[..112], &f[120..]].concat()), le(f, 112, 8));
-    let (original_len, index_at, index_len) = (le(f, 0, 8), le(f, 64, 8) as usize, le(f, 72, 8) as usize);
+    let (original_len, index_at, index_len) =
+        (le(f, 0, 8), le(f, 64, 8) as usize, le(f, 72, 8) as usize);
     let (chunks, models, max_chunk) = (le(f, 88, 4) as usize, le(f, 92, 4) as usize, le(f, 96, 4));
     assert!(index_at >= 16 && index_at + index_len + 128 == a.len() && f[100..112] == [0; 12]);
     assert!(original_len < 1 << 63 && index_len <= 1 << 30 && max_chunk <= 4 << 20);
@@ -304,8 +328,9 @@ fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
     let blobs = &index[ends_at + 4 * models..];
     let end = |i: usize| le(index, ends_at + 4 * i, 4) as usize;
     assert_eq!(if models == 0 { 0 } else { end(models - 1) }, blobs.len());
-    let models: Vec<_> =
-        (0..models).map(|i| Model::read(&blobs[if i == 0 { 0 } else { end(i - 1) }..end(i)])).collect();
+    let models: Vec<_> = (0..models)
+        .map(|i| Model::read(&blobs[if i == 0 { 0 } else { end(i - 1) }..end(i)]))
+        .collect();
     let mut out = Vec::new();
     for c in 0..chunks {
         let r = &index[32 * c..32 * c + 32];
@@ -375,8 +400,8 @@ const FEATURES: [&str; 27] = [
 #[test]
 fn golden_archives_use_all_of_the_format() {
     let mut seen = Seen::new();
-    for entry in
-        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/v1")).expect("golden archives")
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/v1"))
+        .expect("golden archives")
     {
         let path = entry.expect("an entry").path();
         read_archive(&std::fs::read(path).expect("read"), &mut seen);

@@ -7,7 +7,8 @@ use std::process::Command;
 const UNITS: [&str; 2] = ["systemd/bszfs@.service", "systemd/user/bszfs@.service"];
 
 fn unit(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a unit of the repository")
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
+        .expect("a unit of the repository")
 }
 
 #[test]
@@ -33,13 +34,20 @@ fn systemd_has_nothing_to_say_about_the_units() {
 #[test]
 fn the_units_use_options_that_bsz_has() {
     for path in UNITS {
-        for line in unit(path).lines().filter(|line| line.starts_with("Exec") && line.contains("/bsz ")) {
+        for line in
+            unit(path).lines().filter(|line| line.starts_with("Exec") && line.contains("/bsz "))
+        {
             let command = line.split_once("/bsz ").map(|(_, rest)| rest).unwrap_or_default();
-            let words: Vec<&str> = command.split(['\'', '"', ' ']).filter(|word| !word.is_empty()).collect();
+            let words: Vec<&str> =
+                command.split(['\'', '"', ' ']).filter(|word| !word.is_empty()).collect();
             let program = bszfs::cli::command();
-            let verb = program.find_subcommand(words[0]).unwrap_or_else(|| panic!("{path}: {line}"));
+            let verb =
+                program.find_subcommand(words[0]).unwrap_or_else(|| panic!("{path}: {line}"));
             for option in words.iter().filter_map(|word| word.strip_prefix("--")) {
-                assert!(verb.get_arguments().any(|a| a.get_long() == Some(option)), "{path}: --{option}");
+                assert!(
+                    verb.get_arguments().any(|a| a.get_long() == Some(option)),
+                    "{path}: --{option}"
+                );
             }
         }
     }

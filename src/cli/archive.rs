@@ -62,7 +62,9 @@ impl Common {
     /// Build the global thread pool, which happens once per process.
     pub(super) fn start_threads(&self) -> Result<()> {
         let threads = self.jobs.map_or(0, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("bsz-{i}"));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("bsz-{i}"));
         pool.build_global().map_err(|e| Error::invalid(e.to_string()).about("threads"))
     }
 }
@@ -87,7 +89,10 @@ fn verify_with(quick: bool) -> Verify {
 /// what is written name it already.
 pub(super) fn naming(e: Error, archive: &Path, output: &Path) -> Error {
     let text = e.to_string();
-    match [archive, output].iter().any(|path| text.starts_with(&format!("{}: ", escape::path(*path)))) {
+    match [archive, output]
+        .iter()
+        .any(|path| text.starts_with(&format!("{}: ", escape::path(*path))))
+    {
         true => e,
         false => Error::new(e.kind(), text).about_path(archive),
     }
@@ -113,7 +118,8 @@ fn verify_one(path: &Path, quick: bool, watch: &Watch) {
     let begun = Instant::now();
     let outcome = Archive::open(path).and_then(|archive| {
         watch.bar.start("verifying", path, archive.footer().original_len, 1);
-        let outcome = verify_with(quick)(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
+        let outcome =
+            verify_with(quick)(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
         outcome.map(|()| archive.footer().original_len).map_err(|e| naming(e, path, path))
     });
     let row = |action, original, why| Row {
@@ -165,12 +171,17 @@ pub fn info(args: InfoArgs) -> Result<()> {
     for path in found {
         describe(path).map_or_else(|e| failures.push(e), |described| all.push(described));
     }
-    let mut rows = vec![["archive", "original", "stored", "ratio", "tensors"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["archive", "original", "stored", "ratio", "tensors"].map(String::from).to_vec()];
     rows.extend(all.iter().map(|Described { path, description: d }| {
         let path = path.strip_prefix(&args.source).unwrap_or(path);
-        let sizes =
-            [report::bytes(d.original), report::bytes(d.archive), report::ratio(d.archive, d.original)];
-        [vec![escape::path(path).into_owned()], sizes.to_vec(), vec![d.tensors.len().to_string()]].concat()
+        let sizes = [
+            report::bytes(d.original),
+            report::bytes(d.archive),
+            report::ratio(d.archive, d.original),
+        ];
+        [vec![escape::path(path).into_owned()], sizes.to_vec(), vec![d.tensors.len().to_string()]]
+            .concat()
     }));
     report::table(&rows, &[1, 2, 3, 4]).iter().for_each(|line| output.line(line));
     let why = |e: &Error| e.to_string();
@@ -180,7 +191,8 @@ pub fn info(args: InfoArgs) -> Result<()> {
 }
 
 fn info_lines(Described { path, description: d }: &Described) -> Vec<String> {
-    let mut rows = vec![["tensor", "dtype", "shape", "size", "ratio", "coding"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["tensor", "dtype", "shape", "size", "ratio", "coding"].map(String::from).to_vec()];
     let coded = |name: &str, dtype: &str, shape: &[usize], coded: &Coded| {
         let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
         let codings: Vec<&str> = coded.codings.keys().copied().collect();
@@ -204,5 +216,6 @@ fn info_lines(Described { path, description: d }: &Described) -> Vec<String> {
         d.tensors.len(),
         d.chunks,
     );
-    [vec![head, format!("SHA-256 of the original: {}", d.sha256)], report::table(&rows, &[3, 4])].concat()
+    [vec![head, format!("SHA-256 of the original: {}", d.sha256)], report::table(&rows, &[3, 4])]
+        .concat()
 }

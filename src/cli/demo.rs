@@ -126,7 +126,8 @@ impl Stage {
     fn new() -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in interrupt::wanted(&[SIGHUP, SIGINT, SIGTERM]) {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted)).about("signal handler")?;
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))
+                .about("signal handler")?;
         }
         let dir = tempfile::Builder::new().prefix("bsz-demo.").tempdir();
         Ok(Self { dir: dir.about("a temporary directory")?, interrupted })
@@ -182,8 +183,12 @@ impl Stage {
             say(format!("# /dev/fuse: {e}"))?;
             return Ok(None);
         }
-        let child =
-            self.start(&["mount".as_ref(), "--foreground".as_ref(), "packed".as_ref(), "view".as_ref()])?;
+        let child = self.start(&[
+            "mount".as_ref(),
+            "--foreground".as_ref(),
+            "packed".as_ref(),
+            "view".as_ref(),
+        ])?;
         let mut mounted = Mounted { child, on: view };
         let begun = Instant::now();
         let place = self.dir.path().canonicalize().about("the temporary directory")?.join("view");
@@ -231,7 +236,8 @@ impl Stage {
         let end = file.metadata().about_path(path)?.len();
         let digest = |range| {
             let mut hash = Sha256::new();
-            self.blocks(path, &file, range, |block| hash.update(block)).map(|()| hash.finalize().into())
+            self.blocks(path, &file, range, |block| hash.update(block))
+                .map(|()| hash.finalize().into())
         };
         let mut tensors = Vec::new();
         for tensor in header(&file, end).unwrap_or_default().tensors {

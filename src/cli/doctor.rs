@@ -95,7 +95,9 @@ fn kernel() -> Finding {
     let version = (number(parts.next()), number(parts.next()));
     let found = format!("Linux {}", release.trim());
     match version {
-        (Some(major), Some(minor)) if (major, minor) >= (5, 6) => Finding::new("kernel", State::Good, found),
+        (Some(major), Some(minor)) if (major, minor) >= (5, 6) => {
+            Finding::new("kernel", State::Good, found)
+        }
         _ => Finding::new("kernel", State::Fair, format!("{found}: tried with 5.6 and newer only")),
     }
 }
@@ -103,11 +105,17 @@ fn kernel() -> Finding {
 fn fuse() -> Finding {
     match File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => Finding::new("FUSE", State::Good, "/dev/fuse can be opened"),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Finding::new("FUSE", State::Bad, "there is no /dev/fuse")
-                .mend("modprobe fuse; in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN")
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Finding::new(
+            "FUSE",
+            State::Bad,
+            "there is no /dev/fuse",
+        )
+        .mend(
+            "modprobe fuse; in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN",
+        ),
+        Err(e) => {
+            Finding::new("FUSE", State::Bad, format!("/dev/fuse: {e}")).mend("chmod 666 /dev/fuse")
         }
-        Err(e) => Finding::new("FUSE", State::Bad, format!("/dev/fuse: {e}")).mend("chmod 666 /dev/fuse"),
     }
 }
 
@@ -136,7 +144,11 @@ fn readahead() -> Finding {
     if rustix::process::geteuid().is_root() {
         return Finding::new("readahead", State::Good, "mounts get 1 MiB");
     }
-    Finding::new("readahead", State::Fair, "mounts get the kernel's 128 KiB; only root may raise it")
+    Finding::new(
+        "readahead",
+        State::Fair,
+        "mounts get the kernel's 128 KiB; only root may raise it",
+    )
 }
 
 fn open_files() -> Finding {
@@ -162,7 +174,11 @@ fn decoders() -> Finding {
     let names: Vec<&str> = codec::decoders().iter().map(|d| d.name()).collect();
     let state = if names.len() > 1 { State::Good } else { State::Fair };
     let used = codec::fastest();
-    Finding::new("processor", state, format!("decodes with {}; has {}", used.name(), names.join(", ")))
+    Finding::new(
+        "processor",
+        state,
+        format!("decodes with {}; has {}", used.name(), names.join(", ")),
+    )
 }
 
 #[cfg(feature = "cuda")]
@@ -185,11 +201,13 @@ fn unserved_mounts() -> [Finding; 2] {
         Ok(unserved) => unserved,
         Err(e) => return names.map(|what| Finding::new(what, State::Fair, e.to_string())),
     };
-    let finding = |what, mounts: &[std::path::PathBuf], mend: &dyn Fn(&str) -> String| match mounts {
+    let finding = |what, mounts: &[std::path::PathBuf], mend: &dyn Fn(&str) -> String| match mounts
+    {
         [] => Finding::new(what, State::Good, "none"),
         [first, ..] => {
             let first = escape::path(first);
-            Finding::new(what, State::Fair, format!("{}, {first} is one", mounts.len())).mend(mend(&first))
+            Finding::new(what, State::Fair, format!("{}, {first} is one", mounts.len()))
+                .mend(mend(&first))
         }
     };
     [

@@ -26,11 +26,14 @@ pub fn model(dir: &Path) -> Result<()> {
         ];
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         tensors.extend(matrices.map(|(part, rows, columns)| (name(part), rows, columns)));
-        tensors.extend(["input_layernorm", "post_attention_layernorm"].map(|part| (name(part), 1, HIDDEN)));
+        tensors.extend(
+            ["input_layernorm", "post_attention_layernorm"].map(|part| (name(part), 1, HIDDEN)),
+        );
     }
     tensors.push(("model.norm.weight".into(), 1, HIDDEN));
 
-    let data: Vec<Vec<u8>> = tensors.iter().enumerate().map(|(i, t)| weights(i as u64, t.1, t.2)).collect();
+    let data: Vec<Vec<u8>> =
+        tensors.iter().enumerate().map(|(i, t)| weights(i as u64, t.1, t.2)).collect();
     let views = tensors.iter().zip(&data).map(|((name, rows, columns), bytes)| {
         let shape = if *rows == 1 { vec![*columns] } else { vec![*rows, *columns] };
         TensorView::new(Dtype::BF16, shape, bytes).map(|view| (name, view))
@@ -58,13 +61,16 @@ fn weights(seed: u64, rows: usize, columns: usize) -> Vec<u8> {
             .collect();
     }
     let scale = 0.015 + 0.02 * random.uniform();
-    let by_column: Vec<f32> = (0..columns).map(|_| scale * (0.15 * random.normal()).exp2()).collect();
+    let by_column: Vec<f32> =
+        (0..columns).map(|_| scale * (0.15 * random.normal()).exp2()).collect();
     let mut bytes = vec![0; rows * columns * 2];
     bytes.par_chunks_mut(columns * 2).enumerate().for_each(|(row, bytes)| {
         let mut random = Random((seed << 32) + 1 + row as u64);
         let by_row = (0.15 * random.normal()).exp2();
         for (cell, by_column) in bytes.chunks_exact_mut(2).zip(&by_column) {
-            cell.copy_from_slice(&bf16::from_f32(random.normal() * by_row * by_column).to_le_bytes());
+            cell.copy_from_slice(
+                &bf16::from_f32(random.normal() * by_row * by_column).to_le_bytes(),
+            );
         }
     });
     bytes

@@ -88,10 +88,12 @@ impl Log for Logger {
         let message = escape::text(&message);
         if matches!(*sink(), Sink::System) {
             // There is nowhere left to say that it cannot be said.
-            let _ = syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &*message);
+            let _ =
+                syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &*message);
         } else {
             let metadata = record.metadata().clone();
-            self.lines.log(&Record::builder().metadata(metadata).args(format_args!("{message}")).build());
+            self.lines
+                .log(&Record::builder().metadata(metadata).args(format_args!("{message}")).build());
         }
     }
 

@@ -130,7 +130,9 @@ fn prefetch(text: &str) -> std::result::Result<Prefetch, String> {
 
 fn metrics(text: &str) -> std::result::Result<MetricsAddress, String> {
     let absolute = |address| match address {
-        MetricsAddress::Unix(path) => Ok(MetricsAddress::Unix(std::path::absolute(&path).about_path(&path)?)),
+        MetricsAddress::Unix(path) => {
+            Ok(MetricsAddress::Unix(std::path::absolute(&path).about_path(&path)?))
+        }
         loopback => Ok(loopback),
     };
     text.parse().and_then(absolute).map_err(|e| e.to_string())
@@ -173,9 +175,12 @@ impl MountArgs {
         match option.split_once('=').unwrap_or((option, "")) {
             ("allow_other", "") => self.allow_other = true,
             ("auto_unmount", "") => self.auto_unmount = true,
-            ("cache_size", size) => self.cache_size = Some(super::size::parse(size).map_err(wrong)?),
+            ("cache_size", size) => {
+                self.cache_size = Some(super::size::parse(size).map_err(wrong)?)
+            }
             ("threads", n) => {
-                self.threads = Some(n.parse().map_err(|_| wrong("not a number of threads".into()))?);
+                self.threads =
+                    Some(n.parse().map_err(|_| wrong("not a number of threads".into()))?);
             }
             ("prefetch", how) => self.prefetch = prefetch(how).map_err(wrong)?,
             ("gpu_memory", size) => self.gpu_memory = super::size::parse(size).map_err(wrong)?,
@@ -213,7 +218,9 @@ pub fn mount(mut args: MountArgs) -> Result<()> {
         mount::close_inherited(options.descriptor())?;
     }
     if args.auto_unmount && options.mountpoint.starts_with("/dev/fd") {
-        return Err(Error::invalid("who mounted the descriptor unmounts it").about("--auto-unmount"));
+        return Err(
+            Error::invalid("who mounted the descriptor unmounts it").about("--auto-unmount")
+        );
     }
     let log = args.log.map(|file| std::path::absolute(&file).about_path(&file)).transpose()?;
     if let Some(file) = log.as_ref().filter(|_| args.daemon || args.foreground) {
@@ -264,7 +271,8 @@ pub fn umount(args: UmountArgs) -> Result<()> {
         below if args.stale => {
             let unserved = mount::unserved(below.as_deref())?;
             for silent in &unserved.silent {
-                let why = "its daemon does not answer, but has not died; `bsz umount --lazy` ends it";
+                let why =
+                    "its daemon does not answer, but has not died; `bsz umount --lazy` ends it";
                 super::complain(&Error::invalid(why).about_path(silent));
             }
             super::for_each("umount", &unserved.dead, |mountpoint| mount::detach(mountpoint))

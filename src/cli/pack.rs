@@ -91,7 +91,8 @@ fn plan(args: &PackArgs) -> Result<Vec<Job>> {
                 files.entry(dir).or_default().push((i, name));
                 // Until it has a name.
                 Job::Failed(
-                    Error::invalid("its archive could have no name that is free there").about_path(source),
+                    Error::invalid("its archive could have no name that is free there")
+                        .about_path(source),
                 )
             }
             Err(e) => Job::Failed(e),
@@ -131,7 +132,9 @@ fn target(args: &PackArgs, source: &Path) -> Result<Target> {
     let directory = |to: PathBuf| Ok(Target::Exactly(Job::Directory(to)));
     match &args.output {
         None if is_dir && args.in_place => directory(source.to_owned()),
-        None if is_dir => wrong("a directory needs -o OUT, or --in-place to replace its files", source),
+        None if is_dir => {
+            wrong("a directory needs -o OUT, or --in-place to replace its files", source)
+        }
         None => into(source.parent().unwrap_or(Path::new(""))),
         Some(out) if is_dir && many => directory(out.join(name_of(source)?)),
         Some(out) if is_dir => directory(out.clone()),

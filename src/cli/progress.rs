@@ -23,7 +23,8 @@ pub struct Bar {
 
 impl Bar {
     pub fn new(quiet: bool) -> Self {
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target =
+            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(0), target);
         Self { bar, done: AtomicU64::new(0), passes: AtomicU64::new(1) }
     }
@@ -156,7 +157,11 @@ impl pack::Progress for Watch {
     }
 
     fn end(&self, outcome: &FileReport) {
-        let took = self.state().running.remove(&outcome.path).map_or(Duration::ZERO, |begun| begun.elapsed());
+        let took = self
+            .state()
+            .running
+            .remove(&outcome.path)
+            .map_or(Duration::ZERO, |begun| begun.elapsed());
         let (action, why) = match &outcome.action {
             Action::Packed => ("packed", None),
             Action::Copied => ("copied", None),

@@ -77,9 +77,10 @@ impl Row {
             ("copied" | "linked", _) => None,
             (action, Some(why)) => Some(format!("{path}: {action}: {why}")),
             ("already done", _) => Some(format!("{path}: already done")),
-            (action, None) => {
-                Some(format!("{path}: {action}, {}", figures(self.original, self.stored, self.seconds)))
-            }
+            (action, None) => Some(format!(
+                "{path}: {action}, {}",
+                figures(self.original, self.stored, self.seconds)
+            )),
         }
     }
 }
@@ -97,7 +98,12 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub fn new(files: Vec<Row>, warnings: Vec<String>, failures: Vec<String>, took: Duration) -> Self {
+    pub fn new(
+        files: Vec<Row>,
+        warnings: Vec<String>,
+        failures: Vec<String>,
+        took: Duration,
+    ) -> Self {
         let original = files.iter().map(|row| row.original).sum();
         let stored = files.iter().map(|row| row.stored).sum();
         Self { files, warnings, failures, original, stored, seconds: took.as_secs_f64() }
@@ -112,7 +118,8 @@ impl Summary {
                 None => counts.push((row.action, 1)),
             }
         }
-        let counts: Vec<String> = counts.iter().map(|(action, n)| format!("{n} {action}")).collect();
+        let counts: Vec<String> =
+            counts.iter().map(|(action, n)| format!("{n} {action}")).collect();
         let counts = if counts.is_empty() { "no files".into() } else { counts.join(", ") };
         format!("total: {counts}, {}", figures(self.original, self.stored, self.seconds))
     }
@@ -147,16 +154,19 @@ pub fn rate(bytes: u64, seconds: f64) -> String {
 /// Rows as lines in aligned columns, made fit to be shown; the columns named in `right` are aligned to the right.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     // Before they are measured.
-    let shown = |row: &Vec<String>| row.iter().map(|cell| escape::text(cell).into_owned()).collect();
+    let shown =
+        |row: &Vec<String>| row.iter().map(|cell| escape::text(cell).into_owned()).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(shown).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &[String], i: usize| row.get(i).map_or(0, |text| text.chars().count());
     let widths: Vec<usize> =
         (0..columns).map(|i| rows.iter().map(|row| cell(row, i)).max().unwrap_or(0)).collect();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).enumerate().map(|(i, (text, &width))| match right.contains(&i) {
-            true => format!("{text:>width$}"),
-            false => format!("{text:<width$}"),
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (text, &width))| {
+            match right.contains(&i) {
+                true => format!("{text:>width$}"),
+                false => format!("{text:<width$}"),
+            }
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
     };

@@ -114,7 +114,8 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
     } else if all.is_empty() && outcome.is_ok() {
         output.line("nothing is mounted; bsz mount --help says how");
     } else if !all.is_empty() {
-        let head = ["MOUNTPOINT", "SOURCE", "FOR", "SERVED", "HITS", "CACHE", "ERRORS"].map(str::to_owned);
+        let head =
+            ["MOUNTPOINT", "SOURCE", "FOR", "SERVED", "HITS", "CACHE", "ERRORS"].map(str::to_owned);
         let rows: Vec<_> = std::iter::once(head.to_vec()).chain(all.iter().map(row)).collect();
         table(&rows, &[3, 4, 5, 6]).into_iter().for_each(|line| output.line(line));
     }
@@ -156,23 +157,31 @@ fn watch(args: &StatusArgs, interval: Duration) -> Result<()> {
         asked = Instant::now();
         // The first look at a mount tells no rate.
         let known = |status: &Status| {
-            let before =
-                before.iter().find(|b| (b.pid, &b.mountpoint) == (status.pid, &status.mountpoint))?;
+            let before = before
+                .iter()
+                .find(|b| (b.pid, &b.mountpoint) == (status.pid, &status.mountpoint))?;
             Some(Rates::new(&before.cache, &status.cache, seconds))
         };
         let all: Vec<_> = now
             .iter()
-            .filter_map(|status| Some(Described { rates: Some(known(status)?), ..Described::new(status) }))
+            .filter_map(|status| {
+                Some(Described { rates: Some(known(status)?), ..Described::new(status) })
+            })
             .collect();
         let mut out = std::io::stdout().lock();
         let written = if args.json {
-            let line = serde_json::to_string(&all).map_err(std::io::Error::from).about("the report")?;
+            let line =
+                serde_json::to_string(&all).map_err(std::io::Error::from).about("the report")?;
             writeln!(out, "{}", escape::json(&line))
         } else {
             let rows: Vec<_> = head.iter().cloned().chain(all.iter().map(rates_row)).collect();
             let lines = table(&rows, &[1, 2, 3, 4, 5, 6]);
             let clear = if terminal { "\x1b[H\x1b[J" } else { "" };
-            write!(out, "{clear}{}", lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+            write!(
+                out,
+                "{clear}{}",
+                lines.iter().map(|line| format!("{line}\n")).collect::<String>()
+            )
         };
         written.and_then(|()| out.flush()).about("standard output")?;
         if !terminal {
@@ -270,7 +279,9 @@ fn rates_row(described: &Described) -> Vec<String> {
     let c = &described.status.cache;
     let mut row = vec![escape::path(&described.status.mountpoint).into_owned()];
     if let Some(r) = &described.rates {
-        row.extend([r.served_bytes, r.decoded_bytes, r.stored_bytes].map(|b| format!("{}/s", bytes(b))));
+        row.extend(
+            [r.served_bytes, r.decoded_bytes, r.stored_bytes].map(|b| format!("{}/s", bytes(b))),
+        );
         row.push(percent(r.hit_ratio));
     }
     row.extend([bytes(c.held_bytes), c.errors.to_string()]);
@@ -286,7 +297,12 @@ fn figures(described: &Described) -> Vec<String> {
         |s| {
             let (original, stored) = (s.original_bytes, s.stored_bytes);
             let percent = ratio(stored, original);
-            format!("{} in {} ({percent}), archives: {}", bytes(original), bytes(stored), s.archives)
+            format!(
+                "{} in {} ({percent}), archives: {}",
+                bytes(original),
+                bytes(stored),
+                s.archives
+            )
         },
     );
     let path = |path: &Path| escape::path(path).into_owned();
@@ -299,9 +315,18 @@ fn figures(described: &Described) -> Vec<String> {
         ("decoded", format!("{} from {} stored", bytes(c.decoded_bytes), bytes(c.stored_bytes))),
         (
             "chunks",
-            format!("{} present, {} on their way, {} decoded when asked for", c.hits, c.joined, c.misses),
+            format!(
+                "{} present, {} on their way, {} decoded when asked for",
+                c.hits, c.joined, c.misses
+            ),
         ),
-        ("ahead", format!("{} chunks, {} used, {} dropped unused", c.ahead, c.ahead_used, c.ahead_dropped)),
+        (
+            "ahead",
+            format!(
+                "{} chunks, {} used, {} dropped unused",
+                c.ahead, c.ahead_used, c.ahead_dropped
+            ),
+        ),
         (
             "cache",
             format!(
@@ -311,7 +336,10 @@ fn figures(described: &Described) -> Vec<String> {
                 c.evictions
             ),
         ),
-        ("waiting", format!("half of the reads below {}, 99 % below {}", latency(c, 0.5), latency(c, 0.99))),
+        (
+            "waiting",
+            format!("half of the reads below {}, 99 % below {}", latency(c, 0.5), latency(c, 0.99)),
+        ),
     ];
     table(&rows.map(|(name, figures)| vec![name.to_owned(), figures]), &[])
 }
@@ -360,8 +388,10 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         return Ok(());
     }
     let entries = path.read_dir().about_path(path)?;
-    let mut names =
-        entries.map(|e| e.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().about_path(path)?;
+    let mut names = entries
+        .map(|e| e.map(|e| e.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .about_path(path)?;
     names.sort();
     let mut failed = 0;
     for name in names {

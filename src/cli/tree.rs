@@ -53,5 +53,6 @@ pub fn refuse_inside(source: &Path, output: &Path) -> Result<()> {
 /// The name of the file that the archive at `path` was made from.
 pub fn original_name(archive: &Archive, path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|name| archive.footer().naming.original_name(name));
-    name.map(PathBuf::from).ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
+    name.map(PathBuf::from)
+        .ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
 }

@@ -12,8 +12,8 @@ use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::{Footer, Naming};
 use crate::output::{
-    Attributes, Copied, Copier, Dir, DirEntry, Existing, Form, Output, Place, again_if_taken, file_id,
-    is_temporary, sha256, worth_telling,
+    Attributes, Copied, Copier, Dir, DirEntry, Existing, Form, Output, Place, again_if_taken,
+    file_id, is_temporary, sha256, worth_telling,
 };
 use crate::pack::{Leads, leads};
 use crate::read::{self, Archive};
@@ -170,7 +170,8 @@ fn there(out: &Dir, name: &OsStr, archive: &Archive) -> Result<There> {
     if file_id(&stat) == file_id(&fstat(archive.file()).about_path(&out.path(name))?) {
         return Err(Error::invalid("is the archive itself").about_path(&out.path(name)));
     }
-    let alike = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_size as u64 == footer.original_len;
+    let alike = FileType::from_raw_mode(stat.st_mode).is_file()
+        && stat.st_size as u64 == footer.original_len;
     let same = alike && sha256(&out.open_file(name)?, &out.path(name))? == footer.sha256;
     Ok(if same { There::Same } else { There::Other })
 }
@@ -239,7 +240,8 @@ impl Plan {
                         escape::path(&original),
                         escape::path(other)
                     );
-                    plan.left.insert(name.clone(), Error::invalid(why).about_path(&from.path(name)));
+                    plan.left
+                        .insert(name.clone(), Error::invalid(why).about_path(&from.path(name)));
                 }
             }
         }
@@ -274,7 +276,8 @@ impl Walk<'_> {
         let targets: HashMap<OsString, (OsString, bool)> =
             plan.names.drain().map(|(to, (name, restored))| (name, (to, restored))).collect();
         for DirEntry { name, kind } in &entries {
-            let warn = |what: &str| self.watch.warn(format!("{}: {what}", escape::path(&from.path(name))));
+            let warn =
+                |what: &str| self.watch.warn(format!("{}: {what}", escape::path(&from.path(name))));
             let done = if let Some(e) = plan.left.remove(name) {
                 Err(e)
             } else if kind.is_dir() {
@@ -285,7 +288,9 @@ impl Walk<'_> {
                 warn("neither file, directory nor link; left out");
                 Ok(())
             } else if is_temporary(name) {
-                warn("is being written by another run, or was left by one that was killed: left out");
+                warn(
+                    "is being written by another run, or was left by one that was killed: left out",
+                );
                 Ok(())
             } else if let Some((original, restored)) = targets.get(name) {
                 self.file(from, name, &Place { dir: to, at, name: original }, *restored)
@@ -315,7 +320,13 @@ impl Walk<'_> {
         }
     }
 
-    fn file(&mut self, from: &Arc<Dir>, name: &OsStr, to: &Place<'_>, restored: bool) -> Result<()> {
+    fn file(
+        &mut self,
+        from: &Arc<Dir>,
+        name: &OsStr,
+        to: &Place<'_>,
+        restored: bool,
+    ) -> Result<()> {
         let path = from.path(name);
         let file = from.open_file(name)?;
         let stat = fstat(&file).about_path(&path)?;
@@ -349,7 +360,9 @@ impl Walk<'_> {
         let path = from.path(name);
         let warn = |what: &str| self.watch.warn(format!("{}: {what}", escape::path(&path)));
         match leads(&self.root, at, Path::new(&target)) {
-            Leads::Outside => warn("links to a file outside of the directory, which is not restored with it"),
+            Leads::Outside => {
+                warn("links to a file outside of the directory, which is not restored with it")
+            }
             // What is restored is to lead to what is restored.
             Leads::Absolute(relative) => target = relative.into(),
             Leads::Inside => {}
@@ -364,7 +377,9 @@ impl Walk<'_> {
 
     /// Whether a link in `from` to `target` names an archive that is restored: then it leads nowhere.
     fn leads_to_archive(&self, from: &Arc<Dir>, target: &Path) -> bool {
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return false };
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return false;
+        };
         let dir = match parent.as_os_str().is_empty() {
             true => Ok(Arc::clone(from)),
             // Only to say something of it.

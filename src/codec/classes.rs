@@ -29,7 +29,8 @@ impl Classes {
         }
         let total: f32 = whole.iter().flatten().sum::<f32>().max(1.0);
         whole.iter_mut().flatten().for_each(|w| *w *= PRIOR / total);
-        let mut classes = Self { members: quantiles(histograms, contexts, count), sums: Vec::new() };
+        let mut classes =
+            Self { members: quantiles(histograms, contexts, count), sums: Vec::new() };
         for _ in 0..ITERATIONS {
             classes.sum(histograms, &whole, count);
             classes.assign(histograms, contexts);
@@ -40,9 +41,11 @@ impl Classes {
 
     /// Put things into the classes that there are.
     pub(super) fn assign(&mut self, histograms: &[Histogram], contexts: usize) {
-        let costs: Vec<Vec<Histogram>> = self.sums.iter().map(|s| s.iter().map(bits).collect()).collect();
+        let costs: Vec<Vec<Histogram>> =
+            self.sums.iter().map(|s| s.iter().map(bits).collect()).collect();
         let best = |thing: &[Histogram]| {
-            let cost = |c: &Vec<Histogram>| thing.iter().zip(c).map(|(h, c)| dot(h, c)).sum::<f32>();
+            let cost =
+                |c: &Vec<Histogram>| thing.iter().zip(c).map(|(h, c)| dot(h, c)).sum::<f32>();
             let costs: Vec<f32> = costs.iter().map(cost).collect();
             (0..costs.len()).min_by(|&a, &b| costs[a].total_cmp(&costs[b])).unwrap_or(0) as u8
         };

@@ -108,12 +108,19 @@ pub(crate) struct ScalarKernel;
 
 impl Kernel for ScalarKernel {
     #[inline(always)]
-    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, out: Rounds<'_>) -> Result<()> {
+    fn symbols(
+        self,
+        stream: &mut Stream<'_>,
+        mut tables: Tables<'_>,
+        out: Rounds<'_>,
+    ) -> Result<()> {
         for (symbols, tops) in out.symbols.iter_mut().zip(out.tops) {
             let (of_round, classes, next) = tables.next();
             match of_round {
                 [only] => round(stream, |_| only, symbols, tops)?,
-                of_class => round(stream, |lane| &of_class[usize::from(classes[lane])], symbols, tops)?,
+                of_class => {
+                    round(stream, |lane| &of_class[usize::from(classes[lane])], symbols, tops)?
+                }
             }
             tables = next;
         }
@@ -122,7 +129,9 @@ impl Kernel for ScalarKernel {
 
     #[inline(always)]
     fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]) {
-        let groups = packed.chunks_exact(GROUP / 8 * usize::from(bits)).zip(bytes.as_chunks_mut::<GROUP>().0);
+        let groups = packed
+            .chunks_exact(GROUP / 8 * usize::from(bits))
+            .zip(bytes.as_chunks_mut::<GROUP>().0);
         for (packed, bytes) in groups {
             let mut values = [0; GROUP];
             unpack_group(packed, bits, &mut values);
@@ -200,7 +209,13 @@ impl ChunkDecoder for Scalar {
         "scalar"
     }
 
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         if super::decode_simple(coding, payload, out)? {
             return Ok(());
         }
@@ -283,7 +298,8 @@ impl<'a> Coded<'a> {
         let packed = take(input, blocks.div_ceil(4))?;
         let choice = |block: usize| packed[block / 4] >> (block % 4 * 2) & 3;
         let all = (0..packed.len() * 4).map(|i| (i, choice(i)));
-        if all.into_iter().any(|(i, c)| usize::from(c) >= model.choices() || (i >= blocks && c > 0)) {
+        if all.into_iter().any(|(i, c)| usize::from(c) >= model.choices() || (i >= blocks && c > 0))
+        {
             return Err(Error::corrupt("a block chooses a table that is not there"));
         }
         let mut choices = vec![0; count.div_ceil(LANES)];
@@ -292,13 +308,15 @@ impl<'a> Coded<'a> {
             of_block.for_each(|(block, rounds)| rounds.fill(choice(block)));
         }
         let states = take(input, 4 * LANES)?.as_chunks().0;
-        let stream = Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: input };
+        let stream =
+            Stream { states: std::array::from_fn(|i| u32::from_le_bytes(states[i])), words: input };
         if stream.states.iter().any(|&s| s < STATE_LOW) {
             return Err(Error::corrupt("a state is lower than states are"));
         }
         take(input, words.checked_mul(2).ok_or_else(short)?)?;
         let behind = input.len();
-        let escapes: &[[u8; 2]] = take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
+        let escapes: &[[u8; 2]] =
+            take(input, escapes.checked_mul(2).ok_or_else(short)?)?.as_chunks().0;
         let bits = model.layout().symbol_bits();
         if escapes.iter().any(|&e| u32::from(u16::from_le_bytes(e)) >> bits != 0) {
             return Err(Error::corrupt("an escaped value has more bits than symbols have"));
@@ -339,7 +357,11 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
         let mut carried = None;
         if let Symbols::Coded(coded) = &mut chunk.symbols {
             let rounds = n.div_ceil(LANES);
-            let room = Rounds { symbols: &mut symbols[..rounds], tops: &mut tops[..rounds], elements: &*out };
+            let room = Rounds {
+                symbols: &mut symbols[..rounds],
+                tops: &mut tops[..rounds],
+                elements: &*out,
+            };
             let columns = chunk.model.columns().len().max(1);
             let tables = Tables {
                 model: chunk.model,
@@ -353,7 +375,14 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
                 carried = Some(coded.finish(chunk.planes.carried())?);
             }
         }
-        merge.step::<E, K>(kernel, &tops.as_flattened()[..n], &chunk.planes, first, carried.as_ref(), out);
+        merge.step::<E, K>(
+            kernel,
+            &tops.as_flattened()[..n],
+            &chunk.planes,
+            first,
+            carried.as_ref(),
+            out,
+        );
         if let Symbols::Coded(coded) = &mut chunk.symbols {
             let symbols = &symbols.as_flattened()[..n];
             if has(symbols, escape) {
@@ -364,7 +393,9 @@ fn decode<E: Element, K: Kernel>(kernel: K, chunk: &mut Chunk<'_>, out: &mut [u8
         first += n;
     }
     match &chunk.symbols {
-        Symbols::Coded(coded) if !coded.escapes.is_empty() => Err(Error::corrupt("a chunk has escapes left")),
+        Symbols::Coded(coded) if !coded.escapes.is_empty() => {
+            Err(Error::corrupt("a chunk has escapes left"))
+        }
         _ => Ok(()),
     }
 }
@@ -382,7 +413,9 @@ fn escapes<E: Element>(
         if !has(symbols, escape) {
             continue;
         }
-        for (_, out) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).filter(|(s, _)| **s == escape) {
+        for (_, out) in
+            symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).filter(|(s, _)| **s == escape)
+        {
             let (&value, rest) = values.split_first().ok_or_else(short)?;
             *values = rest;
             top(u16::from_le_bytes(value)).put_under(top(u16::MAX), out);

@@ -146,7 +146,8 @@ impl<'a> Encoder<'a> {
         let classes = model.classes();
         let mut costs: Vec<Costs> = vec![[[u8::MAX; BUCKETS]; MAX_CHOICES]; classes];
         for (i, table) in model.tables().iter().enumerate() {
-            let cost = |f: u16| (16.0 * (PROB_BITS as f32 - f32::from(f.max(1)).log2())).round() as u8;
+            let cost =
+                |f: u16| (16.0 * (PROB_BITS as f32 - f32::from(f.max(1)).log2())).round() as u8;
             costs[i % classes][i / classes] = table.freqs().map(cost);
         }
         let tables = model.tables().iter().map(TableEncoder::new).collect();
@@ -164,7 +165,8 @@ impl<'a> Encoder<'a> {
         let mut tops = Vec::with_capacity(count);
         layout.tops(chunk, &mut tops);
         let constant = tops.iter().all(|&t| t == tops[0]);
-        let mut head = if constant { vec![Mode::Constant as u8, 0] } else { vec![Mode::Stored as u8, 0] };
+        let mut head =
+            if constant { vec![Mode::Constant as u8, 0] } else { vec![Mode::Stored as u8, 0] };
         head.extend_from_slice(&if constant { tops[0].to_le_bytes() } else { [0, 0] });
         let mut packed = Vec::with_capacity(chunk.len());
         let mut values = Vec::with_capacity(count);
@@ -228,17 +230,22 @@ impl<'a> Encoder<'a> {
         let columns = self.model.columns();
         while symbols.len() < rounds * LANES {
             // Elements that are not there cost little.
-            let class = columns.get(symbols.len() % columns.len().max(1)).map_or(0, |&c| usize::from(c));
+            let class =
+                columns.get(symbols.len() % columns.len().max(1)).map_or(0, |&c| usize::from(c));
             symbols.push(self.tables[first_table(rounds - 1) + class].likely);
         }
         let mut states = [STATE_LOW; LANES];
         if let Some(carried) = carried {
             let halves = carried.as_chunks().0.iter();
-            states.iter_mut().zip(halves).for_each(|(s, &c)| *s |= u32::from(u16::from_le_bytes(c)));
+            states
+                .iter_mut()
+                .zip(halves)
+                .for_each(|(s, &c)| *s |= u32::from(u16::from_le_bytes(c)));
         }
         let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
         if classes == 1 {
-            let tables: Vec<&TableEncoder> = (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
+            let tables: Vec<&TableEncoder> =
+                (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
             (self.kernel.rounds)(&tables, &symbols, &mut states, &mut words);
         } else {
             for (i, symbols) in symbols.as_chunks().0.iter().enumerate().rev() {
@@ -251,7 +258,9 @@ impl<'a> Encoder<'a> {
         out.extend_from_slice(&(words.len() as u32).to_le_bytes());
         out.extend_from_slice(&(escapes.len() as u32 / 2).to_le_bytes());
         if self.model.choices() > 1 {
-            out.extend(choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)));
+            out.extend(
+                choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)),
+            );
         }
         states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
         out.extend(words.iter().flat_map(|w| w.to_le_bytes()));
@@ -269,14 +278,19 @@ impl<'a> Encoder<'a> {
             (0..self.model.choices()).min_by_key(|&choice| costs[choice]).unwrap_or(0) as u8
         };
         if columns.is_empty() {
-            return symbols.chunks(block).map(|b| best((self.kernel.costs)(&self.costs[0], b))).collect();
+            return symbols
+                .chunks(block)
+                .map(|b| best((self.kernel.costs)(&self.costs[0], b)))
+                .collect();
         }
         let mut column = 0;
         let blocks = symbols.chunks(block).map(|symbols| {
             let mut sums = [0; MAX_CHOICES];
             for &s in symbols {
                 let costs = &self.costs[usize::from(columns[column])];
-                sums.iter_mut().zip(costs).for_each(|(sum, c)| *sum += u32::from(c[usize::from(s & 63)]));
+                sums.iter_mut()
+                    .zip(costs)
+                    .for_each(|(sum, c)| *sum += u32::from(c[usize::from(s & 63)]));
                 column = if column + 1 == columns.len() { 0 } else { column + 1 };
             }
             best(sums)
@@ -327,7 +341,9 @@ mod tests {
         let simd::EncodeKernel { rounds: fast, costs } = simd::encode_kernel();
         let mut seed = 7u64;
         let mut random = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             seed >> 33
         };
         for shape in 0..60u64 {

@@ -54,13 +54,20 @@ mod tests {
 
     fn model(values: Vec<u16>) -> Model {
         let counts = vec![1; values.len() + 1];
-        Model::new(Layout::cut(2, true, 10, 0), values, 512, vec![], vec![Table::from_counts(&counts)])
-            .expect("valid")
+        Model::new(
+            Layout::cut(2, true, 10, 0),
+            values,
+            512,
+            vec![],
+            vec![Table::from_counts(&counts)],
+        )
+        .expect("valid")
     }
 
     /// Values one apart from `from` on, but for gaps.
     fn values(from: u16, gaps: &[(usize, u16)]) -> Vec<u16> {
-        let behind = |i: usize| gaps.iter().filter(|(at, _)| *at <= i).map(|(_, gap)| gap).sum::<u16>();
+        let behind =
+            |i: usize| gaps.iter().filter(|(at, _)| *at <= i).map(|(_, gap)| gap).sum::<u16>();
         (0..63).map(|i| from + i as u16 + behind(i)).collect()
     }
 
@@ -87,9 +94,14 @@ mod tests {
             }
             // Values that have a symbol, and every 50th one that may not.
             let value = |i: usize| {
-                if i.is_multiple_of(50) { (i % 1024) as u16 } else { values[i * 7919 % values.len()] }
+                if i.is_multiple_of(50) {
+                    (i % 1024) as u16
+                } else {
+                    values[i * 7919 % values.len()]
+                }
             };
-            let element = |i: usize| (value(i) << 6 | (i % 64) as u16).rotate_right(1).to_le_bytes();
+            let element =
+                |i: usize| (value(i) << 6 | (i % 64) as u16).rotate_right(1).to_le_bytes();
             let bytes: Vec<u8> = (0..20_000).flat_map(element).collect();
             let (coding, stored) = codec::encode(&bytes, Some(&Encoder::new(&model)), false);
             assert!(coding == Coding::Planes || values.len() < 63, "{values:?}");

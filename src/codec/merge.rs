@@ -37,8 +37,9 @@ impl<'a> Planes<'a> {
         coded: bool,
     ) -> Result<Self> {
         let planes = model.layout().planes();
-        let long =
-            |(r, p): (&[u8; 2], &Plane)| r[0] == Mode::Stored as u8 && packed_len(p.bits, count) >= CARRIED;
+        let long = |(r, p): (&[u8; 2], &Plane)| {
+            r[0] == Mode::Stored as u8 && packed_len(p.bits, count) >= CARRIED
+        };
         let carrier = records.iter().zip(planes).rposition(long).filter(|_| coded);
         let mut sources = Vec::with_capacity(planes.len());
         for (i, (&[mode, value], plane)) in records.iter().zip(planes).enumerate() {
@@ -143,7 +144,12 @@ impl<'a> Merge<'a> {
             (bytes, _) => {
                 // Elements of eight bytes; what is not there is zero.
                 let zero = [0; MOST];
-                fuse::<E, 8>(tops, std::array::from_fn(|i| bytes.get(i).unwrap_or(&zero)), rotated, out);
+                fuse::<E, 8>(
+                    tops,
+                    std::array::from_fn(|i| bytes.get(i).unwrap_or(&zero)),
+                    rotated,
+                    out,
+                );
             }
         }
     }
@@ -151,7 +157,12 @@ impl<'a> Merge<'a> {
 
 /// Merge top bits and `N` bytes below them.
 #[inline(always)]
-fn fuse<E: Element, const N: usize>(tops: &[u16], bytes: [&[u8; MOST]; N], rotated: bool, out: &mut [u8]) {
+fn fuse<E: Element, const N: usize>(
+    tops: &[u16],
+    bytes: [&[u8; MOST]; N],
+    rotated: bool,
+    out: &mut [u8],
+) {
     let bytes = bytes.map(|b| &b[..tops.len()]);
     for (i, (&top, out)) in tops.iter().zip(out.chunks_exact_mut(E::BYTES)).enumerate() {
         let mut e = E::from_top(top);

@@ -54,7 +54,9 @@ impl Coding {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),
             2 => Ok(Self::Planes),
-            n => Err(Error::unsupported(format!("chunk coding {n} is unknown; a newer bsz is needed"))),
+            n => Err(Error::unsupported(format!(
+                "chunk coding {n} is unknown; a newer bsz is needed"
+            ))),
         }
     }
 
@@ -79,7 +81,13 @@ pub trait ChunkDecoder: Send + Sync {
     ///
     /// # Errors
     /// Corruption, where the payload contradicts itself, the model or the length of `out`.
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()>;
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()>;
 }
 
 /// The decoder that defines the bits: scalar, safe, everywhere.
@@ -99,7 +107,10 @@ pub fn fastest() -> Arc<dyn ChunkDecoder> {
     let named = std::env::var("BSZ_DECODER").ok();
     let chosen = decoders().into_iter().find(|d| named.as_deref().is_none_or(|n| n == d.name()));
     let chosen = chosen.unwrap_or_else(|| {
-        log::warn!("this machine has no decoder {:?}; using the scalar one", named.unwrap_or_default());
+        log::warn!(
+            "this machine has no decoder {:?}; using the scalar one",
+            named.unwrap_or_default()
+        );
         reference()
     });
     log::debug!("decoding with {}", chosen.name());
@@ -123,7 +134,13 @@ impl ChunkDecoder for Verifying {
         "verifying"
     }
 
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         let n = self.count.fetch_add(1, Ordering::Relaxed);
         let decoder = if n.is_multiple_of(8) { &self.reference } else { &self.fast };
         decoder.decode(coding, model, payload, out)
@@ -175,8 +192,9 @@ mod tests {
     fn chunks_of_every_width_come_back_through_every_decoder() {
         let counts: &[usize] =
             if cfg!(miri) { &[1500] } else { &[1500, 2048, 4095, 4096, 4097, 6144, 20_001] };
-        let table =
-            |seed: u64| Table::from_counts(&(0..17).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>());
+        let table = |seed: u64| {
+            Table::from_counts(&(0..17).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>())
+        };
         let columns: Vec<u8> = (0..131).map(|i| i % 3).collect();
         for (width, columns, choices) in
             [(1, vec![], 1), (2, vec![], 4), (4, columns.clone(), 1), (8, columns, 2)]

@@ -97,8 +97,9 @@ impl Table {
 impl DecodeTable {
     fn new(freqs: &Freqs, tops: &[u16; BUCKETS]) -> Self {
         let buckets = Buckets::new(freqs);
-        let halves =
-            |f: &dyn Fn(usize) -> u16| [0, 1].map(|i| std::array::from_fn(|b| f(b).to_le_bytes()[i]));
+        let halves = |f: &dyn Fn(usize) -> u16| {
+            [0, 1].map(|i| std::array::from_fn(|b| f(b).to_le_bytes()[i]))
+        };
         Self {
             own: buckets.own.map(|n| n as u8),
             other: buckets.other,
@@ -107,8 +108,9 @@ impl DecodeTable {
             sides: std::array::from_fn(|b| {
                 [(b as u8, 0), (buckets.other[b], buckets.shift[b])].map(|(symbol, shift)| {
                     let (freq, top) = (freqs[usize::from(symbol)], tops[usize::from(symbol)]);
-                    let high =
-                        u32::from(top) | u32::from(symbol) << 16 | u32::from(buckets.own[b] as u8) << 24;
+                    let high = u32::from(top)
+                        | u32::from(symbol) << 16
+                        | u32::from(buckets.own[b] as u8) << 24;
                     u64::from(shift) | u64::from(freq) << 16 | u64::from(high) << 32
                 })
             }),
@@ -135,7 +137,9 @@ pub(super) fn normalise(counts: &[u64]) -> Freqs {
         let best = (0..counts.len())
             .filter(|&i| grow || freqs[i] > 1)
             .min_by(|&a, &b| delta(a).total_cmp(&delta(b)));
-        let Some(best) = best else { unreachable!("64 symbols cannot fill 2^14 slots with one each") };
+        let Some(best) = best else {
+            unreachable!("64 symbols cannot fill 2^14 slots with one each")
+        };
         if grow {
             freqs[best] += 1;
             sum += 1;
@@ -226,7 +230,10 @@ impl Model {
     /// Bytes of memory that it takes, with the tables that decoders use.
     pub fn footprint(&self) -> usize {
         let table = size_of::<Table>() + size_of::<DecodeTable>();
-        size_of::<Self>() + 2 * self.values.capacity() + self.wrapped.capacity() + self.tables.len() * table
+        size_of::<Self>()
+            + 2 * self.values.capacity()
+            + self.wrapped.capacity()
+            + self.tables.len() * table
     }
 
     /// How elements are cut.
@@ -277,7 +284,8 @@ impl Model {
     /// The tables as decoders use them, made on first use.
     pub(crate) fn decoder(&self) -> &[DecodeTable] {
         let tops = self.tops();
-        self.decoder.get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs, &tops)).collect())
+        self.decoder
+            .get_or_init(|| self.tables.iter().map(|t| DecodeTable::new(&t.freqs, &tops)).collect())
     }
 
     /// What each symbol stands for, at the top of 16 bits; 0 for the escape.
@@ -289,7 +297,12 @@ impl Model {
     /// Append the wire form (`docs/FORMAT.md`, "Model").
     pub fn write_to(&self, out: &mut Vec<u8>) {
         let l = &self.layout;
-        out.extend_from_slice(&[l.width(), l.rotated().into(), l.symbol_bits(), l.planes().len() as u8]);
+        out.extend_from_slice(&[
+            l.width(),
+            l.rotated().into(),
+            l.symbol_bits(),
+            l.planes().len() as u8,
+        ]);
         out.extend_from_slice(&(self.block as u32).to_le_bytes());
         out.extend_from_slice(&(self.columns as u32).to_le_bytes());
         out.extend_from_slice(&[self.tables.len() as u8, self.values.len() as u8]);
@@ -312,7 +325,8 @@ impl Model {
         let block = u32::from_le_bytes(take(input)?) as usize;
         let columns = u32::from_le_bytes(take(input)?) as usize;
         let [tables, values] = take(input)?;
-        let layout = Layout::new(width, rotated == 1, symbol_bits, take_slice(input, planes.into())?)?;
+        let layout =
+            Layout::new(width, rotated == 1, symbol_bits, take_slice(input, planes.into())?)?;
         if usize::from(values) > MAX_VALUES
             || usize::from(tables) > MAX_CHOICES * MAX_CLASSES
             || columns > MAX_COLUMNS
@@ -331,8 +345,9 @@ impl Model {
             return Err(Error::corrupt("a model has more columns than it says"));
         }
         classes.truncate(columns);
-        let tables =
-            (0..tables).map(|_| Table::read_from(input, values.len() + 1)).collect::<Result<Vec<_>>>()?;
+        let tables = (0..tables)
+            .map(|_| Table::read_from(input, values.len() + 1))
+            .collect::<Result<Vec<_>>>()?;
         if !input.is_empty() {
             return Err(Error::corrupt("a model has trailing bytes"));
         }
@@ -380,13 +395,15 @@ mod tests {
     #[test]
     fn a_model_is_its_wire_form() {
         let values: Vec<u16> = (0..50).map(|i| 400 + i * 3).collect();
-        let table =
-            |seed: u64| Table::from_counts(&(0..51).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>());
+        let table = |seed: u64| {
+            Table::from_counts(&(0..51).map(|i| (i + seed) * 31 % 97).collect::<Vec<_>>())
+        };
         for (columns, tables) in [(0u32, 1), (0, 4), (131, 6), (200, 3)] {
             let columns: Vec<u8> = (0..columns).map(|i| (i % 3) as u8).collect();
             let tables = (0..tables).map(table).collect();
             let model =
-                Model::new(Layout::cut(2, true, 10, 0), values.clone(), 384, columns, tables).expect("valid");
+                Model::new(Layout::cut(2, true, 10, 0), values.clone(), 384, columns, tables)
+                    .expect("valid");
             let mut wire = Vec::new();
             model.write_to(&mut wire);
             assert_eq!(Model::read_from(&wire).expect("reads"), model);

@@ -74,7 +74,9 @@ impl Layout {
         for &bits in plane_bits {
             // A plane's top bit and its lowest are in the same byte.
             if !(1..=8).contains(&bits) || bits > low || (low - 1) / 8 != (low - bits) / 8 {
-                return Err(Error::corrupt("a model's planes do not follow each other within bytes"));
+                return Err(Error::corrupt(
+                    "a model's planes do not follow each other within bytes",
+                ));
             }
             low -= bits;
             planes.push(Plane { low, bits });
@@ -91,7 +93,8 @@ impl Layout {
         // Bit 0 of a rotated element is its sign.
         let sign = u8::from(rotated);
         let zeros = zeros.min(rest.saturating_sub(sign));
-        let edge = |at: u8| at.is_multiple_of(8) || (zeros > 0 && (at == sign || at == sign + zeros));
+        let edge =
+            |at: u8| at.is_multiple_of(8) || (zeros > 0 && (at == sign || at == sign + zeros));
         let mut edges: Vec<u8> = (0..rest).filter(|&at| edge(at)).chain([rest]).collect();
         edges.reverse();
         let bits: Vec<u8> = edges.windows(2).map(|w| w[0] - w[1]).collect();
@@ -178,7 +181,11 @@ pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
 
 /// The bits of a round from `shift` on, `PER` values to a byte, those of one byte `STRIDE` apart.
 #[inline(always)]
-fn pack_part<const PER: usize, const STRIDE: usize>(round: &[u8; GROUP], shift: u8, out: &mut Vec<u8>) {
+fn pack_part<const PER: usize, const STRIDE: usize>(
+    round: &[u8; GROUP],
+    shift: u8,
+    out: &mut Vec<u8>,
+) {
     let bits = 8 / PER;
     let mask = (1u16 << bits).wrapping_sub(1) as u8;
     let mut bytes = [0u8; STRIDE];

@@ -74,8 +74,12 @@ pub fn model(sample: Sample<'_>) -> Result<Option<Model>> {
         return Ok(None);
     }
     let width = sample.kind.width() as u8;
-    let layout =
-        Layout::cut(width, plan.cut.rotated, plan.cut.symbol_bits, zeros.map_or(0, |(bits, _)| bits));
+    let layout = Layout::cut(
+        width,
+        plan.cut.rotated,
+        plan.cut.symbol_bits,
+        zeros.map_or(0, |(bits, _)| bits),
+    );
     Model::new(layout, plan.cut.values, block, plan.columns, plan.tables).map(Some)
 }
 
@@ -101,7 +105,10 @@ fn cuts(sample: Sample<'_>) -> Vec<Cut> {
             let mantissa = width * 8 - 1 - exponent;
             let of = |rotated: bool| {
                 let sign = u8::from(!rotated);
-                (0..=mantissa.min(3)).map(|m| (rotated, sign + exponent + m)).filter(|o| o.1 <= 16).collect()
+                (0..=mantissa.min(3))
+                    .map(|m| (rotated, sign + exponent + m))
+                    .filter(|o| o.1 <= 16)
+                    .collect()
             };
             (width, vec![of(true), of(false)])
         }
@@ -116,7 +123,8 @@ fn cuts(sample: Sample<'_>) -> Vec<Cut> {
         let mut counts = vec![0u64; 1 << most];
         tops.iter().for_each(|&t| counts[usize::from(t)] += 1);
         let cut = |(rotated, symbol_bits): (bool, u8)| {
-            let counts: Vec<u64> = counts.chunks(1 << (most - symbol_bits)).map(|c| c.iter().sum()).collect();
+            let counts: Vec<u64> =
+                counts.chunks(1 << (most - symbol_bits)).map(|c| c.iter().sum()).collect();
             cut(counts, width, rotated, symbol_bits)
         };
         options.into_iter().filter_map(cut).min_by(|a, b| a.bits.total_cmp(&b.bits))
@@ -127,7 +135,8 @@ fn cuts(sample: Sample<'_>) -> Vec<Cut> {
 /// The cut with symbols for the most frequent values of `counts`.
 fn cut(counts: Vec<u64>, width: u8, rotated: bool, symbol_bits: u8) -> Option<Cut> {
     let total: u64 = counts.iter().sum();
-    let mut values: Vec<u16> = (0..counts.len()).filter(|&v| counts[v] > 0).map(|v| v as u16).collect();
+    let mut values: Vec<u16> =
+        (0..counts.len()).filter(|&v| counts[v] > 0).map(|v| v as u16).collect();
     values.sort_by_key(|&v| std::cmp::Reverse(counts[usize::from(v)]));
     values.truncate(MAX_VALUES);
     let mut histogram = [0.0; BUCKETS];
@@ -136,7 +145,12 @@ fn cut(counts: Vec<u64>, width: u8, rotated: bool, symbol_bits: u8) -> Option<Cu
     histogram[values.len()] = escaped as f32;
     values.sort_unstable();
     let rest = f64::from(width * 8 - symbol_bits) * total as f64 + ESCAPED * escaped as f64;
-    (!values.is_empty()).then(|| Cut { rotated, symbol_bits, values, bits: cost(&histogram) + rest })
+    (!values.is_empty()).then(|| Cut {
+        rotated,
+        symbol_bits,
+        values,
+        bits: cost(&histogram) + rest,
+    })
 }
 
 /// How a tensor's symbols share tables.
@@ -177,16 +191,18 @@ impl Plan {
         }
         let Some(row) = row.filter(|r| symbols.len() / r >= FEWEST_ROWS) else { return Some(best) };
         let gain = best.bits - rest - WORTH_CLASSES * whole;
-        let Some(columns) =
-            classes(&symbols, row, |c| c + CLASS * row as f64 * share < gain + WORTH_CLASSES / 2.0 * whole)
-        else {
+        let Some(columns) = classes(&symbols, row, |c| {
+            c + CLASS * row as f64 * share < gain + WORTH_CLASSES / 2.0 * whole
+        }) else {
             return Some(best);
         };
         let side = CLASS * row as f64 * share;
-        let (mut bits, mut sums) = (side + columns.cost() + TABLE * share * columns.sums.len() as f64, {
-            vec![columns.sums.iter().map(|s| s[0]).collect::<Vec<_>>()]
-        });
-        if let Some((with, joint)) = choices(&symbols, block, &columns.members, columns.sums.len()) {
+        let (mut bits, mut sums) =
+            (side + columns.cost() + TABLE * share * columns.sums.len() as f64, {
+                vec![columns.sums.iter().map(|s| s[0]).collect::<Vec<_>>()]
+            });
+        if let Some((with, joint)) = choices(&symbols, block, &columns.members, columns.sums.len())
+        {
             let with = with + side + TABLE * share * (joint.len() * columns.sums.len()) as f64;
             if bits - with >= WORTH_CHOICES * whole {
                 (bits, sums) = (with, joint);
@@ -204,7 +220,8 @@ impl Plan {
 /// The symbols of a sample.
 fn symbols(sample: &Sample<'_>, cut: &Cut) -> Vec<u8> {
     let mut tops = Vec::new();
-    Layout::cut(sample.kind.width() as u8, cut.rotated, cut.symbol_bits, 0).tops(sample.bytes, &mut tops);
+    Layout::cut(sample.kind.width() as u8, cut.rotated, cut.symbol_bits, 0)
+        .tops(sample.bytes, &mut tops);
     let mut index = vec![cut.values.len() as u8; 1 << cut.symbol_bits];
     cut.values.iter().enumerate().for_each(|(s, &v)| index[usize::from(v)] = s as u8);
     tops.iter().map(|&t| index[usize::from(t)]).collect()
@@ -259,7 +276,10 @@ fn classes(symbols: &[u8], row: usize, enough: impl Fn(f64) -> bool) -> Option<C
     }
     // Classes are numbered without gaps.
     let used: Vec<u8> = (0..MAX_CLASSES as u8).filter(|c| classes.members.contains(c)).collect();
-    classes.members.iter_mut().for_each(|m| *m = used.iter().position(|u| u == m).unwrap_or(0) as u8);
+    classes
+        .members
+        .iter_mut()
+        .for_each(|m| *m = used.iter().position(|u| u == m).unwrap_or(0) as u8);
     classes.sums = used.iter().map(|&u| classes.sums[usize::from(u)].clone()).collect();
     (used.len() > 1).then_some(classes)
 }
@@ -296,7 +316,9 @@ fn zeros(sample: &Sample<'_>, block: usize) -> Option<(u8, f64)> {
         found[u64::from_le_bytes(seen).trailing_zeros().min(8 * width as u32) as usize] += 1;
     }
     let blocks: usize = found.iter().sum();
-    let saved = |z: usize| (found[z..].iter().sum::<usize>() * z) as f64 / (blocks.max(1) * 8 * width) as f64;
+    let saved = |z: usize| {
+        (found[z..].iter().sum::<usize>() * z) as f64 / (blocks.max(1) * 8 * width) as f64
+    };
     let best = (1..8 * width).max_by(|&a, &b| saved(a).total_cmp(&saved(b)))?;
     (saved(best) >= WORTH_ZEROS).then(|| (best as u8, saved(best)))
 }

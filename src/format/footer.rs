@@ -149,7 +149,10 @@ impl Footer {
             model_count: u32_at(92),
             max_chunk: u32_at(96),
         };
-        let end = footer.index_offset.checked_add(footer.index_len).and_then(|n| n.checked_add(FOOTER_LEN));
+        let end = footer
+            .index_offset
+            .checked_add(footer.index_len)
+            .and_then(|n| n.checked_add(FOOTER_LEN));
         let sound = b[100..CHECKSUM_AT].iter().all(|&b| b == 0)
             && end == Some(file_len)
             && footer.index_offset >= HEADER_LEN
@@ -160,7 +163,9 @@ impl Footer {
             && footer.mode <= 0o7777
             && footer.mtime.1 < 1_000_000_000
             && footer.max_chunk <= MAX_CHUNK;
-        sound.then_some(footer).ok_or_else(|| Error::corrupt("the archive's footer contradicts the archive"))
+        sound
+            .then_some(footer)
+            .ok_or_else(|| Error::corrupt("the archive's footer contradicts the archive"))
     }
 }
 

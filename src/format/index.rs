@@ -83,7 +83,8 @@ impl Index {
     pub fn read(source: ReadIndex, footer: &Footer, memory: &Arc<IndexMemory>) -> Result<Self> {
         let mut checker = Checker::new(footer);
         let len = footer.index_len;
-        let Some(held) = memory.reserve_whole(len + HISTORY * u64::from(footer.chunk_count.min(1 << 16)))
+        let Some(held) =
+            memory.reserve_whole(len + HISTORY * u64::from(footer.chunk_count.min(1 << 16)))
         else {
             let held = memory.reserve(Parts::cost(footer))?;
             let mut part = Vec::new();
@@ -246,7 +247,8 @@ impl IndexWriter {
         let id = (self.model_ends.len() / 4) as u32;
         model.write_to(&mut self.models);
         let end = u32::try_from(self.models.len()).ok().filter(|_| id < NO_MODEL);
-        let end = end.ok_or_else(|| Error::invalid("the file has too many tensors for one archive"))?;
+        let end =
+            end.ok_or_else(|| Error::invalid("the file has too many tensors for one archive"))?;
         self.model_ends.extend_from_slice(&end.to_le_bytes());
         Ok(id)
     }

@@ -53,9 +53,9 @@ impl Naming {
         match n {
             0 => Ok(Self::Safetensors),
             1 => Ok(Self::Appended),
-            _ => {
-                Err(Error::unsupported(format!("the archive's naming {n} is unknown; a newer bsz is needed")))
-            }
+            _ => Err(Error::unsupported(format!(
+                "the archive's naming {n} is unknown; a newer bsz is needed"
+            ))),
         }
     }
 }

@@ -138,7 +138,8 @@ impl Parts {
         let start = number * PART;
         let mut bytes = vec![0; PART.min(footer.index_len as usize - start)];
         (self.source)(start as u64, &mut bytes)?;
-        if checksum(&bytes) != self.parts[number].checksum || !self.is_sound(number, &bytes, footer) {
+        if checksum(&bytes) != self.parts[number].checksum || !self.is_sound(number, &bytes, footer)
+        {
             return Err(Error::corrupt("the archive's index has changed since it was opened"));
         }
         let part: Arc<[u8]> = bytes.into();
@@ -149,7 +150,8 @@ impl Parts {
     /// Whether what a part says of chunks is within bounds: a checksum can be met on purpose.
     fn is_sound(&self, number: usize, bytes: &[u8], footer: &Footer) -> bool {
         let start = number * PART;
-        let chunks = (footer.chunk_count as usize).saturating_sub(start / RECORD).min(PART / RECORD);
+        let chunks =
+            (footer.chunk_count as usize).saturating_sub(start / RECORD).min(PART / RECORD);
         let records = &bytes.as_chunks::<RECORD>().0[..chunks];
         let starts = records.iter().map(first_word);
         let behind = match self.parts.get(number + 1) {
@@ -158,7 +160,11 @@ impl Parts {
         };
         let ends = starts.clone().skip(1).chain([behind]);
         let first = starts.clone().next().is_none_or(|first| first == self.parts[number].first);
-        first && records.iter().zip(ends).all(|(r, end)| record(r, end).is_ok_and(|c| is_sound(&c, footer)))
+        first
+            && records
+                .iter()
+                .zip(ends)
+                .all(|(r, end)| record(r, end).is_ok_and(|c| is_sound(&c, footer)))
     }
 
     /// A range of bytes.
@@ -187,7 +193,9 @@ fn is_sound(c: &Chunk, footer: &Footer) -> bool {
         && c.original.end - c.original.start <= footer.max_chunk.into()
         && u64::from(c.stored_len) <= c.original.end - c.original.start
         && c.stored_at >= HEADER_LEN
-        && c.stored_at.checked_add(c.stored_len.into()).is_some_and(|end| end <= footer.index_offset)
+        && c.stored_at
+            .checked_add(c.stored_len.into())
+            .is_some_and(|end| end <= footer.index_offset)
         && (c.model == NO_MODEL) == (c.coding != Coding::Planes)
         && (c.model == NO_MODEL || c.model < footer.model_count)
 }
@@ -258,9 +266,9 @@ impl<'f> Checker<'f> {
         self.chunks += 1;
         match record(&last, end) {
             Ok(chunk) if is_sound(&chunk, self.footer) => {}
-            Ok(_) => {
-                self.wrong(|| Error::corrupt(format!("chunk {id} of the archive's index is out of bounds")))
-            }
+            Ok(_) => self.wrong(|| {
+                Error::corrupt(format!("chunk {id} of the archive's index is out of bounds"))
+            }),
             Err(e) => self.wrong(|| e),
         }
     }

@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn extents_cover_every_byte_whatever_the_header_says() {
-        let t = |a: u64, b: u64| format!(r#"{{"dtype":"F32","shape":[1],"data_offsets":[{a},{b}]}}"#);
+        let t =
+            |a: u64, b: u64| format!(r#"{{"dtype":"F32","shape":[1],"data_offsets":[{a},{b}]}}"#);
         for json in [
             "{}".to_owned(),
             format!(r#"{{"a":{},"b":{}}}"#, t(0, 100), t(100, 200)),

@@ -53,11 +53,20 @@ struct Record {
 pub const RECORD: usize = size_of::<Record>();
 
 impl Record {
-    const NOTHING: Self =
-        Self { payload: 0, out: 0, model: 0, payload_len: 0, out_len: 0, coding: NOTHING, reserved: 0 };
+    const NOTHING: Self = Self {
+        payload: 0,
+        out: 0,
+        model: 0,
+        payload_len: 0,
+        out_len: 0,
+        coding: NOTHING,
+        reserved: 0,
+    };
 
     fn write_to(&self, out: &mut Vec<u8>) {
-        [self.payload, self.out, self.model].iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+        [self.payload, self.out, self.model]
+            .iter()
+            .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
         let halves = [self.payload_len, self.out_len, self.coding, self.reserved];
         halves.iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
     }
@@ -97,7 +106,10 @@ impl Batch {
         let mut groups: Vec<(Option<&Model>, Vec<usize>)> = Vec::new();
         let mut of_model = HashMap::new();
         for (i, item) in items.iter().enumerate() {
-            let known = matches!((item.coding, item.model), (Coding::Raw, None) | (Coding::Planes, Some(_)));
+            let known = matches!(
+                (item.coding, item.model),
+                (Coding::Raw, None) | (Coding::Planes, Some(_))
+            );
             if !known || item.len == 0 || item.len.max(item.stored_len) > LONGEST {
                 return Err(Error::invalid("a chunk that is not for the GPU"));
             }
@@ -216,9 +228,10 @@ impl Batch {
             11 => Error::corrupt("an entropy-coded stream does not end where it should"),
             12 => Error::corrupt("a chunk has escapes left"),
             13 => Error::corrupt("a chunk is not as long as what it holds"),
-            status => {
-                Error::new(crate::ErrorKind::Io, format!("the GPU did not decode a chunk (status {status})"))
-            }
+            status => Error::new(
+                crate::ErrorKind::Io,
+                format!("the GPU did not decode a chunk (status {status})"),
+            ),
         })
     }
 }

@@ -69,16 +69,18 @@ impl Device {
         let device = result::device::get(0).map_err(failed("the first device"))?;
         let name = result::device::get_name(device).map_err(failed("the first device"))?;
         // SAFETY: the device is one that the driver named.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("no context"))?;
-        let mut opened = Self { device, context, module: std::ptr::null_mut(), kernels: Vec::new(), name };
+        let context =
+            unsafe { result::primary_ctx::retain(device) }.map_err(failed("no context"))?;
+        let mut opened =
+            Self { device, context, module: std::ptr::null_mut(), kernels: Vec::new(), name };
         opened.load()?;
         Ok(Arc::new(opened))
     }
 
     fn load(&mut self) -> Result<()> {
         self.enter()?;
-        let text =
-            CString::new(PTX).map_err(|_| Error::invalid("the kernels' PTX has a zero").about("CUDA"))?;
+        let text = CString::new(PTX)
+            .map_err(|_| Error::invalid("the kernels' PTX has a zero").about("CUDA"))?;
         // SAFETY: the text ends in a zero, and the driver copies what it needs.
         self.module = unsafe { result::module::load_data(text.as_ptr().cast()) }
             .map_err(failed("the kernels do not load"))?;
@@ -131,7 +133,8 @@ impl DeviceMemory {
     pub(super) fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
         device.enter()?;
         // SAFETY: any size may be asked for; what is got is never read before it was written.
-        let place = unsafe { result::malloc_sync(len.max(1)) }.map_err(failed("memory of the device"))?;
+        let place =
+            unsafe { result::malloc_sync(len.max(1)) }.map_err(failed("memory of the device"))?;
         Ok(Self { place, len, device: Arc::clone(device) })
     }
 
@@ -146,10 +149,14 @@ impl DeviceMemory {
 
     /// Read from byte `at` on, when no work that writes there is under way.
     pub(super) fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
-        assert!(at.checked_add(out.len()).is_some_and(|end| end <= self.len), "behind the device's memory");
+        assert!(
+            at.checked_add(out.len()).is_some_and(|end| end <= self.len),
+            "behind the device's memory"
+        );
         self.device.enter()?;
         // SAFETY: the range was checked, and the call returns when the bytes are there.
-        unsafe { result::memcpy_dtoh_sync(out, self.place + at as Place) }.map_err(failed("a download"))
+        unsafe { result::memcpy_dtoh_sync(out, self.place + at as Place) }
+            .map_err(failed("a download"))
     }
 }
 
@@ -258,7 +265,8 @@ impl Stream {
     pub(super) unsafe fn clear(&self, at: Place, len: usize) -> Result<()> {
         self.device.enter()?;
         // SAFETY: the caller vouches for the place.
-        unsafe { result::memset_d8_async(at, 0, len, self.stream) }.map_err(failed("clearing memory"))
+        unsafe { result::memset_d8_async(at, 0, len, self.stream) }
+            .map_err(failed("clearing memory"))
     }
 
     /// Launch a kernel.
@@ -268,7 +276,8 @@ impl Stream {
     pub(super) unsafe fn launch(&self, launch: &Launch, places: Places) -> Result<()> {
         self.device.enter()?;
         let known = self.device.kernels.iter().find(|(width, _)| *width == launch.width);
-        let (_, kernel) = known.ok_or_else(|| Error::invalid("no kernel for such elements").about("CUDA"))?;
+        let (_, kernel) =
+            known.ok_or_else(|| Error::invalid("no kernel for such elements").about("CUDA"))?;
         let mut arguments = [
             places.records + (launch.first * super::batch::RECORD) as Place,
             places.stored,
@@ -282,8 +291,17 @@ impl Stream {
         let shared = launch.shared_len as u32;
         // SAFETY: the kernel belongs to the device; it has five parameters of eight bytes, which the driver copies; the
         // caller vouches for what they point to.
-        unsafe { result::launch_kernel(*kernel, grid, (THREADS, 1, 1), shared, self.stream, &mut pointers) }
-            .map_err(failed("a launch"))
+        unsafe {
+            result::launch_kernel(
+                *kernel,
+                grid,
+                (THREADS, 1, 1),
+                shared,
+                self.stream,
+                &mut pointers,
+            )
+        }
+        .map_err(failed("a launch"))
     }
 
     /// Wait until all is done.

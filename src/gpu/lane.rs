@@ -35,8 +35,9 @@ struct Parts {
 
 impl Parts {
     fn new(batch: &Batch) -> Self {
-        let part =
-            |after: usize, len: usize| after.next_multiple_of(ALIGN)..after.next_multiple_of(ALIGN) + len;
+        let part = |after: usize, len: usize| {
+            after.next_multiple_of(ALIGN)..after.next_multiple_of(ALIGN) + len
+        };
         let records = part(0, batch.record_count() * RECORD);
         let models = part(records.end, batch.models_len());
         let stored = part(models.end, batch.stored_len());
@@ -134,7 +135,8 @@ impl Lane {
         // SAFETY: `places` has held all to the lengths of the memory, which is neither used nor freed before the stream was
         // waited for: every function here does so first, and so does dropping the stream.
         unsafe {
-            self.stream.upload(&self.input.bytes()[..parts.stored.end], self.device_input.place())?;
+            self.stream
+                .upload(&self.input.bytes()[..parts.stored.end], self.device_input.place())?;
             self.stream.clear(places.statuses, statuses_len(batch))?;
             for launch in batch.launches() {
                 self.stream.launch(launch, places)?;
@@ -154,7 +156,8 @@ impl Lane {
             for launch in (0..times).flat_map(|_| batch.launches()) {
                 self.stream.launch(launch, places)?;
             }
-            self.stream.download(places.statuses, &mut self.output.bytes_mut()[..statuses_len(batch)])?;
+            self.stream
+                .download(places.statuses, &mut self.output.bytes_mut()[..statuses_len(batch)])?;
         }
         self.wait()
     }
@@ -164,9 +167,11 @@ impl Lane {
         let parts = Parts::new(batch);
         let (input, statuses) = (self.device_input.place(), self.device_output.place());
         let (out, room, returned) = match &self.target {
-            Some((memory, from)) => {
-                (memory.place() + *from as Place, memory.len().saturating_sub(*from), statuses_len(batch))
-            }
+            Some((memory, from)) => (
+                memory.place() + *from as Place,
+                memory.len().saturating_sub(*from),
+                statuses_len(batch),
+            ),
             None => {
                 let at = decoded_at(batch);
                 let room = self.device_output.len().saturating_sub(at);

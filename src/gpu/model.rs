@@ -43,7 +43,9 @@ pub(super) fn write_to(model: &Model, words: &mut Vec<u32>) -> usize {
     words.extend(&shared);
     let classes: Vec<u8> = columns.iter().chain(columns.iter().take(LANES)).copied().collect();
     words.extend(
-        classes.chunks(4).map(|c| c.iter().rev().fold(0, |word, &class| word << 8 | u32::from(class))),
+        classes
+            .chunks(4)
+            .map(|c| c.iter().rev().fold(0, |word, &class| word << 8 | u32::from(class))),
     );
     words.resize(words.len().next_multiple_of(4), 0);
     4 * shared.len() + WARPS * (CARRIED + PLANE * layout.planes().len())

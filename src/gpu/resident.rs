@@ -57,14 +57,21 @@ impl Resident {
         let len = usize::try_from(archive.footer().original_len)
             .map_err(|_| Error::invalid("the original is too long for this machine"))?;
         let header = header(archive, decoder)?;
-        let before = (header.data_start as usize).next_multiple_of(ALIGN) - header.data_start as usize;
+        let before =
+            (header.data_start as usize).next_multiple_of(ALIGN) - header.data_start as usize;
         let memory = Arc::new(DeviceMemory::new(&gpu.device, before + len)?);
         let resident = Self { memory, before, header, len };
         resident.fill(gpu, archive, decoder, staging / LANES)?;
         Ok(resident)
     }
 
-    fn fill(&self, gpu: &Gpu, archive: &Archive, decoder: &dyn ChunkDecoder, room: usize) -> Result<()> {
+    fn fill(
+        &self,
+        gpu: &Gpu,
+        archive: &Archive,
+        decoder: &dyn ChunkDecoder,
+        room: usize,
+    ) -> Result<()> {
         let target = || Some((Arc::clone(&self.memory), self.before));
         // A status is four bytes; an item takes some hundred of the input.
         let statuses = room / 16;
@@ -148,8 +155,11 @@ impl Resident {
 impl Chunk {
     fn new(archive: &Archive, id: usize) -> Result<Self> {
         let c = archive.index().chunk(id)?;
-        let (coding, stored_len) =
-            if takes(c.coding) { (c.coding, c.stored_len as usize) } else { (Coding::Raw, c.len()) };
+        let (coding, stored_len) = if takes(c.coding) {
+            (c.coding, c.stored_len as usize)
+        } else {
+            (Coding::Raw, c.len())
+        };
         let model = archive.model_of(&c)?;
         Ok(Self { id, model, coding, stored_len, len: c.len(), at: c.original.start as usize })
     }

@@ -72,7 +72,8 @@ impl Session {
             return Err(Error::invalid(why).about("CUDA"));
         }
         let room = memory / (2 * LANES);
-        let lanes = (0..LANES).map(|_| Lane::new(&gpu.device, room, room, None)).collect::<Result<_>>()?;
+        let lanes =
+            (0..LANES).map(|_| Lane::new(&gpu.device, room, room, None)).collect::<Result<_>>()?;
         Ok(Self { lanes, room })
     }
 
@@ -116,7 +117,12 @@ fn fitting(pieces: &[Piece], room: usize) -> usize {
 }
 
 /// Fill in a batch of some of the pieces, and start it.
-fn start(lane: &mut Lane, pieces: &[Piece], range: Range<usize>, fill: &Fill<'_>) -> Result<UnderWay> {
+fn start(
+    lane: &mut Lane,
+    pieces: &[Piece],
+    range: Range<usize>,
+    fill: &Fill<'_>,
+) -> Result<UnderWay> {
     let mut end = 0;
     let items: Vec<Item<'_>> = pieces[range.clone()]
         .iter()
@@ -158,7 +164,8 @@ mod tests {
         let mut items: Vec<Item<'_>> = small[..count].iter().map(|p| p.item(0)).collect();
         items.iter_mut().enumerate().for_each(|(i, item)| item.out = i * 256);
         let batch = Batch::new(&items).expect("raw");
-        let used = batch.record_count() * super::super::batch::RECORD + batch.stored_len() + OVERHEAD;
+        let used =
+            batch.record_count() * super::super::batch::RECORD + batch.stored_len() + OVERHEAD;
         assert!(used <= 1 << 20, "{used} bytes for {count}");
         assert_eq!(fitting(&[piece(LONGEST)], 1), 1, "at least one");
     }

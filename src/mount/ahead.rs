@@ -36,7 +36,12 @@ struct Learning {
 }
 
 impl Learner {
-    pub fn start(tree: Arc<Tree>, cache: Arc<ChunkCache>, prefetch: Prefetch, said: Arc<Said>) -> Self {
+    pub fn start(
+        tree: Arc<Tree>,
+        cache: Arc<ChunkCache>,
+        prefetch: Prefetch,
+        said: Arc<Said>,
+    ) -> Self {
         if prefetch == Prefetch::Off {
             return Self(None);
         }
@@ -54,7 +59,9 @@ impl Learner {
 
     /// Learn which model an open archive is a shard of, if that was not done.
     pub fn seek(&self, opened: &Arc<Opened>) {
-        let (Some(seek), Content::Archive { sought, .. }) = (&self.0, &opened.content) else { return };
+        let (Some(seek), Content::Archive { sought, .. }) = (&self.0, &opened.content) else {
+            return;
+        };
         if sought.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -69,13 +76,16 @@ impl Learning {
         for opened in sought {
             // It may have been closed.
             let Some(opened) = opened.upgrade() else { continue };
-            let Content::Archive { archive, path, shown, model, .. } = &opened.content else { continue };
+            let Content::Archive { archive, path, shown, model, .. } = &opened.content else {
+                continue;
+            };
             let this = Shard { archive: archive.clone(), shown: shown.clone() };
             let (shards, this) = self.tree.shards(path, this);
             let found = match self.model_of(shards) {
                 Ok(found) => found.map(|model| (model, this)),
                 Err(e) => {
-                    let what = format!("{}: its layers are not decoded ahead: {e}", escape::path(path));
+                    let what =
+                        format!("{}: its layers are not decoded ahead: {e}", escape::path(path));
                     self.said.say(log::Level::Warn, &what);
                     None
                 }
@@ -91,14 +101,17 @@ impl Learning {
     /// As [`header_json`] and [`LayerMapBuilder::shard`].
     fn model_of(&mut self, shards: Vec<Shard>) -> Result<Option<Arc<Model>>> {
         self.models.retain(|model| model.strong_count() > 0);
-        let ids = |shards: &[Shard]| shards.iter().map(|shard| shard.archive.id()).collect::<Vec<_>>();
+        let ids =
+            |shards: &[Shard]| shards.iter().map(|shard| shard.archive.id()).collect::<Vec<_>>();
         let wanted = ids(&shards);
         let mut alive = self.models.iter().filter_map(Weak::upgrade);
         if let Some(known) = alive.find(|model| ids(&model.shards) == wanted) {
             return Ok(Some(known));
         }
-        let known: usize = self.models.iter().filter_map(Weak::upgrade).map(|model| model.layers.len()).sum();
-        let model = Model::new(shards, MOST_PLACES.saturating_sub(known), self.prefetch, &self.cache)?;
+        let known: usize =
+            self.models.iter().filter_map(Weak::upgrade).map(|model| model.layers.len()).sum();
+        let model =
+            Model::new(shards, MOST_PLACES.saturating_sub(known), self.prefetch, &self.cache)?;
         let model = model.map(Arc::new);
         self.models.extend(model.as_ref().map(Arc::downgrade));
         Ok(model)
@@ -125,7 +138,12 @@ impl Model {
     ///
     /// # Errors
     /// As [`header_json`] and [`LayerMapBuilder::shard`].
-    fn new(shards: Vec<Shard>, room: usize, how: Prefetch, cache: &ChunkCache) -> Result<Option<Self>> {
+    fn new(
+        shards: Vec<Shard>,
+        room: usize,
+        how: Prefetch,
+        cache: &ChunkCache,
+    ) -> Result<Option<Self>> {
         let most = match how {
             Prefetch::Off => return Ok(None),
             Prefetch::Auto | Prefetch::Cuda => u32::MAX,
@@ -150,7 +168,8 @@ impl Model {
         let mut reached = None;
         for (layer, bytes) in self.layers.within(shard, at..at + len).take(MOST_AT_ONCE) {
             let read = Read { bytes, size: self.layers.size(layer), sparse: paged };
-            reached = course.reach(layer, read, self.most).map(|likely| (layer, likely)).or(reached);
+            reached =
+                course.reach(layer, read, self.most).map(|likely| (layer, likely)).or(reached);
         }
         drop(course);
         let Some(((stack, number), likely)) = reached else { return };
@@ -158,8 +177,9 @@ impl Model {
         // None at all drops what was wrongly wished for. The kernel may have asked for the beginning of a layer before its
         // reader did, so what is left of it is wished for, too.
         let layers = (0..=likely).map_while(|n| Some((n, (stack, number.checked_add(n)?))));
-        let layers =
-            layers.skip(usize::from(likely == 0)).take_while(|(_, l)| !self.layers.places(*l).is_empty());
+        let layers = layers
+            .skip(usize::from(likely == 0))
+            .take_while(|(_, l)| !self.layers.places(*l).is_empty());
         cache.wish(layers.flat_map(|(n, layer)| {
             let places = self.layers.places(layer);
             // The first of the largest ones.

@@ -120,9 +120,12 @@ pub(super) fn ask(question: Question, path: &Path) -> Answer {
 pub(super) fn ask_all(questions: &[(Question, &Path)]) -> Vec<Answer> {
     let mut answers = Vec::new();
     for several in questions.chunks(AT_ONCE) {
-        let mut running: Vec<_> = several.iter().map(|(question, path)| start(*question, path)).collect();
-        let deadline = Instant::now() + several.iter().map(|(q, _)| q.within()).max().unwrap_or_default();
-        let mut awaited: Vec<&mut Helper> = running.iter_mut().filter_map(|r| r.as_mut().ok()).collect();
+        let mut running: Vec<_> =
+            several.iter().map(|(question, path)| start(*question, path)).collect();
+        let deadline =
+            Instant::now() + several.iter().map(|(q, _)| q.within()).max().unwrap_or_default();
+        let mut awaited: Vec<&mut Helper> =
+            running.iter_mut().filter_map(|r| r.as_mut().ok()).collect();
         listen(&mut awaited, deadline);
         let asked = running.into_iter().zip(several);
         answers.extend(asked.map(|(running, (question, path))| running?.answer(*question, path)));
@@ -179,7 +182,9 @@ impl Helper {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => self.ended = true,
             // Whoever says more is not heard any more.
-            Ok(n) if self.said.len() as u64 + n as u64 <= LONGEST => self.said.extend_from_slice(&block[..n]),
+            Ok(n) if self.said.len() as u64 + n as u64 <= LONGEST => {
+                self.said.extend_from_slice(&block[..n])
+            }
             Ok(_) => self.ended = true,
         }
     }
@@ -221,12 +226,18 @@ fn listen(helpers: &mut [&mut Helper], deadline: Instant) {
         if waiting.is_empty() || left.is_zero() {
             return;
         }
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let mut pipes: Vec<_> = waiting.iter().map(|h| PollFd::new(&h.pipe, PollFlags::IN)).collect();
+        let left =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let mut pipes: Vec<_> =
+            waiting.iter().map(|h| PollFd::new(&h.pipe, PollFlags::IN)).collect();
         let outcome = poll(&mut pipes, Some(&left));
         let ready: Vec<bool> = pipes.iter().map(|pipe| !pipe.revents().is_empty()).collect();
         match outcome {
-            Ok(_) => waiting.iter_mut().zip(ready).filter(|(_, ready)| *ready).for_each(|(h, _)| h.hear()),
+            Ok(_) => waiting
+                .iter_mut()
+                .zip(ready)
+                .filter(|(_, ready)| *ready)
+                .for_each(|(h, _)| h.hear()),
             Err(rustix::io::Errno::INTR) => {}
             Err(_) => return,
         }
@@ -253,7 +264,8 @@ fn parse(said: Vec<u8>) -> Answer {
     if let Some(answer) = said.strip_prefix(b"+") {
         return Ok(answer.to_vec());
     }
-    let failed = std::str::from_utf8(&said).ok().and_then(|said| said.strip_prefix('-')?.split_once(' '));
+    let failed =
+        std::str::from_utf8(&said).ok().and_then(|said| said.strip_prefix('-')?.split_once(' '));
     Err(Unanswered::Failed(match failed.map(|(number, why)| (number.parse(), why)) {
         Some((Ok(0), why)) => Error::invalid(why),
         Some((Ok(number), _)) => io::Error::from_raw_os_error(number).into(),
@@ -270,7 +282,8 @@ mod tests {
         assert_eq!(parse(encode(Ok(b"yes".to_vec()))).ok(), Some(b"yes".to_vec()));
         let gone = encode(Err(io::Error::from_raw_os_error(libc::ENOTCONN).into()));
         assert_eq!(parse(gone).err().and_then(|e| e.errno()), Some(rustix::io::Errno::NOTCONN));
-        let why = parse(encode(Err(Error::invalid("why")))).err().map(|e| e.or_silent("").to_string());
+        let why =
+            parse(encode(Err(Error::invalid("why")))).err().map(|e| e.or_silent("").to_string());
         assert_eq!(why.as_deref(), Some("why"));
         for rubbish in [&b""[..], b"-", b"-x y", b"\xff"] {
             assert!(matches!(parse(rubbish.to_vec()), Err(Unanswered::Failed(_))));
@@ -283,7 +296,9 @@ mod tests {
         let mut helper = Helper::start(sleep.arg("60"), false).expect("sleep");
         let started = Instant::now();
         listen(&mut [&mut helper], started + Duration::from_millis(50));
-        assert!(!helper.ended && helper.end().is_ok() && started.elapsed() < Duration::from_secs(30));
+        assert!(
+            !helper.ended && helper.end().is_ok() && started.elapsed() < Duration::from_secs(30)
+        );
     }
 
     #[test]

@@ -145,12 +145,19 @@ mod tests {
             for ino in [0, 1, 2, 12, DECODED - 1, DECODED, DECODED | 12, MIXED, u64::MAX] {
                 for decoded in [false, true] {
                     let n = number(7, dev, ino, decoded);
-                    assert!(seen.insert(n) && i64::try_from(n).is_ok(), "{dev} {ino} {decoded}: {n}");
+                    assert!(
+                        seen.insert(n) && i64::try_from(n).is_ok(),
+                        "{dev} {ino} {decoded}: {n}"
+                    );
                 }
             }
         }
         assert_eq!(number(7, 7, 12, false), 12, "the source's own number, where that is free");
-        assert_eq!(number(7, 7, 1, false), number(9, 9, 1, false), "whatever the root's device is called");
+        assert_eq!(
+            number(7, 7, 1, false),
+            number(9, 9, 1, false),
+            "whatever the root's device is called"
+        );
     }
 
     #[test]

@@ -22,7 +22,11 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub fn new(status: Status, cache: Arc<ChunkCache>, hangup: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn new(
+        status: Status,
+        cache: Arc<ChunkCache>,
+        hangup: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         Self { status, cache, hangup: Box::new(hangup) }
     }
 

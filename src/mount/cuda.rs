@@ -106,7 +106,10 @@ impl Cuda {
             let nanos = begun.elapsed().as_nanos() as f64 / stored.max(1) as f64;
             let cores = self.cache.upgrade().map_or(0.0, |cache| cache.decoding_nanos());
             if nanos > cores {
-                log::debug!("{} decodes a byte in {nanos:.3} ns, the cores in {cores:.3} ns", gpu.name());
+                log::debug!(
+                    "{} decodes a byte in {nanos:.3} ns, the cores in {cores:.3} ns",
+                    gpu.name()
+                );
                 return Ok(State::Gone);
             }
             log::info!("{} decodes ahead, since it is faster than the cores", gpu.name());

@@ -15,9 +15,10 @@ use crate::codec::checksum;
 use crate::escape;
 use crate::read::{ChunkCache, Reader, Slice};
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    RequestId,
 };
 use lru::LruCache;
 use rustix::fs::FileType;
@@ -99,7 +100,9 @@ impl Filesystem for BszFs {
         match config.add_capabilities(InitFlags::FUSE_POSIX_ACL) {
             Ok(()) => self.tree.access().kernel_applies_acls(),
             Err(_) => {
-                log::warn!("the kernel applies no ACLs to mounts: files with ACLs are their owners' alone")
+                log::warn!(
+                    "the kernel applies no ACLs to mounts: files with ACLs are their owners' alone"
+                )
             }
         }
         Ok(())
@@ -218,8 +221,12 @@ impl Filesystem for BszFs {
     ) {
         let closed = self.tree.release(handle.0, Opener::of(flags.0));
         reply.ok();
-        let Some(puller) = self.puller.as_ref().filter(|puller| !puller.closed(handle.0)) else { return };
-        if let Some(Content::Archive { archive, .. }) = closed.as_ref().map(|closed| &closed.content) {
+        let Some(puller) = self.puller.as_ref().filter(|puller| !puller.closed(handle.0)) else {
+            return;
+        };
+        if let Some(Content::Archive { archive, .. }) =
+            closed.as_ref().map(|closed| &closed.content)
+        {
             // Others who read it will wish again.
             self.cache.forget_wishes(archive);
             puller.let_go(archive.id());
@@ -233,13 +240,22 @@ impl Filesystem for BszFs {
         }
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let entries = match self.tree.dir(handle.0) {
             Ok(entries) => entries,
             Err(e) => return reply.error(errno(e)),
         };
         // An entry's offset is that of the one after it.
-        for (next, entry) in (1..).zip(entries.iter()).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+        for (next, entry) in
+            (1..).zip(entries.iter()).skip(usize::try_from(offset).unwrap_or(usize::MAX))
+        {
             if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &entry.name) {
                 break;
             }
@@ -247,7 +263,14 @@ impl Filesystem for BszFs {
         reply.ok();
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
         self.tree.release_dir(handle.0);
         reply.ok();
     }
@@ -273,7 +296,14 @@ impl Filesystem for BszFs {
         if mask.contains(AccessFlags::W_OK) { reply.error(Errno::EROFS) } else { reply.ok() }
     }
 
-    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         match xattrs::origin(ino.0, name) {
             Origin::None => reply.error(Errno::NO_XATTR),
             Origin::Daemon if name != control::DROP_CACHE => {
@@ -310,9 +340,11 @@ impl Filesystem for BszFs {
         reply: ReplyLseek,
     ) {
         let tree = self.tree.clone();
-        self.cache.spawn(move || match tree.file(handle.0).and_then(|file| file.seek(offset, whence)) {
-            Ok(at) => reply.offset(at),
-            Err(e) => reply.error(errno(e)),
+        self.cache.spawn(move || {
+            match tree.file(handle.0).and_then(|file| file.seek(offset, whence)) {
+                Ok(at) => reply.offset(at),
+                Err(e) => reply.error(errno(e)),
+            }
         });
     }
 
@@ -349,7 +381,8 @@ impl Filesystem for BszFs {
 fn reply_opened(handle: rustix::io::Result<Handle>, reply: ReplyOpen) {
     match handle {
         Ok(handle) => {
-            let flags = if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            let flags =
+                if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
             reply.opened(FileHandle(handle.number), flags);
         }
         Err(e) => reply.error(errno(e)),

@@ -37,7 +37,8 @@ pub(super) fn take(fd: RawFd) -> Result<OwnedFd> {
 
 fn is_fuse(meta: &Metadata) -> bool {
     let device = meta.rdev();
-    meta.file_type().is_char_device() && (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE
+    meta.file_type().is_char_device()
+        && (rustix::fs::major(device), rustix::fs::minor(device)) == FUSE
 }
 
 #[cfg(test)]

@@ -70,15 +70,19 @@ pub fn run(
         known.clear();
     }));
     let asked = control.clone();
-    let _listening =
-        o.metrics.as_ref().map(|address| metrics::listen(address, move || asked.status())).transpose()?;
+    let _listening = o
+        .metrics
+        .as_ref()
+        .map(|address| metrics::listen(address, move || asked.status()))
+        .transpose()?;
     // What somebody else has mounted may be nowhere that we see.
     let puller = plan.fuse.is_none().then(|| Arc::new(Puller::new(plan.mountpoint.clone())));
     if let Some(puller) = &puller {
         cache.give_to(puller.clone());
     }
     let tree = Tree::new(plan.view, cache.indexes());
-    let file_system = BszFs::new(tree, Arc::clone(&cache), o.prefetch, puller, control.clone(), said);
+    let file_system =
+        BszFs::new(tree, Arc::clone(&cache), o.prefetch, puller, control.clone(), said);
     let replier = file_system.replier();
     let config = config(o, &plan.source);
     let session = match plan.fuse {
@@ -96,7 +100,9 @@ pub fn run(
         true => {
             log::info!("{} shows {}", escape::path(&plan.mountpoint), escape::path(&plan.source));
             mount.iter().for_each(raise_readahead);
-            on_signals(signals, mount.clone(), control).and_then(|()| ready()).and_then(|()| wait(serving))
+            on_signals(signals, mount.clone(), control)
+                .and_then(|()| ready())
+                .and_then(|()| wait(serving))
         }
         false => wait(serving),
     };
@@ -133,7 +139,8 @@ fn look_for_gpu(_: &Arc<ChunkCache>, o: &MountOptions) {
 }
 
 fn config(o: &MountOptions, source: &Path) -> Config {
-    let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, MOST_SESSION_THREADS);
+    let threads =
+        thread::available_parallelism().map_or(2, usize::from).clamp(2, MOST_SESSION_THREADS);
     let mut config = Config::default();
     config.n_threads = Some(threads);
     // A descriptor of its own for each thread was no faster, and replies must go where their requests came from.

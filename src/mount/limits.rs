@@ -52,7 +52,9 @@ fn limits_of_group(mount: &Path, line: &str) -> Vec<u64> {
     group
         .ancestors()
         .take_while(|directory| directory.starts_with(&base))
-        .filter_map(|directory| std::fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok())
+        .filter_map(|directory| {
+            std::fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
+        })
         .collect()
 }
 

@@ -37,7 +37,8 @@ pub(super) fn within(source: &Source, dir: &Path, text: &OsStr) -> Option<OsStri
     stays_inside(&inside).then_some(())?;
     let up = std::iter::repeat_n(Component::ParentDir, depth);
     let relative: PathBuf = up.chain(inside.components()).collect();
-    let relative = if relative.as_os_str().is_empty() { ".".into() } else { relative.into_os_string() };
+    let relative =
+        if relative.as_os_str().is_empty() { ".".into() } else { relative.into_os_string() };
     (relative.len() <= MOST_TEXT).then_some(relative)
 }
 
@@ -102,7 +103,9 @@ pub(super) fn resolve(source: &Source, dir: &Path, text: &OsStr, follow: bool) -
 fn push(source: &Source, dir: &Path, text: OsString, left: &mut Vec<OsString>) -> Option<()> {
     let text = within(source, dir, &text).unwrap_or(text);
     (!Path::new(&text).is_absolute()).then_some(())?;
-    left.extend(text.as_bytes().rsplit(|&b| b == b'/').map(|name| OsStr::from_bytes(name).to_owned()));
+    left.extend(
+        text.as_bytes().rsplit(|&b| b == b'/').map(|name| OsStr::from_bytes(name).to_owned()),
+    );
     Some(())
 }
 
@@ -183,12 +186,18 @@ mod tests {
             (".", "", None),
         ] {
             let target = Target { dir: dir.into(), name: name.map(Into::into) };
-            assert_eq!(resolve(&source, Path::new(""), OsStr::new(text), true), Some(target), "{text}");
+            assert_eq!(
+                resolve(&source, Path::new(""), OsStr::new(text), true),
+                Some(target),
+                "{text}"
+            );
         }
-        for text in ["loop", "a/out", "..", "/etc/passwd", "none/x", "a/file/x", "to-dir/../../.."] {
+        for text in ["loop", "a/out", "..", "/etc/passwd", "none/x", "a/file/x", "to-dir/../../.."]
+        {
             assert_eq!(resolve(&source, Path::new(""), OsStr::new(text), true), None, "{text}");
         }
-        let named = resolve(&source, Path::new("a"), OsStr::new("../to-link"), false).expect("a target");
+        let named =
+            resolve(&source, Path::new("a"), OsStr::new("../to-link"), false).expect("a target");
         assert_eq!(named, Target { dir: "".into(), name: Some("to-link".into()) });
     }
 }

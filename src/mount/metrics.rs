@@ -41,7 +41,9 @@ impl FromStr for MetricsAddress {
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Loopback(address)),
-            Ok(_) => Err(Error::invalid("is not of this machine alone: take 127.0.0.1:PORT and a proxy")),
+            Ok(_) => {
+                Err(Error::invalid("is not of this machine alone: take 127.0.0.1:PORT and a proxy"))
+            }
             Err(_) => Err(Error::invalid("is neither unix:PATH nor 127.0.0.1:PORT")),
         }
     }
@@ -70,7 +72,8 @@ pub(super) fn listen(
         MetricsAddress::Loopback(address) => {
             let listener = TcpListener::bind(address).about(address)?;
             let limit = |s: &TcpStream| {
-                s.set_read_timeout(Some(PATIENCE)).and_then(|()| s.set_write_timeout(Some(PATIENCE)))
+                s.set_read_timeout(Some(PATIENCE))
+                    .and_then(|()| s.set_write_timeout(Some(PATIENCE)))
             };
             serve(move || listener.accept().map(|(stream, _)| stream), limit, status)?;
             Ok(Listening(None))
@@ -79,7 +82,8 @@ pub(super) fn listen(
             let listener = bind(path).about_path(path)?;
             let listening = Listening(Some(path.clone()));
             let limit = |s: &UnixStream| {
-                s.set_read_timeout(Some(PATIENCE)).and_then(|()| s.set_write_timeout(Some(PATIENCE)))
+                s.set_read_timeout(Some(PATIENCE))
+                    .and_then(|()| s.set_write_timeout(Some(PATIENCE)))
             };
             serve(move || listener.accept().map(|(stream, _)| stream), limit, status)?;
             Ok(listening)
@@ -89,8 +93,9 @@ pub(super) fn listen(
 
 /// A Unix socket at `path`, in place of one that nobody listens on any more; for its user alone.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    let left_behind =
-        || path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) && is_refused(path);
+    let left_behind = || {
+        path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) && is_refused(path)
+    };
     let listener = match UnixListener::bind(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse && left_behind() => {
             std::fs::remove_file(path)?;
@@ -104,7 +109,9 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Whether nobody listens on the socket at `path`. Who listens and does not answer is not waited for.
 fn is_refused(path: &Path) -> bool {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
     let connected = socket.and_then(|socket| connect(&socket, &SocketAddrUnix::new(path)?));
@@ -173,7 +180,12 @@ fn text(status: &Status) -> String {
         ("chunk_misses_total", "counter", "Chunks that were decoded when asked for", c.misses),
         ("chunk_evictions_total", "counter", "Chunks dropped for room", c.evictions),
         ("ahead_chunks_total", "counter", "Chunks decoded ahead", c.ahead),
-        ("ahead_used_chunks_total", "counter", "Chunks decoded ahead and asked for since", c.ahead_used),
+        (
+            "ahead_used_chunks_total",
+            "counter",
+            "Chunks decoded ahead and asked for since",
+            c.ahead_used,
+        ),
         ("cache_bytes", "gauge", "Bytes of decoded chunks that are held", c.held_bytes),
         ("cache_capacity_bytes", "gauge", "Most bytes of decoded chunks to hold", c.capacity_bytes),
         ("start_time_seconds", "gauge", "When it was mounted, since the epoch", status.since),
@@ -193,9 +205,16 @@ mod tests {
 
     #[test]
     fn only_this_machine_may_ask() {
-        for wrong in
-            ["", "unix:", "0.0.0.0:9000", "192.168.0.1:9000", "[::]:9000", "localhost", "9000", "127.0.0.1"]
-        {
+        for wrong in [
+            "",
+            "unix:",
+            "0.0.0.0:9000",
+            "192.168.0.1:9000",
+            "[::]:9000",
+            "localhost",
+            "9000",
+            "127.0.0.1",
+        ] {
             assert!(wrong.parse::<MetricsAddress>().is_err(), "{wrong}");
         }
         assert_eq!("unix:a b".parse().ok(), Some(MetricsAddress::Unix("a b".into())));

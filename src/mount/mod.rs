@@ -55,7 +55,9 @@ pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
 pub use program::{close_inherited, this_program};
 pub use pull::warm_on_standard_request;
-pub use status::{Space, Status, Unserved, clear_orphan, drop_cache, mounts, space, status, unserved};
+pub use status::{
+    Space, Status, Unserved, clear_orphan, drop_cache, mounts, space, status, unserved,
+};
 pub use unmount::{detach, find_helper as helper, unmount};
 
 use std::path::PathBuf;

@@ -55,7 +55,9 @@ fn find(questions: &[(Question, &Path)]) -> Vec<Found> {
     let mut answers = ask::ask_all(&open.collect::<Vec<_>>()).into_iter();
     let found = known.into_iter().map(|known| match known? {
         Known::Ours(mountpoint) => Ok((mountpoint, Kind::Ours)),
-        Known::Absolute(_) => answers.next().unwrap_or(Err(ask::Unanswered::Silent)).and_then(parse),
+        Known::Absolute(_) => {
+            answers.next().unwrap_or(Err(ask::Unanswered::Silent)).and_then(parse)
+        }
     });
     found.collect()
 }
@@ -156,10 +158,19 @@ mod tests {
         std::os::unix::fs::symlink("real", dir.path().join("link")).expect("symlink");
         std::os::unix::fs::symlink("../link/view", real.join("to-view")).expect("symlink");
         std::os::unix::fs::symlink("round", dir.path().join("round")).expect("symlink");
-        for spelled in ["link/view", "real/view", "real/./view/", "link/../real/view", "link/to-view"] {
-            assert_eq!(walk(&dir.path().join(spelled)).expect(spelled), real.join("view"), "{spelled}");
+        for spelled in
+            ["link/view", "real/view", "real/./view/", "link/../real/view", "link/to-view"]
+        {
+            assert_eq!(
+                walk(&dir.path().join(spelled)).expect(spelled),
+                real.join("view"),
+                "{spelled}"
+            );
         }
-        assert_eq!(walk(&dir.path().join("round")).err().and_then(|e| e.raw_os_error()), Some(libc::ELOOP));
+        assert_eq!(
+            walk(&dir.path().join("round")).err().and_then(|e| e.raw_os_error()),
+            Some(libc::ELOOP)
+        );
     }
 
     #[test]

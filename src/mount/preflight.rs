@@ -27,7 +27,8 @@ pub(super) struct Plan {
 
 /// Check what is asked for, and open the source.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
-    let fuse = handed::number(&o.mountpoint).map(handed::take).transpose().about_path(&o.mountpoint)?;
+    let fuse =
+        handed::number(&o.mountpoint).map(handed::take).transpose().about_path(&o.mountpoint)?;
     let (at_source, at_mountpoint) = if fuse.is_some() {
         (place::look(&o.source), None)
     } else {
@@ -40,7 +41,8 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
         None => o.mountpoint.clone(),
         Some(found) => {
             let mountpoint = check_mountpoint(found, &o.mountpoint)?;
-            check_place(&mountpoint, &source, &directory, only.is_none()).about_path(&o.mountpoint)?;
+            check_place(&mountpoint, &source, &directory, only.is_none())
+                .about_path(&o.mountpoint)?;
             check_fuse()?;
             mountpoint
         }
@@ -78,16 +80,16 @@ fn split_source(source: &Path, kind: Kind) -> Result<(PathBuf, Option<OsString>)
     if kind == Kind::Directory {
         return Ok((source.to_owned(), None));
     }
-    let (Kind::File, Some(directory), Some(name)) = (kind, source.parent(), source.file_name()) else {
+    let (Kind::File, Some(directory), Some(name)) = (kind, source.parent(), source.file_name())
+    else {
         return Err(Error::invalid("is neither a directory nor an archive").about_path(source));
     };
     let footer = read::peek(&input::open(source)?).about_path(source)?;
     let shown = footer.and_then(|f| f.naming.original_name(name));
     match shown {
         Some(_) => Ok((directory.to_owned(), Some(name.to_owned()))),
-        None => {
-            Err(Error::invalid("is not an archive: mount a directory, or a .bsz file").about_path(source))
-        }
+        None => Err(Error::invalid("is not an archive: mount a directory, or a .bsz file")
+            .about_path(source)),
     }
 }
 
@@ -101,7 +103,9 @@ fn check_mountpoint(found: place::Found, path: &Path) -> Result<PathBuf> {
     });
     match found.about_path(path)? {
         (mountpoint, Kind::Directory) => Ok(mountpoint),
-        (mountpoint, Kind::Ours) => Err(Error::invalid(refuse_ours(&mountpoint, path)?).about_path(path)),
+        (mountpoint, Kind::Ours) => {
+            Err(Error::invalid(refuse_ours(&mountpoint, path)?).about_path(path))
+        }
         _ => Err(Error::invalid("is not a directory").about_path(path)),
     }
 }
@@ -111,13 +115,16 @@ fn refuse_ours(mountpoint: &Path, path: &Path) -> Result<String> {
     let shown = escape::path(path);
     Ok(match ask::ask(Question::Alive, mountpoint) {
         Err(Unanswered::Silent) => {
-            format!("is a bszfs mount whose daemon does not answer: `bsz umount --lazy {shown}` ends it")
+            format!(
+                "is a bszfs mount whose daemon does not answer: `bsz umount --lazy {shown}` ends it"
+            )
         }
         Err(e) if e.errno() == Some(Errno::NOTCONN) => {
             format!("is a bszfs mount whose daemon has died: run `bsz umount {shown}` first")
         }
         _ => {
-            let source = mountinfo::topmost_at(mountpoint)?.map(|mount| mount.source).unwrap_or_default();
+            let source =
+                mountinfo::topmost_at(mountpoint)?.map(|mount| mount.source).unwrap_or_default();
             let source = escape::path(&source);
             format!("is already a bszfs mount, of {source}: run `bsz umount {shown}` first")
         }

@@ -30,7 +30,8 @@ pub(super) fn end_with_parent() -> Result<()> {
 /// Io, where `/proc` does not tell what is open.
 pub fn close_inherited(kept: Option<RawFd>) -> Result<()> {
     let open = std::fs::read_dir("/proc/self/fd").map_err(Error::from)?;
-    let open: Vec<RawFd> = open.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let open: Vec<RawFd> =
+        open.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok()).collect();
     for fd in open.into_iter().filter(|fd| *fd > 2 && Some(*fd) != kept) {
         // One of them was open to list them.
         let _ = nix::unistd::close(fd);

@@ -74,13 +74,16 @@ impl Reader {
         let pipes = child.stdin.take().zip(child.stdout.take());
         let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty());
         match (pipes, pidfd) {
-            (Some((requests, done)), Ok(pidfd)) => Ok(Self { child, requests, done, pidfd: Arc::new(pidfd) }),
+            (Some((requests, done)), Ok(pidfd)) => {
+                Ok(Self { child, requests, done, pidfd: Arc::new(pidfd) })
+            }
             (_, pidfd) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(pidfd
-                    .err()
-                    .map_or_else(|| Error::invalid("it has no pipes"), |e| std::io::Error::from(e).into()))
+                Err(pidfd.err().map_or_else(
+                    || Error::invalid("it has no pipes"),
+                    |e| std::io::Error::from(e).into(),
+                ))
             }
         }
     }
@@ -197,11 +200,16 @@ impl Taker for Puller {
 ///
 /// # Errors
 /// Io, where nobody listens any more; invalid argument, where that is no request.
-fn warm_on_request(mountpoint: &Path, mut requests: impl BufRead, mut done: impl Write) -> Result<()> {
+fn warm_on_request(
+    mountpoint: &Path,
+    mut requests: impl BufRead,
+    mut done: impl Write,
+) -> Result<()> {
     let mut buffer = vec![0; BLOCK];
     let mut request = Vec::new();
     while requests.read_until(0, &mut request)? > 0 {
-        let (range, path) = parse(&request).ok_or_else(|| Error::invalid("not a request to warm"))?;
+        let (range, path) =
+            parse(&request).ok_or_else(|| Error::invalid("not a request to warm"))?;
         let answer = if read(mountpoint, path, range, &mut buffer).is_ok() { b"+" } else { b"-" };
         done.write_all(answer).and_then(|()| done.flush())?;
         request.clear();
@@ -216,7 +224,12 @@ fn parse(request: &[u8]) -> Option<(Range<u64>, &Path)> {
     Some((range, Path::new(OsStr::from_bytes(fields.next()?))))
 }
 
-fn read(mountpoint: &Path, path: &Path, range: Range<u64>, buffer: &mut [u8]) -> std::io::Result<()> {
+fn read(
+    mountpoint: &Path,
+    path: &Path,
+    range: Range<u64>,
+    buffer: &mut [u8],
+) -> std::io::Result<()> {
     let copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     // Whatever has taken the file's name is not waited for.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;

@@ -40,7 +40,9 @@ impl Replier {
         parts: &[impl Deref<Target = [u8]>],
         reply: ReplyData,
     ) -> Result<(), ReplyData> {
-        let Some(fuse) = self.0.get().filter(|_| parts.len() <= MOST_PARTS) else { return Err(reply) };
+        let Some(fuse) = self.0.get().filter(|_| parts.len() <= MOST_PARTS) else {
+            return Err(reply);
+        };
         let data: usize = parts.iter().map(|part| part.len()).sum();
         let header = header(request, data);
         let mut slices = Vec::with_capacity(1 + parts.len());
@@ -56,7 +58,14 @@ impl Replier {
     }
 
     /// Answer a lookup: the kernel's number of the file, its attributes, and how long they hold.
-    pub fn entry(&self, request: RequestId, node: u64, attr: &Attr, ttl: Duration, reply: ReplyEntry) {
+    pub fn entry(
+        &self,
+        request: RequestId,
+        node: u64,
+        attr: &Attr,
+        ttl: Duration,
+        reply: ReplyEntry,
+    ) {
         match self.whole(request, &entry_out(node, attr, ttl)) {
             true => std::mem::forget(reply),
             false => reply.error(Errno::EIO),
@@ -114,7 +123,10 @@ impl Wire {
 /// `struct fuse_entry_out`. Numbers are never used twice, so that one generation will do.
 fn entry_out(node: u64, attr: &Attr, ttl: Duration) -> Vec<u8> {
     let (seconds, nanoseconds) = (ttl.as_secs(), ttl.subsec_nanos());
-    Wire::default().longs(&[node, 0, seconds, seconds]).words(&[nanoseconds, nanoseconds]).attr(attr)
+    Wire::default()
+        .longs(&[node, 0, seconds, seconds])
+        .words(&[nanoseconds, nanoseconds])
+        .attr(attr)
 }
 
 /// `struct fuse_attr_out`.

@@ -112,7 +112,8 @@ impl DirHandle<'_> {
             return Err(Errno::STALE);
         }
         // Non-blocking, for one may have taken the file's place since; and nobody's lease is waited for.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = fs::openat(self, name, flags, Mode::empty())
             .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
         let stat = fs::fstat(&fd)?;
@@ -132,7 +133,8 @@ impl Source {
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(path, flags, Mode::empty())?;
-        let has_openat2 = match fs::openat2(&root, ".", flags, Mode::empty(), ResolveFlags::BENEATH) {
+        let has_openat2 = match fs::openat2(&root, ".", flags, Mode::empty(), ResolveFlags::BENEATH)
+        {
             Ok(_) => true,
             // EPERM is how older container sandboxes refuse a system call which they do not know.
             Err(Errno::NOSYS | Errno::PERM) => false,
@@ -199,7 +201,8 @@ impl Source {
         if !self.has_openat2 {
             return self.open_by_component(path, flags);
         }
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..RENAME_RETRIES {
             match fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
@@ -265,8 +268,13 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("a/b")).expect("mkdir");
         std::fs::write(dir.path().join("a/c"), "").expect("write");
         for source in both(dir.path()) {
-            let mut names: Vec<_> =
-                source.list(Path::new("a")).expect("list").entries.into_iter().map(|e| e.0).collect();
+            let mut names: Vec<_> = source
+                .list(Path::new("a"))
+                .expect("list")
+                .entries
+                .into_iter()
+                .map(|e| e.0)
+                .collect();
             names.sort();
             assert_eq!(names, ["b", "c"]);
             assert_eq!(source.list(Path::new("")).expect("list").entries.len(), 1);

@@ -89,7 +89,11 @@ pub struct Space {
 /// # Errors
 /// Io, where there is no mount table.
 pub fn mounts() -> Result<Vec<PathBuf>> {
-    Ok(mountinfo::all()?.into_iter().filter(|m| m.fs_type == FS_TYPE).map(|m| m.mountpoint).collect())
+    Ok(mountinfo::all()?
+        .into_iter()
+        .filter(|m| m.fs_type == FS_TYPE)
+        .map(|m| m.mountpoint)
+        .collect())
 }
 
 /// Mounts that are not served.
@@ -194,9 +198,9 @@ pub fn drop_cache(path: &Path) -> Result<()> {
     let outcome = ask::ask(Question::DropCache, &mount.mountpoint).map(drop);
     outcome
         .map_err(|e| match e.errno() {
-            Some(Errno::NODATA | Errno::OPNOTSUPP) if mount.fs_type == FS_TYPE => {
-                Error::invalid("its daemon is of an older bsz and knows no such request: mount it anew")
-            }
+            Some(Errno::NODATA | Errno::OPNOTSUPP) if mount.fs_type == FS_TYPE => Error::invalid(
+                "its daemon is of an older bsz and knows no such request: mount it anew",
+            ),
             Some(Errno::NODATA | Errno::OPNOTSUPP) => Error::invalid("is no bszfs mount"),
             Some(Errno::PERM) => Error::invalid("is for root and the user who mounted it to ask"),
             _ => e.or_silent(DAEMON_SILENT),
@@ -216,8 +220,9 @@ pub(super) fn answer_drop_cache(mountpoint: &Path) -> Result<Vec<u8>> {
 /// Io, where a directory cannot be read, or nothing answers.
 pub fn space(mountpoint: &Path) -> Result<Space> {
     let answer = ask::ask(Question::Space, mountpoint).map_err(|e| e.or_silent(DAEMON_SILENT));
-    serde_json::from_slice(&answer.about_path(mountpoint)?)
-        .map_err(|e| Error::invalid(format!("its space cannot be told ({e})")).about_path(mountpoint))
+    serde_json::from_slice(&answer.about_path(mountpoint)?).map_err(|e| {
+        Error::invalid(format!("its space cannot be told ({e})")).about_path(mountpoint)
+    })
 }
 
 /// The answer to [`Question::Space`].
@@ -234,7 +239,8 @@ pub(super) fn answer_space(mountpoint: &Path) -> Result<Vec<u8>> {
             } else if meta.is_file() && xattrs::is_of_archive(&entry.path()) {
                 space.archives = space.archives.saturating_add(1);
                 space.original_bytes = space.original_bytes.saturating_add(meta.len());
-                space.stored_bytes = space.stored_bytes.saturating_add(meta.blocks().saturating_mul(512));
+                space.stored_bytes =
+                    space.stored_bytes.saturating_add(meta.blocks().saturating_mul(512));
             }
         }
     }

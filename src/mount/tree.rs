@@ -196,8 +196,11 @@ impl Tree {
 
     /// The attributes of what was found in the directory at `dir`.
     fn attr_of(&self, dir: &Path, found: &Found) -> Result<Attr> {
-        let mut attr =
-            attr(self.view.number(&found.stat, found.packed.is_some()), &found.stat, found.packed.as_ref());
+        let mut attr = attr(
+            self.view.number(&found.stat, found.packed.is_some()),
+            &found.stat,
+            found.packed.as_ref(),
+        );
         if attr.kind == FileType::Symlink {
             attr.size = self.view.read_link(dir, found)?.len() as u64;
         } else {
@@ -217,7 +220,10 @@ impl Tree {
             let stat = self.view.source().stat_root()?;
             let root = attr(ROOT, &stat, None);
             let entry = || self.view.source().root_entry();
-            return Ok(Attr { perm: self.access.bits(root.perm, Identity::of(&stat).dev, entry), ..root });
+            return Ok(Attr {
+                perm: self.access.bits(root.perm, Identity::of(&stat).dev, entry),
+                ..root
+            });
         }
         let node = self.node(ino)?;
         match self.find(&node) {
@@ -242,7 +248,8 @@ impl Tree {
 
     fn attr_of_opened(&self, opened: &Opened) -> Result<Attr> {
         let stat = fstat(opened.file())?;
-        let (number, dev) = (self.view.number(&stat, opened.packed().is_some()), Identity::of(&stat).dev);
+        let (number, dev) =
+            (self.view.number(&stat, opened.packed().is_some()), Identity::of(&stat).dev);
         let attr = attr(number, &stat, opened.packed());
         Ok(Attr { perm: self.access.bits(attr.perm, dev, || Entry::of(opened.file())), ..attr })
     }
@@ -333,7 +340,11 @@ impl Tree {
         };
         let dot = |ino, name: &str| DirEntry { ino, kind: FileType::Directory, name: name.into() };
         let mut entries = vec![dot(itself, "."), dot(parent, "..")];
-        entries.extend(listed.into_iter().map(|Listed { name, kind, ino }| DirEntry { ino, kind, name }));
+        entries.extend(listed.into_iter().map(|Listed { name, kind, ino }| DirEntry {
+            ino,
+            kind,
+            name,
+        }));
         Ok(self.dirs.insert(Arc::new(entries)))
     }
 
@@ -400,8 +411,9 @@ impl Tree {
     fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<Archive>> {
         let identity = Identity::of(stat);
         let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            |archives: &mut Archives| archives.get(&identity).and_then(|(_, archive)| archive.upgrade());
+        let known = |archives: &mut Archives| {
+            archives.get(&identity).and_then(|(_, archive)| archive.upgrade())
+        };
         if let Some(archive) = known(&mut archives()) {
             return Ok(archive);
         }
@@ -443,7 +455,8 @@ impl Tree {
         let belongs = |listed: &&Listed| listed.name.to_str().and_then(shards_of) == Some(of);
         for Listed { name, .. } in listed.iter().filter(belongs).take(MOST_SHARDS) {
             let Ok(found) = self.view.find(dir, name) else { continue };
-            let opened = self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
+            let opened =
+                self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
             let archive = opened.and_then(|(file, stat)| {
                 let path = dir.join(&found.source_name);
                 found.packed.as_ref().ok_or(Errno::INVAL)?;

@@ -10,8 +10,10 @@ fn tree() -> (TempDir, Tree) {
     std::fs::create_dir_all(dir.path().join("sub/deep")).expect("mkdir");
     std::fs::write(dir.path().join("sub/file"), "content").expect("write");
     symlink("sub/file", dir.path().join("link")).expect("symlink");
-    let tree =
-        Tree::new(View::new(Source::open(dir.path()).expect("source"), None).expect("view"), &Arc::default());
+    let tree = Tree::new(
+        View::new(Source::open(dir.path()).expect("source"), None).expect("view"),
+        &Arc::default(),
+    );
     (dir, tree)
 }
 
@@ -65,7 +67,11 @@ fn another_file_under_a_name_is_another_inode_while_the_old_one_is_open() {
     tree.release(handle.number, Opener::Other);
     assert_eq!(tree.attr(old.node), Err(Errno::STALE));
     let again = look_up(&tree, "sub/file").expect("found");
-    assert_eq!((again.node, again.attr), (old.node, new.attr), "who knows the name by it finds it again");
+    assert_eq!(
+        (again.node, again.attr),
+        (old.node, new.attr),
+        "who knows the name by it finds it again"
+    );
     tree.forget(old.node, 2);
     assert!(tree.attr(new.node).is_ok(), "the old inode does not take the name with it");
 }

@@ -50,7 +50,9 @@ pub fn detach(mountpoint: &Path) -> Result<()> {
 fn mount_at(path: &Path) -> Result<Mount> {
     match place::mount_at(path)? {
         Some(mount) if mount.fs_type == FS_TYPE => Ok(mount),
-        Some(mount) => Err(Error::invalid(format!("is a {} mount, not a bszfs mount", mount.fs_type))),
+        Some(mount) => {
+            Err(Error::invalid(format!("is a {} mount, not a bszfs mount", mount.fs_type)))
+        }
         None => Err(Error::invalid("is not a mountpoint")),
     }
     .about_path(path)
@@ -113,7 +115,9 @@ fn call(mountpoint: &Path, lazy: bool) -> rustix::io::Result<()> {
 
 fn end_through_helper(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
     let helper = find_helper().ok_or_else(|| {
-        Refused::Other("only root may unmount, or an ordinary user with fusermount3 (package fuse3)".into())
+        Refused::Other(
+            "only root may unmount, or an ordinary user with fusermount3 (package fuse3)".into(),
+        )
     })?;
     let mut command = Command::new(&helper);
     command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).env("LC_ALL", "C");

@@ -116,7 +116,9 @@ impl View {
         }
         for archive in archives_that_may_show(name) {
             match self.entry(&handle, dir, &archive) {
-                Ok(found) if found.naming.is_some() && found.shown_name() == name => return Ok(found),
+                Ok(found) if found.naming.is_some() && found.shown_name() == name => {
+                    return Ok(found);
+                }
                 Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(e) => return Err(e),
             }
@@ -136,11 +138,15 @@ impl View {
         }
         let listing = self.source.list(dir)?;
         let (mut listed, mut archives) = (Vec::new(), Vec::new());
-        let as_listed =
-            |name, kind, ino| Listed { name, kind, ino: number(self.root_dev, listing.dev, ino, false) };
+        let as_listed = |name, kind, ino| Listed {
+            name,
+            kind,
+            ino: number(self.root_dev, listing.dev, ino, false),
+        };
         for (name, kind, ino) in listing.entries {
             // What another name may show, or what the listing leaves open.
-            let Some(ino) = ino.filter(|_| kind != FileType::Unknown && !may_be_shown_otherwise(&name, kind))
+            let Some(ino) =
+                ino.filter(|_| kind != FileType::Unknown && !may_be_shown_otherwise(&name, kind))
             else {
                 match self.entry(&listing.dir, dir, &name) {
                     Ok(found) if found.naming.is_some() => archives.push(found),
@@ -176,7 +182,8 @@ impl View {
         // Nothing else is shown under another name, and nothing is looked at for nothing.
         text.as_bytes().ends_with(ARCHIVE_SUFFIX).then_some(())?;
         let target = links::resolve(&self.source, dir, text, false)?;
-        let found = self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &target.name?).ok()?;
+        let found =
+            self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &target.name?).ok()?;
         (found.naming.is_some() && self.shows(&target.dir, &found)).then_some(())?;
         links::with_last(text, &found.shown_name())
     }
@@ -227,7 +234,8 @@ impl View {
     fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) -> Result<()> {
         let identity = Identity::of(&found.stat);
         let key = (identity.dev, identity.ino);
-        let known = self.verdicts().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
+        let known =
+            self.verdicts().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
         if let Some(packed) = known {
             found.packed = packed;
             return Ok(());
@@ -293,7 +301,8 @@ fn may_pass(e: Errno) -> bool {
 
 /// Whether an entry may be an archive, or a symlink to one.
 fn may_be_shown_otherwise(name: &OsStr, kind: FileType) -> bool {
-    matches!(kind, FileType::RegularFile | FileType::Symlink) && name.as_bytes().ends_with(ARCHIVE_SUFFIX)
+    matches!(kind, FileType::RegularFile | FileType::Symlink)
+        && name.as_bytes().ends_with(ARCHIVE_SUFFIX)
 }
 
 /// The name that the archive shows, if that can be a name.
@@ -345,7 +354,8 @@ mod tests {
         }
         std::fs::create_dir(dir.path().join("dir.bsz")).expect("mkdir");
         let view = View::new(Source::open(dir.path()).expect("source"), None).expect("view");
-        let names: Vec<_> = view.list(Path::new("")).expect("list").into_iter().map(|l| l.name).collect();
+        let names: Vec<_> =
+            view.list(Path::new("")).expect("list").into_iter().map(|l| l.name).collect();
         assert_eq!(names, [".bsz", "dir.bsz", "junk.bsz", "plain"]);
         for name in names {
             let found = view.find(Path::new(""), &name).unwrap_or_else(|e| panic!("{name:?}: {e}"));

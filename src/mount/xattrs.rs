@@ -58,7 +58,9 @@ pub(super) fn origin(ino: u64, name: &OsStr) -> Origin {
             }
         }
         _ if name == CODING => Origin::Index,
-        _ if [RATIO, SHA256, STORED, ACL, DEFAULT_ACL].iter().any(|known| name == *known) => Origin::Entry,
+        _ if [RATIO, SHA256, STORED, ACL, DEFAULT_ACL].iter().any(|known| name == *known) => {
+            Origin::Entry
+        }
         bytes if is_users(bytes) => Origin::Entry,
         _ => Origin::None,
     }
@@ -77,7 +79,8 @@ pub(super) fn list(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let shown = |name: &[u8]| is_users(name) || [ACL, DEFAULT_ACL].iter().any(|acl| name == acl.as_bytes());
+    let shown =
+        |name: &[u8]| is_users(name) || [ACL, DEFAULT_ACL].iter().any(|acl| name == acl.as_bytes());
     let names = names.split_inclusive(|&b| b == 0);
     Ok(names.filter(|name| shown(&name[..name.len() - 1])).flatten().copied().collect())
 }
@@ -116,7 +119,9 @@ pub(super) fn coding(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
 fn codings(archive: &Archive) -> Result<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for id in 0..archive.index().len() {
-        *counts.entry(archive.index().chunk(id).map_err(|_| Errno::IO)?.coding.name()).or_default() += 1;
+        *counts
+            .entry(archive.index().chunk(id).map_err(|_| Errno::IO)?.coding.name())
+            .or_default() += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(coding, n)| format!("{coding} {n}")).collect();
     Ok(counts.join(", "))
@@ -132,7 +137,9 @@ mod tests {
         for name in ["user.note", "user.xdg.origin.url", ACL, DEFAULT_ACL, SHA256, "user.bszfs"] {
             assert_eq!(of(7, name), Origin::Entry, "{name}");
         }
-        for name in ["security.capability", "trusted.overlay.opaque", "system.nfs4_acl", "user.bsz.x", ""] {
+        for name in
+            ["security.capability", "trusted.overlay.opaque", "system.nfs4_acl", "user.bsz.x", ""]
+        {
             assert_eq!(of(7, name), Origin::None, "{name}");
         }
         assert_eq!(of(ROOT, control::STATUS), Origin::Daemon);

@@ -137,8 +137,10 @@ mod tests {
         let expected = acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 4), (MASK, 6), (OTHER, 4)]);
         assert_eq!(list.with_other_group(), Some(expected));
         assert_eq!(Acl(vec![9]).with_other_group(), None);
-        let list = acl(&[(USER_OBJ, 6), (USER, 6), (GROUP_OBJ, 6), (GROUP, 7), (MASK, 7), (OTHER, 2)]);
-        let expected = acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 6), (GROUP, 5), (MASK, 7), (OTHER, 0)]);
+        let list =
+            acl(&[(USER_OBJ, 6), (USER, 6), (GROUP_OBJ, 6), (GROUP, 7), (MASK, 7), (OTHER, 2)]);
+        let expected =
+            acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 6), (GROUP, 5), (MASK, 7), (OTHER, 0)]);
         assert_eq!(list.without_named_writers(), Some(expected));
     }
 }

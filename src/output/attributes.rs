@@ -8,8 +8,8 @@ use super::{
 };
 use rustix::{
     fs::{
-        FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr,
-        flistxattr, fremovexattr, fsetxattr, fstat, futimens,
+        FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown,
+        fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens,
     },
     io::{Errno, Result},
     process::geteuid,
@@ -135,7 +135,8 @@ impl Attributes {
             lost.push(format!("extended attributes ({})", names.join(", ")));
         }
         let time = |(secs, nanos): (i64, u32)| Timespec { tv_sec: secs, tv_nsec: nanos.into() };
-        let times = Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
+        let times =
+            Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
         if !kept(futimens(to, &times))? {
             lost.push("times".to_owned());
         }
@@ -143,7 +144,13 @@ impl Attributes {
     }
 
     /// Set the access control lists; returns the permission bits that go with them.
-    fn apply_lists(&self, to: impl AsFd, mode: u32, group: bool, lost: &mut Vec<String>) -> Result<u32> {
+    fn apply_lists(
+        &self,
+        to: impl AsFd,
+        mode: u32,
+        group: bool,
+        lost: &mut Vec<String>,
+    ) -> Result<u32> {
         let to = to.as_fd();
         let set = |name, list: &Acl| kept(fsetxattr(to, name, list.bytes(), XattrFlags::empty()));
         // What a new file inherits from its directory is not what this one had.
@@ -177,7 +184,9 @@ impl Attributes {
     fn apply_xattrs(&self, to: impl AsFd, mode: &mut u32) -> Result<Vec<String>> {
         let mut lost = Vec::new();
         for (name, value) in &self.xattrs {
-            if kept_or_full(fsetxattr(to.as_fd(), &**name, value, XattrFlags::empty()))? || name == SELINUX {
+            if kept_or_full(fsetxattr(to.as_fd(), &**name, value, XattrFlags::empty()))?
+                || name == SELINUX
+            {
                 continue;
             }
             if OTHER_ACLS.contains(&&**name) {
@@ -280,10 +289,16 @@ mod tests {
         let has_xattrs = fsetxattr(&a, "user.note", b"x", XattrFlags::empty()).is_ok();
         let when = Timespec { tv_sec: 1_700_000_000, tv_nsec: 123_456_789 };
         futimens(&a, &Timestamps { last_access: when, last_modification: when }).expect("times");
-        assert_eq!(Attributes::of(&a).expect("read").apply(&b).expect("applied"), Vec::<String>::new());
+        assert_eq!(
+            Attributes::of(&a).expect("read").apply(&b).expect("applied"),
+            Vec::<String>::new()
+        );
         let (a, meta) = (a.metadata().expect("stat"), b.metadata().expect("stat"));
         assert_eq!(meta.mode(), a.mode());
-        assert_eq!((meta.mtime(), meta.mtime_nsec(), meta.atime()), (a.mtime(), a.mtime_nsec(), a.atime()));
+        assert_eq!(
+            (meta.mtime(), meta.mtime_nsec(), meta.atime()),
+            (a.mtime(), a.mtime_nsec(), a.atime())
+        );
         let note = value(|buffer| fgetxattr(&b, "user.note", buffer));
         assert!(!has_xattrs || note == Ok(b"x".to_vec()), "{note:?}");
     }

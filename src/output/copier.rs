@@ -85,9 +85,12 @@ impl Copier {
         copy(from, output.file()).about_path(&out)?;
         let lost = output.sync(&self.attributes(from).about_path(path)?)?;
         let now = fstat(from).about_path(path)?;
-        let state = |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec);
+        let state =
+            |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec);
         if state(&before) != state(&now) {
-            return Err(Error::invalid("the file changed while it was being copied").about_path(path));
+            return Err(
+                Error::invalid("the file changed while it was being copied").about_path(path)
+            );
         }
         output.commit(if self.force { Existing::Replace } else { Existing::Refuse })?;
         Ok((Copied::Made, lost))
@@ -100,10 +103,13 @@ impl Copier {
     pub fn link_again(&self, file: &Stat, form: Form, to: &Place<'_>) -> Result<bool> {
         let Some((at, first)) = self.written.get(&(file_id(file), form)) else { return Ok(false) };
         let dir = self.to.descend(at)?;
-        let id = |dir: &Dir, name: &OsStr| dir.stat(name).map(|stat| stat.map(|stat| file_id(&stat)));
+        let id =
+            |dir: &Dir, name: &OsStr| dir.stat(name).map(|stat| stat.map(|stat| file_id(&stat)));
         match dir.link(first, to.dir, to.name) {
             Ok(()) => to.dir.sync().map(|()| true),
-            Err(e) if e.errno() == Some(libc::EEXIST) => Ok(id(&dir, first)? == id(to.dir, to.name)?),
+            Err(e) if e.errno() == Some(libc::EEXIST) => {
+                Ok(id(&dir, first)? == id(to.dir, to.name)?)
+            }
             // No hard links here, or no more of them.
             Err(e) => {
                 log::debug!("{e}");
@@ -146,7 +152,8 @@ impl Copier {
     pub fn finish_directory(&self, from: &Dir, to: &Dir) -> Result<Vec<String>> {
         let path = from.own_path();
         to.mark_finished();
-        let lost = self.attributes(from).and_then(|attributes| attributes.apply(to)).about_path(path)?;
+        let lost =
+            self.attributes(from).and_then(|attributes| attributes.apply(to)).about_path(path)?;
         to.sync().map(|()| lost)
     }
 }

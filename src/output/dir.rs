@@ -9,8 +9,9 @@ use crate::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fgetxattr, fremovexattr, fsetxattr,
-        fstat, linkat, mkdirat, openat, readlinkat, renameat, statat, symlinkat, syncfs, unlinkat,
+        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fgetxattr, fremovexattr,
+        fsetxattr, fstat, linkat, mkdirat, openat, readlinkat, renameat, statat, symlinkat, syncfs,
+        unlinkat,
     },
     io::Errno,
     process::geteuid,
@@ -75,11 +76,17 @@ impl Dir {
         let name = name.about_path(path)?;
         let parent = path.parent().unwrap_or(Path::new(""));
         // The message is about what the user named.
-        let dir = Self::open_at(CWD, here(parent), OFlags::empty(), parent.to_owned()).about_path(path)?;
+        let dir = Self::open_at(CWD, here(parent), OFlags::empty(), parent.to_owned())
+            .about_path(path)?;
         Ok((dir, name.to_owned()))
     }
 
-    fn open_at(at: impl AsFd, name: &OsStr, flags: OFlags, path: PathBuf) -> Result<Arc<Self>, Errno> {
+    fn open_at(
+        at: impl AsFd,
+        name: &OsStr,
+        flags: OFlags,
+        path: PathBuf,
+    ) -> Result<Arc<Self>, Errno> {
         let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = |access| openat(at.as_fd(), name, flags | access, Mode::empty());
         let (fd, readable) = match open(OFlags::RDONLY) {
@@ -143,8 +150,9 @@ impl Dir {
             let _ = fsetxattr(&self.fd, UNFINISHED, b"", XattrFlags::empty());
             return true;
         }
-        let ours = fstat(&self.fd)
-            .is_ok_and(|s| s.st_uid == geteuid().as_raw() && s.st_mode & 0o7777 == Mode::RWXU.as_raw_mode());
+        let ours = fstat(&self.fd).is_ok_and(|s| {
+            s.st_uid == geteuid().as_raw() && s.st_mode & 0o7777 == Mode::RWXU.as_raw_mode()
+        });
         ours && fgetxattr(&self.fd, UNFINISHED, &mut [0u8; 1]).is_ok()
     }
 
@@ -274,7 +282,12 @@ impl Dir {
     ///
     /// # Errors
     /// Io; invalid argument, where it is another one; and those of `allowed`.
-    pub fn unlink_if(&self, name: &OsStr, id: FileId, allowed: impl FnOnce() -> Result<()>) -> Result<bool> {
+    pub fn unlink_if(
+        &self,
+        name: &OsStr,
+        id: FileId,
+        allowed: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
         if !self.has(name, id)? {
             return Ok(false);
         }
@@ -305,7 +318,9 @@ impl Dir {
         match self.stat(name)? {
             None => Ok(false),
             Some(stat) if file_id(&stat) == id => Ok(true),
-            Some(_) => Err(Error::invalid("another file has taken its name").about_path(&self.path(name))),
+            Some(_) => {
+                Err(Error::invalid("another file has taken its name").about_path(&self.path(name)))
+            }
         }
     }
 
@@ -342,7 +357,10 @@ fn here(path: &Path) -> &OsStr {
 
 /// Whether an error says that a file system, a kernel or a sandbox does not offer a call.
 pub(super) fn is_missing(e: Errno) -> bool {
-    matches!(e, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADF | Errno::PERM)
+    matches!(
+        e,
+        Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADF | Errno::PERM
+    )
 }
 
 #[cfg(test)]
@@ -359,7 +377,8 @@ mod tests {
         symlink("file", root.path().join("to-file")).expect("a link");
         let pipe = root.path().join("pipe");
         rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
-        let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).expect("a socket");
+        let _socket =
+            std::os::unix::net::UnixListener::bind(root.path().join("socket")).expect("a socket");
         let dir = Dir::open(root.path()).expect("opens");
         assert!(dir.child("sub".as_ref()).is_ok() && dir.open_file("file".as_ref()).is_ok());
         for name in ["to-file", "sub", "pipe", "socket"] {
@@ -367,7 +386,10 @@ mod tests {
             assert!(e.contains("not a regular file"), "{e}");
         }
         for name in ["to-sub", "file", "none"] {
-            assert!(dir.child(name.as_ref()).is_err() && dir.descend(name.as_ref()).is_err(), "{name}");
+            assert!(
+                dir.child(name.as_ref()).is_err() && dir.descend(name.as_ref()).is_err(),
+                "{name}"
+            );
         }
         assert!(dir.descend(Path::new("..")).is_err() && dir.descend(Path::new("/")).is_err());
         let names: Vec<_> = dir.entries().expect("lists").into_iter().map(|e| e.name).collect();

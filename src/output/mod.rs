@@ -18,8 +18,8 @@ use crate::error::{Context, Error, Result};
 use dir::is_missing;
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fstat, linkat, openat, renameat, renameat_with,
-        statat, unlinkat,
+        AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fstat, linkat, openat, renameat,
+        renameat_with, statat, unlinkat,
     },
     io::Errno,
 };
@@ -85,9 +85,9 @@ impl Output {
     pub fn create(dir: &Arc<Dir>, name: &OsStr) -> Result<Self> {
         let (file, temporary) = match unnamed(dir) {
             Ok(Some(file)) => (file, None),
-            Ok(None) => {
-                Temporary::create(dir).map(|(file, t)| (file, Some(t))).about_path(&dir.path(name))?
-            }
+            Ok(None) => Temporary::create(dir)
+                .map(|(file, t)| (file, Some(t)))
+                .about_path(&dir.path(name))?,
             Err(e) => return Err(e).about_path(&dir.path(name)),
         };
         Ok(Self { file, dir: Arc::clone(dir), name: name.to_owned(), temporary })
@@ -143,7 +143,8 @@ impl Output {
         let committed = match committed {
             // There are files without a name, and then no way to give them one.
             Err(e)
-                if self.temporary.is_none() && (is_missing(e) || matches!(e, Errno::NOENT | Errno::XDEV)) =>
+                if self.temporary.is_none()
+                    && (is_missing(e) || matches!(e, Errno::NOENT | Errno::XDEV)) =>
             {
                 return self.commit_copy(existing);
             }
@@ -202,7 +203,9 @@ impl Output {
         let attributes = Attributes::of(&self.file).about_path(&path)?;
         named.sync(&attributes)?;
         if !same_bytes(&self.file, &named.file).about_path(&path)? {
-            return Err(Error::corrupt("what was written is not what is read back").about_path(&path));
+            return Err(
+                Error::corrupt("what was written is not what is read back").about_path(&path)
+            );
         }
         named.commit(existing)
     }
@@ -228,7 +231,8 @@ struct Temporary {
 impl Temporary {
     /// Make a file that was not there.
     fn create(dir: &Arc<Dir>) -> Result<(File, Self), Errno> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
             let name = fresh_name();
             let mut unfinished = unfinished();
@@ -303,8 +307,9 @@ fn rename_to_free(dir: &Dir, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
 /// A temporary name that nothing is likely to have.
 fn fresh_name() -> OsString {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let nanos =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |t| t.as_nanos());
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!(".{:x}-{count:x}-{:x}{SUFFIX}", std::process::id(), nanos as u64).into()
 }

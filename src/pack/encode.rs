@@ -11,7 +11,9 @@ use super::{
 use crate::{
     codec::{self, Coding, Encoder},
     error::{Context, Result},
-    format::{Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header},
+    format::{
+        Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header,
+    },
     output::{Output, mtime},
     sha256::Hasher,
 };
@@ -134,9 +136,12 @@ impl Writer<'_> {
         for (extent, g) in group.iter().enumerate() {
             let end = g.extent.start + g.extent.len;
             let chunks = (g.extent.start..end).step_by(g.chunk);
-            parts.extend(chunks.map(|at| Part { extent, original: at..end.min(at + g.chunk as u64) }));
+            parts.extend(
+                chunks.map(|at| Part { extent, original: at..end.min(at + g.chunk as u64) }),
+            );
         }
-        let per_window = if group.len() > 1 { parts.len() } else { (WINDOW / group[0].chunk).max(1) };
+        let per_window =
+            if group.len() > 1 { parts.len() } else { (WINDOW / group[0].chunk).max(1) };
         let windows: Vec<&[Part]> = parts.chunks(per_window).collect();
         let range = |parts: &[Part]| parts[0].original.start..parts[parts.len() - 1].original.end;
         let read = |parts: &[Part], data: &mut Vec<u8>| {
@@ -156,7 +161,8 @@ impl Writer<'_> {
                 let local = |at: u64| (at - start) as usize;
                 let bytes = &data[local(part.original.start)..local(part.original.end)];
                 let checksum = codec::checksum(bytes);
-                let twin = twins[part.extent].map(|t| t + part.original.start - planned.extent.start);
+                let twin =
+                    twins[part.extent].map(|t| t + part.original.start - planned.extent.start);
                 let stored = match shared(source, index, twin, bytes, checksum)? {
                     Some(chunk) => Stored::Shared(chunk),
                     None => {
@@ -180,7 +186,13 @@ impl Writer<'_> {
             beside?;
             for (part, (checksum, stored)) in parts.iter().zip(coded?) {
                 let number = &mut numbers[part.extent];
-                pending.extend(self.describe(part, checksum, stored, &group[part.extent], number)?);
+                pending.extend(self.describe(
+                    part,
+                    checksum,
+                    stored,
+                    &group[part.extent],
+                    number,
+                )?);
             }
             std::mem::swap(&mut data, &mut next);
         }
@@ -211,7 +223,14 @@ impl Writer<'_> {
             _ => NO_MODEL,
         };
         let stored_len = bytes.len() as u32;
-        self.index.chunk(&Chunk { original, stored_at: self.at, stored_len, coding, model, checksum });
+        self.index.chunk(&Chunk {
+            original,
+            stored_at: self.at,
+            stored_len,
+            coding,
+            model,
+            checksum,
+        });
         self.at += u64::from(stored_len);
         Ok(Some(bytes))
     }

@@ -10,7 +10,8 @@ use crate::{
     error::{Context, Error, Result},
     format::{Footer, Naming, peek},
     output::{
-        Attributes, Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file, worth_telling,
+        Attributes, Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file,
+        worth_telling,
     },
 };
 use rustix::fs::{FileType, fstat};
@@ -33,7 +34,13 @@ const ATTEMPTS: usize = 3;
 /// Io; invalid argument, where `src` is no regular file, is an archive itself, changes meanwhile or is to be removed
 /// while somebody can write to it or it is not whole, or where `out` exists and holds something else. `src` is then as
 /// it was and `out` too.
-pub fn file(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progress) -> Result<FileReport> {
+pub fn file(
+    src: &Path,
+    out: &Path,
+    o: &Options,
+    check: Check<'_>,
+    p: &dyn Progress,
+) -> Result<FileReport> {
     let (dir, name) = Dir::of(out)?;
     let mut source = if o.in_place {
         let (dir, name) = Dir::of(src)?;
@@ -85,7 +92,8 @@ pub fn unnamed(
     source.unchanged()?;
     check(output.file(), p).about_path(src)?;
     let (path, original) = (src.to_owned(), source.len());
-    let report = FileReport { path, output: dir.to_owned(), original, stored, action: Action::Packed };
+    let report =
+        FileReport { path, output: dir.to_owned(), original, stored, action: Action::Packed };
     p.end(&report);
     Ok((output.into_unnamed(), report))
 }
@@ -103,7 +111,11 @@ pub fn archive_names(dir: &Path, originals: &[OsString]) -> Result<Vec<Option<Os
 
 /// How an archive called `archive` is to show the name `original`.
 fn naming(original: &OsStr, archive: &OsStr) -> Naming {
-    if *archive == *Naming::Appended.archive_name(original) { Naming::Appended } else { Naming::of(original) }
+    if *archive == *Naming::Appended.archive_name(original) {
+        Naming::Appended
+    } else {
+        Naming::of(original)
+    }
 }
 
 /// Where an archive goes.
@@ -122,7 +134,9 @@ impl Place {
         made.lease.as_ref().map_or(Ok(()), Lease::check)?;
         match self.dir.has(&self.name, made.id)? {
             true => Ok(()),
-            false => Err(Error::invalid("the archive is gone").about_path(&self.dir.path(&self.name))),
+            false => {
+                Err(Error::invalid("the archive is gone").about_path(&self.dir.path(&self.name)))
+            }
         }
     }
 }
@@ -266,7 +280,13 @@ impl Job<'_> {
 
     /// An archive that is to be all that is left of `source`, if it can be: it has what that has besides bytes, nobody can
     /// write to it from now on, and all of it decodes.
-    fn may_stay(self, file: &File, id: FileId, path: &Path, source: &Source) -> Result<Option<Made>> {
+    fn may_stay(
+        self,
+        file: &File,
+        id: FileId,
+        path: &Path,
+        source: &Source,
+    ) -> Result<Option<Made>> {
         if !Attributes::of(file).about_path(path)?.serve_for(&source.attributes()?) {
             return Ok(None);
         }
@@ -281,7 +301,8 @@ impl Job<'_> {
 
     /// Whether an archive holds just what `source` does.
     fn is_archive_of(self, footer: &Footer, source: &Source) -> Result<bool> {
-        Ok(footer.original_len == source.len() && footer.sha256 == sha256(source.file(), source.path())?)
+        Ok(footer.original_len == source.len()
+            && footer.sha256 == sha256(source.file(), source.path())?)
     }
 
     fn write(self, source: &Source, to: &Place, existing: Existing) -> Result<Written> {
@@ -289,9 +310,9 @@ impl Job<'_> {
         let stored = encode::archive(source, &output, to.naming, self.o, self.p)?;
         let gone = || match shown(&to.dir, &to.name) {
             Some(name) if name == source.name() => Written::Nothing(Action::AlreadyDone),
-            _ => {
-                Written::Nothing(Action::Skipped("it is gone: somebody has renamed or removed it".to_owned()))
-            }
+            _ => Written::Nothing(Action::Skipped(
+                "it is gone: somebody has renamed or removed it".to_owned(),
+            )),
         };
         if !source.unchanged()? && self.o.in_place {
             return Ok(gone());
@@ -309,7 +330,8 @@ impl Job<'_> {
             (syncing.join(), checked)
         });
         checked?;
-        let lost = synced.map_err(|_| Error::invalid("writing it panicked").about_path(&path))??;
+        let lost =
+            synced.map_err(|_| Error::invalid("writing it panicked").about_path(&path))??;
         if self.o.in_place && !source.unchanged()? {
             return Ok(gone());
         }

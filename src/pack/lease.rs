@@ -60,7 +60,9 @@ impl Lease {
     /// Invalid argument, where somebody may be writing to the file.
     pub(super) fn take(file: &File, path: &Path) -> Result<Self> {
         survive_breaks();
-        let lease = |held| Ok(Self { file: file.try_clone().about_path(path)?, path: path.to_owned(), held });
+        let lease = |held| {
+            Ok(Self { file: file.try_clone().about_path(path)?, path: path.to_owned(), held })
+        };
         match set(file, libc::F_RDLCK) {
             Ok(()) => return lease(true),
             Err(Errno::AGAIN) => return Err(open_for_writing("somebody").about_path(path)),
@@ -175,7 +177,8 @@ fn unchanged_for(stat: &Stat) -> Option<Duration> {
 /// Whether a file is what it was: the same one, neither written nor changed otherwise in between.
 pub(super) fn same_state(a: &Stat, b: &Stat) -> bool {
     let ctime = |s: &Stat| (s.st_ctime, s.st_ctime_nsec);
-    (a.st_dev, a.st_ino, a.st_size, mtime(a), ctime(a)) == (b.st_dev, b.st_ino, b.st_size, mtime(b), ctime(b))
+    (a.st_dev, a.st_ino, a.st_size, mtime(a), ctime(a))
+        == (b.st_dev, b.st_ino, b.st_size, mtime(b), ctime(b))
 }
 
 fn set(file: &File, lease: i32) -> Result<(), Errno> {
@@ -217,7 +220,8 @@ mod tests {
             return;
         }
         // It waits until the lease is given up.
-        let opening = std::thread::spawn(move || OpenOptions::new().append(true).open(other).map(drop));
+        let opening =
+            std::thread::spawn(move || OpenOptions::new().append(true).open(other).map(drop));
         let lost = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             lease.check().is_err()

@@ -18,7 +18,8 @@ const REPOSITORIES: [&str; 7] = [".git", ".hg", ".svn", ".bzr", ".jj", ".dvc", "
 
 /// Whether a directory belongs to a version control system.
 pub(super) fn is_repository(name: &OsStr) -> bool {
-    REPOSITORIES.iter().any(|repository| name == *repository) || name.as_encoded_bytes().ends_with(b".git")
+    REPOSITORIES.iter().any(|repository| name == *repository)
+        || name.as_encoded_bytes().ends_with(b".git")
 }
 
 /// A file's place in a tree: its directory, relative to the root, and its name.
@@ -52,8 +53,9 @@ impl HardLinks {
     fn look_into(&mut self, dir: &Arc<Dir>, at: &Path) -> Result<()> {
         for entry in dir.entries()? {
             if entry.kind.is_dir() && !is_repository(&entry.name) {
-                let _ =
-                    dir.child(&entry.name).and_then(|child| self.look_into(&child, &at.join(&entry.name)));
+                let _ = dir
+                    .child(&entry.name)
+                    .and_then(|child| self.look_into(&child, &at.join(&entry.name)));
             } else if entry.kind.is_file()
                 && let Ok(Some(stat)) = dir.stat(&entry.name)
                 && stat.st_nlink > 1
@@ -91,7 +93,11 @@ pub fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
     if let (true, Ok(inside)) = (target.is_absolute(), folded.strip_prefix(root)) {
         let up = at.components().map(|_| Component::ParentDir);
         let relative: PathBuf = up.chain(inside.components()).collect();
-        return Leads::Absolute(if relative.as_os_str().is_empty() { ".".into() } else { relative });
+        return Leads::Absolute(if relative.as_os_str().is_empty() {
+            ".".into()
+        } else {
+            relative
+        });
     }
     if folded.starts_with(root) { Leads::Inside } else { Leads::Outside }
 }
@@ -115,7 +121,9 @@ mod tests {
 
     #[test]
     fn links_are_judged_by_their_text() {
-        let leads = |at: &str, target: &str| leads(Path::new("/models/x"), Path::new(at), Path::new(target));
+        let leads = |at: &str, target: &str| {
+            leads(Path::new("/models/x"), Path::new(at), Path::new(target))
+        };
         assert_eq!(leads("a/b", "../../c"), Leads::Inside);
         assert_eq!(leads("a/b", "../../../c"), Leads::Outside);
         assert_eq!(leads("", "/etc/passwd"), Leads::Outside);

@@ -37,9 +37,13 @@ impl<'a> Names<'a> {
 
     /// Names for the archives of all `originals`; none for those to which all possible names are lost. Originals of which
     /// [`Naming`] knows one name only have theirs first.
-    pub(super) fn give(&mut self, originals: &[OsString]) -> Result<HashMap<OsString, (OsString, Naming)>> {
+    pub(super) fn give(
+        &mut self,
+        originals: &[OsString],
+    ) -> Result<HashMap<OsString, (OsString, Naming)>> {
         let mut given = HashMap::new();
-        let (few, many): (Vec<_>, Vec<_>) = originals.iter().partition(|name| candidates(name).len() < 2);
+        let (few, many): (Vec<_>, Vec<_>) =
+            originals.iter().partition(|name| candidates(name).len() < 2);
         for original in few.into_iter().chain(many) {
             if let Some(name) = self.give_one(original, &candidates(original))? {
                 given.insert(original.clone(), name);
@@ -110,7 +114,8 @@ mod tests {
         let originals: Vec<OsString> = originals.iter().map(OsString::from).collect();
         let mut names = Names::new(None, taken.iter().map(OsString::from).collect());
         let given = names.give(&originals).expect("given");
-        let name = |original| given.get(original).map(|(name, _)| name.to_string_lossy().into_owned());
+        let name =
+            |original| given.get(original).map(|(name, _)| name.to_string_lossy().into_owned());
         originals.iter().map(name).collect()
     }
 

@@ -60,7 +60,8 @@ impl Source {
     /// Open the file at `path`, or what the link there leads to.
     pub(super) fn follow(path: &Path) -> Result<Self> {
         let file = input::open(path)?;
-        let (dir, name) = fs::canonicalize(path).about_path(path).and_then(|real| Dir::of(&real))?;
+        let (dir, name) =
+            fs::canonicalize(path).about_path(path).and_then(|real| Dir::of(&real))?;
         let stat = fstat(&file).about_path(path)?;
         if !dir.has(&name, file_id(&stat))? {
             return Err(Error::invalid("it was removed just now").about_path(path));
@@ -140,7 +141,9 @@ impl Source {
         let start = start[..n].trim_ascii_start();
         let why = match start {
             [] => "is empty",
-            _ if start.starts_with(b"version https://git-lfs") => "is a pointer of Git LFS, not the model",
+            _ if start.starts_with(b"version https://git-lfs") => {
+                "is a pointer of Git LFS, not the model"
+            }
             [b'<', ..] => "is a page of HTML or XML, not a model",
             _ => "has no safetensors header",
         };
@@ -163,7 +166,9 @@ impl Source {
         };
         let claimed = claimed.filter(|&claimed| claimed > self.len());
         let have = self.len();
-        Ok(claimed.map(|of| format!("is incomplete: it has {have} bytes of the {of} that its header says")))
+        Ok(claimed.map(|of| {
+            format!("is incomplete: it has {have} bytes of the {of} that its header says")
+        }))
     }
 
     /// `len` bytes from `start` on, into all of `out`.

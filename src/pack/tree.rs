@@ -34,7 +34,13 @@ use std::{
 ///
 /// # Errors
 /// Io; invalid argument, where `out` is inside `src`. Nothing is done then.
-pub fn tree(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progress) -> Result<Report> {
+pub fn tree(
+    src: &Path,
+    out: &Path,
+    o: &Options,
+    check: Check<'_>,
+    p: &dyn Progress,
+) -> Result<Report> {
     let root = fs::canonicalize(src).about_path(src)?;
     let dir = Dir::open(src)?;
     let job = Job { o, check, p, only_smaller: true };
@@ -57,7 +63,9 @@ pub fn tree(src: &Path, out: &Path, o: &Options, check: Check<'_>, p: &dyn Progr
             if made {
                 let _ = fs::remove_dir(out);
             }
-            return Err(Error::invalid("the output would be inside of what is packed").about_path(out));
+            return Err(
+                Error::invalid("the output would be inside of what is packed").about_path(out)
+            );
         }
         walk.copier = Copier::new(Arc::clone(&to), o.force, true);
         walk.directory(&dir, &to, Path::new(""), true);
@@ -138,7 +146,9 @@ impl Walk<'_> {
             };
             match done {
                 // In place, another run may have finished it since it was listed.
-                Err(e) if self.in_place() && matches!(src.stat(&name), Ok(None)) => log::debug!("{e}"),
+                Err(e) if self.in_place() && matches!(src.stat(&name), Ok(None)) => {
+                    log::debug!("{e}")
+                }
                 Err(e) => self.fail(&e),
                 Ok(()) => {}
             }
@@ -159,19 +169,23 @@ impl Walk<'_> {
         for DirEntry { name, .. } in entries.iter().filter(|e| e.kind.is_file()) {
             let path = src.path(name);
             if is_temporary(name) {
-                let what = "is being written by another run, or was left by one that was killed: left out";
+                let what =
+                    "is being written by another run, or was left by one that was killed: left out";
                 self.job.p.warn(&path, what);
                 continue;
             }
-            let kind =
-                match if packs { Source::open(src, name).and_then(|s| s.kind()) } else { Ok(Kind::Other) } {
-                    Ok(kind) => kind,
-                    Err(e) if e.errno() == Some(libc::ENOENT) => continue,
-                    Err(e) => {
-                        self.fail(&e);
-                        continue;
-                    }
-                };
+            let kind = match if packs {
+                Source::open(src, name).and_then(|s| s.kind())
+            } else {
+                Ok(Kind::Other)
+            } {
+                Ok(kind) => kind,
+                Err(e) if e.errno() == Some(libc::ENOENT) => continue,
+                Err(e) => {
+                    self.fail(&e);
+                    continue;
+                }
+            };
             match kind {
                 Kind::Model => models.push(name.clone()),
                 Kind::Archive => {
@@ -203,7 +217,14 @@ impl Walk<'_> {
         Ok(plans)
     }
 
-    fn child(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, name: &OsStr, at: &Path, packs: bool) -> Result<()> {
+    fn child(
+        &mut self,
+        src: &Arc<Dir>,
+        out: &Arc<Dir>,
+        name: &OsStr,
+        at: &Path,
+        packs: bool,
+    ) -> Result<()> {
         if self.in_place() {
             if !is_repository(name) {
                 let child = src.child(name)?;
@@ -228,7 +249,14 @@ impl Walk<'_> {
         }
     }
 
-    fn file(&mut self, src: &Arc<Dir>, out: &Arc<Dir>, name: &OsStr, at: &Path, plan: Plan) -> Result<()> {
+    fn file(
+        &mut self,
+        src: &Arc<Dir>,
+        out: &Arc<Dir>,
+        name: &OsStr,
+        at: &Path,
+        plan: Plan,
+    ) -> Result<()> {
         let copied = output::Place { dir: out, at, name };
         match plan {
             Plan::Pack(place) if self.in_place() => self.replace(src, name, place),
@@ -250,7 +278,10 @@ impl Walk<'_> {
                 Ok(())
             }
             Plan::Pack(None) => {
-                self.job.p.warn(&src.path(name), "copied, not packed: its archive could have no name here");
+                self.job.p.warn(
+                    &src.path(name),
+                    "copied, not packed: its archive could have no name here",
+                );
                 self.copy(&Source::open(src, name)?, &copied)
             }
             Plan::Keep => self.copy(&Source::open(src, name)?, &copied),
@@ -258,7 +289,12 @@ impl Walk<'_> {
     }
 
     /// Pack a file where it is.
-    fn replace(&mut self, src: &Arc<Dir>, name: &OsStr, place: Option<(OsString, Naming)>) -> Result<()> {
+    fn replace(
+        &mut self,
+        src: &Arc<Dir>,
+        name: &OsStr,
+        place: Option<(OsString, Naming)>,
+    ) -> Result<()> {
         let mut source = Source::open(src, name)?;
         let names = source.stat().st_nlink as usize;
         let several = names > 1;
@@ -280,10 +316,14 @@ impl Walk<'_> {
                 keep_a_model(&mut source)?;
                 self.replace_all(&source, &places)?;
             }
-            (None, None) => self.skip(&source, "its archive could have no name here; left as it is"),
+            (None, None) => {
+                self.skip(&source, "its archive could have no name here; left as it is")
+            }
             (Some((archive, naming)), None) => {
                 keep_a_model(&mut source)?;
-                let report = self.job.run(&source, &Place { dir: Arc::clone(src), name: archive, naming })?;
+                let report = self
+                    .job
+                    .run(&source, &Place { dir: Arc::clone(src), name: archive, naming })?;
                 self.add(report);
             }
         }
@@ -333,9 +373,13 @@ impl Walk<'_> {
         for (dir, name, archive) in others {
             match first.dir.link(&first.name, dir, archive) {
                 Err(e)
-                    if e.errno() == Some(libc::EEXIST) && matches!(dir.has(archive, made.id), Ok(true)) => {}
+                    if e.errno() == Some(libc::EEXIST)
+                        && matches!(dir.has(archive, made.id), Ok(true)) => {}
                 // An older archive of that name.
-                Err(e) if e.errno() == Some(libc::EEXIST) && shown(dir, archive).as_deref() == Some(name) => {
+                Err(e)
+                    if e.errno() == Some(libc::EEXIST)
+                        && shown(dir, archive).as_deref() == Some(name) =>
+                {
                     first.dir.link_over(&first.name, dir, archive)?;
                 }
                 other => other?,
@@ -398,7 +442,8 @@ impl Walk<'_> {
     }
 
     fn done(&mut self, path: &Path, output: PathBuf, bytes: u64, action: Action) {
-        let report = FileReport { path: path.to_owned(), output, original: bytes, stored: bytes, action };
+        let report =
+            FileReport { path: path.to_owned(), output, original: bytes, stored: bytes, action };
         self.job.p.end(&report);
         self.report.files.push(report);
     }
@@ -411,8 +456,9 @@ impl Walk<'_> {
         }
         let others: Vec<_> = self.others.iter().map(|(what, n)| format!("{n} {what}")).collect();
         let there = if others.is_empty() { "no other files".to_owned() } else { others.join(", ") };
-        let what =
-            format!("holds no model that is packed (safetensors, under whatever name); it has {there}");
+        let what = format!(
+            "holds no model that is packed (safetensors, under whatever name); it has {there}"
+        );
         self.job.p.warn(src, &what);
     }
 }
@@ -422,7 +468,9 @@ fn keep_a_model(source: &mut Source) -> Result<()> {
     source.keep_writers_out()?;
     match source.kind()? {
         Kind::Model => Ok(()),
-        _ => Err(Error::invalid("the file changed; nothing was replaced").about_path(source.path())),
+        _ => {
+            Err(Error::invalid("the file changed; nothing was replaced").about_path(source.path()))
+        }
     }
 }
 

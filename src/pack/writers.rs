@@ -32,12 +32,15 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
     let mut unknown = Writers::None;
     // Whether all processes are shown: without /proc none is, and it can be mounted so as to hide those of others.
     let (mut shows_me, mut shows_first) = (false, false);
-    let hidden =
-        || io::Error::other("not all processes are seen in /proc, so nobody can tell who writes to it");
+    let hidden = || {
+        io::Error::other("not all processes are seen in /proc, so nobody can tell who writes to it")
+    };
     let list = has_list(file) && stat.st_mode & 0o020 != 0;
     for entry in fs::read_dir("/proc").map_err(|_| hidden())? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         shows_first |= pid == 1;
         // This process opened it for reading.
         if pid == me {
@@ -77,7 +80,8 @@ fn writes(process: &Path, stat: &Stat) -> io::Result<bool> {
         let Ok(open) = statx(CWD, fd.path(), flags, StatxFlags::INO) else { continue };
         let device = (open.stx_dev_major, open.stx_dev_minor);
         if open.stx_ino == stat.st_ino && device == (major(stat.st_dev), minor(stat.st_dev)) {
-            let info = fs::read_to_string(process.join("fdinfo").join(fd.file_name())).unwrap_or_default();
+            let info =
+                fs::read_to_string(process.join("fdinfo").join(fd.file_name())).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|f| u32::from_str_radix(f.trim(), 8).ok());
             // In doubt it writes.
@@ -137,7 +141,8 @@ mod tests {
                 .spawn()
                 .expect("a shell");
             let mut ready = [0];
-            io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut ready).expect("it is ready");
+            io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut ready)
+                .expect("it is ready");
             let found = find_writers(&file).expect("/proc");
             let pid = child.id();
             drop(child.stdin.take());
@@ -151,7 +156,9 @@ mod tests {
 
     #[test]
     fn shared_mappings_are_told_from_others() {
-        let line = |access: &str| format!("7f0000000000-7f0000001000 {access} 00000000 08:01 4711      /a b");
+        let line = |access: &str| {
+            format!("7f0000000000-7f0000001000 {access} 00000000 08:01 4711      /a b")
+        };
         assert!(maps_for_writing(line("rw-s").as_bytes(), 4711));
         assert!(!maps_for_writing(line("rw-s").as_bytes(), 471));
         for access in ["r--s", "rw-p", "r--p"] {

@@ -109,7 +109,8 @@ mod tests {
         };
         let mib = |n: u64| Weight { bytes: n << 20, chunks: 1 };
         let admission = Admission::new(0);
-        let leave = |n| admission.leave(mib(n)).iter().map(|(_, ask)| ask.offset).collect::<Vec<_>>();
+        let leave =
+            |n| admission.leave(mib(n)).iter().map(|(_, ask)| ask.offset).collect::<Vec<_>>();
         assert!(admission.enter(mib(99), ask(0)).is_some());
         assert!(admission.enter(mib(1), ask(1)).is_none());
         assert!(admission.enter(mib(7), ask(2)).is_none());
@@ -118,6 +119,8 @@ mod tests {
         assert_eq!(leave(1), [3]);
         assert_eq!((leave(7), leave(1)), (vec![], vec![]));
         let many = Weight { bytes: 1, chunks: Admission::LEAST.chunks };
-        assert!(admission.enter(many, ask(4)).is_some() && admission.enter(mib(0), ask(5)).is_none());
+        assert!(
+            admission.enter(many, ask(4)).is_some() && admission.enter(mib(0), ask(5)).is_none()
+        );
     }
 }

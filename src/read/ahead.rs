@@ -29,7 +29,12 @@ type Claimed = (u64, Vec<Numbered>);
 
 impl ChunkCache {
     /// What to decode ahead of a reader who is at chunk `last`.
-    pub(super) fn plan_ahead(&self, archive: &Archive, last: Option<Numbered>, len: usize) -> Vec<Claimed> {
+    pub(super) fn plan_ahead(
+        &self,
+        archive: &Archive,
+        last: Option<Numbered>,
+        len: usize,
+    ) -> Vec<Claimed> {
         // Readers that are many keep disk and cores busy themselves, and decode what is still in the core's caches when it
         // is copied.
         let few = self.options.ahead && !self.is_busy();
@@ -50,7 +55,8 @@ impl ChunkCache {
         let middle = (last + 1 + stop) / 2;
         let tail = stop.saturating_sub(2)..(stop + 1).min(index.len());
         let state = self.lock();
-        if state.unclaimed(archive, tail).len() < 3 && state.unclaimed(archive, middle..middle + 1).is_empty()
+        if state.unclaimed(archive, tail).len() < 3
+            && state.unclaimed(archive, middle..middle + 1).is_empty()
         {
             return Vec::new();
         }
@@ -76,9 +82,13 @@ impl ChunkCache {
         let fitting = chunks.iter().take_while(fits).count();
         let all = fitting == ids.len();
         // Meanwhile somebody may have asked for them.
-        let chunks: Vec<Numbered> =
-            chunks.into_iter().take(fitting).filter(|(id, _)| state.is_unclaimed(archive, *id)).collect();
-        let numbered = |chunks: &[Numbered]| (self.batches.fetch_add(1, Ordering::Relaxed), chunks.to_vec());
+        let chunks: Vec<Numbered> = chunks
+            .into_iter()
+            .take(fitting)
+            .filter(|(id, _)| state.is_unclaimed(archive, *id))
+            .collect();
+        let numbered =
+            |chunks: &[Numbered]| (self.batches.fetch_add(1, Ordering::Relaxed), chunks.to_vec());
         let batches: Vec<Claimed> = neighbours(&chunks, AHEAD_BATCH).map(numbered).collect();
         for (number, chunks) in &batches {
             chunks.iter().for_each(|chunk| state.expect(archive, chunk, *number));
@@ -107,7 +117,9 @@ impl ChunkCache {
         let Wish { archive, range, .. } = piece;
         let index = archive.index();
         match (index.find(range.start), index.find(range.end - 1)) {
-            (Ok(first), Ok(last)) if last - first < MOST_CHUNKS => first..(last + 1).min(index.len()),
+            (Ok(first), Ok(last)) if last - first < MOST_CHUNKS => {
+                first..(last + 1).min(index.len())
+            }
             _ => 0..0,
         }
     }
@@ -124,7 +136,8 @@ impl ChunkCache {
         match self.elsewhere().filter(|elsewhere| elsewhere.answers()) {
             None => self.decode_ahead(archive, batches),
             Some(elsewhere) => {
-                let owed = batches.iter().flat_map(|(_, chunks)| Batch::new(self, archive, chunks).owed());
+                let owed =
+                    batches.iter().flat_map(|(_, chunks)| Batch::new(self, archive, chunks).owed());
                 elsewhere.decode(self, owed.collect());
             }
         }

@@ -225,7 +225,13 @@ impl Archive {
         of_chunk(self.decode(chunk, stored, decoder, out), *id, chunk)
     }
 
-    fn decode(&self, chunk: &Chunk, stored: &[u8], decoder: &dyn ChunkDecoder, out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        chunk: &Chunk,
+        stored: &[u8],
+        decoder: &dyn ChunkDecoder,
+        out: &mut [u8],
+    ) -> Result<()> {
         let model = self.model_of(chunk)?;
         decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
         if checksum(out) != chunk.checksum {
@@ -241,7 +247,10 @@ impl Archive {
     pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
         let chunk = self.index.chunk(id)?;
         let mut payload = vec![0; chunk.stored_len as usize];
-        let model = self.storage.read_to(chunk.stored_at, &mut payload).and_then(|()| self.model_of(&chunk));
+        let model = self
+            .storage
+            .read_to(chunk.stored_at, &mut payload)
+            .and_then(|()| self.model_of(&chunk));
         let (coding, len) = (chunk.coding, chunk.len());
         of_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
     }
@@ -278,7 +287,12 @@ impl Archive {
     ///
     /// # Errors
     /// As [`Archive::read_chunk`].
-    pub fn read_at(&self, offset: u64, out: &mut [u8], decoder: &dyn ChunkDecoder) -> Result<usize> {
+    pub fn read_at(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        decoder: &dyn ChunkDecoder,
+    ) -> Result<usize> {
         self.read_with(offset, out, decoder, &mut Scratch::default())
     }
 
@@ -316,7 +330,8 @@ impl Archive {
                     None => self.read_numbered(numbered, decoder, &mut one, &mut decoded)?,
                 }
                 let stop = end.min(chunk.original.end);
-                let part = (at - chunk.original.start) as usize..(stop - chunk.original.start) as usize;
+                let part =
+                    (at - chunk.original.start) as usize..(stop - chunk.original.start) as usize;
                 let place = (at - offset) as usize..(stop - offset) as usize;
                 out[place].copy_from_slice(&decoded[part]);
                 at = stop;
@@ -332,7 +347,8 @@ impl Archive {
         while *next < self.index.len() && run.len() < RUN.0 {
             let chunk = self.index.chunk(*next)?;
             bytes += chunk.len();
-            let goes_on = run.last().is_none_or(|(_, last)| follows(last, &chunk) && bytes <= RUN.1);
+            let goes_on =
+                run.last().is_none_or(|(_, last)| follows(last, &chunk) && bytes <= RUN.1);
             if chunk.original.start >= end || !goes_on {
                 break;
             }

@@ -25,7 +25,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, chunks: &[Numbered]) -> Self {
+    pub(super) fn new(
+        cache: &Arc<ChunkCache>,
+        archive: &Arc<Archive>,
+        chunks: &[Numbered],
+    ) -> Self {
         let flight = |chunk: &Numbered| Flight {
             cache: Arc::clone(cache),
             archive: Arc::clone(archive),
@@ -41,7 +45,9 @@ impl Batch {
         let Some((first, last)) = self.ends() else { return };
         let len = last.stored_at + u64::from(last.stored_len) - first.stored_at;
         let cache = Arc::clone(&self.cache);
-        cache.scratches().with(stored_room(len as usize), |scratch| self.decode_with(decoder, scratch));
+        cache
+            .scratches()
+            .with(stored_room(len as usize), |scratch| self.decode_with(decoder, scratch));
     }
 
     /// The first and the last chunk.

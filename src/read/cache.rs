@@ -141,10 +141,12 @@ impl ChunkCache {
         let counts = reader != Reader::Taker;
         if counts {
             self.waiting.fetch_add(1, Ordering::Relaxed);
-            self.last_read.store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
+            self.last_read
+                .store(begun.duration_since(self.made).as_micros() as u64, Ordering::Relaxed);
         }
         let done = move |answer: Result<Vec<Slice>>| {
-            let bytes = answer.as_ref().ok().map(|slices| slices.iter().map(|s| s.len() as u64).sum());
+            let bytes =
+                answer.as_ref().ok().map(|slices| slices.iter().map(|s| s.len() as u64).sum());
             done(answer);
             if counts {
                 cache.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -340,7 +342,8 @@ impl ChunkCache {
         let grows = |shelf: &Shelf| self.buffers.lent() + shelf.grows_by() <= self.options.capacity;
         if let Some(shelf) = chunk.shelf().filter(|shelf| grows(shelf) && shelf.runs_low()) {
             let (pool, shelf) = (Arc::clone(&self.buffers), Arc::clone(shelf));
-            self.workers.ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || pool.stock(&shelf));
+            self.workers
+                .ahead(self.batches.fetch_add(1, Ordering::Relaxed), move || pool.stock(&shelf));
         }
     }
 

@@ -117,14 +117,20 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
 /// As [`Archive::read_chunk`].
 pub fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
     let json = header_json(archive, decoder, MAX_HEADER)?;
-    Ok(json.and_then(|json| Header::parse(&json, archive.footer().original_len)).unwrap_or_default())
+    Ok(json
+        .and_then(|json| Header::parse(&json, archive.footer().original_len))
+        .unwrap_or_default())
 }
 
 /// The text of the original's safetensors header, if it has one.
 ///
 /// # Errors
 /// As [`Archive::read_chunk`]; invalid argument, where it has more than `most` bytes.
-pub fn header_json(archive: &Archive, decoder: &dyn ChunkDecoder, most: u64) -> Result<Option<Vec<u8>>> {
+pub fn header_json(
+    archive: &Archive,
+    decoder: &dyn ChunkDecoder,
+    most: u64,
+) -> Result<Option<Vec<u8>>> {
     let mut prefix = [0; 8];
     if archive.read_at(0, &mut prefix, decoder)? < prefix.len() {
         return Ok(None);

@@ -72,7 +72,9 @@ impl LayerMapBuilder {
         let mut places: Vec<(Range<u64>, Layer)> = Vec::new();
         for (range, layer) in tensors {
             let within = |at: u64| data_start.checked_add(at).filter(|&at| at <= file_len);
-            let (Some(start), Some(end)) = (within(range.start), within(range.end)) else { continue };
+            let (Some(start), Some(end)) = (within(range.start), within(range.end)) else {
+                continue;
+            };
             let full = places.len() == self.room;
             match places.last_mut() {
                 // What overlaps is not believed.
@@ -146,7 +148,10 @@ struct Name<'n>(&'n mut HashMap<Box<str>, usize>);
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
     type Value = Option<Layer>;
-    fn deserialize<D: Deserializer<'de>>(self, name: D) -> std::result::Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        name: D,
+    ) -> std::result::Result<Self::Value, D::Error> {
         name.deserialize_str(self)
     }
 }
@@ -177,9 +182,11 @@ impl LayerMap {
     pub fn within(&self, shard: usize, range: Range<u64>) -> impl Iterator<Item = (Layer, u64)> {
         let places = self.shards.get(shard).map_or(&[][..], Vec::as_slice);
         let first = places.partition_point(|(place, _)| place.end <= range.start);
-        let overlapping = places[first..].iter().take_while(move |(place, _)| place.start < range.end);
-        overlapping
-            .map(move |(place, layer)| (*layer, place.end.min(range.end) - place.start.max(range.start)))
+        let overlapping =
+            places[first..].iter().take_while(move |(place, _)| place.start < range.end);
+        overlapping.map(move |(place, layer)| {
+            (*layer, place.end.min(range.end) - place.start.max(range.start))
+        })
     }
 
     /// Where a layer is: shards, and ranges in them.
@@ -211,7 +218,9 @@ fn parse(name: &str) -> Option<(&str, u32)> {
         if named && let Ok(number) = part.parse() {
             return Some((&name[..start], number));
         }
-        named = LAYERS.iter().any(|l| part == *l || part.ends_with("_blocks") || part.ends_with("_layers"));
+        named = LAYERS
+            .iter()
+            .any(|l| part == *l || part.ends_with("_blocks") || part.ends_with("_layers"));
         start += part.len() + 1;
     }
     None
@@ -257,8 +266,10 @@ impl Course {
         if self.last == Some(layer) {
             return None;
         }
-        let step =
-            self.last.filter(|last| last.0 == layer.0).map(|last| i64::from(layer.1) - i64::from(last.1));
+        let step = self
+            .last
+            .filter(|last| last.0 == layer.0)
+            .map(|last| i64::from(layer.1) - i64::from(last.1));
         let likely = step.is_some_and(|step| (1..=self.likely.into()).contains(&step));
         if !(how.sparse && likely) {
             let read = self.read.entry(layer).or_default();
@@ -275,7 +286,8 @@ impl Course {
             None => {}
         }
         self.last = Some(layer);
-        self.likely = if self.wrong { self.right.saturating_sub(1) } else { self.right + 1 }.min(most);
+        self.likely =
+            if self.wrong { self.right.saturating_sub(1) } else { self.right + 1 }.min(most);
         Some(self.likely)
     }
 }
@@ -285,7 +297,10 @@ mod tests {
     use super::*;
     fn header(tensors: &[(&str, Range<u64>)]) -> String {
         let entry = |(name, range): &(&str, Range<u64>)| {
-            format!(r#""{name}":{{"dtype":"U8","data_offsets":[{},{}],"shape":[1]}}"#, range.start, range.end)
+            format!(
+                r#""{name}":{{"dtype":"U8","data_offsets":[{},{}],"shape":[1]}}"#,
+                range.start, range.end
+            )
         };
         format!("{{{}}}", tensors.iter().map(entry).collect::<Vec<_>>().join(","))
     }
@@ -358,9 +373,15 @@ mod tests {
         assert_eq!((known, map.places((0, 7))), (vec![1, 7], &[(0, start + 50..start + 60)][..]));
         // Cut short, or no header at all.
         assert_eq!(self::map([&all[..all.len() - 9]]).0.len(), 1);
-        for bad in
-            ["", "[]", "7", "{", r#"{"h.1":7}"#, &"[".repeat(99_999), r#"{"h.1":{"data_offsets":[0]}}"#]
-        {
+        for bad in [
+            "",
+            "[]",
+            "7",
+            "{",
+            r#"{"h.1":7}"#,
+            &"[".repeat(99_999),
+            r#"{"h.1":{"data_offsets":[0]}}"#,
+        ] {
             assert!(self::map([bad]).0.is_empty(), "{bad:.20}");
         }
     }
@@ -368,14 +389,16 @@ mod tests {
     #[test]
     fn a_map_is_no_larger_than_it_may_be() {
         let names: Vec<String> = (0..300).map(|i| format!("layers.{}.{i}", i % 2)).collect();
-        let tensors: Vec<_> = (0..).zip(&names).map(|(i, name)| (name.as_str(), i..i + 1)).collect();
+        let tensors: Vec<_> =
+            (0..).zip(&names).map(|(i, name)| (name.as_str(), i..i + 1)).collect();
         for (room, fits) in [(300, true), (299, false)] {
             let mut builder = LayerMapBuilder::new(room);
             assert_eq!(builder.shard(header(&tensors).as_bytes(), 1 << 20).is_ok(), fits);
             assert!(builder.finish().len() <= room);
         }
         let names: Vec<String> = (0..300).map(|i| format!("s{i}.layers.0")).collect();
-        let tensors: Vec<_> = (0..).zip(&names).map(|(i, name)| (name.as_str(), i..i + 1)).collect();
+        let tensors: Vec<_> =
+            (0..).zip(&names).map(|(i, name)| (name.as_str(), i..i + 1)).collect();
         let mut builder = LayerMapBuilder::new(999);
         assert!(builder.shard(header(&tensors).as_bytes(), 1 << 20).is_err());
         assert_eq!(builder.stacks.len(), MOST_STACKS + 1);
@@ -389,7 +412,10 @@ mod tests {
             layers.iter().map(|&n| course.reach((0, n), dense(40, 80), 99)).collect()
         };
         // One more each; a second thread that is a little behind changes nothing.
-        assert_eq!(reaches(&mut course, &[0, 0, 1, 0, 1, 2]), [Some(1), None, Some(2), None, None, Some(3)]);
+        assert_eq!(
+            reaches(&mut course, &[0, 0, 1, 0, 1, 2]),
+            [Some(1), None, Some(2), None, None, Some(3)]
+        );
         // As names sort: 1, 10, 11, ... 19, 2.
         assert_eq!(reaches(&mut course, &[10, 11, 12, 13, 3]), [0, 0, 1, 2, 0].map(Some));
         assert_eq!(course.reach((1, 0), dense(40, 80), 99), Some(0));

@@ -147,8 +147,9 @@ impl Memory {
     /// Give a page back to the system.
     fn give_back(&self, at: usize, len: usize) {
         // SAFETY: its bytes become zero, which is as good as any; no slot that is in use has some of them.
-        let given =
-            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.skip + at, len) };
+        let given = unsafe {
+            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.skip + at, len)
+        };
         if let Err(e) = given {
             log::debug!("unused memory is kept: {e}");
         }
@@ -160,7 +161,9 @@ impl Shelf {
     /// that. For what else is kept for a slot in use, `each` bytes are counted.
     pub(super) fn new(size: usize, each: u64, account: &Arc<Account>) -> Arc<Self> {
         let page = HUGE.min(size * MOST_SLOTS / PAGES);
-        debug_assert!(page.is_multiple_of(SMALL) && PAGES * page / size <= MOST_SLOTS && size <= page);
+        debug_assert!(
+            page.is_multiple_of(SMALL) && PAGES * page / size <= MOST_SLOTS && size <= page
+        );
         let beside = each * page.div_ceil(size) as u64;
         Arc::new(Self { size, page, beside, account: Arc::clone(account), state: Mutex::default() })
     }
@@ -210,14 +213,16 @@ impl Shelf {
     /// What is counted for the pages that slots in use have some of.
     pub(super) fn used_bytes(&self) -> u64 {
         let state = self.lock();
-        let used = |slab: &Slab| (0..PAGES).filter(|&page| slab.used & self.slots_of(page) != 0).count();
+        let used =
+            |slab: &Slab| (0..PAGES).filter(|&page| slab.used & self.slots_of(page) != 0).count();
         state.slabs.iter().map(used).sum::<usize>() as u64 * self.grows_by()
     }
 
     /// How many pages are there.
     #[cfg(test)]
     pub(super) fn pages(&self) -> usize {
-        let there = |slab: &Slab| slab.pages.iter().filter(|page| **page == Presence::There).count();
+        let there =
+            |slab: &Slab| slab.pages.iter().filter(|page| **page == Presence::There).count();
         self.lock().slabs.iter().map(there).sum()
     }
 
@@ -337,7 +342,10 @@ impl Slot {
     fn start(&self) -> *mut u8 {
         // SAFETY: the map has `SPACE` bytes from `skip` on, and all slots of all slabs are in these.
         unsafe {
-            self.memory.map.as_mut_ptr().add(self.memory.skip + self.at + self.number * self.shelf.size)
+            self.memory
+                .map
+                .as_mut_ptr()
+                .add(self.memory.skip + self.at + self.number * self.shelf.size)
         }
     }
 }
@@ -368,7 +376,8 @@ impl Drop for Slot {
         let slab = &mut state.slabs[self.slab];
         slab.used &= !(1 << self.number);
         let used = slab.used;
-        state.has_unused |= shelf.pages_of(self.number).any(|page| used & shelf.slots_of(page) == 0);
+        state.has_unused |=
+            shelf.pages_of(self.number).any(|page| used & shelf.slots_of(page) == 0);
     }
 }
 
@@ -445,7 +454,8 @@ mod tests {
                         if round % 16 == 0 {
                             shelf.clear();
                         }
-                        let mut slots: Vec<Slot> = (0..1 + round % 11).map(|_| slot(shelf)).collect();
+                        let mut slots: Vec<Slot> =
+                            (0..1 + round % 11).map(|_| slot(shelf)).collect();
                         slots.iter_mut().for_each(|slot| slot[..64].fill(thread));
                         assert!(slots.iter().all(|slot| slot[..64] == [thread; 64]));
                     }

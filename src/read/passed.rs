@@ -162,7 +162,10 @@ mod tests {
         assert_eq!(passed.behind(227), None);
         let passed = Passed::new(300, false);
         (100..130).for_each(|id| passed.mark(id));
-        assert_eq!([126, 127, 131, 150].map(|last| passed.behind(last)), [None, Some(28), Some(30), None]);
+        assert_eq!(
+            [126, 127, 131, 150].map(|last| passed.behind(last)),
+            [None, Some(28), Some(30), None]
+        );
     }
 
     #[test]

@@ -54,13 +54,19 @@ impl Scratches {
     /// Of a cache that may take so many bytes: a quarter of them, where that is more than is free.
     pub(super) fn new(capacity: u64, account: &Arc<Account>) -> Self {
         let most = Self::FREE.max(capacity / 4);
-        Self { most, account: Arc::clone(account), kept: Mutex::default(), returned: Condvar::new() }
+        Self {
+            most,
+            account: Arc::clone(account),
+            kept: Mutex::default(),
+            returned: Condvar::new(),
+        }
     }
 
     /// Work with room for `need` bytes. Waits until others give some back, where there is too little; who has some must
     /// not ask for more.
     pub(super) fn with<T>(&self, need: usize, work: impl FnOnce(&mut Scratch) -> T) -> T {
-        let mut lent = Returned { to: self, lent: Some(self.lend(need.next_multiple_of(HUGE) as u64)) };
+        let mut lent =
+            Returned { to: self, lent: Some(self.lend(need.next_multiple_of(HUGE) as u64)) };
         work(&mut lent.lent.as_mut().expect("returned at the end").scratch)
     }
 

@@ -176,7 +176,8 @@ impl State {
 
     /// Nobody waits for this chunk yet; it comes in the batch of this number.
     pub(super) fn expect(&mut self, archive: &Archive, (id, chunk): &Numbered, batch: u64) {
-        self.in_flight.insert((archive.id(), *id), Awaited { ahead: Some(batch), ..Awaited::default() });
+        self.in_flight
+            .insert((archive.id(), *id), Awaited { ahead: Some(batch), ..Awaited::default() });
         self.ahead_bytes += cost(chunk.len());
         self.stats.ahead += 1;
     }

@@ -60,7 +60,12 @@ impl Storage {
     }
 
     /// `len` bytes from `at` on.
-    pub(super) fn read<'s>(&self, at: u64, len: usize, scratch: &'s mut Scratch) -> Result<&'s [u8]> {
+    pub(super) fn read<'s>(
+        &self,
+        at: u64,
+        len: usize,
+        scratch: &'s mut Scratch,
+    ) -> Result<&'s [u8]> {
         if self.direct.load(Ordering::Relaxed) {
             let start = at - at % ALIGN;
             let skip = (at - start) as usize;
@@ -70,7 +75,9 @@ impl Storage {
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.set_direct(false),
                 Err(e) => return Err(e.into()),
                 Ok(n) if n < skip + len => {
-                    return Err(Error::truncated("the archive is shorter than it was or should be"));
+                    return Err(Error::truncated(
+                        "the archive is shorter than it was or should be",
+                    ));
                 }
                 Ok(_) => return Ok(&scratch.room(skip + len)?[skip..]),
             }
@@ -148,7 +155,8 @@ fn cached_pages(file: &File) -> Option<u64> {
     let all = [0u64, 0];
     let mut stat = [0u64; 5];
     // SAFETY: `cachestat` reads two numbers, of a range up to the end of the file, and writes five.
-    let rc = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), all.as_ptr(), stat.as_mut_ptr(), 0) };
+    let rc =
+        unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), all.as_ptr(), stat.as_mut_ptr(), 0) };
     (rc == 0).then_some(stat[0])
 }
 
@@ -166,7 +174,9 @@ mod tests {
         let mut scratch = Scratch::default();
         for direct in [false, true] {
             storage.set_direct(direct);
-            for (at, len) in [(0, 1), (0, 20_001), (4095, 2), (4096, 4096), (5000, 15_001), (20_000, 1)] {
+            for (at, len) in
+                [(0, 1), (0, 20_001), (4095, 2), (4096, 4096), (5000, 15_001), (20_000, 1)]
+            {
                 let got = storage.read(at as u64, len, &mut scratch).expect("read");
                 assert!(got == &bytes[at..at + len], "{len} bytes at {at}, direct: {direct}");
             }

@@ -23,7 +23,11 @@ const WIDEST_CHUNK: usize = 512 << 10;
 ///
 /// # Errors
 /// Io and corruption, naming a chunk that is damaged.
-pub fn verify(archive: &Archive, decoder: &dyn ChunkDecoder, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+pub fn verify(
+    archive: &Archive,
+    decoder: &dyn ChunkDecoder,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
     stretches(archive, decoder, progress, &|_, _| Ok(()))
 }
 
@@ -123,8 +127,11 @@ fn group(
             })?;
         }
         // As far as all have whole blocks, except those that are at their end.
-        let Some(n) = cursors.iter().map(|c| c.ready().len()).filter(|&n| n > 0).min() else { break };
-        let bytes: Vec<&[u8]> = cursors.iter().map(|c| &c.ready()[..n.min(c.ready().len())]).collect();
+        let Some(n) = cursors.iter().map(|c| c.ready().len()).filter(|&n| n > 0).min() else {
+            break;
+        };
+        let bytes: Vec<&[u8]> =
+            cursors.iter().map(|c| &c.ready()[..n.min(c.ready().len())]).collect();
         hashes.update(&bytes);
         cursors.iter_mut().for_each(|c| c.advance(n));
     }

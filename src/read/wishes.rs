@@ -87,14 +87,20 @@ impl Wishes {
                 while !cache.is_idle() {
                     thread::sleep(PAUSE);
                 }
-                let Some(piece) = self.next(elsewhere.map_or(PIECE, Elsewhere::piece)) else { continue };
+                let Some(piece) = self.next(elsewhere.map_or(PIECE, Elsewhere::piece)) else {
+                    continue;
+                };
                 if !cache.warm(&piece) {
                     // There is no room, and will be none before a reader is farther.
                     self.lock().clear();
                 }
             }
         };
-        thread::Builder::new().name("bsz-ahead".into()).spawn(work).map(drop).about("decode threads")
+        thread::Builder::new()
+            .name("bsz-ahead".into())
+            .spawn(work)
+            .map(drop)
+            .about("decode threads")
     }
 
     /// Wait for a wish; `false` after a second without.
@@ -133,7 +139,8 @@ mod tests {
         let wish = |range: Range<u64>| Wish { archive: Arc::clone(&archive), shown: None, range };
         let wishes = Wishes::default();
         wishes.set([wish(5..5), wish(10..50), wish(60..60), wish(60..90), wish(0..9)], 55);
-        let pieces: Vec<_> = std::iter::from_fn(|| wishes.next(20)).map(|piece| piece.range).collect();
+        let pieces: Vec<_> =
+            std::iter::from_fn(|| wishes.next(20)).map(|piece| piece.range).collect();
         assert_eq!(pieces, [10..30, 30..50, 60..75]);
         wishes.set([wish(0..9)], 0);
         assert!(wishes.next(20).is_none());

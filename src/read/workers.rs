@@ -90,7 +90,8 @@ impl Drop for Workers {
         let mut queues = self.0.lock();
         queues.ended = true;
         // Unlocked, for a job that is dropped may answer whoever waits for it.
-        let (urgent, ahead) = (std::mem::take(&mut queues.urgent), std::mem::take(&mut queues.ahead));
+        let (urgent, ahead) =
+            (std::mem::take(&mut queues.urgent), std::mem::take(&mut queues.ahead));
         drop(queues);
         self.0.wake.notify_all();
         self.0.help.notify_all();

@@ -12,8 +12,16 @@ use sha2::block_api::compress256;
 /// Bytes between two kept states; a multiple of SHA-256's block.
 pub const SEGMENT: u64 = 1 << 20;
 /// The initial state (FIPS 180-4, 5.3.3).
-pub const INITIAL: State =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+pub const INITIAL: State = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 
 /// Bytes that SHA-256 takes at once.
 pub const BLOCK: usize = 64;
@@ -64,9 +72,11 @@ impl Stretches {
     /// stretch that is at its end.
     pub fn update(&mut self, bytes: &[&[u8]]) {
         #[cfg(target_arch = "x86_64")]
-        if let (Some(wide), Ok(states), Ok(bytes)) =
-            (self.wide, <&mut [State; simd::LANES]>::try_from(self.states.as_mut_slice()), bytes.try_into())
-        {
+        if let (Some(wide), Ok(states), Ok(bytes)) = (
+            self.wide,
+            <&mut [State; simd::LANES]>::try_from(self.states.as_mut_slice()),
+            bytes.try_into(),
+        ) {
             let bytes: &[&[u8]; simd::LANES] = bytes;
             // Stretches that are at their end go along with any bytes, and keep their state.
             let Some(some) = bytes.iter().copied().find(|b| !b.is_empty()) else { return };
@@ -171,8 +181,11 @@ mod tests {
 
     #[test]
     fn the_hash_is_sha256_however_the_bytes_come() {
-        let data: Vec<u8> = (0..SEGMENT as usize * 2 + 100).map(|i| ((i * 31) >> 3) as u8).collect();
-        for len in [0, 1, 55, 56, 63, 64, 65, 1000, SEGMENT as usize, SEGMENT as usize + 1, data.len()] {
+        let data: Vec<u8> =
+            (0..SEGMENT as usize * 2 + 100).map(|i| ((i * 31) >> 3) as u8).collect();
+        for len in
+            [0, 1, 55, 56, 63, 64, 65, 1000, SEGMENT as usize, SEGMENT as usize + 1, data.len()]
+        {
             for step in [61, 64, 100_003] {
                 let mut h = Hasher::default();
                 data[..len].chunks(step).for_each(|c| h.update(c));

@@ -39,7 +39,8 @@ pub(super) struct Wide(());
 impl Wide {
     /// `None` where the processor lacks AVX-512.
     pub(super) fn new() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")).then_some(Self(()))
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"))
+            .then_some(Self(()))
     }
 
     /// Take each state over its blocks.
@@ -93,13 +94,19 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
             ($k:expr, $i:literal) => {
                 let [a, b, c, d, e, f, g, h]: [usize; 8] =
                     [0, 1, 2, 3, 4, 5, 6, 7].map(|v: usize| (v + 16 - $i) % 8);
-                let sum1 =
-                    xor(_mm512_ror_epi32(s[e], 6), _mm512_ror_epi32(s[e], 11), _mm512_ror_epi32(s[e], 25));
+                let sum1 = xor(
+                    _mm512_ror_epi32(s[e], 6),
+                    _mm512_ror_epi32(s[e], 11),
+                    _mm512_ror_epi32(s[e], 25),
+                );
                 let choice = _mm512_ternarylogic_epi32(s[e], s[f], s[g], CHOOSE);
                 let kw = add(w[$i], _mm512_set1_epi32($k[$i] as i32));
                 let t1 = add(add(add(s[h], kw), choice), sum1);
-                let sum0 =
-                    xor(_mm512_ror_epi32(s[a], 2), _mm512_ror_epi32(s[a], 13), _mm512_ror_epi32(s[a], 22));
+                let sum0 = xor(
+                    _mm512_ror_epi32(s[a], 2),
+                    _mm512_ror_epi32(s[a], 13),
+                    _mm512_ror_epi32(s[a], 22),
+                );
                 let majority = _mm512_ternarylogic_epi32(s[a], s[b], s[c], MAJORITY);
                 s[d] = add(s[d], t1);
                 s[h] = add(add(t1, majority), sum0);
@@ -111,10 +118,16 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
                 ($i:literal) => {
                     round!(k, $i);
                     let (x, y) = (w[($i + 1) % 16], w[($i + 14) % 16]);
-                    let sigma0 =
-                        xor(_mm512_ror_epi32(x, 7), _mm512_ror_epi32(x, 18), _mm512_srli_epi32(x, 3));
-                    let sigma1 =
-                        xor(_mm512_ror_epi32(y, 17), _mm512_ror_epi32(y, 19), _mm512_srli_epi32(y, 10));
+                    let sigma0 = xor(
+                        _mm512_ror_epi32(x, 7),
+                        _mm512_ror_epi32(x, 18),
+                        _mm512_srli_epi32(x, 3),
+                    );
+                    let sigma1 = xor(
+                        _mm512_ror_epi32(y, 17),
+                        _mm512_ror_epi32(y, 19),
+                        _mm512_srli_epi32(y, 10),
+                    );
                     w[$i] = add(add(w[$i], w[($i + 9) % 16]), add(sigma0, sigma1));
                 };
             }

@@ -39,7 +39,8 @@ pub fn archive(path: &Path, head: &[u8], blob: &[u8], lens: impl Iterator<Item =
     file.write_all_at(head, head_at).expect("written");
     let index_offset = head_at + head.len() as u64;
     let states = vec![[0; 8]; bszfs::sha256::state_count(at) as usize];
-    let (bytes, footer) = index.finish(Footer { original_len: at, index_offset, ..footer() }, &states);
+    let (bytes, footer) =
+        index.finish(Footer { original_len: at, index_offset, ..footer() }, &states);
     file.write_all_at(&bytes, index_offset).expect("written");
     file.write_all_at(&footer.to_bytes(), index_offset + bytes.len() as u64).expect("written");
     at

@@ -35,10 +35,13 @@ impl Random {
 /// Write a safetensors file of `weights` BF16 weights and a few other tensors.
 pub fn write_model(path: &Path, seed: u64, weights: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
-    let bf16: Vec<u8> = (0..weights).flat_map(|_| bf16::from_f32(random.weight()).to_le_bytes()).collect();
+    let bf16: Vec<u8> =
+        (0..weights).flat_map(|_| bf16::from_f32(random.weight()).to_le_bytes()).collect();
     let f32: Vec<u8> = (0..5000).flat_map(|_| random.weight().to_le_bytes()).collect();
     let bytes: Vec<u8> = (0..777).map(|_| random.next() as u8).collect();
-    let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).expect("a tensor");
+    let view = |dtype, shape: &[usize], data| {
+        TensorView::new(dtype, shape.to_vec(), data).expect("a tensor")
+    };
     let tensors = [
         ("model.layers.0.weight", view(Dtype::BF16, &[weights], &bf16)),
         ("model.norm.weight", view(Dtype::F32, &[50, 100], &f32)),

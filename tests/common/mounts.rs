@@ -25,7 +25,8 @@ pub fn mount_test(test: impl FnOnce(&Rig) + Send + 'static) {
         assert!(std::env::var_os("BSZ_REQUIRE_FUSE").is_none(), "/dev/fuse cannot be opened");
         return eprintln!("skipped: no /dev/fuse");
     }
-    let rig = Arc::new(Rig { dir: tempfile::tempdir().expect("tempdir"), mounts: Mutex::default() });
+    let rig =
+        Arc::new(Rig { dir: tempfile::tempdir().expect("tempdir"), mounts: Mutex::default() });
     let (done, outcome) = mpsc::channel();
     let body = {
         let rig = rig.clone();
@@ -80,7 +81,13 @@ impl Rig {
     }
 
     /// The same with variables in the daemon's environment.
-    pub fn mount_with(&self, source: &Path, name: &str, args: &[&str], envs: &[(&str, &Path)]) -> Mount {
+    pub fn mount_with(
+        &self,
+        source: &Path,
+        name: &str,
+        args: &[&str],
+        envs: &[(&str, &Path)],
+    ) -> Mount {
         let path = self.mkdir(name);
         let log_path = self.path(&format!("log-{}", self.mounts.lock().expect("mounts").len()));
         let log = std::fs::File::create(&log_path).expect("log");
@@ -189,7 +196,8 @@ fn mount_table() -> Vec<(PathBuf, String)> {
         let mut bytes = Vec::new();
         let mut rest = field;
         while let Some((&first, tail)) = rest.split_first() {
-            let code = tail.get(..3).filter(|_| first == b'\\').and_then(|c| std::str::from_utf8(c).ok());
+            let code =
+                tail.get(..3).filter(|_| first == b'\\').and_then(|c| std::str::from_utf8(c).ok());
             let byte = code.and_then(|code| u8::from_str_radix(code, 8).ok());
             bytes.push(byte.unwrap_or(first));
             rest = &tail[if byte.is_some() { 3 } else { 0 }..];

@@ -51,7 +51,12 @@ impl Ran {
     /// It failed with exit code 1 and exactly this on standard error.
     #[track_caller]
     pub fn fails(self, stderr: &str) -> Self {
-        assert_eq!((self.code, self.stderr.trim_end()), (Some(1), stderr), "stdout: {}", self.stdout);
+        assert_eq!(
+            (self.code, self.stderr.trim_end()),
+            (Some(1), stderr),
+            "stdout: {}",
+            self.stdout
+        );
         self
     }
 
@@ -60,7 +65,10 @@ impl Ran {
     pub fn fails_about(self, what: &str, why: &str) -> Self {
         assert_eq!(self.code, Some(1), "{self:?}");
         let rest = self.stderr.strip_prefix(&format!("bsz: {what}: "));
-        assert!(rest.is_some_and(|rest| rest.contains(why)), "not `bsz: {what}: ...{why}`: {self:?}");
+        assert!(
+            rest.is_some_and(|rest| rest.contains(why)),
+            "not `bsz: {what}: ...{why}`: {self:?}"
+        );
         assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
         self
     }
@@ -73,16 +81,21 @@ impl Ran {
 
 /// A model directory as hubs have it: three shards with their index, a tokenizer, a directory, links.
 pub fn model_directory(dir: &Path) {
-    let write = |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).expect("a writable directory");
+    let write =
+        |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).expect("a writable directory");
     fs::create_dir_all(dir.join("sub/empty")).expect("a writable directory");
     for shard in 1..=3 {
         write_model(&dir.join(format!("model-0000{shard}-of-00003.safetensors")), shard, 40_000);
     }
-    write("model.safetensors.index.json", br#"{"weight_map": {"a": "model-00001-of-00003.safetensors"}}"#);
+    write(
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "model-00001-of-00003.safetensors"}}"#,
+    );
     write("tokenizer.json", b"{}");
     write_model(&dir.join("sub/adapter.safetensors"), 9, 5_000);
     write("sub/empty.txt", b"");
-    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.join(name)).expect("a link");
+    let link =
+        |to: &str, name: &str| std::os::unix::fs::symlink(to, dir.join(name)).expect("a link");
     link("tokenizer.json", "link.json");
     link("sub", "link-to-directory");
     link("nowhere", "dangling");
@@ -105,7 +118,8 @@ pub fn copy_tree(from: &Path, to: &Path) {
 /// Both directories hold the same, by `diff -r` without following links.
 #[track_caller]
 pub fn same_tree(a: &Path, b: &Path) {
-    let diff = Command::new("diff").args(["-r", "--no-dereference"]).args([a, b]).output().expect("diff");
+    let diff =
+        Command::new("diff").args(["-r", "--no-dereference"]).args([a, b]).output().expect("diff");
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
 }
 

@@ -193,7 +193,10 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
 /// A safetensors file of these tensors: name, dtype, shape of one dimension given by the bytes.
 pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
     matrices(
-        &tensors.iter().map(|(name, dtype, data)| (*name, *dtype, None, data.clone())).collect::<Vec<_>>(),
+        &tensors
+            .iter()
+            .map(|(name, dtype, data)| (*name, *dtype, None, data.clone()))
+            .collect::<Vec<_>>(),
     )
 }
 
@@ -205,7 +208,8 @@ pub fn matrices(tensors: &[(&str, &str, Option<usize>, Vec<u8>)]) -> Vec<u8> {
         .map(|(name, dtype, row, data)| {
             let bits = DTYPES.iter().find(|d| d.0 == *dtype).map_or(8, |d| d.1);
             let elements = data.len() * 8 / bits;
-            let shape = row.map_or(format!("{elements}"), |row| format!("{},{row}", elements / row));
+            let shape =
+                row.map_or(format!("{elements}"), |row| format!("{},{row}", elements / row));
             let entry = format!(
                 r#""{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{at},{}]}}"#,
                 at + data.len()
@@ -259,14 +263,18 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
         ("huge offsets", format!(r#"{{"a":{}}}"#, t("0,18446744073709551615"))),
         ("odd offsets", format!(r#"{{"a":{},"b":{}}}"#, t("1,30002"), t("30003,69999"))),
         ("one name twice", format!(r#"{{"a":{},"a":{}}}"#, t("0,30000"), t("30000,70000"))),
-        ("unknown dtype", r#"{"a":{"dtype":"Q3","shape":[70000],"data_offsets":[0,70000]}}"#.to_owned()),
+        (
+            "unknown dtype",
+            r#"{"a":{"dtype":"Q3","shape":[70000],"data_offsets":[0,70000]}}"#.to_owned(),
+        ),
         ("deep", "[".repeat(50_000)),
         ("deep inside", format!(r#"{{"a":{}}}"#, "[".repeat(50_000))),
         ("padded", format!("{{\"a\":{}}}{}", t("0,70000"), " ".repeat(4000))),
     ] {
         files.push((format!("a header with {name}"), with_header(&json, &data)));
     }
-    let mut bad = with_header(r#"{"a?":{"dtype":"BF16","shape":[35000],"data_offsets":[0,70000]}}"#, &data);
+    let mut bad =
+        with_header(r#"{"a?":{"dtype":"BF16","shape":[35000],"data_offsets":[0,70000]}}"#, &data);
     bad[11] = 0xff;
     files.push(("a header that is not UTF-8".to_owned(), bad));
     let mut long = with_header("{}", &data);

@@ -84,18 +84,29 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
         }
     };
-    let to_host_gbs =
-        best(bytes, seconds, |times| (0..times).try_for_each(|_| session.decode(&pieces, &fill, &take)))?;
+    let to_host_gbs = best(bytes, seconds, |times| {
+        (0..times).try_for_each(|_| session.decode(&pieces, &fill, &take))
+    })?;
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)?;
     let device = gpu.name().to_owned();
     let stored = pieces.iter().map(|p| p.stored_len as u64).sum();
-    Ok(Figures { device, bytes, stored, upload_gbs, download_gbs, resident_gbs, to_device_gbs, to_host_gbs })
+    Ok(Figures {
+        device,
+        bytes,
+        stored,
+        upload_gbs,
+        download_gbs,
+        resident_gbs,
+        to_device_gbs,
+        to_host_gbs,
+    })
 }
 
 /// Chunks that a GPU decodes, of `most` decoded bytes, about, evenly spread over the archive.
 fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
     let index = archive.index();
-    let chunks = (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
+    let chunks =
+        (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
     let known: Vec<_> = chunks.into_iter().filter(|(_, chunk)| gpu::takes(chunk.coding)).collect();
     if known.is_empty() {
         return Err(Error::invalid("the file has no chunks that a GPU decodes"));
@@ -110,7 +121,12 @@ fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
 
 fn piece(chunk: &Chunk) -> Piece {
     let (coding, model, payload) = chunk.stored.parts();
-    Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.stored.decoded_len() }
+    Piece {
+        coding,
+        model: model.cloned(),
+        stored_len: payload.len(),
+        len: chunk.stored.decoded_len(),
+    }
 }
 
 impl Figures {

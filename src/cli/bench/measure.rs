@@ -25,7 +25,8 @@ const FEWEST_READS: usize = 100;
 
 /// `threads` threads that start no work of their own.
 pub fn pool(threads: usize) -> Result<ThreadPool> {
-    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("bsz-{i}")).build();
+    let pool =
+        ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("bsz-{i}")).build();
     pool.map_err(|e| Error::invalid(e.to_string()).about("threads"))
 }
 
@@ -51,7 +52,8 @@ pub fn best(bytes: u64, seconds: f64, mut pass: impl FnMut(usize) -> Result<()>)
 
 /// Of `count` chunks that are stored in `stored` bytes, those that take about `most`, evenly spread; all, if they fit.
 pub fn spread(count: usize, stored: u64, most: u64) -> Vec<usize> {
-    let taken = (count as u128 * u128::from(most) / u128::from(stored.max(1))).clamp(1, count as u128);
+    let taken =
+        (count as u128 * u128::from(most) / u128::from(stored.max(1))).clamp(1, count as u128);
     (0..taken).map(|i| (i * count as u128 / taken) as usize).collect()
 }
 
@@ -125,7 +127,8 @@ impl Sample {
         best(self.bytes(), seconds, |times| {
             let next = AtomicUsize::new(0);
             let done = pool.broadcast(|thread| {
-                let mut buffer = buffers[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
+                let mut buffer =
+                    buffers[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     if i >= times * self.chunks.len() {
@@ -155,7 +158,11 @@ pub struct RandomReads {
 ///
 /// # Errors
 /// As [`Archive::read_at`].
-pub fn random_reads(archive: &Archive, decoder: &dyn ChunkDecoder, seconds: f64) -> Result<RandomReads> {
+pub fn random_reads(
+    archive: &Archive,
+    decoder: &dyn ChunkDecoder,
+    seconds: f64,
+) -> Result<RandomReads> {
     let len = archive.footer().original_len;
     let mut out = vec![0; READ.min(len) as usize];
     let places = len - out.len() as u64 + 1;

@@ -146,7 +146,8 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
     pool.install(|| read::verify(&archive, &*decoder, &|n| bar.advance(n))).map_err(named)?;
     bar.say("verify");
     let verify = || pool.install(|| read::verify(&archive, &*decoder, &|_| ()));
-    let verify_gbs = best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).map_err(named)?;
+    let verify_gbs =
+        best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).map_err(named)?;
     bar.say("random reads");
     let random = random_reads(&archive, &*decoder, seconds).map_err(named)?;
 
@@ -219,8 +220,9 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
     let room = room.f_bavail.saturating_mul(room.f_frsize);
     if room < bytes {
         let [room, bytes] = [room, bytes].map(report::bytes);
-        let why =
-            format!("has {room} free, and the archive may take {bytes}; TMPDIR can name another directory");
+        let why = format!(
+            "has {room} free, and the archive may take {bytes}; TMPDIR can name another directory"
+        );
         return Err(Error::invalid(why).about_path(dir));
     }
     let begun = Instant::now();
@@ -260,7 +262,9 @@ impl Figures {
             let part = memcpy.map_or(String::new(), |m| format!("{:.1} %", 100.0 * d.gbs / m.gbs));
             rows.push(vec![format!("decode, {}", d.name), threads(d.threads), rate(d.gbs), part]);
         }
-        rows.extend(self.memcpy.iter().map(|m| vec!["memcpy".into(), threads(m.threads), rate(m.gbs)]));
+        rows.extend(
+            self.memcpy.iter().map(|m| vec!["memcpy".into(), threads(m.threads), rate(m.gbs)]),
+        );
         let head = format!(
             "{}: {} -> {} ({})",
             escape::path(&self.file),
@@ -268,9 +272,9 @@ impl Figures {
             report::bytes(self.stored),
             report::ratio(self.stored, self.bytes),
         );
-        let sampled = self
-            .sampled
-            .map(|bytes| format!("decoded: chunks of {}, evenly spread over the file", report::bytes(bytes)));
+        let sampled = self.sampled.map(|bytes| {
+            format!("decoded: chunks of {}, evenly spread over the file", report::bytes(bytes))
+        });
         let random = format!(
             "random reads of 4 KiB, without a cache: {:.0} a second, median {:.0} µs, 99 % within {:.0} µs",
             self.random.reads_per_s, self.random.median_us, self.random.p99_us
@@ -293,11 +297,15 @@ mod tests {
 
     #[test]
     fn threads_ascend_from_one() {
-        let threads = |line: &[&str]| Line::parse_from([&["bench", "x"], line].concat()).bench.threads();
+        let threads =
+            |line: &[&str]| Line::parse_from([&["bench", "x"], line].concat()).bench.threads();
         assert_eq!(threads(&["--threads", "8,3,8"]), [1, 3, 8]);
         let default = threads(&[]);
         assert_eq!(default[0], 1);
         assert!(default.is_sorted_by(|a, b| a < b), "{default:?}");
-        assert_eq!(default.last().copied(), std::thread::available_parallelism().ok().map(usize::from));
+        assert_eq!(
+            default.last().copied(),
+            std::thread::available_parallelism().ok().map(usize::from)
+        );
     }
 }

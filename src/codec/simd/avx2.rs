@@ -33,7 +33,13 @@ impl ChunkDecoder for Avx2 {
         "avx2"
     }
 
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         if crate::codec::decode_simple(coding, payload, out)? {
             return Ok(());
         }
@@ -50,7 +56,12 @@ fn decode(kernel: Avx2, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -
 
 impl Kernel for Avx2 {
     #[inline(always)]
-    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, mut out: Rounds<'_>) -> Result<()> {
+    fn symbols(
+        self,
+        stream: &mut Stream<'_>,
+        mut tables: Tables<'_>,
+        mut out: Rounds<'_>,
+    ) -> Result<()> {
         // SAFETY: an `Avx2` exists only where the features were detected.
         let done = unsafe {
             match tables.map.line {
@@ -157,7 +168,14 @@ fn rounds(
         for ((low, high), out) in states.zip(out) {
             // SAFETY: at most 64 words are taken for every 64 lanes, so that all are within REACH.
             taken += unsafe {
-                next_symbols(low, high, &of_round[0], map, stream.words.as_ptr().add(2 * taken), out)
+                next_symbols(
+                    low,
+                    high,
+                    &of_round[0],
+                    map,
+                    stream.words.as_ptr().add(2 * taken),
+                    out,
+                )
             };
         }
         stream.words = &stream.words[2 * taken..];
@@ -189,7 +207,8 @@ unsafe fn next_symbols(
     // halves: eight bytes of one vector, eight of the other.
     let places = low.map(|l| _mm256_and_si256(l, _mm256_set1_epi16(0xff)));
     let upper = low.map(|l| _mm256_srli_epi16::<8>(l));
-    let place = [_mm256_packus_epi16(places[0], places[1]), _mm256_packus_epi16(places[2], places[3])];
+    let place =
+        [_mm256_packus_epi16(places[0], places[1]), _mm256_packus_epi16(places[2], places[3])];
     let bucket = [_mm256_packus_epi16(upper[0], upper[1]), _mm256_packus_epi16(upper[2], upper[3])]
         .map(|b| _mm256_and_si256(b, _mm256_set1_epi8(63)));
     let at = bucket.map(|b| Indices::new(b));
@@ -197,7 +216,8 @@ unsafe fn next_symbols(
     let other: [_; 2] =
         std::array::from_fn(|i| _mm256_cmpeq_epi8(_mm256_max_epu8(place[i], own[i]), place[i]));
     let symbols = Indices::of(&at, &table.other);
-    let symbols: [_; 2] = std::array::from_fn(|i| _mm256_blendv_epi8(bucket[i], symbols[i], other[i]));
+    let symbols: [_; 2] =
+        std::array::from_fn(|i| _mm256_blendv_epi8(bucket[i], symbols[i], other[i]));
     let shift = [Indices::of(&at, &table.shift[0]), Indices::of(&at, &table.shift[1])];
     let at = symbols.map(|s| Indices::new(s));
     let scaled = [Indices::of(&at, &table.scaled[0]), Indices::of(&at, &table.scaled[1])];
@@ -214,8 +234,9 @@ unsafe fn next_symbols(
             if v % 2 == 0 { _mm256_unpacklo_epi8(l, h) } else { _mm256_unpackhi_epi8(l, h) }
         };
         let scaled = unpack(scaled);
-        let shift =
-            unpack(shift.map(|s| [_mm256_and_si256(s[0], other[0]), _mm256_and_si256(s[1], other[1])]));
+        let shift = unpack(
+            shift.map(|s| [_mm256_and_si256(s[0], other[0]), _mm256_and_si256(s[1], other[1])]),
+        );
         // freq * (x >> 14) + number, where x >> 14 is four times the high half and the two top bits of the low one.
         let top = _mm256_and_si256(low[v], _mm256_set1_epi16(-1 << PROB_BITS));
         let number = _mm256_add_epi16(places[v], shift);
@@ -248,7 +269,13 @@ unsafe fn next_symbols(
 /// Write symbols, packed within 128-bit halves, and what they stand for.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn write(symbols: __m256i, at: Indices, map: impl Meaning, out: &mut [u8; 32], tops: &mut [u16; 32]) {
+fn write(
+    symbols: __m256i,
+    at: Indices,
+    map: impl Meaning,
+    out: &mut [u8; 32],
+    tops: &mut [u16; 32],
+) {
     let [low, high] = map.of(symbols, at);
     // SAFETY: 32 bytes of symbols, and twice as many of what they stand for.
     unsafe {
@@ -290,9 +317,13 @@ fn class_rounds(stream: &mut Stream<'_>, tables: &mut Tables<'_>, out: &mut Roun
         prefetch::to_write(part);
         let mut taken = 0;
         let lanes = stream.states.as_chunks_mut::<8>().0.iter_mut();
-        for ((states, classes), out) in lanes.zip(classes.as_chunks().0).zip(symbols.as_chunks_mut().0) {
+        for ((states, classes), out) in
+            lanes.zip(classes.as_chunks().0).zip(symbols.as_chunks_mut().0)
+        {
             // SAFETY: at most eight words are taken for every eight lanes; classes were checked to have tables.
-            taken += unsafe { gather(states, of_round, classes, stream.words.as_ptr().add(2 * taken), out) };
+            taken += unsafe {
+                gather(states, of_round, classes, stream.words.as_ptr().add(2 * taken), out)
+            };
         }
         stream.words = &stream.words[2 * taken..];
         for (symbols, tops) in symbols.as_chunks_mut().0.iter_mut().zip(tops.as_chunks_mut().0) {
@@ -339,7 +370,10 @@ unsafe fn gather(
         let own = _mm256_srli_epi32::<24>(_mm256_i32gather_epi32::<1>(sides.add(4).cast(), at));
         let other = _mm256_andnot_si256(_mm256_cmpgt_epi32(own, place), _mm256_set1_epi32(8));
         let at = _mm256_add_epi32(at, other);
-        (_mm256_i32gather_epi32::<1>(sides.cast(), at), _mm256_i32gather_epi32::<1>(sides.add(4).cast(), at))
+        (
+            _mm256_i32gather_epi32::<1>(sides.cast(), at),
+            _mm256_i32gather_epi32::<1>(sides.add(4).cast(), at),
+        )
     };
     let frequency = _mm256_srli_epi32::<16>(low);
     let shift = _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(low));

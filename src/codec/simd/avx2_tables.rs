@@ -54,7 +54,8 @@ impl Meaning for &Map {
     fn of(self, _: __m256i, at: Indices) -> [__m256i; 2] {
         // SAFETY: there are `Indices` only where there is AVX2.
         unsafe {
-            let ([low], [high]) = (Indices::of(&[at], &self.bytes[0]), Indices::of(&[at], &self.bytes[1]));
+            let ([low], [high]) =
+                (Indices::of(&[at], &self.bytes[0]), Indices::of(&[at], &self.bytes[1]));
             [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)]
         }
     }
@@ -94,7 +95,8 @@ impl Meaning for OnLine {
         unsafe {
             let zero = _mm256_setzero_si256();
             // A shuffle gives zero where the top bit is set.
-            let less = _mm256_shuffle_epi8(self.less, _mm256_add_epi8(symbols, _mm256_set1_epi8(0x70)));
+            let less =
+                _mm256_shuffle_epi8(self.less, _mm256_add_epi8(symbols, _mm256_set1_epi8(0x70)));
             let n = _mm256_add_epi8(_mm256_add_epi8(symbols, self.gap), less);
             [_mm256_unpacklo_epi8(n, zero), _mm256_unpackhi_epi8(n, zero)]
                 .map(|n| _mm256_add_epi16(_mm256_mullo_epi16(n, self.step), self.first))

@@ -38,7 +38,13 @@ impl ChunkDecoder for Avx512 {
         "avx512"
     }
 
-    fn decode(&self, coding: Coding, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&Model>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         if crate::codec::decode_simple(coding, payload, out)? {
             return Ok(());
         }
@@ -55,7 +61,12 @@ fn decode(kernel: Avx512, model: Option<&Model>, payload: &[u8], out: &mut [u8])
 
 impl Kernel for Avx512 {
     #[inline(always)]
-    fn symbols(self, stream: &mut Stream<'_>, mut tables: Tables<'_>, mut out: Rounds<'_>) -> Result<()> {
+    fn symbols(
+        self,
+        stream: &mut Stream<'_>,
+        mut tables: Tables<'_>,
+        mut out: Rounds<'_>,
+    ) -> Result<()> {
         // SAFETY: an `Avx512` exists only where the features were detected.
         let done = unsafe {
             if tables.model.classes() == 1 {
@@ -138,10 +149,13 @@ impl States {
         let low_byte = _mm512_set1_epi16(0xff);
         // A slot's low byte is its place in its bucket, the six bits above it the bucket. Packing works within 128-bit
         // parts: eight bytes of one vector, eight of the other.
-        let places = [_mm512_and_si512(self.low[0], low_byte), _mm512_and_si512(self.low[1], low_byte)];
+        let places =
+            [_mm512_and_si512(self.low[0], low_byte), _mm512_and_si512(self.low[1], low_byte)];
         let place = _mm512_packus_epi16(places[0], places[1]);
-        let bucket =
-            _mm512_packus_epi16(_mm512_srli_epi16::<8>(self.low[0]), _mm512_srli_epi16::<8>(self.low[1]));
+        let bucket = _mm512_packus_epi16(
+            _mm512_srli_epi16::<8>(self.low[0]),
+            _mm512_srli_epi16::<8>(self.low[1]),
+        );
         let found = if CLASSES {
             let class = bytes(classes.first_chunk().unwrap_or(&[0; 64]));
             let packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), class);
@@ -166,7 +180,14 @@ impl States {
             let number = _mm512_add_epi16(places[0], shift[0]);
             let first = advance(&mut self.low[0], &mut self.high[0], scaled[0], number, words);
             let number = _mm512_add_epi16(places[1], shift[1]);
-            first + advance(&mut self.low[1], &mut self.high[1], scaled[1], number, words.add(2 * first))
+            first
+                + advance(
+                    &mut self.low[1],
+                    &mut self.high[1],
+                    scaled[1],
+                    number,
+                    words.add(2 * first),
+                )
         }
     }
 }
@@ -204,14 +225,20 @@ fn look_up(table: &DecodeTable, bucket: __m512i, place: __m512i) -> Found {
 /// Look up lanes of several classes, each with its table.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn look_up_classes(tables: &[DecodeTable], class: __m512i, bucket: __m512i, place: __m512i) -> Found {
+fn look_up_classes(
+    tables: &[DecodeTable],
+    class: __m512i,
+    bucket: __m512i,
+    place: __m512i,
+) -> Found {
     let zero = _mm512_setzero_si512();
     let mut own = zero;
     let mut found = Found { symbols: zero, shift: [zero; 2], scaled: [zero; 2] };
     for (c, table) in tables.iter().enumerate() {
         let here = _mm512_cmpeq_epi8_mask(class, _mm512_set1_epi8(c as i8));
         own = _mm512_mask_permutexvar_epi8(own, here, bucket, bytes(&table.own));
-        found.symbols = _mm512_mask_permutexvar_epi8(found.symbols, here, bucket, bytes(&table.other));
+        found.symbols =
+            _mm512_mask_permutexvar_epi8(found.symbols, here, bucket, bytes(&table.other));
         for i in 0..2 {
             found.shift[i] =
                 _mm512_mask_permutexvar_epi8(found.shift[i], here, bucket, bytes(&table.shift[i]));
@@ -223,8 +250,12 @@ fn look_up_classes(tables: &[DecodeTable], class: __m512i, bucket: __m512i, plac
     for (c, table) in tables.iter().enumerate() {
         let here = _mm512_cmpeq_epi8_mask(class, _mm512_set1_epi8(c as i8));
         for i in 0..2 {
-            found.scaled[i] =
-                _mm512_mask_permutexvar_epi8(found.scaled[i], here, found.symbols, bytes(&table.scaled[i]));
+            found.scaled[i] = _mm512_mask_permutexvar_epi8(
+                found.scaled[i],
+                here,
+                found.symbols,
+                bytes(&table.scaled[i]),
+            );
         }
     }
     found
@@ -239,11 +270,13 @@ fn rounds<const CLASSES: bool>(
 ) -> usize {
     let map = [bytes(&tables.map.bytes[0]), bytes(&tables.map.bytes[1])];
     // Apart, so that they stay in registers.
-    let (mut first, mut second) = (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
+    let (mut first, mut second) =
+        (States::load(&stream.states[..64]), States::load(&stream.states[64..]));
     let mut done = 0;
     let parts = out.parts();
     for ((symbols, tops), part) in out.symbols.iter_mut().zip(&mut *out.tops).zip(parts) {
-        let ([s0, s1], [t0, t1]) = (symbols.as_chunks_mut::<64>().0, tops.as_chunks_mut::<64>().0) else {
+        let ([s0, s1], [t0, t1]) = (symbols.as_chunks_mut::<64>().0, tops.as_chunks_mut::<64>().0)
+        else {
             break;
         };
         if stream.words.len() < REACH {

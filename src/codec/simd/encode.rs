@@ -22,7 +22,12 @@ pub(super) fn present() -> bool {
 }
 
 /// [`super::EncodeKernel::rounds`] for machines for which [`present`] holds.
-pub(super) fn rounds(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
+pub(super) fn rounds(
+    tables: &[&TableEncoder],
+    symbols: &[u8],
+    states: &mut [u32; LANES],
+    words: &mut Words,
+) {
     assert!(present(), "the caller has asked");
     // SAFETY: the features are there.
     unsafe { encode(tables, symbols, states, words) }
@@ -104,7 +109,11 @@ unsafe fn step(x: &mut __m512i, table: &TableEncoder, symbols: &[u8; 16], end: *
     // SAFETY: the caller vouches for sixteen words, of which `count` are written.
     unsafe {
         let given = _mm256_maskz_compress_epi16(full, _mm512_cvtepi32_epi16(*x));
-        _mm256_mask_storeu_epi16(end.sub(count as usize).cast(), ((1u32 << count) - 1) as u16, given);
+        _mm256_mask_storeu_epi16(
+            end.sub(count as usize).cast(),
+            ((1u32 << count) - 1) as u16,
+            given,
+        );
     }
     let rest = _mm512_mask_srli_epi32::<16>(*x, full, *x);
     // Reciprocals are a little too small, so that the quotient is right or one too small.
