@@ -20,6 +20,7 @@
 //! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes,
 //! `docs/ARCHITECTURE.md` the design.
 
+pub mod cache;
 pub mod cli;
 pub mod codec;
 pub mod error;
@@ -28,10 +29,13 @@ pub mod format;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod input;
+pub mod log_once;
 pub mod mount;
 pub mod output;
 pub mod pack;
+pub mod program;
 pub mod read;
+pub mod readahead;
 pub mod sha256;
 
 pub use error::{Error, ErrorKind, Result};

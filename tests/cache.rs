@@ -1,8 +1,10 @@
 //! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
 
+use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, PendingChunk, Reader, Slice};
 use bszfs::codec::{self, ChunkDecoder, Coding, Model};
 use bszfs::error::{Error, Result};
-use bszfs::read::{Archive, CacheOptions, ChunkCache, Owed, Prefetcher, Reader, Slice, Wish};
+use bszfs::read::Archive;
+use bszfs::readahead::{OffloadDecoder, PrefetchRequest, Prefetcher, SequentialReadahead};
 use samples::{Fill, Random, pack_bytes, safetensors, tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -42,9 +44,10 @@ impl ChunkDecoder for Counting {
     }
 }
 
-/// A cache that decodes ahead.
+/// A cache with readahead.
 fn cache(capacity: u64, threads: usize, decoder: Arc<dyn ChunkDecoder>) -> Result<Arc<ChunkCache>> {
-    ChunkCache::new(CacheOptions { capacity, threads, decoder, ahead: true })
+    let readahead = Some(Box::new(SequentialReadahead) as _);
+    ChunkCache::new(CacheOptions { capacity, threads, decoder, readahead })
 }
 
 fn counting(fail: bool) -> Arc<Counting> {
@@ -52,18 +55,23 @@ fn counting(fail: bool) -> Arc<Counting> {
 }
 
 /// An original of 600 kB in chunks of 64 KiB, and its archive.
-fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<Archive>) {
+fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<CachedFile>) {
     let bytes = safetensors(&[("a", "BF16", tensor("BF16", 600_000, Fill::Weights, 1))]);
     let packed = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
     std::fs::write(dir.join("a.bsz"), packed).expect("written");
-    (bytes, Arc::new(Archive::open(&dir.join("a.bsz")).expect("opens")))
+    (bytes, open(&dir.join("a.bsz")))
+}
+
+fn open(path: &std::path::Path) -> Arc<CachedFile> {
+    CachedFile::new(Archive::open(path).expect("opens"))
 }
 
 /// The bytes of a range, read as the kernel's page cache reads.
-fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, at: u64, len: usize) -> Vec<u8> {
+fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<CachedFile>, at: u64, len: usize) -> Vec<u8> {
     let (send, receive) = mpsc::channel();
-    cache
-        .read(archive, at, len, Reader::Keeping, move |answer| send.send(answer).expect("awaited"));
+    cache.read(archive, at, len, Reader::PageCached, move |answer| {
+        send.send(answer).expect("awaited")
+    });
     let slices = receive.recv_timeout(Duration::from_secs(30)).expect("answered").expect("decodes");
     slices.iter().flat_map(|s| s.to_vec()).collect()
 }
@@ -141,7 +149,11 @@ fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
     holds_nothing(&cache);
     let stats = cache.stats();
     assert_eq!(stats.evictions, 0);
-    assert_eq!(stats.misses as usize, archive.index().len(), "each chunk was decoded once");
+    assert_eq!(
+        stats.misses as usize,
+        archive.archive().index().len(),
+        "each chunk was decoded once"
+    );
 }
 
 #[test]
@@ -170,32 +182,32 @@ struct Stuck {
     done: mpsc::Sender<()>,
 }
 
-impl Prefetcher for Stuck {
+impl OffloadDecoder for Stuck {
     fn piece(&self) -> u64 {
         1 << 20
     }
 
-    fn decode(&self, owed: &[Owed]) {
+    fn decode(&self, chunks: &[PendingChunk]) {
         self.called.send(()).expect("listened to");
         assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test wants it");
-        for owed in owed {
-            let mut bytes = vec![0; owed.chunk().len()];
-            let read = owed.archive().read_at(
-                owed.chunk().original.start,
+        for chunk in chunks {
+            let mut bytes = vec![0; chunk.chunk().len()];
+            let read = chunk.archive().read_at(
+                chunk.chunk().original.start,
                 &mut bytes,
                 &*codec::reference(),
             );
             read.expect("decodes");
-            owed.supply(&bytes);
+            chunk.supply(&bytes);
         }
         self.done.send(()).expect("listened to");
     }
 
-    fn rest(&self) {}
+    fn release(&self) {}
 }
 
 #[test]
-fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_late_is_dropped() {
+fn pending_chunks_are_reclaimed_from_a_stuck_decoder_and_late_ones_are_ignored() {
     let dir = tempfile::tempdir().expect("a directory");
     for ends in [false, true] {
         let (bytes, archive) = archive(dir.path());
@@ -203,8 +215,13 @@ fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_l
         let ((called, calls), (go, going), (done, over)) =
             (mpsc::channel(), mpsc::channel(), mpsc::channel());
         let stuck = Stuck { called, go: Mutex::new(going), done };
-        cache.prefetch_with(Box::new(stuck)).expect("a thread");
-        cache.wish([Wish { archive: archive.clone(), shown: None, range: 0..bytes.len() as u64 }]);
+        let prefetcher = Prefetcher::start(&cache).expect("a thread");
+        prefetcher.offload_to(Box::new(stuck)).expect("a thread");
+        let whole = |file: &Arc<CachedFile>| {
+            let (file, range) = (Arc::clone(file), 0..bytes.len() as u64);
+            prefetcher.request([PrefetchRequest { file, shown: None, range }]);
+        };
+        whole(&archive);
         calls.recv_timeout(Duration::from_secs(30)).expect("called");
         if ends {
             // A panic takes its thread with it.
@@ -229,9 +246,8 @@ fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_l
             "each chunk was decoded once for the cache"
         );
         assert!(cache.read_blocking(&archive, 0, bytes.len()).expect("held") == bytes);
-        // It is not asked again: what is wished for is decoded here.
-        let archive = Arc::new(Archive::open(&dir.path().join("a.bsz")).expect("opens"));
-        cache.wish([Wish { archive: archive.clone(), shown: None, range: 0..bytes.len() as u64 }]);
+        // It is not used again: the cache decodes the next request.
+        whole(&open(&dir.path().join("a.bsz")));
         let twice = 2 * bytes.len() as u64;
         wait_until("all is decoded again", || {
             let stats = cache.stats();
@@ -248,7 +264,7 @@ fn tiny_chunks_are_counted_by_what_they_take() {
     let blob = crafted::blob(3);
     let path = dir.path().join("tiny.bsz");
     let len = crafted::archive(&path, &[], &blob, (0..60_000).map(|i| 1 + i % 3)) as usize;
-    let archive = Arc::new(Archive::open(&path).expect("opens"));
+    let archive = open(&path);
     let all: Vec<u8> = (0..60_000).flat_map(|i| blob[..1 + i % 3].to_vec()).collect();
     let capacity = 4 << 20;
     let cache = cache(capacity, 2, codec::fastest()).expect("a cache");
@@ -271,7 +287,7 @@ fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
     let blob = crafted::blob(4 << 20);
     let path = dir.path().join("large.bsz");
     crafted::archive(&path, &[], &blob, (0..40).map(|_| blob.len()));
-    let archive = Arc::new(Archive::open(&path).expect("opens"));
+    let archive = open(&path);
     // A chunk of 4 MiB is half of what is admitted.
     let cache = cache(0, 4, codec::fastest()).expect("a cache");
     thread::scope(|scope| {
@@ -285,7 +301,7 @@ fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
                     slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>()
                 };
                 let done = move |answer: Result<_>| send.send(answer.map(copy)).expect("awaited");
-                cache.read(archive, at, 1000, Reader::Passing, done);
+                cache.read(archive, at, 1000, Reader::Direct, done);
                 let read = receive.recv_timeout(Duration::from_secs(30)).expect("answered");
                 assert!(read.expect("decodes") == blob[77..1077]);
                 assert!(cache.stats().held_bytes <= 20 << 20);

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
 
+use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, Reader};
 use bszfs::codec;
 use bszfs::error::ErrorKind;
-use bszfs::format::{Footer, IndexMemory};
-use bszfs::read::{Archive, CacheOptions, ChunkCache, Reader, describe, verify};
+use bszfs::format::Footer;
+use bszfs::read::{Archive, ArchiveMemory, describe, verify};
+use bszfs::readahead::SequentialReadahead;
 use samples::{Random, pack_bytes, samples};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,21 +22,21 @@ mod samples;
 
 /// Open with memory for what an index in parts takes, and for no index.
 fn open_in_parts(path: &Path) -> Archive {
-    let memory = Arc::new(IndexMemory::new(17 << 10));
+    let memory = Arc::new(ArchiveMemory::new(17 << 10));
     let archive =
         Archive::from_file_within(File::open(path).expect("opens"), &memory).expect("sound");
-    assert!(archive.index().is_in_parts() && memory.used() > 0);
+    assert!(archive.index().is_in_parts() && memory.index_bytes() > 0);
     archive
 }
 
 /// Memory of which an index that stays takes all but what one in parts needs, and that one.
-fn full_memory(dir: &Path) -> (Arc<IndexMemory>, Archive) {
+fn full_memory(dir: &Path) -> (Arc<ArchiveMemory>, Archive) {
     let (path, _) = large(dir, 9000);
     let (len, chunks) = {
         let archive = Archive::open(&path).expect("sound");
         (archive.footer().index_len, archive.index().len() as u64)
     };
-    let memory = Arc::new(IndexMemory::new((len + 8 * chunks) * 8 / 7 + 8));
+    let memory = Arc::new(ArchiveMemory::new((len + 8 * chunks) * 8 / 7 + 8));
     let archive =
         Archive::from_file_within(File::open(&path).expect("opens"), &memory).expect("sound");
     assert!(!archive.index().is_in_parts());
@@ -56,7 +58,7 @@ fn every_sample_is_the_same_with_its_index_in_parts_and_refused_without_memory()
         archive.read_at(0, &mut read, &*codec::fastest()).expect("read");
         assert!(read == original, "{name}");
         verify(&archive, &*codec::fastest(), &|_| ()).expect("right");
-        let Err(e) = Archive::from_file_within(file(), &Arc::new(IndexMemory::new(0))) else {
+        let Err(e) = Archive::from_file_within(file(), &Arc::new(ArchiveMemory::new(0))) else {
             assert_eq!(archive.footer().index_len, 0, "{name}: opened without memory");
             continue;
         };
@@ -129,7 +131,7 @@ fn models_and_hashes_are_read_through_parts() {
     archive.read_at(0, &mut out, &*codec::reference()).expect("read");
     assert!(out == original);
     drop((archive, kept));
-    assert_eq!(memory.used(), 0, "given back");
+    assert_eq!(memory.index_bytes(), 0, "given back");
 }
 
 #[test]
@@ -165,8 +167,8 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
         // Through a cache, too: everybody is told.
         let start = whole.index().chunk(chunk).unwrap().original.start;
         let (send, answered) = mpsc::channel();
-        let archive = Arc::new(archive);
-        cache.read(&archive, start, 10, Reader::Keeping, move |answer| {
+        let archive = CachedFile::new(archive);
+        cache.read(&archive, start, 10, Reader::PageCached, move |answer| {
             send.send(answer.is_err()).unwrap()
         });
         assert_eq!(answered.recv_timeout(Duration::from_secs(30)), Ok(true));
@@ -184,8 +186,12 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
 }
 
 fn cache() -> Arc<ChunkCache> {
-    let options =
-        CacheOptions { capacity: 8 << 20, threads: 2, decoder: codec::fastest(), ahead: true };
+    let options = CacheOptions {
+        capacity: 8 << 20,
+        threads: 2,
+        decoder: codec::fastest(),
+        readahead: Some(Box::new(SequentialReadahead)),
+    };
     ChunkCache::new(options).expect("a cache")
 }
 
@@ -197,7 +203,7 @@ fn a_cache_reads_through_parts_what_it_reads_from_memory() {
     let len = whole.footer().original_len as usize;
     let mut all = vec![0; len];
     whole.read_at(0, &mut all, &*codec::reference()).expect("read");
-    let (parts, cache) = (Arc::new(open_in_parts(&path)), cache());
+    let (parts, cache) = (CachedFile::new(open_in_parts(&path)), cache());
     for at in (0..len).step_by(50_000) {
         let read = cache.read_blocking(&parts, at as u64, 60_000).expect("read");
         assert!(read == all[at..len.min(at + 60_000)], "at {at}");

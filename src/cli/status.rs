@@ -3,9 +3,9 @@
 use super::progress::Bar;
 use super::report::{Output, bytes, ratio, table};
 use super::{complain, for_each};
+use crate::cache::CacheStats;
 use crate::error::{Context, Error, Result};
 use crate::mount::{self, Question, Space, Status};
-use crate::read::CacheStats;
 use crate::{escape, input};
 use clap::{Args, Subcommand};
 use serde::Serialize;

@@ -1,8 +1,9 @@
 //! The answers to the questions of `ask.rs`, found out in a process of its own, which may wait for ever.
 
 use super::ask::{self, Question};
-use super::{place, program, status, unmount};
+use super::{place, status, unmount};
 use crate::error::{Context, Result};
+use crate::program;
 use std::io::Write;
 use std::path::Path;
 

@@ -5,8 +5,8 @@
 //! mount or a path of the user's is done by a process that can be left behind: this program as `bsz ask`, which says on
 //! its standard output what came of it (`answers.rs`).
 
-use super::program::this_program;
 use crate::error::{Error, Result};
+use crate::program::this_program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{self, Read};

@@ -2,7 +2,7 @@
 //! extended attributes of the root, which also a read-only mount can be asked for, and the kernel says by whom.
 
 use super::Status;
-use crate::read::ChunkCache;
+use crate::cache::ChunkCache;
 use std::ffi::OsStr;
 use std::sync::Arc;
 

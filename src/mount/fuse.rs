@@ -1,81 +1,68 @@
-//! The thin adapter between `fuser` and the tree: its types here, ours there.
+//! The thin adapter between `fuser` and the tree: decode the arguments, make one call, encode the
+//! reply.
 //!
-//! The threads that read `/dev/fuse` look things up in the tree. They never decode, nor wait for a thread that
-//! does: reads, and opens that load an index, are handed to the cache's threads with the means to reply.
+//! The threads that read `/dev/fuse` look things up in the tree. They never decode or wait for a
+//! thread that does: reads, and opens that load an index, are passed to the cache's threads, which
+//! send the reply.
 
-use super::Prefetch;
-use super::ahead::Learner;
 use super::control::{self, Control};
 use super::handles::Opener;
-use super::pull::Puller;
+use super::opened::Content;
 use super::reply::Replier;
-use super::tree::{Content, Handle, Tree};
+use super::tree::{Handle, Tree};
 use super::xattrs::{self, Origin};
-use crate::codec::checksum;
+use crate::cache::{ChunkCache, Slice};
+use crate::error::Result;
 use crate::escape;
-use crate::read::{ChunkCache, Reader, Slice};
+use crate::log_once::LogOnce;
+use crate::readahead::Readahead;
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
-    RequestId,
 };
-use lru::LruCache;
 use rustix::fs::FileType;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// How long the kernel may trust a name or attributes before it asks again: how far the view lags its source.
+/// How long the kernel may cache names and attributes: how far the view lags behind its source.
 const TTL: Duration = Duration::from_secs(1);
 
-/// Readahead asked of the kernel, which grants ordinary users 128 KiB.
+/// The kernel's readahead in bytes. Ordinary users get no more than 128 KiB.
 pub(super) const READAHEAD: u32 = 1 << 20;
 
-/// Requests that the kernel may have under way before it makes readers wait: enough that parallel faults of
-/// many threads never stand behind readahead.
+/// Background requests in flight before the kernel blocks readers: enough that the parallel page
+/// faults of many threads never wait behind readahead.
 const MAX_BACKGROUND: u16 = 128;
 
-/// Most bytes of a reply. The kernel asks for 1 MiB at most unless an administrator raised its limit.
+/// Most bytes of a reply. The kernel requests up to 1 MiB unless an administrator raises its limit.
 const MAX_READ: usize = 16 << 20;
 
 pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
-    learner: Learner,
+    readahead: Readahead,
     control: Arc<Control>,
-    said: Arc<Said>,
+    errors: Arc<LogOnce>,
     replier: Arc<Replier>,
-    /// Who pulls layers into the page cache, where there is somebody.
-    puller: Option<Arc<Puller>>,
 }
 
 impl BszFs {
     pub fn new(
-        tree: Tree,
+        tree: Arc<Tree>,
         cache: Arc<ChunkCache>,
-        prefetch: Prefetch,
-        puller: Option<Arc<Puller>>,
+        readahead: Readahead,
         control: Arc<Control>,
-        said: Arc<Said>,
+        errors: Arc<LogOnce>,
     ) -> Self {
-        let (tree, replier) = (Arc::new(tree), Arc::default());
-        let learner = Learner::start(tree.clone(), cache.clone(), prefetch, said.clone());
-        Self { tree, cache, learner, control, said, replier, puller }
+        Self { tree, cache, readahead, control, errors, replier: Arc::default() }
     }
 
-    /// What is to know the descriptor that requests are read from.
+    /// The replier, which has to know the session's descriptor.
     pub fn replier(&self) -> Arc<Replier> {
         self.replier.clone()
-    }
-
-    /// Who pulls layers into the page cache, if this request is of the process that does.
-    fn puller_of(&self, request: &Request) -> Option<&Puller> {
-        self.puller.as_deref().filter(|puller| puller.is(request.pid()))
     }
 }
 
@@ -83,8 +70,8 @@ impl Filesystem for BszFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let _ = config.set_max_readahead(READAHEAD).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(MAX_BACKGROUND);
-        // Symlinks are not cached by the kernel: what their texts are depends on what they lead to.
-        // Each alone, for a kernel that lacks one refuses all that are asked for together.
+        // The kernel must not cache symlinks: their targets depend on what exists in the source.
+        // Requested one by one, because a kernel that lacks one capability refuses them all.
         for wanted in [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
@@ -96,12 +83,13 @@ impl Filesystem for BszFs {
                 log::debug!("the kernel has no {wanted:?}");
             }
         }
-        // It keeps what it was told of an ACL no longer than attributes.
+        // The kernel caches ACLs as long as attributes.
         match config.add_capabilities(InitFlags::FUSE_POSIX_ACL) {
             Ok(()) => self.tree.access().kernel_applies_acls(),
             Err(_) => {
                 log::warn!(
-                    "the kernel applies no ACLs to mounts: files with ACLs are their owners' alone"
+                    "the kernel does not apply ACLs to FUSE mounts: files with ACLs are readable by their \
+                     owners only"
                 )
             }
         }
@@ -137,14 +125,14 @@ impl Filesystem for BszFs {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        let (puller, by) = (self.puller_of(request), Opener::of(flags.0));
-        match self.tree.open_at_once(ino.0, by) {
+        let (pid, by) = (request.pid(), Opener::of(flags.0));
+        match self.tree.try_open(ino.0, by) {
             Ok(Some(handle)) => {
-                puller.inspect(|puller| puller.opened(handle.number));
+                self.readahead.opened(pid, handle.number);
                 reply_opened(Ok(handle), reply);
             }
-            // Its readers have closed it: nobody needs it.
-            Ok(None) if puller.is_some() => reply.error(Errno::EAGAIN),
+            // The programs that read the file have closed it, so it needs no warming.
+            Ok(None) if self.readahead.is_warmer(pid) => reply.error(Errno::EAGAIN),
             Ok(None) => {
                 let tree = self.tree.clone();
                 self.cache.spawn(move || reply_opened(tree.open(ino.0, by), reply));
@@ -165,45 +153,39 @@ impl Filesystem for BszFs {
         reply: ReplyData,
     ) {
         let len = size as usize;
-        let pulls = self.puller_of(request).is_some();
         let opened = match self.tree.file(handle.0) {
             Ok(_) if len > MAX_READ => return reply.error(Errno::EINVAL),
             Ok(opened) => opened,
             Err(e) => return reply.error(errno(e)),
         };
         match &opened.content {
-            Content::Archive { archive, path, model, .. } => {
-                let (said_of, said) = (path.clone(), self.said.clone());
-                let (request, replier) = (request.unique(), self.replier.clone());
-                // What is read into the page cache stays there.
-                let paged = flags.0 & libc::O_DIRECT == 0;
-                let reader = match paged {
-                    _ if pulls => Reader::Taker,
-                    true => Reader::Keeping,
-                    false => Reader::Passing,
-                };
-                self.cache.read(archive, offset, len, reader, move |slices| match slices {
-                    Ok(slices) => reply_slices(&slices, request, &replier, reply),
+            Content::Archive { archive, .. } => {
+                let (errors, replier) = (self.errors.clone(), self.replier.clone());
+                let (id, of) = (request.unique(), archive.clone());
+                let is_direct = flags.0 & libc::O_DIRECT != 0;
+                let done = move |slices: Result<Vec<Slice>>| match slices {
+                    Ok(slices) => replier.data(id, &slices, reply),
                     Err(e) => {
-                        said.say(log::Level::Error, &format!("{}: {e}", escape::path(&said_of)));
+                        let path = escape::path(of.path());
+                        errors.log(log::Level::Error, &format!("{path}: {e}"));
                         reply.error(Errno::EIO);
                     }
-                });
-                match model.get() {
-                    _ if pulls => {}
-                    Some(Some((model, shard))) => {
-                        model.is_read(*shard, offset, size.into(), paged, &self.cache);
-                    }
-                    None => self.learner.seek(&opened),
-                    Some(None) => {}
-                }
+                };
+                self.readahead.read(archive, offset, len, request.pid(), is_direct, done);
             }
             Content::Plain(_) => {
                 let cache = self.cache.clone();
                 self.cache.spawn(move || {
-                    if let Content::Plain(file) = &opened.content {
-                        cache.with_room(len, |room| reply_plain(file, offset, room, reply));
-                    }
+                    cache.with_scratch(len, |buffer| match buffer {
+                        Ok(buffer) => match opened.read_plain(offset, buffer) {
+                            Ok(len) => reply.data(&buffer[..len]),
+                            Err(e) => reply.error(e.into()),
+                        },
+                        Err(e) => {
+                            log::error!("{e}");
+                            reply.error(Errno::ENOMEM);
+                        }
+                    });
                 });
             }
         }
@@ -221,16 +203,7 @@ impl Filesystem for BszFs {
     ) {
         let closed = self.tree.release(handle.0, Opener::of(flags.0));
         reply.ok();
-        let Some(puller) = self.puller.as_ref().filter(|puller| !puller.closed(handle.0)) else {
-            return;
-        };
-        if let Some(Content::Archive { archive, .. }) =
-            closed.as_ref().map(|closed| &closed.content)
-        {
-            // Others who read it will wish again.
-            self.cache.forget_wishes(archive);
-            puller.let_go(archive.id());
-        }
+        self.readahead.closed(handle.0, closed.as_ref().and_then(|closed| closed.archive()));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -252,7 +225,7 @@ impl Filesystem for BszFs {
             Ok(entries) => entries,
             Err(e) => return reply.error(errno(e)),
         };
-        // An entry's offset is that of the one after it.
+        // The offset of an entry is that of the next one.
         for (next, entry) in
             (1..).zip(entries.iter()).skip(usize::try_from(offset).unwrap_or(usize::MAX))
         {
@@ -348,8 +321,8 @@ impl Filesystem for BszFs {
         });
     }
 
-    // What follows is not offered. ENOSYS tells the kernel not to ask again, and spares a round trip each time;
-    // `fuser`'s own answers are the same, with a warning each.
+    // Unsupported operations. ENOSYS tells the kernel not to ask again, which saves round trips.
+    // `fuser` does the same by default, but logs a warning each time.
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
@@ -395,62 +368,6 @@ fn reply_xattr(value: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr)
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(value) => reply.data(&value),
         Err(e) => reply.error(errno(e)),
-    }
-}
-
-fn reply_slices(slices: &[Slice], request: RequestId, replier: &Replier, reply: ReplyData) {
-    match slices {
-        [] => reply.data(&[]),
-        [only] => reply.data(only),
-        several => {
-            if let Err(reply) = replier.parts(request, several, reply) {
-                reply.data(&several.iter().map(|slice| &**slice).collect::<Vec<_>>().concat());
-            }
-        }
-    }
-}
-
-fn reply_plain(file: &File, offset: u64, room: crate::error::Result<&mut [u8]>, reply: ReplyData) {
-    let room = match room {
-        Ok(room) => room,
-        Err(e) => {
-            log::error!("{e}");
-            return reply.error(Errno::ENOMEM);
-        }
-    };
-    let mut filled = 0;
-    while filled < room.len() {
-        match file.read_at(&mut room[filled..], offset.saturating_add(filled as u64)) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return reply.error(e.into()),
-        }
-    }
-    reply.data(&room[..filled]);
-}
-
-/// Errors said already, so that a reader who tries a damaged chunk again and again does not fill the log.
-/// Their checksums are kept.
-pub(super) struct Said(Mutex<LruCache<u64, ()>>);
-
-impl Default for Said {
-    fn default() -> Self {
-        Self(Mutex::new(LruCache::new(NonZeroUsize::new(1024).expect("not zero"))))
-    }
-}
-
-impl Said {
-    /// Say all of them again.
-    pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    pub fn say(&self, level: log::Level, message: &str) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.put(checksum(message.as_bytes()), ()).is_none() {
-            log::log!(level, "{message}");
-        }
     }
 }
 

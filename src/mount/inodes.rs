@@ -1,11 +1,11 @@
-//! The inode table: which file of the view a number of the kernel's stands for, as long as it knows it.
+//! The inode table: which file of the view a `nodeid` of the kernel stands for.
 //!
-//! The kernel is told of names by numbers of its own (`nodeid`), which are counted here and never used twice. The
-//! inode numbers that programs see are another matter: see `attr.rs`.
+//! A nodeid is allocated here for each looked-up name, lives until the kernel forgets it, and is
+//! never reused. The inode numbers that programs see are something else: see `attr.rs`.
 
 use super::attr::{Identity, ROOT};
 use super::handles::Opener;
-use super::tree::Opened;
+use super::opened::{FileKey, Opened};
 use super::view::Found;
 use rustix::fs::FileType;
 use rustix::io::{Errno, Result};
@@ -14,75 +14,59 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
-/// Which file an inode stands for. It may change and stay itself, but an archive whose content changed is
-/// another file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sameness {
-    dev: u64,
-    ino: u64,
-    kind: FileType,
-    /// Of what an archive shows.
-    sha256: Option<[u8; 32]>,
-}
-
-impl Sameness {
-    pub fn of(found: &Found) -> Self {
-        let Identity { dev, ino, .. } = Identity::of(&found.stat);
-        Self { dev, ino, kind: found.kind(), sha256: found.packed.as_ref().map(|p| p.sha256) }
-    }
-}
-
-/// What an operation needs to know of an inode.
+/// An inode that the kernel knows.
 #[derive(Clone)]
 pub(super) struct Node {
     /// Relative to the view's root.
     pub path: Arc<Path>,
-    same: Option<Sameness>,
+    key: Option<FileKey>,
     lookups: u64,
     /// The inode of the file that had the name before, and was open when this one was found.
     before: Option<u64>,
-    /// What is open of it, shared by all its handles.
+    /// The open file, shared by all handles.
     pub opened: Weak<Opened>,
-    /// Held while an archive's index is being loaded, so that it is loaded once.
+    /// Held while the index of an archive is loaded, so that it is loaded once.
     pub opening: Arc<Mutex<()>>,
-    /// The state of the file from which the kernel last filled its page cache, if it would be told from any other.
+    /// The state of the file when the kernel last filled its page cache, if it can be told from
+    /// later states.
     cached: Option<Identity>,
 }
 
 impl Node {
-    fn new(path: Arc<Path>, same: Option<Sameness>, before: Option<u64>) -> Self {
+    fn new(path: Arc<Path>, key: Option<FileKey>, before: Option<u64>) -> Self {
         let (opened, opening) = (Weak::new(), Arc::default());
-        Self { path, same, lookups: 1, before, opened, opening, cached: None }
+        Self { path, key, lookups: 1, before, opened, opening, cached: None }
     }
 
-    /// Whether `found` is the file that this inode stands for.
+    /// Whether this inode stands for the file `found`.
     pub fn is(&self, found: &Found) -> bool {
-        self.same == Some(Sameness::of(found))
+        self.key == Some(FileKey::of(found))
     }
 
-    /// The directory that the file is in, and its name there; `None` of the root.
+    /// The directory and the name of the file; `None` for the root.
     pub fn place(&self) -> Option<(&Path, &OsStr)> {
         Some((self.path.parent()?, self.path.file_name()?))
     }
 
-    /// What is open of it, where that must stay what the name leads to, although the name is another file's by
-    /// now: see [`Opened::is_held`].
-    pub fn held(&self) -> Option<Arc<Opened>> {
-        self.opened.upgrade().filter(|opened| opened.is_held())
+    /// The open file, if its name must keep referring to it although another file has the name now:
+    /// see [`Opened::is_pinned`].
+    pub fn pinned(&self) -> Option<Arc<Opened>> {
+        self.opened.upgrade().filter(|opened| opened.is_pinned())
     }
 
-    /// Whether it can stand for another file from now on, that was found under its name. Not while it is open, so
-    /// that whoever has the old file open, and the pages which the kernel cached of it, are not mixed up with
-    /// the new one; afterwards it should, for overlayfs asks for a name again but never looks it up anew.
-    fn can_become(&self, new: Sameness) -> bool {
+    /// Whether the inode can stand for another file that was found under its name. Not while it is
+    /// open: its readers, and the pages that the kernel has cached of it, must not be mixed up with
+    /// the new file. Once it is closed, it should, because overlayfs keeps using an inode without
+    /// looking up its name again.
+    fn can_become(&self, new: FileKey) -> bool {
         use FileType::{Directory, RegularFile, Symlink};
-        self.same.is_some_and(|old| old.kind == new.kind)
-            && matches!(new.kind, RegularFile | Directory | Symlink)
+        self.key.is_some_and(|old| old.kind() == new.kind())
+            && matches!(new.kind(), RegularFile | Directory | Symlink)
             && self.opened.upgrade().is_none_or(|opened| !opened.is_open())
     }
 }
 
-/// The inodes which the kernel knows.
+/// The inodes that the kernel knows.
 pub(super) struct Inodes {
     next: u64,
     nodes: HashMap<u64, Node>,
@@ -99,37 +83,37 @@ impl Inodes {
         }
     }
 
-    /// The node of an inode; `ESTALE` if the kernel was never told it, or forgot it.
+    /// An inode; `ESTALE` if the kernel never knew it, or has forgotten it.
     pub fn get(&self, node: u64) -> Result<&Node> {
         self.nodes.get(&node).ok_or(Errno::STALE)
     }
 
-    /// Count one lookup of the file found at `path`, and give its number. With it comes what is shown in the file's
-    /// stead, if that is [held](Node::held).
+    /// Count a lookup of the file found at `path`, and return its nodeid. If another file is
+    /// [pinned](Node::pinned) under this name, it is returned, too, and shown instead.
     pub fn look_up(&mut self, path: &Path, found: &Found) -> (u64, Option<Arc<Opened>>) {
-        let same = Sameness::of(found);
+        let key = FileKey::of(found);
         let newest = self.by_path.get(path).copied();
         for number in self.of_name(newest) {
             let Some(node) = self.nodes.get_mut(&number) else { continue };
-            let held = if node.same == Some(same) { None } else { node.held() };
-            if node.same == Some(same) || held.is_some() || node.can_become(same) {
-                if held.is_none() {
-                    node.same = Some(same);
+            let pinned = if node.key == Some(key) { None } else { node.pinned() };
+            if node.key == Some(key) || pinned.is_some() || node.can_become(key) {
+                if pinned.is_none() {
+                    node.key = Some(key);
                 }
                 node.lookups += 1;
-                return (number, held);
+                return (number, pinned);
             }
         }
         let number = self.next;
         self.next += 1;
         let path: Arc<Path> = path.into();
         self.by_path.insert(path.clone(), number);
-        self.nodes.insert(number, Node::new(path, Some(same), newest));
+        self.nodes.insert(number, Node::new(path, Some(key), newest));
         (number, None)
     }
 
-    /// The inodes that files of one name have or had, the oldest first: who looked it up first, and never asks for
-    /// another, is served again as soon as can be.
+    /// The inodes of a name, oldest first: a client that keeps using the first one is served again as
+    /// soon as possible.
     fn of_name(&self, newest: Option<u64>) -> Vec<u64> {
         let before = |number: &u64| self.nodes.get(number).and_then(|node| node.before);
         let mut numbers: Vec<u64> = std::iter::successors(newest, before).collect();
@@ -137,7 +121,7 @@ impl Inodes {
         numbers
     }
 
-    /// The kernel forgot `lookups` lookups of an inode.
+    /// The kernel has forgotten `lookups` lookups of an inode.
     pub fn forget(&mut self, number: u64, lookups: u64) {
         if number == ROOT {
             return;
@@ -156,13 +140,13 @@ impl Inodes {
         }
     }
 
-    /// Remember what is open of an inode. Whether the kernel may keep the pages it has cached: only if they
-    /// are of this very state of the file. `ESTALE` if the inode stands for another file by now.
+    /// An inode is opened. Returns whether the kernel may keep its cached pages: only if they are of
+    /// this state of the file. `ESTALE` if the inode stands for another file by now.
     pub fn opened(&mut self, number: u64, opened: &Arc<Opened>, by: Opener) -> Result<bool> {
-        let node = self.nodes.get_mut(&number).filter(|node| node.same == Some(opened.same));
+        let node = self.nodes.get_mut(&number).filter(|node| node.key == Some(opened.key));
         let node = node.ok_or(Errno::STALE)?;
         node.opened = Arc::downgrade(opened);
-        opened.gets_handle(by);
+        opened.add_handle(by);
         let state = Some(opened.identity()).filter(Identity::is_settled);
         Ok(std::mem::replace(&mut node.cached, state) == state && state.is_some())
     }

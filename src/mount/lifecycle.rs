@@ -1,18 +1,19 @@
 //! The life of a mount: check, mount, say ready, serve, end on a signal or when it is unmounted.
 
 use super::control::Control;
-#[cfg(feature = "cuda")]
-use super::cuda;
-use super::fuse::{BszFs, READAHEAD, Said};
+use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
-use super::pull::Puller;
 use super::tree::Tree;
 use super::unmount::{self, Refused};
 use super::{FS_TYPE, MountOptions, Prefetch, Status, limits, metrics, preflight};
+use crate::cache::{CacheOptions, ChunkCache, ReadaheadPolicy};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::read::{CacheOptions, ChunkCache};
+use crate::log_once::LogOnce;
+use crate::readahead::{
+    self, OpenArchive, PageCacheWarmer, Prefetcher, Readahead, SequentialReadahead,
+};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -49,9 +50,11 @@ pub fn run(
         capacity: o.cache_bytes,
         threads: o.threads,
         decoder: codec::fastest(),
-        ahead: o.prefetch != Prefetch::Off,
+        readahead: (o.prefetch != Prefetch::Off)
+            .then(|| Box::new(SequentialReadahead) as Box<dyn ReadaheadPolicy>),
     })?;
-    look_for_gpu(&cache, o);
+    let prefetcher = Prefetcher::start(&cache)?;
+    use_gpu(&prefetcher, o);
     // Before mounting: a signal from now on ends the mount, not only the process.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
 
@@ -63,11 +66,11 @@ pub fn run(
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
     };
-    let said: Arc<Said> = Arc::default();
-    let known = said.clone();
+    let errors: Arc<LogOnce> = Arc::default();
+    let logged = errors.clone();
     let control = Arc::new(Control::new(status, cache.clone(), move || {
         hangup();
-        known.clear();
+        logged.reset();
     }));
     let asked = control.clone();
     let _listening = o
@@ -75,14 +78,16 @@ pub fn run(
         .as_ref()
         .map(|address| metrics::listen(address, move || asked.status()))
         .transpose()?;
-    // What somebody else has mounted may be nowhere that we see.
-    let puller = plan.fuse.is_none().then(|| Arc::new(Puller::new(plan.mountpoint.clone())));
-    if let Some(puller) = &puller {
-        cache.give_to(puller.clone());
-    }
-    let tree = Tree::new(plan.view, cache.indexes());
-    let file_system =
-        BszFs::new(tree, Arc::clone(&cache), o.prefetch, puller, control.clone(), said);
+    let tree = Arc::new(Tree::new(plan.view, cache.archive_memory()));
+    let readahead = {
+        // A mount that was handed over may be invisible to this process.
+        let is_visible = plan.fuse.is_none();
+        let warmer = is_visible.then(|| Arc::new(PageCacheWarmer::new(plan.mountpoint.clone())));
+        let tree = tree.clone();
+        let find_shards = Box::new(move |archive: &OpenArchive| tree.shards(archive));
+        Readahead::new(cache.clone(), prefetcher, o.prefetch, find_shards, warmer, errors.clone())
+    };
+    let file_system = BszFs::new(tree, cache, readahead, control.clone(), errors);
     let replier = file_system.replier();
     let config = config(o, &plan.source);
     let session = match plan.fuse {
@@ -113,17 +118,17 @@ pub fn run(
     ended.about_path(&o.mountpoint)
 }
 
-/// Let a GPU decode ahead, if that is wanted and there is one. The mount does without.
+/// Decode layers on a GPU if that is requested and possible. A mount works without one.
 #[cfg(feature = "cuda")]
-fn look_for_gpu(cache: &Arc<ChunkCache>, o: &MountOptions) {
+fn use_gpu(prefetcher: &Prefetcher, o: &MountOptions) {
     match o.prefetch {
         Prefetch::Cuda => {
-            if let Err(e) = cuda::use_gpu(cache, o.gpu_memory) {
+            if let Err(e) = readahead::use_gpu(prefetcher, o.gpu_memory) {
                 log::warn!("{e}; layers are decoded ahead by the cores");
             }
         }
         Prefetch::Auto => {
-            if let Err(e) = cuda::use_faster_gpu(cache, o.gpu_memory) {
+            if let Err(e) = readahead::use_faster_gpu(prefetcher, o.gpu_memory) {
                 log::debug!("no GPU is looked for: {e}");
             }
         }
@@ -132,7 +137,7 @@ fn look_for_gpu(cache: &Arc<ChunkCache>, o: &MountOptions) {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn look_for_gpu(_: &Arc<ChunkCache>, o: &MountOptions) {
+fn use_gpu(_: &Prefetcher, o: &MountOptions) {
     if o.prefetch == Prefetch::Cuda {
         log::warn!("CUDA: this bsz was built without; layers are decoded ahead by the cores");
     }

@@ -20,26 +20,22 @@
 //! | `limits.rs` | how much memory and how many files there are to use |
 
 mod access;
-mod ahead;
 mod answers;
 mod ask;
 mod attr;
 mod control;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod fuse;
-mod handed;
 mod handles;
+mod inherited_fd;
 mod inodes;
 mod lifecycle;
 mod limits;
 mod links;
 mod metrics;
 mod mountinfo;
+mod opened;
 mod place;
 mod preflight;
-mod program;
-mod pull;
 mod reply;
 mod source;
 mod status;
@@ -48,13 +44,13 @@ mod unmount;
 mod view;
 mod xattrs;
 
+pub use crate::program::{close_inherited, this_program};
+pub use crate::readahead::{Prefetch, serve_warm_requests as warm_on_standard_request};
 pub use answers::answer;
 pub use ask::Question;
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
-pub use program::{close_inherited, this_program};
-pub use pull::warm_on_standard_request;
 pub use status::{
     Space, Status, Unserved, clear_orphan, drop_cache, mounts, space, status, unserved,
 };
@@ -67,19 +63,6 @@ pub const FS_TYPE: &str = "fuse.bszfs";
 
 /// What is said of a path that leads to what does not answer.
 const SILENT: &str = "does not answer: a mount on the way, or a disk, does not";
-
-/// What is decoded before it is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prefetch {
-    /// Nothing.
-    Off,
-    /// What follows in a file that is read in order, and as many layers as were taken in order before.
-    Auto,
-    /// The same, but no more than so many layers.
-    Layers(u32),
-    /// As [`Prefetch::Auto`], with layers decoded by a GPU.
-    Cuda,
-}
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -106,6 +89,6 @@ pub struct MountOptions {
 impl MountOptions {
     /// The descriptor that stands for the mountpoint.
     pub fn descriptor(&self) -> Option<std::os::fd::RawFd> {
-        handed::number(&self.mountpoint)
+        inherited_fd::number(&self.mountpoint)
     }
 }

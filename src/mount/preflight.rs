@@ -5,7 +5,7 @@ use super::place::{self, Kind};
 use super::source::Source;
 use super::unmount::find_helper;
 use super::view::View;
-use super::{MountOptions, handed, mountinfo};
+use super::{MountOptions, inherited_fd, mountinfo};
 use crate::error::{Context, Error, Result};
 use crate::{escape, input, read};
 use rustix::io::Errno;
@@ -27,8 +27,10 @@ pub(super) struct Plan {
 
 /// Check what is asked for, and open the source.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
-    let fuse =
-        handed::number(&o.mountpoint).map(handed::take).transpose().about_path(&o.mountpoint)?;
+    let fuse = inherited_fd::number(&o.mountpoint)
+        .map(inherited_fd::take)
+        .transpose()
+        .about_path(&o.mountpoint)?;
     let (at_source, at_mountpoint) = if fuse.is_some() {
         (place::look(&o.source), None)
     } else {

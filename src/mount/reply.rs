@@ -1,9 +1,9 @@
-//! Replies that `fuser` cannot give: to reads, in one system call and without a copy; and to lookups and for attributes, with inode
-//! numbers.
+//! Replies that `fuser` cannot send: data of several chunks without a copy, and attributes whose inode
+//! number differs from the nodeid.
 //!
-//! `fuser` takes a reply's bytes as one slice, for which those of several chunks would have to be copied together; and
-//! it tells programs that a file's inode number is the one by which the kernel knows the file here. So these replies
-//! are written to the kernel here, on the descriptor that the requests are read from.
+//! `fuser` takes the data of a reply as one slice, so that several chunks would have to be copied
+//! together, and it uses the nodeid as the inode number that programs see. These replies are therefore
+//! written here, to the descriptor that the requests are read from.
 
 use super::attr::Attr;
 use fuser::{Errno, ReplyAttr, ReplyData, ReplyEntry, RequestId};
@@ -13,34 +13,47 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Most parts of a reply, beside its header; the kernel takes 1024 at once.
-const MOST_PARTS: usize = 1000;
+/// Most parts of a reply besides its header. The kernel accepts 1024 at once.
+const MAX_PARTS: usize = 1000;
 
-/// Writes replies, once it knows whereto.
+/// Writes replies, once it has a descriptor.
 #[derive(Default)]
 pub(super) struct Replier(OnceLock<OwnedFd>);
 
 impl Replier {
-    /// Write to this `/dev/fuse` from now on: the only one that requests are read from, for the kernel looks for a reply's
-    /// request among those that were read there.
+    /// Write to this `/dev/fuse`. All requests must be read from it, because the kernel looks up the
+    /// request of a reply among those.
     ///
     /// # Errors
-    /// There are no descriptors left.
+    /// No descriptors are left.
     pub fn write_to(&self, fuse: impl AsFd) -> std::io::Result<()> {
         let fuse = fuse.as_fd().try_clone_to_owned()?;
-        // The first one stays.
+        // The first descriptor stays.
         let _ = self.0.set(fuse);
         Ok(())
     }
 
-    /// Answer a request for data with these parts of them; gives `reply` back where `fuser` must do it.
-    pub fn parts(
+    /// Reply to a read.
+    pub fn data(&self, request: RequestId, parts: &[impl Deref<Target = [u8]>], reply: ReplyData) {
+        match parts {
+            [] => reply.data(&[]),
+            [only] => reply.data(only),
+            several => {
+                if let Err(reply) = self.parts(request, several, reply) {
+                    reply.data(&several.iter().map(|part| &**part).collect::<Vec<_>>().concat());
+                }
+            }
+        }
+    }
+
+    /// Reply with several parts; returns `reply` if `fuser` has to do it.
+    fn parts(
         &self,
         request: RequestId,
         parts: &[impl Deref<Target = [u8]>],
         reply: ReplyData,
     ) -> Result<(), ReplyData> {
-        let Some(fuse) = self.0.get().filter(|_| parts.len() <= MOST_PARTS) else {
+        let Some(fuse) = self.0.get().filter(|_| parts.len() <= MAX_PARTS) else {
             return Err(reply);
         };
         let data: usize = parts.iter().map(|part| part.len()).sum();
@@ -48,16 +61,17 @@ impl Replier {
         let mut slices = Vec::with_capacity(1 + parts.len());
         slices.push(IoSlice::new(&header));
         slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-        // Whole or not at all. An error says that nobody waits any more: the reader was interrupted, or the mount ended.
+        // The kernel takes all or nothing. After an error, no reader waits: it was interrupted, or the
+        // mount has ended.
         if let Err(e) = rustix::io::writev(fuse, &slices) {
-            log::debug!("a reply of {data} bytes was not taken: {e}");
+            log::debug!("the kernel rejected a reply of {data} bytes: {e}");
         }
-        // Its drop would answer a second time. It owns nothing but a count of who uses the descriptor.
+        // Dropping it would send a second reply. It owns nothing but a reference count.
         std::mem::forget(reply);
         Ok(())
     }
 
-    /// Answer a lookup: the kernel's number of the file, its attributes, and how long they hold.
+    /// Reply to a lookup with the nodeid and the attributes, which the kernel may cache for `ttl`.
     pub fn entry(
         &self,
         request: RequestId,
@@ -72,7 +86,7 @@ impl Replier {
         }
     }
 
-    /// Answer a question for attributes.
+    /// Reply with attributes, which the kernel may cache for `ttl`.
     pub fn attr(&self, request: RequestId, attr: &Attr, ttl: Duration, reply: ReplyAttr) {
         match self.whole(request, &attr_out(attr, ttl)) {
             true => std::mem::forget(reply),
@@ -80,18 +94,18 @@ impl Replier {
         }
     }
 
-    /// Write a reply in one piece; false where it is not known whereto.
+    /// Write a reply; false if there is no descriptor.
     fn whole(&self, request: RequestId, body: &[u8]) -> bool {
         let Some(fuse) = self.0.get() else { return false };
         let header = header(request, body.len());
         if let Err(e) = rustix::io::writev(fuse, &[IoSlice::new(&header), IoSlice::new(body)]) {
-            log::debug!("a reply of {} bytes was not taken: {e}", body.len());
+            log::debug!("the kernel rejected a reply of {} bytes: {e}", body.len());
         }
         true
     }
 }
 
-/// Numbers as the kernel's structures have them, after each other.
+/// The encoding of the kernel's structures.
 #[derive(Default)]
 struct Wire(Vec<u8>);
 
@@ -106,11 +120,11 @@ impl Wire {
         self
     }
 
-    /// `struct fuse_attr`, as it is since version 7.9 of the protocol.
+    /// `struct fuse_attr` since version 7.9 of the protocol.
     fn attr(self, a: &Attr) -> Vec<u8> {
         let times = [a.atime, a.mtime, a.ctime];
         let mode = (a.kind.as_raw_mode() & libc::S_IFMT) | u32::from(a.perm);
-        // Device numbers have 32 bits here, in the encoding that small ones share with `dev_t`.
+        // Device numbers have 32 bits here. The encoding equals `dev_t` for small ones.
         let rdev = u32::try_from(a.rdev).unwrap_or(0);
         self.longs(&[a.ino, a.size, a.blocks])
             .longs(&times.map(|time| time.0.cast_unsigned()))
@@ -120,7 +134,7 @@ impl Wire {
     }
 }
 
-/// `struct fuse_entry_out`. Numbers are never used twice, so that one generation will do.
+/// `struct fuse_entry_out`. The generation is 0, because nodeids are never reused.
 fn entry_out(node: u64, attr: &Attr, ttl: Duration) -> Vec<u8> {
     let (seconds, nanoseconds) = (ttl.as_secs(), ttl.subsec_nanos());
     Wire::default()
@@ -134,7 +148,7 @@ fn attr_out(attr: &Attr, ttl: Duration) -> Vec<u8> {
     Wire::default().longs(&[ttl.as_secs()]).words(&[ttl.subsec_nanos(), 0]).attr(attr)
 }
 
-/// `struct fuse_out_header` of the kernel's protocol: the length of all, no error, and which request is answered.
+/// `struct fuse_out_header`: the total length, no error, and the id of the request.
 fn header(request: RequestId, data: usize) -> [u8; 16] {
     let len = (16 + data) as u32;
     let mut header = [0; 16];

@@ -1,135 +1,36 @@
 //! The file system itself: inodes, attributes, open files, errors as errno. It knows no FUSE types.
 //!
-//! Inodes are made on lookup and dropped when the kernel forgets them; nothing else is held of files that are
-//! not open, so the view follows the source as it changes.
+//! Inodes are created by lookups and dropped when the kernel forgets them. No other state is kept of
+//! files that are not open, so the view follows the source as it changes.
 
 use super::access::{self, Access};
-use super::ahead::{Model, Shard, shards_of};
 use super::attr::{Attr, Identity, Packed, ROOT, attr};
 use super::handles::{Handles, Opener};
-use super::inodes::{Inodes, Node, Sameness};
+use super::inodes::{Inodes, Node};
+use super::opened::{Content, Opened};
 use super::source::Entry;
 use super::view::{Found, Listed, View, is_name};
+use crate::cache::{CachedFile, FileTable};
 use crate::error::{Error, ErrorKind};
-use crate::format::{IndexMemory, Naming};
-use crate::read::Archive;
-use lru::LruCache;
-use rustix::fs::{FileType, SeekFrom, Stat, StatVfs, fstat, seek};
+use crate::format::Naming;
+use crate::read::{Archive, ArchiveMemory};
+use crate::readahead::{OpenArchive, Shard, shard_pattern};
+use rustix::fs::{FileType, Stat, StatVfs, fstat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// An open file. It stays what it was when it was opened, whatever takes its name.
-pub(super) struct Opened {
-    stat: Stat,
-    /// What the kernel was told that it is.
-    pub same: Sameness,
-    /// How many handles the kernel has of it, and how many of these are overlayfs's.
-    handles: AtomicUsize,
-    holders: AtomicUsize,
-    pub content: Content,
-}
-
-/// Where an open file's bytes come from.
-pub(super) enum Content {
-    Archive {
-        archive: Arc<Archive>,
-        packed: Packed,
-        /// The model that it is a shard of, and which, once it has been looked for.
-        model: OnceLock<Option<(Arc<Model>, usize)>>,
-        /// Whether somebody looks for it, or has.
-        sought: AtomicBool,
-        /// Relative to the source, to say which archive is damaged.
-        path: Arc<Path>,
-        /// Relative to the view's root.
-        shown: Arc<Path>,
-    },
-    Plain(File),
-}
-
-impl Opened {
-    /// The state of the source file when it was opened.
-    pub fn identity(&self) -> Identity {
-        Identity::of(&self.stat)
-    }
-
-    /// The next data or hole from `offset` on: `SEEK_DATA` or `SEEK_HOLE` of lseek(2). An archive shows data throughout.
-    pub fn seek(&self, offset: i64, whence: i32) -> Result<i64> {
-        let from = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
-        let data = match whence {
-            libc::SEEK_DATA => true,
-            libc::SEEK_HOLE => false,
-            _ => return Err(Errno::INVAL),
-        };
-        let size = match &self.content {
-            Content::Archive { packed, .. } => packed.size,
-            Content::Plain(file) => {
-                // The descriptor's own position is nobody's: reads say where.
-                match seek(file, if data { SeekFrom::Data(from) } else { SeekFrom::Hole(from) }) {
-                    // Its file system does not tell.
-                    Err(Errno::INVAL | Errno::OPNOTSUPP) => fstat(file)?.st_size.cast_unsigned(),
-                    at => return at.map(|at| at.cast_signed()),
-                }
-            }
-        };
-        match () {
-            () if from >= size => Err(Errno::NXIO),
-            () if data => Ok(offset),
-            () => Ok(size.cast_signed()),
-        }
-    }
-
-    /// Whether the kernel has it open.
-    pub fn is_open(&self) -> bool {
-        self.handles.load(Ordering::Acquire) > 0
-    }
-
-    /// Whether this must stay what its name leads to until it is closed: overlayfs has it open, which would find
-    /// the name stale meanwhile, were it another file's.
-    pub fn is_held(&self) -> bool {
-        self.holders.load(Ordering::Acquire) > 0
-    }
-
-    /// The kernel is given a handle.
-    pub fn gets_handle(&self, by: Opener) {
-        self.holders.fetch_add((by == Opener::Overlay).into(), Ordering::AcqRel);
-        self.handles.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn loses_handle(&self, by: Opener) {
-        self.handles.fetch_sub(1, Ordering::AcqRel);
-        // Afterwards, so that the name is held until it is free.
-        self.holders.fetch_sub((by == Opener::Overlay).into(), Ordering::AcqRel);
-    }
-
-    fn file(&self) -> &File {
-        match &self.content {
-            Content::Archive { archive, .. } => archive.file(),
-            Content::Plain(file) => file,
-        }
-    }
-
-    fn packed(&self) -> Option<&Packed> {
-        match &self.content {
-            Content::Archive { packed, .. } => Some(packed),
-            Content::Plain(_) => None,
-        }
-    }
-}
-
-/// A file opened for the kernel.
+/// A handle for the kernel.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub number: u64,
-    /// Whether the pages which the kernel has cached of this file are still its content.
+    /// Whether the kernel may keep the pages that it has cached of this file.
     pub keep_cache: bool,
 }
 
-/// A line of an open directory's listing.
+/// An entry of an open directory.
 pub(super) struct DirEntry {
     pub ino: u64,
     pub kind: FileType,
@@ -142,51 +43,44 @@ pub(super) struct Tree {
     inodes: Mutex<Inodes>,
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
-    archives: Mutex<Archives>,
-    /// What the indexes of open archives take their memory from.
-    indexes: Arc<IndexMemory>,
+    archives: FileTable<Identity>,
+    /// The memory that open archives share.
+    memory: Arc<ArchiveMemory>,
 }
 
-/// Shards of a model whose layers are known, at most: they are open as long as one of them is.
-const MOST_SHARDS: usize = 1024;
-
-/// How many archives are remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-
-/// The archives that are open, for whomever, and those that were: with their numbers, for what is cached of one is its own
-/// when it is opened again.
-type Archives = LruCache<Identity, (u64, Weak<Archive>)>;
+/// Most shards of a model to prefetch from. All of them stay open as long as one of them is.
+const MAX_SHARDS: usize = 1024;
 
 impl Tree {
-    pub fn new(view: View, indexes: &Arc<IndexMemory>) -> Self {
+    pub fn new(view: View, memory: &Arc<ArchiveMemory>) -> Self {
         Self {
             view,
             access: Access::default(),
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
-            archives: Mutex::new(LruCache::new(REMEMBERED)),
-            indexes: indexes.clone(),
+            archives: FileTable::default(),
+            memory: memory.clone(),
         }
     }
 
-    /// Who may read, beyond permission bits.
+    /// Access control beyond permission bits.
     pub fn access(&self) -> &Access {
         &self.access
     }
 
-    /// Find `name` in a directory, and count the lookup: its number for the kernel, and its attributes.
+    /// Look up `name` in a directory. Returns its nodeid and its attributes.
     pub fn look_up(&self, parent: u64, name: &OsStr) -> Result<(u64, Attr)> {
         if !is_name(name) {
             return Err(Errno::NOENT);
         }
         let dir = self.node(parent)?.path;
         let found = self.view.find(&dir, name)?;
-        // What can fail, first: a lookup that is counted is one that the kernel will forget.
+        // Everything that can fail comes first, because the kernel forgets each counted lookup.
         let attr = self.attr_of(&dir, &found)?;
-        let (number, held) = self.inodes().look_up(&dir.join(name), &found);
-        match held.map(|held| self.attr_of_opened(&held)).transpose() {
-            Ok(held) => Ok((number, held.unwrap_or(attr))),
+        let (number, pinned) = self.inodes().look_up(&dir.join(name), &found);
+        match pinned.map(|pinned| self.attr_of_opened(&pinned)).transpose() {
+            Ok(pinned) => Ok((number, pinned.unwrap_or(attr))),
             Err(e) => {
                 self.forget(number, 1);
                 Err(e)
@@ -194,7 +88,7 @@ impl Tree {
         }
     }
 
-    /// The attributes of what was found in the directory at `dir`.
+    /// The attributes of a file found in the directory `dir`.
     fn attr_of(&self, dir: &Path, found: &Found) -> Result<Attr> {
         let mut attr = attr(
             self.view.number(&found.stat, found.packed.is_some()),
@@ -210,7 +104,7 @@ impl Tree {
         Ok(attr)
     }
 
-    /// The kernel dropped `lookups` of its references to an inode.
+    /// The kernel has dropped `lookups` of its references to an inode.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.inodes().forget(ino, lookups);
     }
@@ -231,7 +125,7 @@ impl Tree {
                 let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
                 self.attr_of(dir, &found)
             }
-            // Its name is gone, or is another file's by now, but it is still open.
+            // The name is gone or refers to another file, but the file is still open.
             Err(e) => {
                 let opened = node.opened.upgrade().ok_or(e)?;
                 self.attr_of_opened(&opened)
@@ -254,7 +148,7 @@ impl Tree {
         Ok(Attr { perm: self.access.bits(attr.perm, dev, || Entry::of(opened.file())), ..attr })
     }
 
-    /// The source's entry that an inode shows, and what it shows if it is an archive.
+    /// The entry of the source behind an inode, and what it shows if it is an archive.
     pub fn entry(&self, ino: u64) -> Result<(Entry, Option<Packed>)> {
         if ino == ROOT {
             return Ok((self.view.source().root_entry()?, None));
@@ -271,7 +165,7 @@ impl Tree {
         Ok((self.view.open_entry(dir, &found)?, found.packed))
     }
 
-    /// An ACL of a file or directory: `name` is one of the two attributes.
+    /// An ACL of a file or a directory: `name` is one of the two ACL attributes.
     pub fn acl(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         let (entry, packed) = self.entry(ino)?;
         access::acl(&entry, name, packed.as_ref())
@@ -281,12 +175,12 @@ impl Tree {
         self.view.source().statfs()
     }
 
-    /// Open a file if that needs no more than opening it: `None` if an archive's index must be loaded first,
-    /// which [`Tree::open`] does, and takes its time.
-    pub fn open_at_once(&self, ino: u64, by: Opener) -> Result<Option<Handle>> {
+    /// Open a file without blocking. `None` if the index of an archive must be loaded first: then call
+    /// [`Tree::open`] on another thread.
+    pub fn try_open(&self, ino: u64, by: Opener) -> Result<Option<Handle>> {
         let node = self.node(ino)?;
-        let found = match (self.find_file(&node), node.held()) {
-            (Err(Errno::STALE), Some(held)) => return self.handle(ino, held, by).map(Some),
+        let found = match (self.find_file(&node), node.pinned()) {
+            (Err(Errno::STALE), Some(pinned)) => return self.handle(ino, pinned, by).map(Some),
             (found, _) => found?,
         };
         if let Some(opened) = still_open(&node, &found) {
@@ -299,17 +193,17 @@ impl Tree {
         self.handle(ino, opened, by).map(Some)
     }
 
-    /// Open a file.
+    /// Open a file. May read the index of an archive.
     pub fn open(&self, ino: u64, by: Opener) -> Result<Handle> {
         let opened = self.opened(ino)?;
         self.handle(ino, opened, by)
     }
 
-    /// A file, without a handle for the kernel.
+    /// An open file, without a handle for the kernel.
     pub fn opened(&self, ino: u64) -> Result<Arc<Opened>> {
         let node = self.node(ino)?;
-        let _alone = node.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        // Again, since another thread may have opened it meanwhile.
+        let _guard = node.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        // Look again: another thread may have opened it meanwhile.
         let node = self.node(ino)?;
         let found = self.find_file(&node)?;
         match still_open(&node, &found) {
@@ -322,14 +216,14 @@ impl Tree {
         self.files.get(handle).ok_or(Errno::BADF)
     }
 
-    /// Close a file; returns it.
+    /// Close a handle. Returns its file.
     pub fn release(&self, handle: u64, by: Opener) -> Option<Arc<Opened>> {
         let opened = self.files.remove(handle)?;
-        opened.loses_handle(by);
+        opened.remove_handle(by);
         Some(opened)
     }
 
-    /// List a directory as it is now; the handle keeps this listing, so that offsets into it hold.
+    /// Open a directory. The handle keeps the present listing, so that offsets stay valid.
     pub fn open_dir(&self, ino: u64) -> Result<u64> {
         let path = self.node(ino)?.path;
         let listed = self.view.list(&path)?;
@@ -356,8 +250,8 @@ impl Tree {
         drop(self.dirs.remove(handle));
     }
 
-    /// The file that an inode stands for, if its name still leads to it. Where it does not, the kernel looks up
-    /// again what it was asked for.
+    /// The file of an inode, if its name still refers to it. Otherwise `ESTALE`, which makes the
+    /// kernel look up the path again.
     fn find(&self, node: &Node) -> Result<Found> {
         let (dir, name) = node.place().ok_or(Errno::ISDIR)?;
         match self.view.find(dir, name) {
@@ -379,7 +273,7 @@ impl Tree {
     fn open_content(&self, node: &Node, found: &Found) -> Result<Arc<Opened>> {
         let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
         let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
-        // What the kernel was told of this inode must be what it reads.
+        // The kernel must read the file that it knows by this inode.
         let (now, then) = (Identity::of(&stat), Identity::of(&found.stat));
         let content = match &found.packed {
             None if (now.dev, now.ino) != (then.dev, then.ino) => return Err(Errno::STALE),
@@ -387,92 +281,52 @@ impl Tree {
             Some(_) if now != then => return Err(Errno::STALE),
             Some(packed) => {
                 let path: Arc<Path> = dir.join(&found.source_name).into();
-                let archive = self.open_archive(file, &stat, &path)?;
-                Content::Archive {
-                    archive,
-                    packed: packed.clone(),
-                    model: OnceLock::new(),
-                    sought: AtomicBool::new(false),
-                    path,
-                    shown: node.path.clone(),
-                }
+                let file = self.open_archive(file, &stat, &path)?;
+                let archive = Arc::new(OpenArchive::new(file, path, node.path.clone()));
+                Content::Archive { archive, packed: packed.clone() }
             }
         };
-        Ok(Arc::new(Opened {
-            stat,
-            same: Sameness::of(found),
-            handles: AtomicUsize::new(0),
-            holders: AtomicUsize::new(0),
-            content,
-        }))
+        Ok(Arc::new(Opened::new(stat, found, content)))
     }
 
-    /// The archive that `file` is: the one that is open already, if one is.
-    fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<Archive>> {
+    /// The archive in `file`, which may be open already.
+    fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<CachedFile>> {
         let identity = Identity::of(stat);
-        let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |archives: &mut Archives| {
-            archives.get(&identity).and_then(|(_, archive)| archive.upgrade())
-        };
-        if let Some(archive) = known(&mut archives()) {
-            return Ok(archive);
+        if let Some(open) = self.archives.get(&identity) {
+            return Ok(open);
         }
         let opened = file.try_clone().map_err(|_| Errno::MFILE)?;
-        let loaded = Archive::from_file_within(file, &self.indexes);
-        // What was read is of this state of the file only if it was in it before and after: nothing else may be
-        // known by its identity. Nor is an error that of an archive which was replaced meanwhile.
+        let loaded = Archive::from_file_within(file, &self.memory);
+        // The index belongs to this identity only if the file had it before and after reading. An
+        // error does not count either if the archive was replaced meanwhile.
         if Identity::of(&fstat(&opened)?) != identity {
             return Err(Errno::STALE);
         }
-        let mut archive = loaded.map_err(|e| open_failed(path, &e))?;
+        let archive = loaded.map_err(|e| open_failed(path, &e))?;
         archive.read_directly();
-        let mut archives = archives();
-        // Meanwhile another thread may have opened it.
-        if let Some(archive) = known(&mut archives) {
-            return Ok(archive);
-        }
-        if let Some((id, _)) = archives.peek(&identity) {
-            archive.be_again(*id);
-        }
-        let archive = Arc::new(archive);
-        if identity.is_settled() {
-            archives.put(identity, (archive.id(), Arc::downgrade(&archive)));
-        }
-        Ok(archive)
+        Ok(self.archives.insert(Some(identity).filter(Identity::is_settled), archive))
     }
 
-    /// The shards of the model that an open archive is one of, and which. Those that cannot be opened are left out.
-    pub fn shards(&self, path: &Path, this: Shard) -> (Vec<Shard>, usize) {
-        let alone = |this| (vec![this], 0);
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return alone(this) };
-        let shown = Naming::Safetensors.original_name(name);
-        let shown = shown.as_deref().and_then(OsStr::to_str);
-        let (Some(of), Ok(listed)) = (shown.and_then(shards_of), self.view.list(dir)) else {
-            return alone(this);
+    /// All shards of the model that an open archive belongs to, without those that cannot be opened.
+    pub fn shards(&self, archive: &OpenArchive) -> Vec<Shard> {
+        let (Some(dir), Some(name)) = (archive.path().parent(), archive.path().file_name()) else {
+            return Vec::new();
         };
-        let mut shards = Vec::new();
-        let mut place = None;
-        let belongs = |listed: &&Listed| listed.name.to_str().and_then(shards_of) == Some(of);
-        for Listed { name, .. } in listed.iter().filter(belongs).take(MOST_SHARDS) {
-            let Ok(found) = self.view.find(dir, name) else { continue };
-            let opened =
-                self.view.source().dir(dir).and_then(|dir| dir.open_file(&found.source_name));
-            let archive = opened.and_then(|(file, stat)| {
-                let path = dir.join(&found.source_name);
-                found.packed.as_ref().ok_or(Errno::INVAL)?;
-                self.open_archive(file, &stat, &path)
-            });
-            if let Ok(archive) = archive {
-                if archive.id() == this.archive.id() {
-                    place = Some(shards.len());
-                }
-                shards.push(Shard { archive, shown: dir.join(name).into() });
-            }
-        }
-        match place {
-            Some(place) => (shards, place),
-            None => alone(this),
-        }
+        let shown = Naming::Safetensors.original_name(name);
+        let pattern = shown.as_deref().and_then(OsStr::to_str).and_then(shard_pattern);
+        let (Some(pattern), Ok(listed)) = (pattern, self.view.list(dir)) else {
+            return Vec::new();
+        };
+        let belongs =
+            |listed: &&Listed| listed.name.to_str().and_then(shard_pattern) == Some(pattern);
+        let open = |listed: &Listed| {
+            let found = self.view.find(dir, &listed.name)?;
+            found.packed.as_ref().ok_or(Errno::INVAL)?;
+            let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
+            let file = self.open_archive(file, &stat, &dir.join(&found.source_name))?;
+            Ok::<_, Errno>(Shard { file, shown: dir.join(&listed.name).into() })
+        };
+        listed.iter().filter(belongs).take(MAX_SHARDS).filter_map(|l| open(l).ok()).collect()
     }
 
     fn handle(&self, ino: u64, opened: Arc<Opened>, by: Opener) -> Result<Handle> {
@@ -489,7 +343,7 @@ impl Tree {
     }
 }
 
-/// What is open of this file already, unless the file has changed since.
+/// The open file of an inode, unless the file has changed since.
 fn still_open(node: &Node, found: &Found) -> Option<Arc<Opened>> {
     node.opened.upgrade().filter(|opened| opened.identity() == Identity::of(&found.stat))
 }

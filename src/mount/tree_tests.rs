@@ -57,7 +57,7 @@ fn an_inode_lives_until_every_lookup_is_forgotten() {
 fn another_file_under_a_name_is_another_inode_while_the_old_one_is_open() {
     let (dir, tree) = tree();
     let old = look_up(&tree, "sub/file").expect("found");
-    let handle = tree.open_at_once(old.node, Opener::Other).expect("opens").expect("at once");
+    let handle = tree.try_open(old.node, Opener::Other).expect("opens").expect("at once");
     std::fs::write(dir.path().join("new"), "other content").expect("write");
     std::fs::rename(dir.path().join("new"), dir.path().join("sub/file")).expect("rename");
     let new = look_up(&tree, "sub/file").expect("found");
@@ -104,13 +104,13 @@ fn what_overlayfs_has_open_stays_under_its_name_until_it_is_closed() {
     let (dir, tree) = tree();
     let old = look_up(&tree, "sub/file").expect("found");
     let by = Opener::of(libc::O_NOATIME);
-    let handle = tree.open_at_once(old.node, by).expect("opens").expect("at once");
+    let handle = tree.try_open(old.node, by).expect("opens").expect("at once");
     std::fs::write(dir.path().join("new"), "other content").expect("write");
     std::fs::rename(dir.path().join("new"), dir.path().join("sub/file")).expect("rename");
     let held = look_up(&tree, "sub/file").expect("found");
     assert_eq!((held.node, held.attr.ino, held.attr.size), (old.node, old.attr.ino, 7));
     assert_eq!(tree.attr(old.node), Ok(held.attr));
-    let again = tree.open_at_once(old.node, by).expect("opens").expect("at once");
+    let again = tree.try_open(old.node, by).expect("opens").expect("at once");
     tree.release(handle.number, by);
     assert_eq!(look_up(&tree, "sub/file").expect("found").attr.size, 7);
     tree.release(again.number, by);

@@ -7,8 +7,9 @@
 use super::access::{ACL, DEFAULT_ACL};
 use super::attr::{Packed, ROOT};
 use super::control;
+use super::opened::Content;
 use super::source::Entry;
-use super::tree::{Content, Tree};
+use super::tree::Tree;
 use crate::read::Archive;
 use rustix::io::{Errno, Result};
 use std::collections::BTreeMap;
@@ -111,7 +112,7 @@ fn of_archive(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
 pub(super) fn coding(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
     tree.entry(ino)?.1.ok_or(Errno::NODATA)?;
     match &tree.opened(ino)?.content {
-        Content::Archive { archive, .. } => Ok(codings(archive)?.into()),
+        Content::Archive { archive, .. } => Ok(codings(archive.file().archive())?.into()),
         Content::Plain(_) => Err(Errno::NODATA),
     }
 }

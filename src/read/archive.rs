@@ -1,65 +1,25 @@
-//! One open archive: positional reads, chunks checked as they are decoded.
+//! An open archive: positional reads, with the checksum of each chunk verified after decoding.
 
-use super::{pages, passed::Passed, scratch::Scratch, storage::Storage};
+use super::{
+    memory::ArchiveMemory,
+    scratch::{PAGE, Scratch},
+    storage::Storage,
+};
 use crate::{
     codec::{ChunkDecoder, Coding, Model, checksum},
     error::{Context, Error, Result},
-    format::{Chunk, FOOTER_LEN, Footer, Index, IndexMemory, NO_MODEL, peek},
+    format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek},
     input,
 };
-use lru::LruCache;
-use std::{
-    fs::File,
-    num::NonZeroUsize,
-    path::Path,
-    sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fs::File, path::Path, sync::Arc};
 
-/// The models last used, of all archives. With its decoders' tables a model takes up to 120 KiB, and an archive may have
-/// tens of thousands.
-static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(Mutex::default);
+/// A chunk and its number in the index.
+pub type IndexedChunk = (usize, Chunk);
 
-/// Models, by archive and number.
-struct Models {
-    kept: LruCache<(u64, u32), Arc<Model>>,
-    bytes: usize,
-}
-
-impl Default for Models {
-    fn default() -> Self {
-        Self { kept: LruCache::new(Self::MOST), bytes: 0 }
-    }
-}
-
-impl Models {
-    /// How many are kept.
-    const MOST: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
-    /// And bytes of these.
-    const MOST_BYTES: usize = 8 << 20;
-
-    fn keep(&mut self, key: (u64, u32), model: Arc<Model>) {
-        self.bytes += model.footprint();
-        if let Some((_, dropped)) = self.kept.push(key, model) {
-            self.bytes -= dropped.footprint();
-        }
-        while self.bytes > Self::MOST_BYTES
-            && let Some((_, dropped)) = self.kept.pop_lru()
-        {
-            self.bytes -= dropped.footprint();
-        }
-    }
-}
-
-/// A chunk and its number.
-pub(super) type Numbered = (usize, Chunk);
-
-/// Chunks that [`Archive::read_at`] reads at once, and decoded bytes of these if they are several.
+/// Most chunks that [`Archive::read_at`] reads together, and most decoded bytes of them.
 const RUN: (usize, usize) = (512, 512 << 10);
 
-/// A chunk in memory as it is stored, with what it takes to decode it.
+/// The stored bytes of a chunk, with everything needed to decode it.
 pub struct StoredChunk {
     coding: Coding,
     model: Option<Arc<Model>>,
@@ -68,17 +28,17 @@ pub struct StoredChunk {
 }
 
 impl StoredChunk {
-    /// Decoded bytes.
+    /// Length of the decoded chunk in bytes.
     pub fn decoded_len(&self) -> usize {
         self.len
     }
 
-    /// How it is coded, its model, and its stored bytes.
+    /// The coding, the entropy model and the stored bytes.
     pub fn parts(&self) -> (Coding, Option<&Arc<Model>>, &[u8]) {
         (self.coding, self.model.as_ref(), &self.payload)
     }
 
-    /// Decode into all of `out`, which is as long as the chunk. No checksum is looked at.
+    /// Decode into `out`, which is as long as the chunk. The checksum is not verified.
     ///
     /// # Errors
     /// As [`ChunkDecoder::decode`].
@@ -87,12 +47,13 @@ impl StoredChunk {
     }
 }
 
-/// An open archive. Shared freely; every read is positional.
+/// An open archive. It is immutable, and every read is positional.
 pub struct Archive {
     storage: Arc<Storage>,
-    passed: Passed,
     footer: Footer,
     index: Index,
+    memory: Arc<ArchiveMemory>,
+    /// The key of its models in `memory`.
     id: u64,
 }
 
@@ -100,63 +61,46 @@ impl Archive {
     /// Open the archive at `path`.
     ///
     /// # Errors
-    /// Io; invalid argument, where it is no archive; and as [`Archive::from_file`].
+    /// Io; invalid argument, if the file is not an archive; and as [`Archive::from_file`].
     pub fn open(path: &Path) -> Result<Self> {
         input::open(path).and_then(Self::from_file).about_path(path)
     }
 
-    /// Open an archive, and check its footer and index.
+    /// Open an archive, and verify its footer and index.
     ///
     /// # Errors
-    /// Corruption, truncation, compatibility: the archive is not whole or not known.
+    /// Corruption, truncation or compatibility: the archive is damaged, or of an unknown version.
     pub fn from_file(file: File) -> Result<Self> {
         Self::from_file_within(file, &Arc::default())
     }
 
-    /// The same, with an index that takes its share of `memory`: where there is not enough for all of it, it is read in
-    /// parts when it is needed.
+    /// Like [`Archive::from_file`], with memory that other archives share. If it has no room for the
+    /// whole index, parts of the index are read when they are needed.
     ///
     /// # Errors
-    /// As [`Archive::from_file`]; Io, where there is no memory left even for that.
-    pub fn from_file_within(file: File, memory: &Arc<IndexMemory>) -> Result<Self> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+    /// As [`Archive::from_file`]; Io, if there is not even room for a part of the index.
+    pub fn from_file_within(file: File, memory: &Arc<ArchiveMemory>) -> Result<Self> {
         let footer = peek(&file)?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
         let storage = Arc::new(Storage::new(file));
         let index = {
             let (storage, start) = (Arc::clone(&storage), footer.index_offset);
             let source = move |at: u64, out: &mut [u8]| storage.read_aside(start + at, out);
-            Index::read(Box::new(source), &footer, memory)?
+            Index::read(Box::new(source), &footer, memory.indexes())?
         };
-        Ok(Self {
-            storage,
-            passed: Passed::new(index.len(), index.is_in_parts()),
-            footer,
-            index,
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        })
+        Ok(Self { storage, footer, index, id: memory.archive_id(), memory: Arc::clone(memory) })
     }
 
-    /// The original's size, times and so on.
+    /// The footer: size, mode and time of the original, and so on.
     pub fn footer(&self) -> &Footer {
         &self.footer
     }
 
-    /// The chunks.
+    /// The index of chunks.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// A number no other archive of this process has or had, but one that was [this very file](Archive::be_again).
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Take the number that an archive had which was this very file: what is cached of that one is of this one then.
-    pub fn be_again(&mut self, id: u64) {
-        self.id = id;
-    }
-
-    /// Bytes of the archive itself.
+    /// Size of the archive in bytes.
     pub fn stored_len(&self) -> u64 {
         self.footer.index_offset + self.footer.index_len + FOOTER_LEN
     }
@@ -166,22 +110,17 @@ impl Archive {
         self.storage.file()
     }
 
-    /// Read stored bytes around the page cache from now on, unless most of them are in it or it cannot be done: for
-    /// who reads them once, and gives what they decode to a cache.
+    /// Bypass the page cache from now on, unless most of the file is in it, or the file system cannot
+    /// do that. For readers that cache the decoded bytes instead.
     pub fn read_directly(&self) {
         self.storage.prefer_direct();
     }
 
-    /// Which chunks were read whole.
-    pub(super) fn passed(&self) -> &Passed {
-        &self.passed
-    }
-
-    /// Decode chunk `id` into all of `out`, which is as long as the chunk, and verify its checksum.
-    /// `scratch` holds the stored bytes meanwhile and is best reused.
+    /// Decode chunk `id` into `out`, which is as long as the chunk, and verify its checksum.
+    /// `scratch` holds the stored bytes meanwhile, and should be reused.
     ///
     /// # Errors
-    /// Io; corruption, naming the chunk; `out` then holds nothing that may be used.
+    /// Io; corruption, naming the chunk. The content of `out` must not be used then.
     pub fn read_chunk(
         &self,
         id: usize,
@@ -189,22 +128,23 @@ impl Archive {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
-        self.read_numbered(&(id, self.index.chunk(id)?), decoder, scratch, out)
+        self.read_indexed(&(id, self.index.chunk(id)?), decoder, scratch, out)
     }
 
-    pub(super) fn read_numbered(
+    /// [`Archive::read_chunk`] of a chunk whose entry is known.
+    pub(crate) fn read_indexed(
         &self,
-        (id, chunk): &Numbered,
+        (id, chunk): &IndexedChunk,
         decoder: &dyn ChunkDecoder,
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
         let stored = self.storage.read(chunk.stored_at, chunk.stored_len as usize, scratch);
-        of_chunk(stored.and_then(|stored| self.decode(chunk, stored, decoder, out)), *id, chunk)
+        name_chunk(stored.and_then(|stored| self.decode(chunk, stored, decoder, out)), *id, chunk)
     }
 
-    /// The stored bytes of `first` and all chunks after it, up to `last`, where these follow each other on the disk.
-    pub(super) fn stored<'s>(
+    /// The stored bytes of the chunks from `first` to `last`, which are adjacent in the archive.
+    pub(crate) fn stored<'s>(
         &self,
         first: &Chunk,
         last: &Chunk,
@@ -214,15 +154,15 @@ impl Archive {
         self.storage.read(first.stored_at, (end - first.stored_at) as usize, scratch)
     }
 
-    /// [`Archive::read_chunk`] of a chunk whose stored bytes were read.
-    pub(super) fn decode_chunk(
+    /// [`Archive::read_chunk`] of a chunk whose stored bytes have been read.
+    pub(crate) fn decode_chunk(
         &self,
-        (id, chunk): &Numbered,
+        (id, chunk): &IndexedChunk,
         stored: &[u8],
         decoder: &dyn ChunkDecoder,
         out: &mut [u8],
     ) -> Result<()> {
-        of_chunk(self.decode(chunk, stored, decoder, out), *id, chunk)
+        name_chunk(self.decode(chunk, stored, decoder, out), *id, chunk)
     }
 
     fn decode(
@@ -240,10 +180,10 @@ impl Archive {
         Ok(())
     }
 
-    /// Chunk `id` as it is stored, for decoding without the archive.
+    /// The stored bytes of chunk `id`, to decode them without the archive.
     ///
     /// # Errors
-    /// Io; corruption, where its model is malformed.
+    /// Io; corruption, if its model is malformed.
     pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
         let chunk = self.index.chunk(id)?;
         let mut payload = vec![0; chunk.stored_len as usize];
@@ -252,38 +192,31 @@ impl Archive {
             .read_to(chunk.stored_at, &mut payload)
             .and_then(|()| self.model_of(&chunk));
         let (coding, len) = (chunk.coding, chunk.len());
-        of_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
+        name_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
     }
 
-    /// The stored bytes of chunk `id`, to all of `out`, which is as long as they are.
+    /// Read the stored bytes of chunk `id` into `out`, which is as long as they are.
     ///
     /// # Errors
     /// Io.
     pub fn read_stored(&self, id: usize, out: &mut [u8]) -> Result<()> {
         let chunk = self.index.chunk(id)?;
-        of_chunk(self.storage.read_to(chunk.stored_at, out), id, &chunk)
+        name_chunk(self.storage.read_to(chunk.stored_at, out), id, &chunk)
     }
 
-    /// The model of a chunk of this archive, if it has one.
+    /// The entropy model of a chunk of this archive, if it has one.
     ///
     /// # Errors
-    /// Corruption, where it is malformed.
+    /// Corruption, if the model is malformed.
     pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
-        if chunk.model == NO_MODEL { Ok(None) } else { self.model(chunk.model).map(Some) }
-    }
-
-    fn model(&self, number: u32) -> Result<Arc<Model>> {
-        let key = (self.id, number);
-        let models = || MODELS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = models().kept.get(&key) {
-            return Ok(Arc::clone(model));
+        if chunk.model == NO_MODEL {
+            return Ok(None);
         }
-        let model = Arc::new(self.index.model(number)?);
-        models().keep(key, Arc::clone(&model));
-        Ok(model)
+        self.memory.model(self.id, chunk.model, || self.index.model(chunk.model)).map(Some)
     }
 
-    /// Read the original's bytes from `offset` on into `out`, up to the original's end; returns how many.
+    /// Read bytes of the original at `offset` into `out`, up to the end of the original. Returns how
+    /// many were read.
     ///
     /// # Errors
     /// As [`Archive::read_chunk`].
@@ -296,12 +229,13 @@ impl Archive {
         self.read_with(offset, out, decoder, &mut Scratch::default())
     }
 
-    /// Bytes of scratch that [`Archive::read_with`] needs, at most.
-    pub(super) fn scratch_len(&self) -> usize {
-        stored_room(RUN.1.max(self.footer.max_chunk as usize))
+    /// Most bytes of scratch memory that [`Archive::read_with`] needs.
+    pub(crate) fn scratch_len(&self) -> usize {
+        scratch_len(RUN.1.max(self.footer.max_chunk as usize))
     }
 
-    pub(super) fn read_with(
+    /// Like [`Archive::read_at`], with scratch memory to reuse.
+    pub(crate) fn read_with(
         &self,
         offset: u64,
         out: &mut [u8],
@@ -315,7 +249,7 @@ impl Archive {
         while at < end {
             let run = self.run(&mut next, end)?;
             let (Some(first), Some(last)) = (run.first(), run.last()) else { break };
-            // Where all cannot be read at once, the chunk that is to blame is named.
+            // If the run cannot be read, its chunks are read one by one to name the bad one.
             let stored = self.stored(&first.1, &last.1, scratch).ok();
             let mut one = Scratch::default();
             for numbered in &run {
@@ -327,7 +261,7 @@ impl Archive {
                         let stored = &stored[from..from + chunk.stored_len as usize];
                         self.decode_chunk(numbered, stored, decoder, &mut decoded)?;
                     }
-                    None => self.read_numbered(numbered, decoder, &mut one, &mut decoded)?,
+                    None => self.read_indexed(numbered, decoder, &mut one, &mut decoded)?,
                 }
                 let stop = end.min(chunk.original.end);
                 let part =
@@ -340,16 +274,17 @@ impl Archive {
         Ok((at - offset) as usize)
     }
 
-    /// The chunks from `next` on that are read in one piece, before `end` of the original; moves `next` behind them.
-    fn run(&self, next: &mut usize, end: u64) -> Result<Vec<Numbered>> {
-        let mut run: Vec<Numbered> = Vec::new();
+    /// The chunks from `next` on that are read together, up to `end` of the original. Moves `next`
+    /// past them.
+    fn run(&self, next: &mut usize, end: u64) -> Result<Vec<IndexedChunk>> {
+        let mut run: Vec<IndexedChunk> = Vec::new();
         let mut bytes = 0;
         while *next < self.index.len() && run.len() < RUN.0 {
             let chunk = self.index.chunk(*next)?;
             bytes += chunk.len();
-            let goes_on =
-                run.last().is_none_or(|(_, last)| follows(last, &chunk) && bytes <= RUN.1);
-            if chunk.original.start >= end || !goes_on {
+            let belongs =
+                run.last().is_none_or(|(_, last)| are_adjacent(last, &chunk) && bytes <= RUN.1);
+            if chunk.original.start >= end || !belongs {
                 break;
             }
             run.push((*next, chunk));
@@ -359,17 +294,17 @@ impl Archive {
     }
 }
 
-/// Bytes of scratch that reading so many stored ones takes, wherever they are in a file's pages.
-pub(super) fn stored_room(len: usize) -> usize {
-    len + 2 * pages::SMALL
+/// Scratch memory for `len` stored bytes at any offset: direct reads cover whole pages.
+pub(crate) fn scratch_len(len: usize) -> usize {
+    len + 2 * PAGE
 }
 
-/// Whether a chunk's bytes, decoded and stored, follow those of another.
-pub(super) fn follows(a: &Chunk, b: &Chunk) -> bool {
+/// Whether the decoded and the stored bytes of `b` follow those of `a`.
+pub(crate) fn are_adjacent(a: &Chunk, b: &Chunk) -> bool {
     a.original.end == b.original.start && a.stored_at + u64::from(a.stored_len) == b.stored_at
 }
 
-/// The result, with an error said of chunk `id`.
-fn of_chunk<T>(result: Result<T>, id: usize, chunk: &Chunk) -> Result<T> {
+/// Name chunk `id` in an error.
+fn name_chunk<T>(result: Result<T>, id: usize, chunk: &Chunk) -> Result<T> {
     result.about(format_args!("chunk {id} (bytes {}–{})", chunk.original.start, chunk.original.end))
 }

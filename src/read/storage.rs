@@ -69,7 +69,7 @@ impl Storage {
         if self.direct.load(Ordering::Relaxed) {
             let start = at - at % ALIGN;
             let skip = (at - start) as usize;
-            let room = scratch.room((skip + len).next_multiple_of(ALIGN as usize))?;
+            let room = scratch.bytes((skip + len).next_multiple_of(ALIGN as usize))?;
             match self.read_direct(start, room, skip + len) {
                 // This file system does not do it after all.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.set_direct(false),
@@ -79,10 +79,10 @@ impl Storage {
                         "the archive is shorter than it was or should be",
                     ));
                 }
-                Ok(_) => return Ok(&scratch.room(skip + len)?[skip..]),
+                Ok(_) => return Ok(&scratch.bytes(skip + len)?[skip..]),
             }
         }
-        let room = scratch.room(len)?;
+        let room = scratch.bytes(len)?;
         read_exact(&self.file, room, at)?;
         Ok(room)
     }

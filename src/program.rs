@@ -19,7 +19,7 @@ pub fn this_program() -> Command {
 ///
 /// # Errors
 /// Io, where the kernel does not offer that.
-pub(super) fn end_with_parent() -> Result<()> {
+pub fn end_with_parent() -> Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 

@@ -1,0 +1,189 @@
+//! In-flight chunks: read in batches, decoded one by one, and delivered to every waiting reader.
+
+use super::{file::CachedFile, store::ChunkStore};
+use crate::{
+    codec::{ChunkDecoder, checksum},
+    error::{Error, ErrorKind, Result},
+    format::Chunk,
+    read::{Archive, IndexedChunk, Scratch, are_adjacent, scratch_len},
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+/// Adjacent chunks of a file to decode. Dropping the batch fails those that are not decoded yet:
+/// their waiters get an error.
+pub(super) struct Batch {
+    store: Arc<ChunkStore>,
+    file: Arc<CachedFile>,
+    flights: Vec<Flight>,
+}
+
+impl Batch {
+    pub(super) fn new(
+        store: &Arc<ChunkStore>,
+        file: &Arc<CachedFile>,
+        chunks: &[IndexedChunk],
+    ) -> Self {
+        let flight = |chunk: &IndexedChunk| Flight {
+            store: Arc::clone(store),
+            file: Arc::clone(file),
+            chunk: chunk.clone(),
+            is_complete: false,
+        };
+        let flights = chunks.iter().map(flight).collect();
+        Self { store: Arc::clone(store), file: Arc::clone(file), flights }
+    }
+
+    /// Read and decode all chunks.
+    pub(super) fn decode(self, decoder: &dyn ChunkDecoder) {
+        let Some((first, last)) = self.ends() else { return };
+        let len = last.stored_at + u64::from(last.stored_len) - first.stored_at;
+        let store = Arc::clone(&self.store);
+        store.scratch.with(scratch_len(len as usize), |scratch| self.decode_with(decoder, scratch));
+    }
+
+    /// The first and the last chunk.
+    fn ends(&self) -> Option<(Chunk, Chunk)> {
+        let chunk = |flight: &Flight| flight.chunk.1.clone();
+        Some((chunk(self.flights.first()?), chunk(self.flights.last()?)))
+    }
+
+    fn decode_with(self, decoder: &dyn ChunkDecoder, scratch: &mut Scratch) {
+        let Some((first, last)) = self.ends() else { return };
+        let Self { file, flights, .. } = self;
+        let archive = file.archive();
+        if let Ok(all) = archive.stored(&first, &last, scratch) {
+            for flight in flights {
+                let from = (flight.chunk.1.stored_at - first.stored_at) as usize;
+                let stored = &all[from..from + flight.chunk.1.stored_len as usize];
+                flight.complete(|chunk, out| archive.decode_chunk(chunk, stored, decoder, out));
+            }
+        } else {
+            // Some of them cannot be read. Read them one by one to find out which.
+            for flight in flights {
+                flight.complete(|chunk, out| archive.read_indexed(chunk, decoder, scratch, out));
+            }
+        }
+    }
+
+    /// The chunks one by one, for a decoder other than the cache's threads.
+    pub(super) fn into_pending(self) -> Vec<PendingChunk> {
+        let pending = |flight: Flight| PendingChunk {
+            file: Arc::clone(&flight.file),
+            chunk: flight.chunk.clone(),
+            flight: Mutex::new(Some(flight)),
+        };
+        self.flights.into_iter().map(pending).collect()
+    }
+
+    /// Take back the chunks that have not been supplied.
+    pub(super) fn reclaim(pending: &[PendingChunk]) -> impl Iterator<Item = Self> {
+        let flights = pending.iter().filter_map(PendingChunk::take);
+        flights.map(|flight| Self {
+            store: Arc::clone(&flight.store),
+            file: Arc::clone(&flight.file),
+            flights: vec![flight],
+        })
+    }
+}
+
+/// A chunk in flight that a decoder other than the cache's threads is to supply.
+pub struct PendingChunk {
+    file: Arc<CachedFile>,
+    chunk: IndexedChunk,
+    flight: Mutex<Option<Flight>>,
+}
+
+impl PendingChunk {
+    /// The archive of the chunk.
+    pub fn archive(&self) -> &Archive {
+        self.file.archive()
+    }
+
+    /// The number of the chunk.
+    pub fn id(&self) -> usize {
+        self.chunk.0
+    }
+
+    /// The chunk's entry in the index.
+    pub fn chunk(&self) -> &Chunk {
+        &self.chunk.1
+    }
+
+    /// Supply the decoded bytes. If they do not match the checksum, the chunk stays pending. If the
+    /// chunk was reclaimed meanwhile, they are ignored.
+    pub fn supply(&self, decoded: &[u8]) {
+        let chunk = self.chunk();
+        if decoded.len() != chunk.len() || checksum(decoded) != chunk.checksum {
+            log::warn!("chunk {} was decoded incorrectly and is decoded again", self.id());
+        } else if let Some(flight) = self.take() {
+            flight.complete(|_, out| {
+                out.copy_from_slice(decoded);
+                Ok(())
+            });
+        }
+    }
+
+    /// Whether the chunk has not been supplied.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(super) fn file(&self) -> &CachedFile {
+        &self.file
+    }
+
+    fn take(&self) -> Option<Flight> {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A chunk being decoded. However the flight ends, its waiters get a result.
+struct Flight {
+    store: Arc<ChunkStore>,
+    file: Arc<CachedFile>,
+    chunk: IndexedChunk,
+    is_complete: bool,
+}
+
+impl Flight {
+    fn complete(mut self, decode: impl FnOnce(&IndexedChunk, &mut [u8]) -> Result<()>) {
+        let indexed = &self.chunk.1;
+        let (len, stored) = (indexed.len(), u64::from(indexed.stored_len));
+        let chunk = self.store.allocate(indexed.original.start, len).and_then(|mut chunk| {
+            let begun = Instant::now();
+            decode(&self.chunk, &mut chunk)?;
+            self.store.counters.decoded(len as u64, stored, begun.elapsed());
+            Ok(Arc::new(chunk))
+        });
+        self.store.complete(&self.file, &self.chunk, chunk);
+        self.is_complete = true;
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            let error = Error::new(ErrorKind::Io, "decoding was abandoned");
+            self.store.complete(&self.file, &self.chunk, Err(error));
+        }
+    }
+}
+
+/// Group chunks whose stored bytes are adjacent, up to `limit` decoded bytes for each group.
+pub(super) fn adjacent(
+    chunks: &[IndexedChunk],
+    limit: u64,
+) -> impl Iterator<Item = &[IndexedChunk]> {
+    let mut bytes = 0;
+    chunks.chunk_by(move |(_, a), (_, b)| {
+        bytes += a.len() as u64;
+        let together = are_adjacent(a, b) && bytes + b.len() as u64 <= limit;
+        if !together {
+            bytes = 0;
+        }
+        together
+    })
+}

@@ -1,0 +1,151 @@
+//! Open files: where their bytes come from, and who has them open.
+
+use super::attr::{Identity, Packed};
+use super::handles::Opener;
+use super::view::Found;
+use crate::readahead::OpenArchive;
+use rustix::fs::{FileType, SeekFrom, Stat, fstat, seek};
+use rustix::io::{Errno, Result};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Identifies the file that an inode stands for. A plain file keeps its key when it changes; an
+/// archive with other content is another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileKey {
+    dev: u64,
+    ino: u64,
+    kind: FileType,
+    /// The hash of the file that an archive shows.
+    sha256: Option<[u8; 32]>,
+}
+
+impl FileKey {
+    pub fn of(found: &Found) -> Self {
+        let Identity { dev, ino, .. } = Identity::of(&found.stat);
+        Self { dev, ino, kind: found.kind(), sha256: found.packed.as_ref().map(|p| p.sha256) }
+    }
+
+    pub fn kind(&self) -> FileType {
+        self.kind
+    }
+}
+
+/// An open file. It stays the same file, whatever takes its name.
+pub(super) struct Opened {
+    stat: Stat,
+    pub key: FileKey,
+    /// The kernel's handles, and how many of them belong to overlayfs.
+    handles: AtomicUsize,
+    overlay_handles: AtomicUsize,
+    pub content: Content,
+}
+
+/// Where the bytes of an open file come from.
+pub(super) enum Content {
+    Archive { archive: Arc<OpenArchive>, packed: Packed },
+    Plain(File),
+}
+
+impl Opened {
+    /// A file that was found as `found` and had the state `stat` when it was opened.
+    pub fn new(stat: Stat, found: &Found, content: Content) -> Self {
+        let (handles, overlay_handles) = Default::default();
+        Self { stat, key: FileKey::of(found), handles, overlay_handles, content }
+    }
+
+    /// The state of the source file when it was opened.
+    pub fn identity(&self) -> Identity {
+        Identity::of(&self.stat)
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2). An archive has no holes.
+    pub fn seek(&self, offset: i64, whence: i32) -> Result<i64> {
+        let from = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return Err(Errno::INVAL),
+        };
+        let size = match &self.content {
+            Content::Archive { packed, .. } => packed.size,
+            Content::Plain(file) => {
+                // Nobody uses the descriptor's position, because all reads are positional.
+                match seek(file, if data { SeekFrom::Data(from) } else { SeekFrom::Hole(from) }) {
+                    // The file system does not support it.
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => fstat(file)?.st_size.cast_unsigned(),
+                    at => return at.map(|at| at.cast_signed()),
+                }
+            }
+        };
+        match () {
+            () if from >= size => Err(Errno::NXIO),
+            () if data => Ok(offset),
+            () => Ok(size.cast_signed()),
+        }
+    }
+
+    /// Whether the kernel has a handle.
+    pub fn is_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether the name must refer to this file until it is closed: overlayfs has it open, and would
+    /// find the name stale if it referred to another file meanwhile.
+    pub fn is_pinned(&self) -> bool {
+        self.overlay_handles.load(Ordering::Acquire) > 0
+    }
+
+    /// Count a handle.
+    pub fn add_handle(&self, by: Opener) {
+        self.overlay_handles.fetch_add((by == Opener::Overlay).into(), Ordering::AcqRel);
+        self.handles.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A handle is closed.
+    pub fn remove_handle(&self, by: Opener) {
+        self.handles.fetch_sub(1, Ordering::AcqRel);
+        // Last, so that the name stays pinned until the file is closed.
+        self.overlay_handles.fetch_sub((by == Opener::Overlay).into(), Ordering::AcqRel);
+    }
+
+    pub fn file(&self) -> &File {
+        match &self.content {
+            Content::Archive { archive, .. } => archive.file().archive().file(),
+            Content::Plain(file) => file,
+        }
+    }
+
+    /// Read at `offset` until the buffer is full or the file ends. Returns the number of bytes.
+    pub fn read_plain(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let at = offset.saturating_add(filled as u64);
+            match self.file().read_at(&mut buffer[filled..], at) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// The open archive, unless the file is shown as it is.
+    pub fn archive(&self) -> Option<&OpenArchive> {
+        match &self.content {
+            Content::Archive { archive, .. } => Some(archive),
+            Content::Plain(_) => None,
+        }
+    }
+
+    /// What the file shows, if it is an archive.
+    pub fn packed(&self) -> Option<&Packed> {
+        match &self.content {
+            Content::Archive { packed, .. } => Some(packed),
+            Content::Plain(_) => None,
+        }
+    }
+}
