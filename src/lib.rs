@@ -1,24 +1,49 @@
 //! bszfs shows compressed model archives as the plain files they were made from.
 //!
-//! The layers, lowest first; each uses only those before it:
+//! This library is what the program `bsz` is made of. To read a tensor from an archive:
 //!
-//! | layer | its job |
+//! ```
+//! use bszfs::codec;
+//! use bszfs::read::{self, Archive};
+//!
+//! # fn main() -> bszfs::Result<()> {
+//! let archive = Archive::open("tests/data/v1/bf16.bsz".as_ref())?;
+//! let decoder = codec::fastest();
+//! let header = read::header(&archive, &*decoder)?;
+//! let tensor = &header.tensors[0];
+//!
+//! // Offsets are bytes of the original file. Each chunk is verified after decoding.
+//! let mut bytes = vec![0; (tensor.end - tensor.start) as usize];
+//! archive.read_at(tensor.start, &mut bytes, &*decoder)?;
+//! println!("{}: {} {:?}, {} bytes", tensor.name, tensor.dtype, tensor.shape, bytes.len());
+//! # assert!(bytes.iter().any(|&byte| byte != 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The rooms, lowest first; each one uses only those before it:
+//!
+//! | room | its job |
 //! |---|---|
-//! | [`escape`] | names made fit to be shown, to people and in JSON |
-//! | [`error`] | what went wrong, with what |
-//! | [`input`] | a regular file, opened for reading without waiting |
-//! | [`output`] | a file that appears whole or not at all |
-//! | [`sha256`] | the hash of a file, checkable in parallel |
-//! | [`codec`] | one chunk: bytes to symbols to bytes, and nothing about files |
-//! | [`format`] | the archive on disk: header, index, footer; the safetensors header |
+//! | [`escape`] | makes names safe to show, to people and in JSON |
+//! | [`error`] | one error type: kind, context, path, source |
+//! | [`log_once`] | log messages that are written once |
+//! | [`program`] | runs this program again as a child process |
+//! | [`input`] | opens regular files without blocking |
+//! | [`output`] | files that appear complete or not at all |
+//! | [`sha256`] | the hash of a file, verifiable in parallel |
+//! | [`codec`] | one chunk: bytes to planes to an entropy-coded stream, and back |
+//! | [`format`](mod@format) | the archive on disk: header, index, footer; the safetensors header |
 //! | [`pack`] | files and directories to archives |
-//! | [`read`] | archives to bytes: random access, cache, verification |
-//! | `gpu` | chunks decoded by a GPU, where there is one; feature `cuda` |
+//! | [`read`] | an immutable archive: random access, verification, whole files back |
+//! | [`cache`] | decoded chunks: each decoded once at a time, bounded in bytes |
+//! | `gpu` | decodes chunks on an NVIDIA GPU (feature `cuda`) |
+//! | [`readahead`] | decodes what programs will read next |
 //! | [`mount`] | archives as a file system |
-//! | [`cli`] | arguments, output, exit codes; the only layer that prints |
+//! | [`cli`] | arguments, output and exit codes; the only room that prints |
 //!
-//! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes,
-//! `docs/ARCHITECTURE.md` the design.
+//! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes of an archive, and
+//! `docs/ARCHITECTURE.md` explains the design.
 
 pub mod cache;
 pub mod cli;

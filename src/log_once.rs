@@ -26,7 +26,7 @@ impl LogOnce {
         let hash = self.hasher.hash_one(message);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.put(hash, ()).is_none() {
-            log::log!(level, "{message}");
+            log::log!(target: "bszfs", level, "{message}");
         }
     }
 

@@ -199,7 +199,7 @@ fn a_header_that_is_too_long_for_its_layers_is_said_once_and_read() {
         head[..8].copy_from_slice(&((20 << 20) as u64 - 8).to_le_bytes());
         crafted::archive(&source.join("m.bsz"), &head, &[7], (0..1000).map(|_| 1));
         let mount = rig.mount(&source, "v", &["--cache-size=8MiB"]);
-        let what = "its layers are not decoded ahead";
+        let what = "its layers are not prefetched";
         for _ in 0..3 {
             assert!(std::fs::read(mount.path("m.safetensors")).unwrap()[..head.len()] == head);
             mounts::wait_for("a word about layers", || mount.log().contains(what));

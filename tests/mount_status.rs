@@ -224,8 +224,8 @@ fn a_gpu_decodes_layers_ahead_until_it_fails() {
         let library = driver.path.parent().expect("a directory");
         let (packed, files) = model(rig);
         for (name, prefetch, launches, said) in [
-            ("view", "cuda", "1000000", "decodes ahead"),
-            ("failing", "cuda", "1", "from now on the cores decode ahead"),
+            ("view", "cuda", "1000000", "decodes layers ahead"),
+            ("failing", "cuda", "1", "layers are decoded by the cores from now on"),
             ("auto", "auto", "1000000", ""),
         ] {
             let mount = rig.mount_with(

@@ -184,14 +184,14 @@ fn a_program_that_was_removed_starts_its_helpers_all_the_same() {
         let said = || fs::read_to_string(&log).unwrap();
         let started = Instant::now();
         let mut layer = vec![0; LAYER];
-        while !said().contains("pulled ") && started.elapsed() < Duration::from_secs(60) {
+        while !said().contains("warmed ") && started.elapsed() < Duration::from_secs(60) {
             let _ = fs::write("/proc/sys/vm/drop_caches", "3");
             for i in 0..LAYERS {
                 file.read_exact_at(&mut layer, (i * LAYER) as u64).unwrap();
                 thread::sleep(Duration::from_millis(30));
             }
         }
-        assert!(said().contains("pulled ") && !said().contains("are not pulled"), "{}", said());
+        assert!(said().contains("warmed ") && !said().contains("is not warmed"), "{}", said());
         drop(file);
         bsz([Path::new("umount"), &view]);
     });
