@@ -3,7 +3,7 @@
 //! Weights are made here, so that figures can be compared between machines; `bsz bench` measures a given file.
 
 use bszfs::{
-    codec::{self, ChunkDecoder, Coding, ElementKind, Encoder, Model, Sample},
+    codec::{self, ChunkDecoder, Coding, ElementKind, Encoder, EntropyModel, Sample},
     sha256::Hasher,
 };
 use divan::{Bencher, black_box, counter::BytesCount};
@@ -68,7 +68,7 @@ impl Weights {
 /// What is coded, and how.
 struct Chunk {
     plain: Vec<u8>,
-    model: Model,
+    model: EntropyModel,
     stored: Vec<u8>,
 }
 

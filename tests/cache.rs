@@ -1,6 +1,6 @@
 //! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
 
-use bszfs::codec::{self, ChunkDecoder, Coding, Model};
+use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use bszfs::error::{Error, Result};
 use bszfs::read::{Archive, CacheOptions, ChunkCache, Owed, Prefetcher, Reader, Slice, Wish};
 use samples::{Fill, Random, pack_bytes, safetensors, tensor};
@@ -28,7 +28,7 @@ impl ChunkDecoder for Counting {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, ElementKind, Encoder, Model, Sample};
+use bszfs::codec::{self, Coding, ElementKind, Encoder, EntropyModel, Sample};
 use bszfs_fuzz::{Tested, decode, expand};
 use libfuzzer_sys::fuzz_target;
 
@@ -30,7 +30,7 @@ fn tensor(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     let read = model.as_ref().map(|model| {
         let mut wire = Vec::new();
         model.write_to(&mut wire);
-        let read = Model::read_from(&wire).expect("a model is what it was written from");
+        let read = EntropyModel::read_from(&wire).expect("a model is what it was written from");
         assert!(read == *model);
         read
     });

@@ -1,7 +1,7 @@
 //! The decoder that defines the bits: scalar and safe. Other decoders replace its [`Kernel`] only.
 
 use super::{
-    ChunkDecoder, Coding, LANES, Model, PROB_BITS, STATE_LOW,
+    ChunkDecoder, Coding, EntropyModel, LANES, PROB_BITS, STATE_LOW,
     map::Map,
     merge::{Element, MOST, Merge, Planes, STEP},
     model::DecodeTable,
@@ -36,7 +36,7 @@ pub(crate) struct Stream<'a> {
 /// Which table each lane decodes with, round by round.
 #[derive(Clone, Copy)]
 pub(crate) struct Tables<'a> {
-    pub model: &'a Model,
+    pub model: &'a EntropyModel,
     /// Of the model.
     pub tables: &'a [DecodeTable],
     /// What symbols stand for.
@@ -212,7 +212,7 @@ impl ChunkDecoder for Scalar {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {
@@ -227,7 +227,7 @@ impl ChunkDecoder for Scalar {
 #[inline(always)]
 pub(crate) fn decode_planes<K: Kernel>(
     kernel: K,
-    model: Option<&Model>,
+    model: Option<&EntropyModel>,
     payload: &[u8],
     out: &mut [u8],
 ) -> Result<()> {
@@ -247,7 +247,7 @@ pub(crate) fn decode_planes<K: Kernel>(
 
 /// A chunk's stored bytes, taken apart.
 struct Chunk<'a> {
-    model: &'a Model,
+    model: &'a EntropyModel,
     symbols: Symbols<'a>,
     planes: Planes<'a>,
 }
@@ -270,7 +270,7 @@ struct Coded<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    fn parse(model: &'a Model, payload: &'a [u8], count: usize) -> Result<Self> {
+    fn parse(model: &'a EntropyModel, payload: &'a [u8], count: usize) -> Result<Self> {
         let mut input = payload;
         let &[mode, zero, low, high] = take_array(&mut input)?;
         let value = u16::from_le_bytes([low, high]);
@@ -291,7 +291,7 @@ impl<'a> Chunk<'a> {
 }
 
 impl<'a> Coded<'a> {
-    fn parse(model: &'a Model, input: &mut &'a [u8], count: usize) -> Result<Self> {
+    fn parse(model: &'a EntropyModel, input: &mut &'a [u8], count: usize) -> Result<Self> {
         let words = u32::from_le_bytes(*take_array(input)?) as usize;
         let escapes = u32::from_le_bytes(*take_array(input)?) as usize;
         let blocks = if model.choices() > 1 { count.div_ceil(model.block()) } else { 0 };

@@ -1,7 +1,7 @@
 //! The encoder: one chunk and its model to stored bytes, whichever coding is smallest.
 
 use super::{
-    Coding, LANES, Model, PROB_BITS, STATE_LOW,
+    Coding, EntropyModel, LANES, PROB_BITS, STATE_LOW,
     alias::{BUCKETS, Buckets},
     decode::{CARRIED, Mode},
     model::{MAX_CHOICES, TOTAL, Table},
@@ -14,7 +14,7 @@ const ZSTD_LEVEL: i32 = 9;
 
 /// A model prepared for coding.
 pub struct Encoder<'a> {
-    model: &'a Model,
+    model: &'a EntropyModel,
     /// By value: its symbol.
     symbols: Box<[u8; 1 << 16]>,
     tables: Vec<TableEncoder>,
@@ -140,7 +140,7 @@ fn round<'t>(
 
 impl<'a> Encoder<'a> {
     /// Prepare `model`.
-    pub fn new(model: &'a Model) -> Self {
+    pub fn new(model: &'a EntropyModel) -> Self {
         let mut symbols = Box::new([model.escape(); 1 << 16]);
         model.values().iter().enumerate().for_each(|(s, &v)| symbols[usize::from(v)] = s as u8);
         let classes = model.classes();

@@ -1,6 +1,6 @@
 //! What symbols stand for, in the form that decoders use.
 
-use super::model::Model;
+use super::model::EntropyModel;
 
 /// What symbols stand for, in the top bits of 16. What the escape stands for does not matter.
 pub(crate) struct Map {
@@ -21,14 +21,14 @@ pub(crate) struct Line {
 }
 
 impl Map {
-    pub fn new(model: &Model) -> Self {
+    pub fn new(model: &EntropyModel) -> Self {
         let tops = model.tops();
         Self { bytes: [0, 1].map(|i| tops.map(|t| t.to_le_bytes()[i])), line: Line::new(model) }
     }
 }
 
 impl Line {
-    fn new(model: &Model) -> Option<Self> {
+    fn new(model: &EntropyModel) -> Option<Self> {
         let values = model.values();
         let first = values[0];
         let mut gaps = [0; 16];
@@ -52,9 +52,9 @@ mod tests {
     use super::*;
     use crate::codec::{self, Coding, Encoder, model::Table, planes::Layout};
 
-    fn model(values: Vec<u16>) -> Model {
+    fn model(values: Vec<u16>) -> EntropyModel {
         let counts = vec![1; values.len() + 1];
-        Model::new(
+        EntropyModel::new(
             Layout::cut(2, true, 10, 0),
             values,
             512,

@@ -3,7 +3,7 @@
 
 use super::{
     decode::{CARRIED, Kernel, Mode, take, unknown},
-    model::Model,
+    model::EntropyModel,
     planes::{GROUP, Layout, Plane, packed_len},
 };
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ impl<'a> Planes<'a> {
     /// Take the planes of `count` elements from `input`, as `records` say. If symbols are `coded`, the last plane that
     /// is stored in full and is long enough ends in their states.
     pub(super) fn parse(
-        model: &Model,
+        model: &EntropyModel,
         records: &[[u8; 2]],
         input: &mut &'a [u8],
         count: usize,

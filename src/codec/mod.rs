@@ -24,7 +24,7 @@ use std::sync::{
 };
 
 pub use encode::{Encoder, encode};
-pub use model::Model;
+pub use model::EntropyModel;
 pub use planes::ElementKind;
 pub use stats::{Sample, model, should_try_zstd};
 
@@ -43,7 +43,7 @@ pub enum Coding {
     Raw = 0,
     /// One zstd frame.
     Zstd = 1,
-    /// Planes of a [`Model`].
+    /// Planes of a [`EntropyModel`].
     Planes = 2,
 }
 
@@ -84,7 +84,7 @@ pub trait ChunkDecoder: Send + Sync {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()>;
@@ -137,7 +137,7 @@ impl ChunkDecoder for Verifying {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {
@@ -203,7 +203,8 @@ mod tests {
             let tables = (0..choices * classes).map(table).collect();
             let layout = Layout::cut(width, false, 8, 0);
             let values = (0x30..0x40).collect();
-            let model = Model::new(layout, values, 2 * LANES, columns, tables).expect("valid");
+            let model =
+                EntropyModel::new(layout, values, 2 * LANES, columns, tables).expect("valid");
             for &count in counts {
                 let chunk = elements(width.into(), count);
                 let (coding, payload) = encode(&chunk, Some(&Encoder::new(&model)), false);

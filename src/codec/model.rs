@@ -153,7 +153,7 @@ pub(super) fn normalise(counts: &[u64]) -> Freqs {
 
 /// Everything a chunk needs, besides its own bytes, to be decoded.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct EntropyModel {
     layout: Layout,
     values: Vec<u16>,
     block: usize,
@@ -167,14 +167,14 @@ pub struct Model {
     decoder: OnceLock<Box<[DecodeTable]>>,
 }
 
-impl PartialEq for Model {
+impl PartialEq for EntropyModel {
     fn eq(&self, other: &Self) -> bool {
         (&self.layout, &self.values, self.block) == (&other.layout, &other.values, other.block)
             && (self.columns(), &self.tables) == (other.columns(), &other.tables)
     }
 }
 
-impl Model {
+impl EntropyModel {
     /// A model of `layout` whose symbols stand for `values` and, the last one, for all others.
     ///
     /// Blocks of `block` elements, a multiple of [`LANES`], share a choice. `columns` holds the class of each column,
@@ -294,7 +294,7 @@ impl Model {
         std::array::from_fn(|s| self.values.get(s).map_or(0, |v| v << align))
     }
 
-    /// Append the wire form (`docs/FORMAT.md`, "Model").
+    /// Append the wire form (`docs/FORMAT.md`, "Models").
     pub fn write_to(&self, out: &mut Vec<u8>) {
         let l = &self.layout;
         out.extend_from_slice(&[
@@ -401,17 +401,25 @@ mod tests {
         for (columns, tables) in [(0u32, 1), (0, 4), (131, 6), (200, 3)] {
             let columns: Vec<u8> = (0..columns).map(|i| (i % 3) as u8).collect();
             let tables = (0..tables).map(table).collect();
-            let model =
-                Model::new(Layout::cut(2, true, 10, 0), values.clone(), 384, columns, tables)
-                    .expect("valid");
+            let model = EntropyModel::new(
+                Layout::cut(2, true, 10, 0),
+                values.clone(),
+                384,
+                columns,
+                tables,
+            )
+            .expect("valid");
             let mut wire = Vec::new();
             model.write_to(&mut wire);
-            assert_eq!(Model::read_from(&wire).expect("reads"), model);
+            assert_eq!(EntropyModel::read_from(&wire).expect("reads"), model);
             for n in 0..wire.len() {
-                assert!(Model::read_from(&wire[..n]).is_err(), "{n} bytes of a model were enough");
+                assert!(
+                    EntropyModel::read_from(&wire[..n]).is_err(),
+                    "{n} bytes of a model were enough"
+                );
             }
             wire.push(0);
-            assert!(Model::read_from(&wire).is_err(), "a trailing byte was accepted");
+            assert!(EntropyModel::read_from(&wire).is_err(), "a trailing byte was accepted");
         }
     }
 }

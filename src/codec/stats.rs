@@ -8,7 +8,7 @@ use super::{
     alias::BUCKETS,
     classes::{Classes, Histogram, cost},
     encode::{Encoder, encode, zstd_competes},
-    model::{MAX_CHOICES, MAX_CLASSES, MAX_COLUMNS, MAX_VALUES, Model, Table},
+    model::{EntropyModel, MAX_CHOICES, MAX_CLASSES, MAX_COLUMNS, MAX_VALUES, Table},
     planes::{ElementKind, Layout},
 };
 use crate::error::Result;
@@ -57,7 +57,7 @@ pub struct Sample<'a> {
 ///
 /// # Errors
 /// None that is known; a model is checked as it is made.
-pub fn model(sample: Sample<'_>) -> Result<Option<Model>> {
+pub fn model(sample: Sample<'_>) -> Result<Option<EntropyModel>> {
     let row = sample.row.filter(|r| (LANES..=MAX_COLUMNS).contains(r));
     let block = row
         .and_then(|r| (LANES..=MOST_BLOCK).rev().step_by(LANES).find(|&b| r.is_multiple_of(b)))
@@ -80,7 +80,7 @@ pub fn model(sample: Sample<'_>) -> Result<Option<Model>> {
         plan.cut.symbol_bits,
         zeros.map_or(0, |(bits, _)| bits),
     );
-    Model::new(layout, plan.cut.values, block, plan.columns, plan.tables).map(Some)
+    EntropyModel::new(layout, plan.cut.values, block, plan.columns, plan.tables).map(Some)
 }
 
 /// Whether zstd should be tried on every chunk of a tensor of which `samples` are some.

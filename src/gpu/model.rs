@@ -1,6 +1,6 @@
 //! A model as the kernel reads it: `struct Model` of `kernel.cu` and what follows it, in words of 32 bits.
 
-use crate::codec::{LANES, Model, model::DecodeTable};
+use crate::codec::{EntropyModel, LANES, model::DecodeTable};
 
 /// Words of a table, and of what comes before what blocks keep in shared memory.
 const TABLE: usize = 128;
@@ -12,14 +12,14 @@ const PLANE: usize = 32;
 const WARPS: usize = 4;
 
 /// Bytes that [`write_to`] appends, at most.
-pub(super) fn len(model: &Model) -> usize {
+pub(super) fn len(model: &EntropyModel) -> usize {
     let planes = model.layout().planes().len();
     4 * (HEAD + 64 + TABLE * model.tables().len() + planes) + model.columns().len() + LANES + 3 * 16
 }
 
 /// Append `model` to `words`, which ends at a multiple of 16 bytes and will so again. Returns how many bytes of shared
 /// memory a block needs that decodes with it.
-pub(super) fn write_to(model: &Model, words: &mut Vec<u32>) -> usize {
+pub(super) fn write_to(model: &EntropyModel, words: &mut Vec<u32>) -> usize {
     let (layout, tables, columns) = (model.layout(), model.decoder(), model.columns());
     let mut shared = model.tops().map(u32::from).to_vec();
     tables.iter().for_each(|t| shared.extend(table(t)));

@@ -2,7 +2,7 @@
 
 use super::{pages, passed::Passed, scratch::Scratch, storage::Storage};
 use crate::{
-    codec::{ChunkDecoder, Coding, Model, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
     error::{Context, Error, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, IndexMemory, NO_MODEL, peek},
     input,
@@ -24,7 +24,7 @@ static MODELS: LazyLock<Mutex<Models>> = LazyLock::new(Mutex::default);
 
 /// Models, by archive and number.
 struct Models {
-    kept: LruCache<(u64, u32), Arc<Model>>,
+    kept: LruCache<(u64, u32), Arc<EntropyModel>>,
     bytes: usize,
 }
 
@@ -40,7 +40,7 @@ impl Models {
     /// And bytes of these.
     const MOST_BYTES: usize = 8 << 20;
 
-    fn keep(&mut self, key: (u64, u32), model: Arc<Model>) {
+    fn keep(&mut self, key: (u64, u32), model: Arc<EntropyModel>) {
         self.bytes += model.footprint();
         if let Some((_, dropped)) = self.kept.push(key, model) {
             self.bytes -= dropped.footprint();
@@ -62,7 +62,7 @@ const RUN: (usize, usize) = (512, 512 << 10);
 /// A chunk in memory as it is stored, with what it takes to decode it.
 pub struct StoredChunk {
     coding: Coding,
-    model: Option<Arc<Model>>,
+    model: Option<Arc<EntropyModel>>,
     payload: Vec<u8>,
     len: usize,
 }
@@ -74,7 +74,7 @@ impl StoredChunk {
     }
 
     /// How it is coded, its model, and its stored bytes.
-    pub fn parts(&self) -> (Coding, Option<&Arc<Model>>, &[u8]) {
+    pub fn parts(&self) -> (Coding, Option<&Arc<EntropyModel>>, &[u8]) {
         (self.coding, self.model.as_ref(), &self.payload)
     }
 
@@ -268,11 +268,11 @@ impl Archive {
     ///
     /// # Errors
     /// Corruption, where it is malformed.
-    pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
+    pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<EntropyModel>>> {
         if chunk.model == NO_MODEL { Ok(None) } else { self.model(chunk.model).map(Some) }
     }
 
-    fn model(&self, number: u32) -> Result<Arc<Model>> {
+    fn model(&self, number: u32) -> Result<Arc<EntropyModel>> {
         let key = (self.id, number);
         let models = || MODELS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = models().kept.get(&key) {

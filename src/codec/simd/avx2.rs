@@ -8,7 +8,7 @@ use super::avx2_tables::{Indices, Meaning, OnLine};
 use super::prefetch;
 use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
-use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
+use crate::codec::{ChunkDecoder, Coding, EntropyModel, LANES, PROB_BITS};
 use crate::error::Result;
 use std::arch::x86_64::*;
 
@@ -36,7 +36,7 @@ impl ChunkDecoder for Avx2 {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {
@@ -50,7 +50,12 @@ impl ChunkDecoder for Avx2 {
 
 /// The shared pipeline, compiled with AVX2 for the sake of its unpacking and merging loops.
 #[target_feature(enable = "avx2,popcnt")]
-fn decode(kernel: Avx2, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+fn decode(
+    kernel: Avx2,
+    model: Option<&EntropyModel>,
+    payload: &[u8],
+    out: &mut [u8],
+) -> Result<()> {
     decode_planes(kernel, model, payload, out)
 }
 

@@ -8,7 +8,7 @@
 use super::prefetch;
 use crate::codec::decode::{Kernel, Rounds, ScalarKernel, Stream, Tables, decode_planes};
 use crate::codec::model::DecodeTable;
-use crate::codec::{ChunkDecoder, Coding, LANES, Model, PROB_BITS};
+use crate::codec::{ChunkDecoder, Coding, EntropyModel, LANES, PROB_BITS};
 use crate::error::Result;
 use std::arch::x86_64::*;
 
@@ -41,7 +41,7 @@ impl ChunkDecoder for Avx512 {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {
@@ -55,7 +55,12 @@ impl ChunkDecoder for Avx512 {
 
 /// The shared pipeline, compiled with AVX-512 for the sake of its unpacking and merging loops.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-fn decode(kernel: Avx512, model: Option<&Model>, payload: &[u8], out: &mut [u8]) -> Result<()> {
+fn decode(
+    kernel: Avx512,
+    model: Option<&EntropyModel>,
+    payload: &[u8],
+    out: &mut [u8],
+) -> Result<()> {
     decode_planes(kernel, model, payload, out)
 }
 
