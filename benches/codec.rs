@@ -3,7 +3,7 @@
 //! Weights are made here, so that figures can be compared between machines; `bsz bench` measures a given file.
 
 use bszfs::{
-    codec::{self, ChunkDecoder, Coding, ElementKind, Encoder, Model, Sample},
+    codec::{self, ChunkDecoder, Coding, ElementKind, Encoder, EntropyModel, Sample},
     sha256::Hasher,
 };
 use divan::{Bencher, black_box, counter::BytesCount};
@@ -68,7 +68,7 @@ impl Weights {
 /// What is coded, and how.
 struct Chunk {
     plain: Vec<u8>,
-    model: Model,
+    model: EntropyModel,
     stored: Vec<u8>,
 }
 
@@ -78,7 +78,7 @@ impl Chunk {
         let row = matches!(weights, Weights::F16Classes).then_some(ROW);
         let sample =
             Sample { kind: weights.kind(), bytes: &bytes, row, tensor: bytes.len() as u64 };
-        let model = codec::model(sample).expect("a model").expect("worth one");
+        let model = codec::fit(sample).expect("a model").expect("worth one");
         assert_eq!(model.classes() > 1, row.is_some(), "{weights:?}: {} classes", model.classes());
         bytes.truncate(CHUNK);
         let (coding, stored) = codec::encode(&bytes, Some(&Encoder::new(&model)), false);

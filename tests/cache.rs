@@ -1,7 +1,7 @@
 //! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
 
 use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, PendingChunk, Reader, Slice};
-use bszfs::codec::{self, ChunkDecoder, Coding, Model};
+use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use bszfs::error::{Error, Result};
 use bszfs::read::Archive;
 use bszfs::readahead::{OffloadDecoder, PrefetchRequest, Prefetcher, SequentialReadahead};
@@ -30,7 +30,7 @@ impl ChunkDecoder for Counting {
     fn decode(
         &self,
         coding: Coding,
-        model: Option<&Model>,
+        model: Option<&EntropyModel>,
         payload: &[u8],
         out: &mut [u8],
     ) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use bszfs::{
     ErrorKind,
-    codec::{self, Coding, Encoder, LANES, Model, model::Table, planes::Layout},
+    codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout},
     gpu::{
         Gpu, LEAST_MEMORY, Piece,
         batch::{Batch, Item},
@@ -29,7 +29,7 @@ mod samples;
 #[derive(Clone)]
 struct Case {
     coding: Coding,
-    model: Option<Arc<Model>>,
+    model: Option<Arc<EntropyModel>>,
     payload: Vec<u8>,
     len: usize,
 }
@@ -329,7 +329,7 @@ fn random_case(r: &mut Random, most: usize) -> Case {
 }
 
 /// Any width, cut in any way, with any number of values, tables and classes.
-fn random_model(r: &mut Random) -> Model {
+fn random_model(r: &mut Random) -> EntropyModel {
     let width = 1u8 << below(r, 4);
     let symbol_bits = 1 + below(r, (8 * width).min(16).into()) as u8;
     let (mut planes, mut top, often) = (Vec::new(), 8 * width - symbol_bits, 1 + below(r, 8));
@@ -364,20 +364,24 @@ fn random_model(r: &mut Random) -> Model {
                 _ if i == likely => 1 << 20,
                 _ => shape as u64 / 4,
             };
-            Table::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>())
+            FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>())
         })
         .collect();
-    Model::new(layout, values, block, columns, tables).expect("within all bounds")
+    EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds")
 }
 
 /// Elements that are distributed as the tables have it, with planes that are noise, constant, or zero in most blocks.
-fn elements(r: &mut Random, model: &Model, count: usize) -> Vec<u8> {
+fn elements(r: &mut Random, model: &EntropyModel, count: usize) -> Vec<u8> {
     let layout = model.layout();
     let width = usize::from(layout.width());
     let constant = below(r, 16) == 0;
     let modes: Vec<u8> = layout.planes().iter().map(|_| r.next() as u8).collect();
-    let symbols = |t: &Table| -> Vec<usize> {
-        t.freqs().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s, f.into())).collect()
+    let symbols = |t: &FrequencyTable| -> Vec<usize> {
+        t.frequencies()
+            .iter()
+            .enumerate()
+            .flat_map(|(s, &f)| std::iter::repeat_n(s, f.into()))
+            .collect()
     };
     let draws: Vec<_> = model.tables().iter().map(symbols).collect();
     let choices: [usize; 16] = std::array::from_fn(|_| below(r, model.choices()));

@@ -6,7 +6,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, Encoder, LANES, Model, model::Table, planes::Layout};
+use bszfs::codec::{self, Coding, Encoder, LANES, EntropyModel, model::FrequencyTable, planes::Layout};
 use bszfs_fuzz::{Random, Tested, decode};
 use libfuzzer_sys::fuzz_target;
 
@@ -29,7 +29,7 @@ fn given(u: &mut Unstructured<'_>) -> Tested {
     let n = u.arbitrary::<u16>().ok()?.into();
     let model = match u.bytes(n).ok()? {
         [] => None,
-        wire => Some(Model::read_from(wire).ok()?),
+        wire => Some(EntropyModel::read_from(wire).ok()?),
     };
     let payload = u.bytes(u.len()).ok()?;
     let _ = decode(coding, model.as_ref(), payload, len, skew);
@@ -45,7 +45,7 @@ fn recipe(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     let (coding, mut payload) = codec::encode(&chunk, Some(&encoder), false);
     let mut wire = Vec::new();
     model.write_to(&mut wire);
-    let model = Model::read_from(&wire).expect("a model is what it was written from");
+    let model = EntropyModel::read_from(&wire).expect("a model is what it was written from");
     let needed = (coding == Coding::Planes).then_some(&model);
     let back = decode(coding, needed, &payload, chunk.len(), skew);
     assert!(back.as_ref() == Ok(&chunk), "not what went in: {:?}", back.err());
@@ -71,7 +71,7 @@ fn recipe(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     Ok(Some(()))
 }
 
-fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<Model> {
+fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyModel> {
     let width = 1u8 << (u.arbitrary::<u8>()? % 4);
     let rotated = u.arbitrary()?;
     let symbol_bits = u.int_in_range(1..=(8 * width).min(16))?;
@@ -115,13 +115,13 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<Model> {
                 }
             }
         };
-        tables.push(Table::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
+        tables.push(FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
     }
-    Ok(Model::new(layout, values, block, columns, tables).expect("within all bounds"))
+    Ok(EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds"))
 }
 
 /// Elements distributed as the tables have it.
-fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &Model) -> arbitrary::Result<Vec<u8>> {
+fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> arbitrary::Result<Vec<u8>> {
     let layout = model.layout();
     let width = usize::from(layout.width());
     let count = 1 + usize::from(u.arbitrary::<u16>()?) % (MOST / 8);
@@ -161,6 +161,6 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &Model) -> arbitrar
 }
 
 /// Each symbol as often as its frequency.
-fn slots(table: &Table) -> Vec<u8> {
-    table.freqs().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
+fn slots(table: &FrequencyTable) -> Vec<u8> {
+    table.frequencies().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
 }

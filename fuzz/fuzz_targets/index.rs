@@ -1,7 +1,7 @@
 //! What describes an archive or a safetensors file, from any bytes: an error or something that keeps its promises.
 #![no_main]
 
-use bszfs::codec::Model;
+use bszfs::codec::EntropyModel;
 use bszfs::format::{Footer, Header, Index, header_len};
 use bszfs::sha256::state_count;
 use bszfs_fuzz::{FOOTER, Tested, correct_footer, seal_footer};
@@ -61,11 +61,11 @@ fn index(data: &[u8]) -> Tested {
 
 /// A model's wire form.
 fn model(data: &[u8]) -> Tested {
-    let model = Model::read_from(data).ok()?;
+    let model = EntropyModel::read_from(data).ok()?;
     let mut wire = Vec::new();
     model.write_to(&mut wire);
     assert!(wire.len() <= data.len());
-    assert!(Model::read_from(&wire).expect("a model is what it was written from") == model);
+    assert!(EntropyModel::read_from(&wire).expect("a model is what it was written from") == model);
     Some(())
 }
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, ElementKind, Encoder, Model, Sample};
+use bszfs::codec::{self, Coding, ElementKind, Encoder, EntropyModel, Sample};
 use bszfs_fuzz::{Tested, decode, expand};
 use libfuzzer_sys::fuzz_target;
 
@@ -25,12 +25,12 @@ fn tensor(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     let known = if flags & 8 == 8 { usize::from(sampled) % (bytes.len() + 1) } else { bytes.len() };
     let known = &bytes[..known / kind.width() * kind.width()];
     let sample = Sample { kind, bytes: known, row, tensor: tensor.unwrap_or(bytes.len() as u64) };
-    let model = codec::model(sample).expect("a model or none");
+    let model = codec::fit(sample).expect("a model or none");
     let encoder = model.as_ref().map(Encoder::new);
     let read = model.as_ref().map(|model| {
         let mut wire = Vec::new();
         model.write_to(&mut wire);
-        let read = Model::read_from(&wire).expect("a model is what it was written from");
+        let read = EntropyModel::read_from(&wire).expect("a model is what it was written from");
         assert!(read == *model);
         read
     });

@@ -2,7 +2,7 @@
 //! bytes.
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, ChunkDecoder, Coding, Model};
+use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use std::sync::{Arc, LazyLock};
 
 /// An input that does not get as far as there is something to test.
@@ -20,7 +20,7 @@ pub static DECODERS: LazyLock<Vec<Arc<dyn ChunkDecoder>>> = LazyLock::new(|| {
 /// from the start.
 pub fn decode(
     coding: Coding,
-    model: Option<&Model>,
+    model: Option<&EntropyModel>,
     payload: &[u8],
     len: usize,
     skew: usize,

@@ -5,7 +5,7 @@ use super::{
     parts::{Checker, IndexMemory, PART, Parts, ReadIndex, Reservation},
 };
 use crate::{
-    codec::{Coding, Model, checksum, model::MOST_WIRE},
+    codec::{Coding, EntropyModel, checksum, model::MAX_WIRE_LEN},
     error::{Error, Result},
     sha256::{self, State},
 };
@@ -176,27 +176,29 @@ impl Index {
         Ok(std::array::from_fn(|j| u32::from_le_bytes(std::array::from_fn(|k| bytes[4 * j + k]))))
     }
 
-    /// Model `id`.
+    /// EntropyModel `id`.
     ///
     /// # Errors
     /// Corruption, where the model is malformed; and as [`Index::chunk`].
     ///
     /// # Panics
     /// Where there is no such model.
-    pub fn model(&self, id: u32) -> Result<Model> {
+    pub fn model(&self, id: u32) -> Result<EntropyModel> {
         let id = id as usize;
         let start = if id == 0 { 0 } else { self.model_end(id - 1)? };
         let end = self.model_end(id)?;
         let models_at = self.ends_at + 4 * self.footer.model_count as usize;
         let models = self.footer.index_len as usize - models_at;
-        if start > end || end > models || end - start > MOST_WIRE {
+        if start > end || end > models || end - start > MAX_WIRE_LEN {
             return Err(Error::corrupt("the archive's models are out of bounds"));
         }
         match &self.bytes {
-            Bytes::Whole(bytes) => Model::read_from(&bytes[models_at + start..models_at + end]),
-            Bytes::Parts(parts) => {
-                Model::read_from(&parts.range(models_at + start..models_at + end, &self.footer)?)
+            Bytes::Whole(bytes) => {
+                EntropyModel::read_from(&bytes[models_at + start..models_at + end])
             }
+            Bytes::Parts(parts) => EntropyModel::read_from(
+                &parts.range(models_at + start..models_at + end, &self.footer)?,
+            ),
         }
     }
 
@@ -243,7 +245,7 @@ impl IndexWriter {
     ///
     /// # Errors
     /// Invalid argument, where there are more models than numbers for them.
-    pub fn model(&mut self, model: &Model) -> Result<u32> {
+    pub fn model(&mut self, model: &EntropyModel) -> Result<u32> {
         let id = (self.model_ends.len() / 4) as u32;
         model.write_to(&mut self.models);
         let end = u32::try_from(self.models.len()).ok().filter(|_| id < NO_MODEL);

@@ -3,7 +3,7 @@
 
 use super::model;
 use crate::{
-    codec::{Coding, LANES, Model},
+    codec::{Coding, EntropyModel, LANES},
     error::{Error, Result},
 };
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub struct Item<'a> {
     /// Raw or planes.
     pub coding: Coding,
     /// The model of planes. Chunks of a tensor should name the same one, not an equal one.
-    pub model: Option<&'a Model>,
+    pub model: Option<&'a EntropyModel>,
     /// Stored bytes.
     pub stored_len: usize,
     /// Decoded bytes.
@@ -103,7 +103,7 @@ impl Batch {
     /// Invalid argument, where one is not for the kernel.
     pub fn new(items: &[Item<'_>]) -> Result<Self> {
         // Those of one model are next to each other, in the order in which models come first.
-        let mut groups: Vec<(Option<&Model>, Vec<usize>)> = Vec::new();
+        let mut groups: Vec<(Option<&EntropyModel>, Vec<usize>)> = Vec::new();
         let mut of_model = HashMap::new();
         for (i, item) in items.iter().enumerate() {
             let known = matches!(
@@ -119,7 +119,7 @@ impl Batch {
             }
             groups[group].1.push(i);
         }
-        let width = |model: Option<&Model>| model.map_or(0, |m| m.layout().width());
+        let width = |model: Option<&EntropyModel>| model.map_or(0, |m| m.layout().width());
         groups.sort_by_key(|(model, _)| width(*model));
         let mut batch = Self {
             records: Vec::with_capacity(items.len() + WARPS),
@@ -237,7 +237,7 @@ impl Batch {
 }
 
 /// Where the words of a chunk's coded symbols begin in its payload.
-fn words_at(model: &Model, len: usize) -> usize {
+fn words_at(model: &EntropyModel, len: usize) -> usize {
     let count = len / usize::from(model.layout().width());
     let blocks = if model.choices() > 1 { count.div_ceil(model.block()) } else { 0 };
     4 + 2 * model.layout().planes().len() + 8 + blocks.div_ceil(4) + 4 * LANES

@@ -8,7 +8,7 @@ use super::{
     takes,
 };
 use crate::{
-    codec::{ChunkDecoder, Coding, Model, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
     error::{Context, Error, Result},
     format::{Header, Tensor},
     read::{Archive, Scratch, header},
@@ -32,7 +32,7 @@ pub struct Resident {
 /// A chunk of the archive on its way up.
 struct Chunk {
     id: usize,
-    model: Option<Arc<Model>>,
+    model: Option<Arc<EntropyModel>>,
     /// What goes up: stored bytes, or decoded ones, where the kernel does not know the coding.
     coding: Coding,
     stored_len: usize,

@@ -6,7 +6,7 @@ use super::{
     lane::{Lane, OVERHEAD, input_cost, output_cost},
 };
 use crate::{
-    codec::{Coding, Model},
+    codec::{Coding, EntropyModel},
     error::{Error, Result},
 };
 use rayon::prelude::*;
@@ -24,7 +24,7 @@ pub struct Piece {
     /// Raw or planes: see [`super::takes`].
     pub coding: Coding,
     /// The model of planes. Chunks of a tensor should share it.
-    pub model: Option<Arc<Model>>,
+    pub model: Option<Arc<EntropyModel>>,
     /// Stored bytes.
     pub stored_len: usize,
     /// Decoded bytes.

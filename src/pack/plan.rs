@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use crate::{
-    codec::{self, Encoder, Model, Sample, should_try_zstd},
+    codec::{self, Encoder, EntropyModel, Sample, should_try_zstd},
     error::Result,
     format::Extent,
 };
@@ -21,7 +21,7 @@ pub(super) struct Planned {
     pub(super) extent: Extent,
     /// Decoded bytes of its chunks.
     pub(super) chunk: usize,
-    pub(super) model: Option<Model>,
+    pub(super) model: Option<EntropyModel>,
     pub(super) try_zstd: bool,
 }
 
@@ -76,10 +76,10 @@ fn sampled(extent: Extent) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(step.max(piece)).map(move |at| at..at + piece).filter(move |r| r.end <= len)
 }
 
-fn model(extent: Extent, chunk: usize, sample: &[u8]) -> Result<Option<Model>> {
+fn model(extent: Extent, chunk: usize, sample: &[u8]) -> Result<Option<EntropyModel>> {
     let Some(kind) = extent.kind.filter(|_| extent.len >= MIN_MODELLED) else { return Ok(None) };
     let bytes = &sample[..sample.len() / kind.width() * kind.width()];
-    codec::model(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
+    codec::fit(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
 }
 
 /// Elements of an extent's rows, if they are short enough for chunks to consist of whole ones.
@@ -93,7 +93,12 @@ fn chunk_len(extent: Extent, chunk: usize) -> usize {
     row.map_or(chunk, |row| chunk / row * row)
 }
 
-fn planned(extent: Extent, chunk: usize, model: Option<Model>, samples: &[&[u8]]) -> Planned {
+fn planned(
+    extent: Extent,
+    chunk: usize,
+    model: Option<EntropyModel>,
+    samples: &[&[u8]],
+) -> Planned {
     let encoder = model.as_ref().map(Encoder::new);
     let try_zstd = extent.len < MIN_MODELLED || should_try_zstd(samples, encoder.as_ref());
     drop(encoder);

@@ -6,7 +6,7 @@ use super::{
     storage::Storage,
 };
 use crate::{
-    codec::{ChunkDecoder, Coding, Model, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
     error::{Context, Error, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek},
     input,
@@ -22,7 +22,7 @@ const RUN: (usize, usize) = (512, 512 << 10);
 /// The stored bytes of a chunk, with everything needed to decode it.
 pub struct StoredChunk {
     coding: Coding,
-    model: Option<Arc<Model>>,
+    model: Option<Arc<EntropyModel>>,
     payload: Vec<u8>,
     len: usize,
 }
@@ -34,7 +34,7 @@ impl StoredChunk {
     }
 
     /// The coding, the entropy model and the stored bytes.
-    pub fn parts(&self) -> (Coding, Option<&Arc<Model>>, &[u8]) {
+    pub fn parts(&self) -> (Coding, Option<&Arc<EntropyModel>>, &[u8]) {
         (self.coding, self.model.as_ref(), &self.payload)
     }
 
@@ -208,7 +208,7 @@ impl Archive {
     ///
     /// # Errors
     /// Corruption, if the model is malformed.
-    pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<Model>>> {
+    pub fn model_of(&self, chunk: &Chunk) -> Result<Option<Arc<EntropyModel>>> {
         if chunk.model == NO_MODEL {
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! Memory that open archives share: the budget of their indexes, and decoded entropy models.
 
-use crate::{codec::Model, error::Result, format::IndexMemory};
+use crate::{codec::EntropyModel, error::Result, format::IndexMemory};
 use lru::LruCache;
 use std::{
     num::NonZeroUsize,
@@ -44,8 +44,8 @@ impl ArchiveMemory {
         &self,
         archive: u64,
         number: u32,
-        load: impl FnOnce() -> Result<Model>,
-    ) -> Result<Arc<Model>> {
+        load: impl FnOnce() -> Result<EntropyModel>,
+    ) -> Result<Arc<EntropyModel>> {
         let key = (archive, number);
         if let Some(model) = self.models.get(key) {
             return Ok(model);
@@ -62,7 +62,7 @@ struct ModelCache(Mutex<Models>);
 
 struct Models {
     /// By archive and number.
-    lru: LruCache<(u64, u32), Arc<Model>>,
+    lru: LruCache<(u64, u32), Arc<EntropyModel>>,
     bytes: usize,
 }
 
@@ -76,12 +76,12 @@ impl ModelCache {
     const MAX_MODELS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
     const MAX_BYTES: usize = 8 << 20;
 
-    fn get(&self, key: (u64, u32)) -> Option<Arc<Model>> {
+    fn get(&self, key: (u64, u32)) -> Option<Arc<EntropyModel>> {
         let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         models.lru.get(&key).cloned()
     }
 
-    fn insert(&self, key: (u64, u32), model: Arc<Model>) {
+    fn insert(&self, key: (u64, u32), model: Arc<EntropyModel>) {
         let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         models.bytes += model.footprint();
         if let Some((_, evicted)) = models.lru.push(key, model) {
