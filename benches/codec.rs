@@ -8,7 +8,12 @@ use bszfs::{
 };
 use divan::{Bencher, black_box, counter::BytesCount};
 use half::{bf16, f16};
+use random::Random;
 use std::{fmt, sync::LazyLock};
+
+#[path = "../tests/common/random.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
+mod random;
 
 /// Decoded bytes of a chunk.
 const CHUNK: usize = 256 << 10;
@@ -47,7 +52,7 @@ impl Weights {
         let mut random = Random(self as u64);
         let column = |i: usize| ((i % ROW) as f32 * 0.7).sin();
         let mut weights = |f: &dyn Fn(usize, f32) -> Vec<u8>| -> Vec<u8> {
-            (0..ELEMENTS).flat_map(|i| f(i, random.normal())).collect()
+            (0..ELEMENTS).flat_map(|i| f(i, normal(&mut random))).collect()
         };
         match self {
             Self::Bf16 => weights(&|_, x| bf16::from_f32(0.02 * x).to_le_bytes().into()),
@@ -157,22 +162,10 @@ fn noise() -> Vec<u8> {
     (0..CHUNK / 8).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// Standard normal, by Box and Muller.
-    fn normal(&mut self) -> f32 {
-        let mut uniform = || ((self.next() >> 40) + 1) as f32 / (1 << 24) as f32;
-        (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos()
-    }
+/// A number of the standard normal distribution, by Box and Muller.
+fn normal(random: &mut Random) -> f32 {
+    let mut uniform = || ((random.next() >> 40) + 1) as f32 / (1 << 24) as f32;
+    (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos()
 }
 
 /// `x` rounded to F8_E4M3, below its largest value: the exponent's bias moved, sign and top bits kept.

@@ -1,18 +1,17 @@
 //! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
 
+mod common;
+
 use bszfs::codec::{self, ChunkDecoder, Coding, Model};
 use bszfs::error::{Error, Result};
 use bszfs::read::{Archive, CacheOptions, ChunkCache, Owed, Prefetcher, Reader, Slice, Wish};
-use samples::{Fill, Random, pack_bytes, safetensors, tensor};
+use common::crafted;
+use common::random::Random;
+use common::samples::{Fill, pack_bytes, safetensors, tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
-
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/samples.rs"]
-mod samples;
 
 /// Decodes as the reference does, slowly, and counts; or fails.
 struct Counting {

@@ -1,9 +1,8 @@
 //! The command line from outside: what it writes, prints, refuses, and its exit codes.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, model_directory, names, run, same_tree, with_model};
+use common::program::{Ran, bsz, model_directory, names, run, same_tree, with_model};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;

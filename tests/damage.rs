@@ -1,11 +1,11 @@
 //! A damaged archive gives an error or the exact bytes: never a panic, never a wrong byte.
 
+mod common;
+
 use bszfs::codec::{self, ChunkDecoder};
 use bszfs::read::Archive;
-use samples::{Fill, Random, matrices, pack_bytes, safetensors, tensor, unpack_bytes};
-
-#[path = "common/samples.rs"]
-mod samples;
+use common::random::Random;
+use common::samples::{Fill, matrices, pack_bytes, safetensors, tensor, unpack_bytes};
 
 /// An original with chunks of every coding and planes of every mode, and its archive of a few kilobytes.
 fn small(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {

@@ -1,9 +1,8 @@
 //! `bsz demo` tells its story, and leaves nothing behind however it ends.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{bsz, names, with_model};
+use common::program::{bsz, names, with_model};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;

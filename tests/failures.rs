@@ -1,9 +1,9 @@
 //! What goes wrong while packing leaves the original or a whole archive, never half of one.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{bsz, names, run, with_model, write_model};
+use common::models::write_model;
+use common::program::{bsz, names, run, with_model};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

@@ -1,10 +1,10 @@
 //! What a file system does not offer is done in the next best way, and the order of calls loses nothing: seen with strace,
 //! which plays such file systems and writes down the calls.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, names, run, write_model};
+use common::models::write_model;
+use common::program::{Ran, bsz, names, run};
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,12 +1,12 @@
 //! Writes what the fuzzer starts from: archives of every kind, and their parts, in the forms that `fuzz/fuzz_targets`
 //! read.
 
-use bszfs::{format::NO_MODEL, read::Archive};
-use samples::{Fill, pack_bytes, safetensors, tensor};
-use std::path::Path;
+mod common;
 
-#[path = "common/samples.rs"]
-mod samples;
+use bszfs::{format::NO_MODEL, read::Archive};
+use common::random::Random;
+use common::samples::{self, Fill, pack_bytes, safetensors, tensor};
+use std::path::Path;
 
 /// Longer inputs are slow to mutate.
 const LONGEST: usize = 36 << 10;
@@ -44,7 +44,7 @@ fn originals() -> Vec<(&'static str, Vec<u8>)> {
 
 /// A matrix with rows of 256 bytes and three tables, about: which one an element has, `scale` says.
 fn matrix(scale: impl Fn(usize) -> usize) -> Vec<u8> {
-    let mut r = samples::Random(5);
+    let mut r = Random(5);
     let element = |i: usize| (r.next() >> 62) as u8 + [0x20, 0x30, 0x38][scale(i) % 3];
     let data: Vec<u8> = (0..256 * 100).map(element).collect();
     let json = r#"{"a":{"dtype":"F8_E4M3","shape":[100,256],"data_offsets":[0,25600]}}"#;

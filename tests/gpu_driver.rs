@@ -1,5 +1,7 @@
 //! All that runs on the host when a GPU decodes, with a driver that is none: see `tests/gpu/driver.cpp`.
 
+mod common;
+
 use bszfs::{
     ErrorKind,
     codec::{self, checksum},
@@ -7,18 +9,13 @@ use bszfs::{
     gpu::{self, Gpu, LEAST_MEMORY, Piece, Session},
     read::{Archive, StoredChunk},
 };
-use cxx::Built;
-use samples::{Fill, matrices, pack_bytes, tensor};
+use common::cxx::{self, Built};
+use common::samples::{Fill, matrices, pack_bytes, tensor};
 use std::{
     path::Path,
     process::{Command, Output},
     sync::{Mutex, OnceLock},
 };
-
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/samples.rs"]
-mod samples;
 
 /// A directory that has the driver's library in it.
 fn driver() -> Option<&'static Path> {

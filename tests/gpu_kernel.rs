@@ -3,6 +3,8 @@
 //!
 //! With `BSZ_GPU=1` in the environment it runs on this machine's GPU instead.
 
+mod common;
+
 use bszfs::{
     ErrorKind,
     codec::{self, Coding, Encoder, LANES, Model, model::Table, planes::Layout},
@@ -12,18 +14,14 @@ use bszfs::{
     },
     read::Archive,
 };
-use cxx::Built;
-use samples::{Fill, Random, matrices, pack_bytes, tensor};
+use common::cxx::{self, Built};
+use common::random::Random;
+use common::samples::{Fill, matrices, pack_bytes, tensor};
 use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex, OnceLock},
 };
-
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/samples.rs"]
-mod samples;
 
 /// A chunk as it is stored.
 #[derive(Clone)]

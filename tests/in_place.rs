@@ -1,9 +1,10 @@
 //! An original goes only when its archive is on disk, holds its bytes, and nobody could write to it all the while.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{names, run, write_model};
+use common::models::write_model;
+use common::program::{self, names, run};
+use common::random::Random;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -104,7 +105,7 @@ fn what_is_no_model_or_would_grow_stays_and_is_told() {
     let s = dir.path().join("s");
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n";
     let noise: Vec<u8> = {
-        let mut random = program::Random::new(3);
+        let mut random = Random(3);
         (0..30_000).map(|_| random.next() as u8).collect()
     };
     let header =

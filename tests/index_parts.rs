@@ -2,21 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
 
+mod common;
+
 use bszfs::codec;
 use bszfs::error::ErrorKind;
 use bszfs::format::{Footer, IndexMemory};
 use bszfs::read::{Archive, CacheOptions, ChunkCache, Reader, describe, verify};
-use samples::{Random, pack_bytes, samples};
+use common::crafted;
+use common::random::Random;
+use common::samples::{self, pack_bytes, samples};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/samples.rs"]
-mod samples;
 
 /// Open with memory for what an index in parts takes, and for no index.
 fn open_in_parts(path: &Path) -> Archive {

@@ -1,10 +1,10 @@
 //! What a file keeps when it is packed and restored: owner, group, mode, ACLs, extended attributes, times, holes, names; and
 //! that nobody gets access who had none.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, names, run, write_model};
+use common::models::write_model;
+use common::program::{self, Ran, bsz, names, run};
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};

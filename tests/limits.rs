@@ -1,13 +1,10 @@
 //! Signals and limits: nothing is left behind, and nothing hangs.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::write_model;
-use mounts::{BSZ, mount_line, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{BSZ, mount_line, mount_test, run, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::Read;

@@ -3,10 +3,9 @@
 //! Needs an interpreter with the packages of `tests/python/requirements.txt` in `BSZ_PYTHON`, which `make test`
 //! provides.
 
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use mounts::{bsz, mount_test, run};
+use common::mounts::{bsz, mount_test, run};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;

@@ -1,17 +1,13 @@
 //! What the mount shows, read through the kernel.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/samples.rs"]
-mod samples;
+mod common;
 
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, bsz_fails, mount_test, wait_for};
+use common::random::Random;
+use common::samples::samples;
 use memmap2::{Mmap, MmapOptions};
-use models::{Random, write_model};
-use mounts::{Mount, Rig, bsz, bsz_fails, mount_test, wait_for};
-use samples::samples;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -140,7 +136,7 @@ fn random_reads_and_reads_across_the_end_give_the_originals_bytes() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &[]);
         let file = File::open(mount.path("model.safetensors")).unwrap();
-        let mut random = Random::new(7);
+        let mut random = Random(7);
         for _ in 0..300 {
             let offset = random.below(model.len() as u64 + 1000);
             let mut buffer = vec![0xAA; random.below(300_000) as usize];
@@ -204,7 +200,7 @@ fn many_threads_at_random_offsets_read_right_with_a_tiny_cache() {
                     let map = unsafe { Mmap::map(&file).unwrap() };
                     let direct =
                         File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
-                    let mut random = Random::new(seed);
+                    let mut random = Random(seed);
                     for _ in 0..60 {
                         let at = random.below(model.len() as u64 - 70_000) as usize / 512 * 512;
                         assert!(map[at..at + 4096] == model[at..at + 4096], "mapped at {at}");

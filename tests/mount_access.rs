@@ -1,21 +1,16 @@
 //! Whom the view lets in: those whom the source lets in, by bits and by ACLs; and the attributes that files keep.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use models::write_model;
-use mounts::{Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Rig, bsz, mount_test, run, wait_for};
+use common::users::is_root;
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use users::is_root;
 
 const OWNER: u32 = 7001;
 const GROUP: u32 = 6001;

@@ -1,14 +1,10 @@
 //! Daemons: where they log, what they leave when they die, and what is mounted for them.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::users::{is_root, ordinary_user, sample};
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::CString;
@@ -19,7 +15,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use users::{is_root, ordinary_user, sample};
 
 /// Whether a process waits for the end of the daemon at `view`.
 fn guarded(view: &Path) -> bool {

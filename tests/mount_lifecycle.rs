@@ -1,20 +1,15 @@
 //! How mounts begin and end: as root and as an ordinary user, by command, by signal, by accident.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::users::{as_nobody, ordinary_user, sample};
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use users::{as_nobody, ordinary_user, sample};
 
 #[test]
 fn mount_returns_when_the_view_can_be_used_and_umount_when_it_is_gone() {

@@ -1,13 +1,10 @@
 //! Symlinks, hard links and inode numbers of the view.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::write_model;
-use mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};

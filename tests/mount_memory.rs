@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
 
-use mounts::{Mount, Rig, mount_test};
+mod common;
+
+use common::crafted;
+use common::mounts::{self, Mount, Rig, mount_test};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
-
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/mounts.rs"]
-mod mounts;
 
 const MIB: u64 = 1 << 20;
 /// What a mount may take beside its cache.

@@ -1,14 +1,10 @@
 //! What a mount says of itself and of its files, and what it decodes before it is asked.
 
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::Random;
-use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use common::cxx;
+use common::mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use common::random::Random;
 use rustix::process::Signal;
 use safetensors::tensor::{Dtype, TensorView};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,7 +20,7 @@ const PART: usize = 3_000_000;
 /// A model of twelve layers in two shards, each with a part of each layer, as the names of tensors sort.
 fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
-    let mut random = Random::new(1);
+    let mut random = Random(1);
     let mut write = |shard: usize| {
         let parts: Vec<(String, Vec<u8>)> = (0..12)
             .map(|layer| {

@@ -1,13 +1,11 @@
 //! The mount under stress: many threads, tiny caches, killed readers and daemons, archives that vanish, a disk that fails.
 //! Nothing hangs: every test has a deadline. Nothing is wrong: every byte that is read is compared.
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::{Random, write_model};
-use mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -65,7 +63,7 @@ fn threads_at_random_over_several_shards_with_the_smallest_cache() {
                 for seed in 0..threads {
                     let (mount, shards) = (&mount, &shards);
                     s.spawn(move || {
-                        let mut random = Random::new(seed);
+                        let mut random = Random(seed);
                         let mut buffer = vec![0; 300_000];
                         let files: Vec<_> =
                             shards.iter().map(|(name, _)| open(mount, name)).collect();
@@ -93,7 +91,7 @@ fn memory_stays_within_the_bound_for_64_threads() {
             for seed in 0..64 {
                 let (mount, shards) = (&mount, &shards);
                 s.spawn(move || {
-                    let mut random = Random::new(seed);
+                    let mut random = Random(seed);
                     let mut buffer = vec![0; 1 << 20];
                     let (name, original) = &shards[seed as usize % shards.len()];
                     let file = open(mount, name);
@@ -161,7 +159,7 @@ fn readers_that_are_killed_leave_the_mount_as_it_was() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 2, 8_000_000);
         let mount = rig.mount(&packed, "view", &["--cache-size", "1MiB"]);
-        let mut random = Random::new(5);
+        let mut random = Random(5);
         for _ in 0..15 {
             drop_page_cache();
             let null = Path::new("/dev/null");

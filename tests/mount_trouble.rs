@@ -1,14 +1,11 @@
 //! Commands for trouble: daemons that do not answer, others that claim to be one, programs that were replaced.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::random::Random;
+use common::users::{as_nobody, ordinary_user, sample};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -16,7 +13,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use users::{as_nobody, ordinary_user, sample};
 
 /// What `bsz` prints of both kinds, and its exit code, with these arguments.
 fn said(args: &[&Path]) -> (Option<i32>, String) {
@@ -204,7 +200,7 @@ const LAYER: usize = 3_000_000;
 fn layers(rig: &Rig) -> std::path::PathBuf {
     use safetensors::tensor::{Dtype, TensorView};
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
-    let mut random = models::Random::new(3);
+    let mut random = Random(3);
     let mut layer = |i: usize| {
         let weight = |_| [random.next() as u8, 0x3c + (random.next() % 3) as u8];
         (format!("model.layers.{i}.w"), (0..LAYER / 2).flat_map(weight).collect::<Vec<u8>>())

@@ -1,12 +1,10 @@
 //! Names that are not UTF-8, or that steer a terminal, through every command that prints and every log.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use mounts::{BSZ, mount_line, mount_test, run, wait_for};
+use common::models;
+use common::mounts::{BSZ, mount_line, mount_test, run, wait_for};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs;

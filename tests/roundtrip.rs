@@ -1,13 +1,13 @@
 //! Whatever goes in comes back: every type, size, value and lie, through every decoder.
 
-use bszfs::{codec, read::Archive};
-use proptest::prelude::*;
-use samples::{
-    DTYPES, FILLS, Random, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes,
-};
+mod common;
 
-#[path = "common/samples.rs"]
-mod samples;
+use bszfs::{codec, read::Archive};
+use common::random::Random;
+use common::samples::{
+    self, DTYPES, FILLS, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes,
+};
+use proptest::prelude::*;
 
 #[test]
 fn every_sample_comes_back_through_every_decoder() {

@@ -1,10 +1,10 @@
 //! A second reader, written from `docs/FORMAT.md` alone: naive, one element at a time, sharing no code with the library.
 
+mod common;
+
+use common::samples;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, VecDeque};
-
-#[path = "common/samples.rs"]
-mod samples;
 
 /// What the archives read so far made use of, so that the test knows what it has shown.
 type Seen = BTreeSet<&'static str>;

@@ -36,10 +36,13 @@ fn archive(data: &[u8]) -> Tested {
         archive = file.open().expect("it opened before");
     } else {
         let ids = 0..archive.index().len();
-        let right = |id: usize, c: &[u8]| checksum(c) == archive.index().chunk(id).expect("it was checked").checksum;
+        let right = |id: usize, c: &[u8]| {
+            checksum(c) == archive.index().chunk(id).expect("it was checked").checksum
+        };
         chunks = ids.zip(chunks).map(|(id, c)| c.filter(|c| right(id, c))).collect();
     }
-    let original: Option<Vec<u8>> = chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
+    let original: Option<Vec<u8>> =
+        chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
     for decoder in &DECODERS[..DECODERS.len() - 1] {
         let decoder = &**decoder;
         let mut scratch = Scratch::default();
@@ -56,7 +59,10 @@ fn archive(data: &[u8]) -> Tested {
             assert!(read.is_ok() || original.is_none(), "{read:?}");
             if let (Ok(n), Some(original)) = (&read, &original) {
                 let from = at.min(len);
-                assert!(out[..*n] == original[from..(at + out.len()).clamp(from, len)], "{n} bytes at {at}");
+                assert!(
+                    out[..*n] == original[from..(at + out.len()).clamp(from, len)],
+                    "{n} bytes at {at}"
+                );
             }
         }
         let described = describe(&archive, decoder);
@@ -82,7 +88,8 @@ fn sha256(bytes: &[u8]) -> ([u8; 32], Vec<[u32; 8]>) {
 fn decode_chunks(archive: &Archive, file: &[u8]) -> Vec<Option<Vec<u8>>> {
     let decoded = |id: usize| {
         let c = archive.index().chunk(id).expect("it was checked");
-        let model = if c.model == NO_MODEL { None } else { Some(archive.index().model(c.model).ok()?) };
+        let model =
+            if c.model == NO_MODEL { None } else { Some(archive.index().model(c.model).ok()?) };
         let payload = &file[c.stored_at as usize..][..c.stored_len as usize];
         decode(c.coding, model.as_ref(), payload, c.len(), 0).ok()
     };
@@ -117,7 +124,8 @@ impl Sealed {
     }
 
     fn open(&self) -> Option<Archive> {
-        let memory = rustix::fs::memfd_create("archive", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+        let memory =
+            rustix::fs::memfd_create("archive", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
         let mut file = File::from(memory);
         file.write_all(&self.bytes).expect("written");
         Archive::from_file(file).ok().filter(|a| a.footer().original_len <= MOST)
@@ -134,7 +142,8 @@ impl Sealed {
             let (hash, states) = sha256(&original.concat());
             self.footer()[8..40].copy_from_slice(&hash);
             let at = self.index + 32 * chunks.len();
-            let states: Vec<u8> = states.as_flattened().iter().flat_map(|w| w.to_le_bytes()).collect();
+            let states: Vec<u8> =
+                states.as_flattened().iter().flat_map(|w| w.to_le_bytes()).collect();
             self.bytes[at..at + states.len()].copy_from_slice(&states);
         }
         self.seal();

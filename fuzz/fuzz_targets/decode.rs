@@ -96,7 +96,9 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<Model> {
     let (columns, classes) = (u.int_in_range(LANES..=4 * LANES)?, u.int_in_range(1..=8u8)?);
     let columns: Vec<u8> = match classes {
         1 => Vec::new(),
-        n => (0..columns).map(|i| if i < n.into() { i as u8 } else { r.below(n.into()) as u8 }).collect(),
+        n => (0..columns)
+            .map(|i| if i < n.into() { i as u8 } else { r.below(n.into()) as u8 })
+            .collect(),
     };
     let choices = u.int_in_range(1..=4u8)?;
     let mut tables = Vec::new();
@@ -132,11 +134,13 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &Model) -> arbitrar
     let dense = |i: usize| (i / model.block() % 16).is_multiple_of(7);
     let mut out = Vec::with_capacity(count * width);
     let draws: Vec<Vec<u8>> = model.tables().iter().map(|t| slots(t)).collect();
-    let choices: [usize; 16] = std::array::from_fn(|_| r.below(model.choices()));
+    let choices: [usize; 16] = std::array::from_fn(|_| r.below(model.choices() as u64) as usize);
     for i in 0..count {
-        let class = model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
+        let class =
+            model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
         let draw = &draws[choices[i / model.block() % 16] * model.classes() + class];
-        let symbol = usize::from(draw[if constant { 0 } else { r.below(draw.len()) }]);
+        let symbol =
+            usize::from(draw[if constant { 0 } else { r.below(draw.len() as u64) as usize }]);
         let top = model
             .values()
             .get(symbol)
@@ -162,5 +166,10 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &Model) -> arbitrar
 
 /// Each symbol as often as its frequency.
 fn slots(table: &Table) -> Vec<u8> {
-    table.freqs().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
+    table
+        .freqs()
+        .iter()
+        .enumerate()
+        .flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into()))
+        .collect()
 }

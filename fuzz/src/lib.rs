@@ -3,7 +3,11 @@
 
 use arbitrary::Unstructured;
 use bszfs::codec::{self, ChunkDecoder, Coding, Model};
+pub use random::Random;
 use std::sync::{Arc, LazyLock};
+
+#[path = "../../tests/common/random.rs"]
+mod random;
 
 /// An input that does not get as far as there is something to test.
 pub type Tested = Option<()>;
@@ -30,7 +34,11 @@ pub fn decode(
         let fill = [0x00, 0xff, 0xaa, 0x55][i % 4];
         let mut out = vec![fill; skew + len].into_boxed_slice();
         let decoded = decoder.decode(coding, model, &payload[skew..], &mut out[skew..]);
-        assert!(out[..skew].iter().all(|&b| b == fill), "{} writes before its output", decoder.name());
+        assert!(
+            out[..skew].iter().all(|&b| b == fill),
+            "{} writes before its output",
+            decoder.name()
+        );
         (decoder.name(), decoded.map(|()| out[skew..].to_vec()).map_err(|e| e.to_string()))
     });
     let (_, first) = results.next().expect("the reference");
@@ -38,30 +46,14 @@ pub fn decode(
         if result != first {
             let at = |a: &[u8], b: &[u8]| a.iter().zip(b).position(|(a, b)| a != b);
             match (&first, &result) {
-                (Ok(a), Ok(b)) => panic!("{name} decodes other bytes, from byte {:?} of {len} on", at(a, b)),
+                (Ok(a), Ok(b)) => {
+                    panic!("{name} decodes other bytes, from byte {:?} of {len} on", at(a, b))
+                }
                 (a, b) => panic!("{name}: {:?}, scalar: {:?}", b.as_ref().err(), a.as_ref().err()),
             }
         }
     }
     first
-}
-
-/// Numbers from a seed (SplitMix64, Steele et al. 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
 }
 
 /// Up to `most` bytes from all of `u`, which says how to make them: fuzzers find structure in short inputs.
@@ -96,7 +88,8 @@ pub fn expand(u: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<u8
             // the row, or on the column.
             4 => {
                 let (width, base) = (1usize << (op / 6 % 4), u.arbitrary::<u64>()?);
-                let (row, by_column) = (1 + usize::from(u.arbitrary::<u16>()? % 4096), op / 24 % 2 == 1);
+                let (row, by_column) =
+                    (1 + usize::from(u.arbitrary::<u16>()? % 4096), op / 24 % 2 == 1);
                 let (mut r, bits) = (Random(u.arbitrary()?), u32::from(u.arbitrary::<u8>()? % 64));
                 for i in 0..n / width {
                     let shift = if by_column { i % row % 7 } else { i / row % 7 } as u32;

@@ -1,7 +1,5 @@
 //! Archives that no packer would write: a few stored bytes that many chunks share, indexes of any size.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
 use bszfs::codec::{Coding, checksum};
 use bszfs::format::{Chunk, Footer, IndexWriter, NO_MODEL, Naming, header};
 use std::fs::File;

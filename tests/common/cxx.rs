@@ -8,8 +8,7 @@ use std::{
 /// Something compiled; it is gone when this is dropped.
 pub struct Built {
     pub path: PathBuf,
-    #[expect(dead_code, reason = "holds the directory")]
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 /// Compile `source` to a file of this name in a directory of its own; `None`, said loudly, where there is no compiler
@@ -46,5 +45,5 @@ pub fn build(source: &str, name: &str, flags: &[&str]) -> Option<Built> {
     let path = dir.path().join(name);
     let built = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join(source), &path);
     built.unwrap_or_else(|why| panic!("{source} does not compile: {why}"));
-    Some(Built { path, dir })
+    Some(Built { path, _dir: dir })
 }

@@ -1,7 +1,5 @@
 //! Mounts for tests: with a deadline, and gone afterwards whatever happens.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

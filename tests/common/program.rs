@@ -1,13 +1,6 @@
 //! The `bsz` program as a user runs it, and directories of models to run it on.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
-#[path = "models.rs"]
-mod models;
-
-#[allow(unused_imports, reason = "each test program uses its part of this")]
-pub use models::{Random, write_model};
-
+use super::models::write_model;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

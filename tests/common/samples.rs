@@ -1,7 +1,6 @@
 //! Small files of every kind, made from seeds, and their way to an archive and back.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
+use super::random::Random;
 use bszfs::{
     codec::{self, ChunkDecoder},
     error::Result,
@@ -87,18 +86,9 @@ pub const FILLS: [Fill; 11] = [
     Fill::Narrow,
 ];
 
-/// Numbers from a seed (SplitMix64, Steele et al. 2014).
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn weight(&mut self) -> f64 {
+    /// About normally distributed, as weights are.
+    pub fn weight(&mut self) -> f64 {
         (0..4).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum::<f64>() * 0.05
     }
 

@@ -1,9 +1,7 @@
 //! A sample to mount, and ordinary users who mount it, as far as root can play them.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
-use crate::models::write_model;
-use crate::mounts::{BSZ, Rig, bsz, run};
+use super::models::write_model;
+use super::mounts::{BSZ, Rig, bsz, run};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -40,14 +38,15 @@ pub fn ordinary_user(rig: &Rig) -> Option<(PathBuf, PathBuf)> {
     if !as_nobody(Path::new("true"), &[]).status.success() {
         return lacks("no runuser, or no user nobody");
     }
-    fs::set_permissions(rig.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    let open_to_all = || fs::Permissions::from_mode(0o755);
+    fs::set_permissions(rig.path(""), open_to_all()).expect("our directory");
     let program = rig.path("bsz");
-    fs::copy(BSZ, &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(BSZ, &program).expect("a copy of the program");
+    fs::set_permissions(&program, open_to_all()).expect("our file");
     if !as_nobody(&program, &[Path::new("--help")]).status.success() {
         return lacks("nobody cannot reach the temporary directory");
     }
     let view = rig.mkdir("users-view");
-    chown(&view, Some(65534), None).unwrap();
+    chown(&view, Some(65534), None).expect("root may give it away");
     Some((program, view))
 }

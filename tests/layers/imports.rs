@@ -141,7 +141,7 @@ impl Crate {
         let Some(module) = self.modules.get(at) else { return };
         used.insert(at.to_vec());
         let ([name, tail @ ..], Some(hops)) = (rest, hops.checked_sub(1)) else { return };
-        let child = [at, &[name.clone()]].concat();
+        let child = [at, std::slice::from_ref(name)].concat();
         let is_child = self.modules.contains_key(&child);
         if is_child && !tail.is_empty() {
             return self.walk(&child, tail, import, hops, used);
