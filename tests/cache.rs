@@ -1,4 +1,5 @@
-//! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
+//! The mount's cache: exact bytes, each chunk decoded once at a time, bounded memory, and errors
+//! delivered to every waiting reader.
 
 mod common;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Decodes as the reference does, slowly, and counts; or fails.
+/// Decodes like the reference decoder, but slowly, counting the calls; or fails.
 struct Counting {
     calls: AtomicUsize,
     fail: bool,
@@ -34,7 +35,7 @@ impl ChunkDecoder for Counting {
         self.calls.fetch_add(1, Ordering::SeqCst);
         thread::sleep(Duration::from_millis(20));
         if self.fail {
-            Err(Error::corrupt("as the test wants it"))
+            Err(Error::corrupt("as the test intends"))
         } else {
             codec::reference().decode(coding, model, payload, out)
         }
@@ -50,7 +51,7 @@ fn counting(fail: bool) -> Arc<Counting> {
     Arc::new(Counting { calls: AtomicUsize::new(0), fail })
 }
 
-/// An original of 600 kB in chunks of 64 KiB, and its archive.
+/// An original of 600 kB and its archive in chunks of 64 KiB.
 fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<Archive>) {
     let bytes = safetensors(&[("a", "BF16", tensor("BF16", 600_000, Fill::Weights, 1))]);
     let packed = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
@@ -58,7 +59,7 @@ fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<Archive>) {
     (bytes, Arc::new(Archive::open(&dir.join("a.bsz")).expect("opens")))
 }
 
-/// The bytes of a range, read as the kernel's page cache reads.
+/// Read a range the way the kernel's page cache does.
 fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, at: u64, len: usize) -> Vec<u8> {
     let (send, receive) = mpsc::channel();
     cache
@@ -67,26 +68,26 @@ fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<Archive>, at: u64, len: usiz
     slices.iter().flat_map(|s| s.to_vec()).collect()
 }
 
-/// Bytes that are counted for a page of memory, of which a chunk has some.
+/// Bytes accounted for one page of memory, which holds several chunks.
 const PAGE: u64 = (2 << 20) + (16 << 10);
 
 #[track_caller]
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
-        assert!(Instant::now() < deadline, "not so: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Wait until the threads that have answered let go of what they answered with.
+/// Wait until the threads that delivered results have released them.
 #[track_caller]
 fn holds_nothing(cache: &ChunkCache) {
     wait_until("nothing is held", || cache.stats().held_bytes == 0);
 }
 
 #[test]
-fn readers_of_one_chunk_at_once_have_it_decoded_once() {
+fn concurrent_readers_of_a_chunk_decode_it_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     let decoder = counting(false);
@@ -107,7 +108,7 @@ fn readers_of_one_chunk_at_once_have_it_decoded_once() {
 }
 
 #[test]
-fn random_reads_are_exact_and_stay_within_the_bound() {
+fn random_reads_are_exact_and_respect_the_memory_bound() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     for capacity in [0, 100 << 10, 200 << 10, 8 << 20] {
@@ -119,7 +120,8 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
             let end = bytes.len().min(at + len);
             let got = cache.read_blocking(&archive, at as u64, len).expect("decodes");
             assert!(got == bytes[at.min(end)..end], "{len} bytes at {at}");
-            // Memory comes in pages, of which a chunk has some; those for the header and the rest are small.
+            // Memory is accounted in pages of several chunks; those of the header and the tail are
+            // small.
             assert!(cache.stats().held_bytes <= capacity + PAGE + (1 << 20));
         }
         assert_eq!(cache.stats().evictions > 0, capacity < 600_000);
@@ -127,14 +129,14 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
 }
 
 #[test]
-fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
+fn a_chunk_in_the_page_cache_is_not_held_once_it_was_read_completely() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     let cache = cache(8 << 20, 2, codec::fastest()).expect("a cache");
     for at in (0..bytes.len()).step_by(40_000) {
         let end = bytes.len().min(at + 40_000);
         assert!(read_kept(&cache, &archive, at as u64, 40_000) == bytes[at..end]);
-        // A page for the chunk that was begun, and a small one for the rest of the file.
+        // One page for the chunk that was begun, and a small one for the tail of the file.
         assert!(cache.stats().held_bytes <= PAGE + (1 << 20), "only the chunk that was begun");
     }
     holds_nothing(&cache);
@@ -144,7 +146,7 @@ fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
 }
 
 #[test]
-fn everyone_who_waits_for_a_damaged_chunk_is_told() {
+fn every_reader_waiting_for_a_damaged_chunk_gets_the_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = archive(dir.path());
     let decoder = counting(true);
@@ -153,16 +155,16 @@ fn everyone_who_waits_for_a_damaged_chunk_is_told() {
         for _ in 0..8 {
             s.spawn(|| {
                 let e = cache.read_blocking(&archive, 5000, 10).expect_err("the decoder fails");
-                assert!(e.to_string().contains("as the test wants it"), "{e}");
+                assert!(e.to_string().contains("as the test intends"), "{e}");
             });
         }
     });
-    // And nothing of it is kept.
+    // Nothing of it stays in the cache.
     assert!(cache.read_blocking(&archive, 5000, 10).is_err());
     holds_nothing(&cache);
 }
 
-/// Decodes nothing until it is let go, and everything then; or ends by a panic.
+/// Decodes nothing until it is released, and everything afterwards; or ends with a panic.
 struct Stuck {
     called: mpsc::Sender<()>,
     go: Mutex<mpsc::Receiver<()>>,
@@ -176,7 +178,7 @@ impl Prefetcher for Stuck {
 
     fn decode(&self, owed: &[Owed]) {
         self.called.send(()).expect("listened to");
-        assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test wants it");
+        assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test intends");
         for owed in owed {
             let mut bytes = vec![0; owed.chunk().len()];
             let read = owed.archive().read_at(
@@ -194,7 +196,7 @@ impl Prefetcher for Stuck {
 }
 
 #[test]
-fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_late_is_dropped() {
+fn chunks_that_a_prefetcher_fails_to_supply_are_reclaimed_and_late_ones_are_dropped() {
     let dir = tempfile::tempdir().expect("a directory");
     for ends in [false, true] {
         let (bytes, archive) = archive(dir.path());
@@ -228,7 +230,7 @@ fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_l
             "each chunk was decoded once for the cache"
         );
         assert!(cache.read_blocking(&archive, 0, bytes.len()).expect("held") == bytes);
-        // It is not asked again: what is wished for is decoded here.
+        // The prefetcher is not asked again, so the cache's own threads decode the request.
         let archive = Arc::new(Archive::open(&dir.path().join("a.bsz")).expect("opens"));
         cache.wish([Wish { archive: archive.clone(), shown: None, range: 0..bytes.len() as u64 }]);
         let twice = 2 * bytes.len() as u64;
@@ -242,7 +244,7 @@ fn what_a_prefetcher_owes_and_does_not_supply_is_taken_back_and_what_comes_too_l
 }
 
 #[test]
-fn tiny_chunks_are_counted_by_what_they_take() {
+fn tiny_chunks_count_for_the_memory_they_occupy() {
     let dir = tempfile::tempdir().expect("a directory");
     let blob = crafted::blob(3);
     let path = dir.path().join("tiny.bsz");
@@ -258,20 +260,20 @@ fn tiny_chunks_are_counted_by_what_they_take() {
     }
     let stats = cache.stats();
     assert!(stats.evictions > 50_000, "no more than a few thousand of them are held: {stats:?}");
-    // So many at once are none that it holds.
+    // The chunks of so large a read are not held, so they evict little.
     let evicted = stats.evictions;
     assert!(cache.read_blocking(&archive, 0, len).expect("decodes") == all);
     assert!(cache.stats().evictions - evicted < 2000);
 }
 
 #[test]
-fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
+fn readers_beyond_the_admission_limit_are_all_answered() {
     let dir = tempfile::tempdir().expect("a directory");
     let blob = crafted::blob(4 << 20);
     let path = dir.path().join("large.bsz");
     crafted::archive(&path, &[], &blob, (0..40).map(|_| blob.len()));
     let archive = Arc::new(Archive::open(&path).expect("opens"));
-    // A chunk of 4 MiB is half of what is admitted.
+    // A chunk of 4 MiB is half of what is admitted at a time.
     let cache = cache(0, 4, codec::fastest()).expect("a cache");
     thread::scope(|scope| {
         for thread in 0..40 {
@@ -279,7 +281,7 @@ fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
             scope.spawn(move || {
                 let at = (thread * blob.len() + 77) as u64;
                 let (send, receive) = mpsc::channel();
-                // What is held until this returns is not kept beyond it.
+                // The slices are released when the callback returns.
                 let copy = |slices: Vec<Slice>| {
                     slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>()
                 };

@@ -1,4 +1,4 @@
-//! Small models to pack: the same bytes for the same seed.
+//! Small models to pack. The same seed gives the same bytes.
 
 use super::random::Random;
 use half::bf16;

@@ -1,6 +1,7 @@
-//! Random numbers from a seed, the same on every machine. Benchmarks and fuzz targets use them, too.
+//! Random numbers from a seed, the same on every machine. Benchmarks and fuzz targets use them,
+//! too.
 
-/// SplitMix64 (Steele, Lea, Flood 2014), started at a seed.
+/// SplitMix64 (Steele, Lea, Flood 2014), started with a seed.
 pub struct Random(pub u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! A sample to mount, and ordinary users who mount it, as far as root can play them.
+//! A sample to mount, and ordinary users who mount it, whom root impersonates.
 
 use super::models::write_model;
 use super::mounts::{BSZ, Rig, bsz, run};
@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A directory with one archive, and the original's bytes.
+/// A directory with one archive, and the bytes of the original.
 pub fn sample(rig: &Rig, name: &str) -> (PathBuf, Vec<u8>) {
     let plain = rig.mkdir(&format!("{name}-plain"));
     let model = write_model(&plain.join("model.safetensors"), 5, 600_000);
@@ -20,13 +20,13 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Run as the user nobody, with whom root tests what ordinary users can do.
+/// Run as the user nobody, who stands for ordinary users when root runs the tests.
 pub fn as_nobody(program: &Path, args: &[&Path]) -> std::process::Output {
     run(Command::new("runuser").args(["-u", "nobody", "--"]).arg(program).args(args))
 }
 
-/// The program and an empty directory of nobody's, both where nobody can reach them, if this machine has what
-/// an ordinary user needs to mount.
+/// The program and an empty directory owned by nobody, both reachable by nobody. `None` if this
+/// machine lacks what an ordinary user needs to mount.
 pub fn ordinary_user(rig: &Rig) -> Option<(PathBuf, PathBuf)> {
     let lacks = |what: &str| {
         eprintln!("skipped: {what}");

@@ -133,7 +133,7 @@ fn is_separator(tokens: &[TokenTree]) -> bool {
     is_punct(tokens.first(), ':') && is_punct(tokens.get(1), ':')
 }
 
-/// The path that `tokens` start with, and how many tokens it takes. It ends before generic arguments.
+/// The path that `tokens` start with, up to generic arguments, and how many tokens it takes.
 fn path_at(tokens: &[TokenTree]) -> (Segments, usize) {
     let mut path = Vec::new();
     let mut length = 0;
