@@ -79,8 +79,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every `.rs` file under `dir`, as (path below `dir`, text).
-fn files(dir: &str) -> Vec<(PathBuf, String)> {
+/// Every file under `dir` with one of these extensions, as (path below `dir`, text).
+fn files(dir: &str, extensions: &[&str]) -> Vec<(PathBuf, String)> {
     let top = root().join(dir);
     let mut found = Vec::new();
     let mut todo = vec![top.clone()];
@@ -89,7 +89,7 @@ fn files(dir: &str) -> Vec<(PathBuf, String)> {
             let path = entry.expect("a directory entry").path();
             if path.is_dir() {
                 todo.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+            } else if path.extension().is_some_and(|e| extensions.iter().any(|one| e == *one)) {
                 let text = fs::read_to_string(&path).expect("a source file is UTF-8");
                 found.push((path.strip_prefix(&top).expect("below the top").into(), text));
             }
@@ -100,7 +100,7 @@ fn files(dir: &str) -> Vec<(PathBuf, String)> {
 }
 
 fn sources() -> Vec<Source> {
-    imports::read(files("src"))
+    imports::read(files("src", &["rs"]))
 }
 
 /// Sources for a test of the checks themselves, given as (path below `src`, text).
@@ -184,17 +184,20 @@ fn only_the_command_line_prints() {
     }
 }
 
-/// Every source file of the project, as (path below the root, text).
-fn all_files() -> Vec<(PathBuf, String)> {
+/// Every file of code with one of these extensions, as (path below the root, text).
+fn all_files(extensions: &[&str]) -> Vec<(PathBuf, String)> {
     let dirs = ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets"];
-    let below =
-        |dir| files(dir).into_iter().map(move |(path, text)| (Path::new(dir).join(path), text));
+    let below = |dir| {
+        files(dir, extensions)
+            .into_iter()
+            .map(move |(path, text)| (Path::new(dir).join(path), text))
+    };
     dirs.into_iter().flat_map(below).collect()
 }
 
 #[test]
 fn every_file_opens_with_its_one_job() {
-    for (path, text) in all_files() {
+    for (path, text) in all_files(&["rs"]) {
         assert!(text.starts_with("//!"), "{}: does not open with `//!`", path.display());
     }
 }
@@ -203,7 +206,7 @@ fn every_file_opens_with_its_one_job() {
 #[ignore = "the rooms are being rebuilt"]
 fn files_and_lines_stay_short() {
     let mut violations = Vec::new();
-    for (path, text) in all_files() {
+    for (path, text) in all_files(&["rs", "py", "cpp", "h", "cu", "cuh"]) {
         let most = if path.starts_with("src") { LONGEST } else { LONGEST_TEST };
         let lines = text.lines().count();
         if lines > most {
