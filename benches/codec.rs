@@ -1,6 +1,8 @@
-//! The kernels, one chunk of 256 KiB at a time, on one thread: decoding, encoding and the hashes, beside memcpy.
+//! The kernels on single chunks of 256 KiB in one thread: decoding, encoding and hashing, compared
+//! with memcpy.
 //!
-//! Weights are made here, so that figures can be compared between machines; `bsz bench` measures a given file.
+//! The weights are generated, so that results can be compared between machines; `bsz bench`
+//! measures a given file.
 
 use bszfs::{
     codec::{self, ChunkDecoder, Coding, ElementKind, Encoder, EntropyModel, Sample},
@@ -8,11 +10,16 @@ use bszfs::{
 };
 use divan::{Bencher, black_box, counter::BytesCount};
 use half::{bf16, f16};
+use random::Random;
 use std::{fmt, sync::LazyLock};
 
-/// Decoded bytes of a chunk.
+#[path = "../tests/common/random.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
+mod random;
+
+/// Bytes of a decoded chunk.
 const CHUNK: usize = 256 << 10;
-/// Elements of a tensor, enough for a model like those of real ones.
+/// Elements of a tensor, enough for a model like those of real tensors.
 const ELEMENTS: usize = 1 << 20;
 /// Elements of a row.
 const ROW: usize = 512;
@@ -21,11 +28,11 @@ fn main() {
     divan::main();
 }
 
-/// The types with a cost of their own.
+/// The element types that differ in cost.
 #[derive(Clone, Copy, Debug)]
 enum Weights {
     Bf16,
-    /// Columns have means and signs of their own, and so classes: several tables in one round.
+    /// Columns have different means and signs, hence classes: several tables in one round.
     F16Classes,
     F32,
     F8,
@@ -47,7 +54,7 @@ impl Weights {
         let mut random = Random(self as u64);
         let column = |i: usize| ((i % ROW) as f32 * 0.7).sin();
         let mut weights = |f: &dyn Fn(usize, f32) -> Vec<u8>| -> Vec<u8> {
-            (0..ELEMENTS).flat_map(|i| f(i, random.normal())).collect()
+            (0..ELEMENTS).flat_map(|i| f(i, normal(&mut random))).collect()
         };
         match self {
             Self::Bf16 => weights(&|_, x| bf16::from_f32(0.02 * x).to_le_bytes().into()),
@@ -65,7 +72,7 @@ impl Weights {
     }
 }
 
-/// What is coded, and how.
+/// A chunk, its model and its encoded form.
 struct Chunk {
     plain: Vec<u8>,
     model: EntropyModel,
@@ -87,7 +94,7 @@ impl Chunk {
     }
 }
 
-/// One decoder on one type, as divan lists it.
+/// One decoder with one element type, as divan lists it.
 struct Decoding {
     weights: Weights,
     decoder: std::sync::Arc<dyn ChunkDecoder>,
@@ -157,25 +164,14 @@ fn noise() -> Vec<u8> {
     (0..CHUNK / 8).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// Standard normal, by Box and Muller.
-    fn normal(&mut self) -> f32 {
-        let mut uniform = || ((self.next() >> 40) + 1) as f32 / (1 << 24) as f32;
-        (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos()
-    }
+/// A sample of the standard normal distribution, by the Box-Muller method.
+fn normal(random: &mut Random) -> f32 {
+    let mut uniform = || ((random.next() >> 40) + 1) as f32 / (1 << 24) as f32;
+    (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos()
 }
 
-/// `x` rounded to F8_E4M3, below its largest value: the exponent's bias moved, sign and top bits kept.
+/// Round `x` to F8_E4M3, saturating at its largest value: rebias the exponent, keep the sign and
+/// the top bits.
 fn e4m3(x: f32) -> u8 {
     let bits = (x.abs().min(448.0) * 2f32.powi(-120)).to_bits();
     ((bits + (1 << 19)) >> 20) as u8 | u8::from(x < 0.0) << 7

@@ -1,7 +1,7 @@
-//! The most that a FUSE file system can reach on this machine: one file, served from memory by the same library with the
-//! same options as a bszfs mount, and nothing to do but to copy.
+//! The highest rate that a FUSE file system can reach on this machine: one file, served from memory
+//! by the same library with the same options as a bszfs mount, so that a read only copies.
 //!
-//! `cargo run --release --example ceiling FILE MOUNTPOINT`; ends when it is unmounted.
+//! Run `cargo run --release --example ceiling FILE MOUNTPOINT`; it ends when unmounted.
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,

@@ -1,7 +1,7 @@
-//! A C interface to an archive's tensors in a GPU's memory, as DLPack has them (<https://dmlc.github.io/dlpack/latest/>):
-//! a library that `torch_dlpack.py` loads.
+//! A C interface to the tensors of an archive in GPU memory, in the terms of DLPack
+//! (<https://dmlc.github.io/dlpack/latest/>). `torch_dlpack.py` loads this library.
 //!
-//! Every tensor keeps the memory alive that all of them share.
+//! All tensors share one allocation, which each of them keeps alive.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
 };
 
-/// An archive in the device's memory.
+/// An archive in device memory.
 pub struct Loaded {
     resident: Arc<Resident>,
     names: Vec<CString>,
@@ -50,7 +50,7 @@ pub struct Managed {
     dimensions: i32,
     data_type: DataType,
     shape: *mut i64,
-    /// None: rows follow each other.
+    /// Null: the rows are contiguous.
     strides: *mut i64,
     offset: u64,
     owner: *mut c_void,
@@ -77,11 +77,11 @@ fn load(path: &Path) -> Result<Loaded> {
     Ok(Loaded { resident: Arc::new(resident), names })
 }
 
-/// Decode the archive at `path` into the first GPU's memory. Where that fails, returns null, and why is in the `len` bytes
-/// at `why`.
+/// Decode the archive at `path` into the memory of the first GPU. On failure, returns null and
+/// writes the reason into the `len` bytes at `why`.
 ///
 /// # Safety
-/// `path` must be a string that ends in a zero, and `len` bytes must be at `why`.
+/// `path` must be a string that ends in a zero, and `len` bytes must be writable at `why`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bsz_load(
     path: *const c_char,
@@ -107,30 +107,30 @@ pub unsafe extern "C" fn bsz_load(
     }
 }
 
-/// How many tensors there are.
+/// The number of tensors.
 ///
 /// # Safety
-/// `loaded` must be of [`bsz_load`].
+/// `loaded` must come from [`bsz_load`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bsz_count(loaded: *const Loaded) -> usize {
     // SAFETY: the caller vouches for it.
     unsafe { &*loaded }.names.len()
 }
 
-/// The name of a tensor, as long as `loaded` is not freed.
+/// The name of a tensor, valid until `loaded` is freed.
 ///
 /// # Safety
-/// `loaded` must be of [`bsz_load`], and `i` below [`bsz_count`].
+/// `loaded` must come from [`bsz_load`], and `i` must be below [`bsz_count`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bsz_name(loaded: *const Loaded, i: usize) -> *const c_char {
     // SAFETY: the caller vouches for it.
     unsafe { &*loaded }.names[i].as_ptr()
 }
 
-/// A tensor, to be freed with its deleter; null where DLPack has no type for its elements.
+/// A tensor, to be freed with its deleter. Null if DLPack has no type for its elements.
 ///
 /// # Safety
-/// `loaded` must be of [`bsz_load`], and `i` below [`bsz_count`].
+/// `loaded` must come from [`bsz_load`], and `i` must be below [`bsz_count`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bsz_tensor(loaded: *const Loaded, i: usize) -> *mut Managed {
     // SAFETY: the caller vouches for it.
@@ -152,26 +152,28 @@ pub unsafe extern "C" fn bsz_tensor(loaded: *const Loaded, i: usize) -> *mut Man
     }))
 }
 
-/// Free what [`bsz_load`] has made. Tensors keep what they need.
+/// Free what [`bsz_load`] returned. Tensors keep the memory that they need.
 ///
 /// # Safety
-/// `loaded` must be of [`bsz_load`], and is not to be used again.
+/// `loaded` must come from [`bsz_load`], and must not be used again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bsz_free(loaded: *mut Loaded) {
     // SAFETY: the caller vouches for it.
     drop(unsafe { Box::from_raw(loaded) });
 }
 
-/// The deleter of tensors.
+/// The deleter of a tensor.
 unsafe extern "C" fn delete(tensor: *mut Managed) {
-    // SAFETY: whoever calls a deleter vouches for a tensor that is not used again; both boxes are from `bsz_tensor`.
+    // SAFETY: the caller of a deleter vouches for a tensor that is not used again; both boxes are
+    // from `bsz_tensor`.
     unsafe {
         let tensor = Box::from_raw(tensor);
         drop(Box::from_raw(tensor.owner.cast::<Owner>()));
     }
 }
 
-/// Elements in DLPack's terms; those of eight bits that it got late are bytes, which a framework can view as what they are.
+/// The element type in terms of DLPack. Eight-bit types that DLPack added late are passed as bytes,
+/// which a framework can view as the right type.
 fn data_type(dtype: Dtype) -> Option<DataType> {
     const INT: u8 = 0;
     const UINT: u8 = 1;

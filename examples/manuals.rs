@@ -1,9 +1,10 @@
-//! Man pages and shell completions, from the definitions that `bsz --help` is made from.
+//! Man pages and shell completions, generated from the definitions behind `bsz --help`.
 //!
 //!     cargo run --example manuals -- DIRECTORY
 //!
-//! writes `DIRECTORY/bsz.1`, a `bsz-VERB.1` for every subcommand, and the completions `bsz.bash`, `_bsz` (zsh) and
-//! `bsz.fish`. `make manuals` calls it. It is an example so that no user's program carries the two generators.
+//! writes `DIRECTORY/bsz.1`, a `bsz-VERB.1` for every subcommand, and the completions `bsz.bash`,
+//! `_bsz` (zsh) and `bsz.fish`. `make manuals` calls it. It is an example so that the program
+//! itself does not carry the two generators.
 
 use clap::Command;
 use clap_complete::{Shell, generate_to};
@@ -54,7 +55,7 @@ fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
-/// One page, with what follows the options in `--help` as sections of their own, in the order of man-pages(7).
+/// One page. What follows the options in `--help` becomes sections, in the order of man-pages(7).
 fn page(command: Command, see_also: &[String]) -> io::Result<Vec<u8>> {
     let version = command.get_version().unwrap_or_default().to_owned();
     let after = command.get_after_long_help().or(command.get_after_help()).map(ToString::to_string);
@@ -86,7 +87,7 @@ fn page(command: Command, see_also: &[String]) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// The parts of a text in which unindented lines that end in a colon are headings.
+/// Split a text into sections. Unindented lines that end in a colon are headings.
 fn sections(text: &str) -> Vec<(&str, Vec<&str>)> {
     let mut sections: Vec<(&str, Vec<&str>)> = Vec::new();
     for line in text.lines() {
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn headings_are_told_from_their_lines() {
+    fn headings_are_separated_from_their_lines() {
         let text = "Examples:\n  bsz a: b\n    deeper\n\nExit status:\n  0  fine";
         assert_eq!(
             sections(text),

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""An archive's tensors in a GPU's memory, decoded there, as torch has them: torch_dlpack.py ARCHIVE [PLAIN]
+"""Decode an archive on the GPU and use its tensors in torch:  torch_dlpack.py ARCHIVE [PLAIN]
 
     cargo build --release --example dlpack
     python3 examples/torch_dlpack.py model.bsz model.safetensors
 
-With PLAIN, the original, every tensor is compared with what safetensors loads. BSZ_DLPACK names the library where it is
-not target/release/examples/libdlpack.so. This example has not been run on a GPU.
+With PLAIN, the original, every tensor is compared with the one that safetensors loads. BSZ_DLPACK
+names the library if it is not target/release/examples/libdlpack.so. This example has not been run
+on a GPU.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ def library():
 
 
 def tensors(path):
-    """Name and DLPack capsule of each tensor. A capsule must be consumed: whoever does so frees the tensor."""
+    """The name and DLPack capsule of each tensor. Capsules must be consumed, which frees them."""
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]

@@ -1,22 +1,22 @@
-//! The mount's cache: right bytes, each chunk decoded once at a time, memory bounded, errors to everyone who waits.
+//! The mount's cache: exact bytes, each chunk decoded once at a time, bounded memory, and errors
+//! delivered to every waiting reader.
+
+mod common;
 
 use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, PendingChunk, Reader, Slice};
 use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use bszfs::error::{Error, Result};
 use bszfs::read::Archive;
 use bszfs::readahead::{OffloadDecoder, PrefetchRequest, Prefetcher, SequentialReadahead};
-use samples::{Fill, Random, pack_bytes, safetensors, tensor};
+use common::crafted;
+use common::random::Random;
+use common::samples::{Fill, pack_bytes, safetensors, tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/samples.rs"]
-mod samples;
-
-/// Decodes as the reference does, slowly, and counts; or fails.
+/// Decodes like the reference decoder, but slowly, counting the calls; or fails.
 struct Counting {
     calls: AtomicUsize,
     fail: bool,
@@ -37,7 +37,7 @@ impl ChunkDecoder for Counting {
         self.calls.fetch_add(1, Ordering::SeqCst);
         thread::sleep(Duration::from_millis(20));
         if self.fail {
-            Err(Error::corrupt("as the test wants it"))
+            Err(Error::corrupt("as the test intends"))
         } else {
             codec::reference().decode(coding, model, payload, out)
         }
@@ -54,7 +54,7 @@ fn counting(fail: bool) -> Arc<Counting> {
     Arc::new(Counting { calls: AtomicUsize::new(0), fail })
 }
 
-/// An original of 600 kB in chunks of 64 KiB, and its archive.
+/// An original of 600 kB and its archive in chunks of 64 KiB.
 fn archive(dir: &std::path::Path) -> (Vec<u8>, Arc<CachedFile>) {
     let bytes = safetensors(&[("a", "BF16", tensor("BF16", 600_000, Fill::Weights, 1))]);
     let packed = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
@@ -66,7 +66,7 @@ fn open(path: &std::path::Path) -> Arc<CachedFile> {
     CachedFile::new(Archive::open(path).expect("opens"))
 }
 
-/// The bytes of a range, read as the kernel's page cache reads.
+/// Read a range the way the kernel's page cache does.
 fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<CachedFile>, at: u64, len: usize) -> Vec<u8> {
     let (send, receive) = mpsc::channel();
     cache.read(archive, at, len, Reader::PageCached, move |answer| {
@@ -76,26 +76,26 @@ fn read_kept(cache: &Arc<ChunkCache>, archive: &Arc<CachedFile>, at: u64, len: u
     slices.iter().flat_map(|s| s.to_vec()).collect()
 }
 
-/// Bytes that are counted for a page of memory, of which a chunk has some.
+/// Bytes accounted for one page of memory, which holds several chunks.
 const PAGE: u64 = (2 << 20) + (16 << 10);
 
 #[track_caller]
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
-        assert!(Instant::now() < deadline, "not so: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Wait until the threads that have answered let go of what they answered with.
+/// Wait until the threads that delivered results have released them.
 #[track_caller]
 fn holds_nothing(cache: &ChunkCache) {
     wait_until("nothing is held", || cache.stats().held_bytes == 0);
 }
 
 #[test]
-fn readers_of_one_chunk_at_once_have_it_decoded_once() {
+fn concurrent_readers_of_a_chunk_decode_it_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     let decoder = counting(false);
@@ -116,7 +116,7 @@ fn readers_of_one_chunk_at_once_have_it_decoded_once() {
 }
 
 #[test]
-fn random_reads_are_exact_and_stay_within_the_bound() {
+fn random_reads_are_exact_and_respect_the_memory_bound() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     for capacity in [0, 100 << 10, 200 << 10, 8 << 20] {
@@ -128,7 +128,8 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
             let end = bytes.len().min(at + len);
             let got = cache.read_blocking(&archive, at as u64, len).expect("decodes");
             assert!(got == bytes[at.min(end)..end], "{len} bytes at {at}");
-            // Memory comes in pages, of which a chunk has some; those for the header and the rest are small.
+            // Memory is accounted in pages of several chunks; those of the header and the tail are
+            // small.
             assert!(cache.stats().held_bytes <= capacity + PAGE + (1 << 20));
         }
         assert_eq!(cache.stats().evictions > 0, capacity < 600_000);
@@ -136,14 +137,14 @@ fn random_reads_are_exact_and_stay_within_the_bound() {
 }
 
 #[test]
-fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
+fn a_chunk_in_the_page_cache_is_not_held_once_it_was_read_completely() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = archive(dir.path());
     let cache = cache(8 << 20, 2, codec::fastest()).expect("a cache");
     for at in (0..bytes.len()).step_by(40_000) {
         let end = bytes.len().min(at + 40_000);
         assert!(read_kept(&cache, &archive, at as u64, 40_000) == bytes[at..end]);
-        // A page for the chunk that was begun, and a small one for the rest of the file.
+        // One page for the chunk that was begun, and a small one for the tail of the file.
         assert!(cache.stats().held_bytes <= PAGE + (1 << 20), "only the chunk that was begun");
     }
     holds_nothing(&cache);
@@ -157,7 +158,7 @@ fn a_chunk_that_its_reader_keeps_is_not_held_once_it_was_read_whole() {
 }
 
 #[test]
-fn everyone_who_waits_for_a_damaged_chunk_is_told() {
+fn every_reader_waiting_for_a_damaged_chunk_gets_the_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = archive(dir.path());
     let decoder = counting(true);
@@ -166,16 +167,16 @@ fn everyone_who_waits_for_a_damaged_chunk_is_told() {
         for _ in 0..8 {
             s.spawn(|| {
                 let e = cache.read_blocking(&archive, 5000, 10).expect_err("the decoder fails");
-                assert!(e.to_string().contains("as the test wants it"), "{e}");
+                assert!(e.to_string().contains("as the test intends"), "{e}");
             });
         }
     });
-    // And nothing of it is kept.
+    // Nothing of it stays in the cache.
     assert!(cache.read_blocking(&archive, 5000, 10).is_err());
     holds_nothing(&cache);
 }
 
-/// Decodes nothing until it is let go, and everything then; or ends by a panic.
+/// Decodes nothing until it is released, and everything afterwards; or ends with a panic.
 struct Stuck {
     called: mpsc::Sender<()>,
     go: Mutex<mpsc::Receiver<()>>,
@@ -189,7 +190,7 @@ impl OffloadDecoder for Stuck {
 
     fn decode(&self, chunks: &[PendingChunk]) {
         self.called.send(()).expect("listened to");
-        assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test wants it");
+        assert!(self.go.lock().expect("alone").recv().is_ok(), "as the test intends");
         for chunk in chunks {
             let mut bytes = vec![0; chunk.chunk().len()];
             let read = chunk.archive().read_at(
@@ -259,7 +260,7 @@ fn pending_chunks_are_reclaimed_from_a_stuck_decoder_and_late_ones_are_ignored()
 }
 
 #[test]
-fn tiny_chunks_are_counted_by_what_they_take() {
+fn tiny_chunks_count_for_the_memory_they_occupy() {
     let dir = tempfile::tempdir().expect("a directory");
     let blob = crafted::blob(3);
     let path = dir.path().join("tiny.bsz");
@@ -275,14 +276,14 @@ fn tiny_chunks_are_counted_by_what_they_take() {
     }
     let stats = cache.stats();
     assert!(stats.evictions > 50_000, "no more than a few thousand of them are held: {stats:?}");
-    // So many at once are none that it holds.
+    // The chunks of so large a read are not held, so they evict little.
     let evicted = stats.evictions;
     assert!(cache.read_blocking(&archive, 0, len).expect("decodes") == all);
     assert!(cache.stats().evictions - evicted < 2000);
 }
 
 #[test]
-fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
+fn readers_beyond_the_admission_limit_are_all_answered() {
     let dir = tempfile::tempdir().expect("a directory");
     let blob = crafted::blob(4 << 20);
     let path = dir.path().join("large.bsz");
@@ -296,7 +297,7 @@ fn readers_of_more_than_may_be_under_way_at_once_are_all_answered() {
             scope.spawn(move || {
                 let at = (thread * blob.len() + 77) as u64;
                 let (send, receive) = mpsc::channel();
-                // What is held until this returns is not kept beyond it.
+                // The slices are released when the callback returns.
                 let copy = |slices: Vec<Slice>| {
                     slices.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>()
                 };

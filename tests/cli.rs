@@ -1,9 +1,8 @@
-//! The command line from outside: what it writes, prints, refuses, and its exit codes.
+//! The command line from outside: what it writes, prints and refuses, and its exit codes.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, model_directory, names, run, same_tree, with_model};
+use common::program::{bsz, model_directory, names, run, same_tree, with_model};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;
@@ -11,11 +10,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
-/// More weights than one chunk holds.
+/// More weights than fit in one chunk.
 const MANY: usize = 400_000;
 
 #[test]
-fn a_file_is_packed_beside_itself_and_comes_back_exactly() {
+fn a_file_is_packed_next_to_itself_and_restored_exactly() {
     let (dir, path, original) = with_model(MANY);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
     let before = path.metadata().expect("the model");
@@ -58,7 +57,7 @@ fn the_output_is_a_path_or_a_directory() {
 }
 
 #[test]
-fn several_sources_go_into_a_directory_that_is_made() {
+fn several_sources_go_into_a_new_directory() {
     let (dir, path, _) = with_model(100);
     fs::copy(&path, dir.path().join("blob")).expect("cp");
     model_directory(&dir.path().join("llama"));
@@ -75,7 +74,7 @@ fn several_sources_go_into_a_directory_that_is_made() {
 }
 
 #[test]
-fn of_several_sources_a_failure_does_not_stop_the_rest() {
+fn one_failing_source_does_not_stop_the_rest() {
     let (dir, _, _) = with_model(100);
     let ran = run(dir.path(), &["pack", "missing", "model.safetensors", "-o", "out"]);
     ran.fails("bsz: missing: No such file or directory (os error 2)\nbsz: pack: 1 of 2 failed");
@@ -115,7 +114,7 @@ fn a_directory_round_trips_with_everything_in_it() {
 }
 
 #[test]
-fn what_is_only_called_an_archive_is_copied() {
+fn a_file_that_is_an_archive_only_by_name_is_copied() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     fs::write(dir.path().join("llama/notes.bsz"), "no archive").expect("write");
@@ -125,7 +124,7 @@ fn what_is_only_called_an_archive_is_copied() {
 }
 
 #[test]
-fn in_place_replaces_and_a_second_run_finds_nothing_to_do() {
+fn packing_in_place_replaces_the_files_and_a_second_run_changes_nothing() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (source, copy) = (dir.path().join("llama"), dir.path().join("copy"));
     model_directory(&source);
@@ -145,7 +144,7 @@ fn in_place_replaces_and_a_second_run_finds_nothing_to_do() {
 }
 
 #[test]
-fn what_is_there_is_not_overwritten_without_force() {
+fn existing_files_are_not_overwritten_without_force() {
     let (dir, path, original) = with_model(100);
     fs::write(dir.path().join("model.bsz"), "precious").expect("write");
     run(dir.path(), &["pack", "model.safetensors"]).fails(
@@ -164,7 +163,7 @@ fn what_is_there_is_not_overwritten_without_force() {
 }
 
 #[test]
-fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
+fn a_second_run_resumes_where_the_first_one_stopped() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     for verb in [["pack", "llama", "-o", "packed"], ["unpack", "packed", "-o", "back"]] {
@@ -177,15 +176,17 @@ fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
     }
     fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
     fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
-    run(dir.path(), &["unpack", "packed", "-o", "back"])
-        .fails("bsz: back/tokenizer.json: exists and is something else; remove it or use --force\nbsz: unpack: 1 of 10 failed");
+    run(dir.path(), &["unpack", "packed", "-o", "back"]).fails(
+        "bsz: back/tokenizer.json: exists and is something else; remove it or use --force\n\
+             bsz: unpack: 1 of 10 failed",
+    );
     assert_eq!(fs::read(dir.path().join("back/tokenizer.json")).expect("read"), b"changed");
     run(dir.path(), &["unpack", "packed", "-o", "back", "--force"]).ok();
     same_tree(&dir.path().join("llama"), &dir.path().join("back"));
 }
 
 #[test]
-fn directories_need_to_be_told_where_to() {
+fn directories_require_an_output() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     run(dir.path(), &["pack", "."])
         .fails("bsz: .: a directory needs -o OUT, or --in-place to replace its files");
@@ -208,7 +209,7 @@ fn a_directory_is_not_packed_into_itself() {
 }
 
 #[test]
-fn files_that_are_no_safetensors_pack_too() {
+fn files_other_than_safetensors_can_be_packed() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let odd: [(&str, &[u8]); 4] = [
         ("empty.safetensors", b""),
@@ -219,7 +220,7 @@ fn files_that_are_no_safetensors_pack_too() {
     for (name, bytes) in odd {
         let path = dir.path().join(name);
         fs::write(&path, bytes).expect("write");
-        // What is called a model and is none is packed where it is asked for by name, and that is said.
+        // A file that only claims to be a model is packed when named explicitly, with a warning.
         let ran = run(dir.path(), &["pack", name, "-o", "x.bsz"]);
         assert_eq!((ran.code, ran.stderr.is_empty()), (Some(0), name == "text"), "{ran:?}");
         run(dir.path(), &["verify", "x.bsz"]).ok();
@@ -232,7 +233,7 @@ fn files_that_are_no_safetensors_pack_too() {
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn files_that_are_not_archives_are_refused() {
     let (dir, path, _) = with_model(MANY);
     for verb in ["unpack", "verify", "info"] {
         run(dir.path(), &[verb, "model.safetensors"])
@@ -243,7 +244,7 @@ fn what_is_no_archive_is_refused() {
     run(dir.path(), &["pack", "missing"])
         .fails("bsz: missing: No such file or directory (os error 2)");
 
-    // A damaged one: named, and nothing is written.
+    // A damaged archive is named, and nothing is written.
     run(dir.path(), &["pack", "model.safetensors"]).ok();
     fs::remove_file(path).expect("rm");
     let archive = dir.path().join("model.bsz");
@@ -257,7 +258,7 @@ fn what_is_no_archive_is_refused() {
 }
 
 #[test]
-fn a_damaged_archive_does_not_hide_the_others() {
+fn a_damaged_archive_does_not_stop_the_others() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "--in-place"]).ok();
@@ -284,7 +285,7 @@ fn a_damaged_archive_does_not_hide_the_others() {
 }
 
 #[test]
-fn json_says_what_was_done() {
+fn json_output_reports_what_was_done() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     let packed = run(dir.path(), &["pack", "llama", "-o", "packed", "--json"]).ok().json();
@@ -310,98 +311,6 @@ fn json_says_what_was_done() {
 }
 
 #[test]
-fn bench_measures_and_leaves_nothing() {
-    let (dir, _, original) = with_model(MANY);
-    let bench = |args: &[&str], tmpdir: Option<&str>| {
-        let mut command = bsz();
-        command
-            .args(["bench", "--seconds", "0.01", "--threads", "2"])
-            .args(args)
-            .current_dir(dir.path());
-        match tmpdir {
-            Some(tmpdir) => command.env("TMPDIR", tmpdir),
-            None => command.env_remove("TMPDIR"),
-        };
-        let ran = Ran::from(command.output().expect("bsz starts")).ok();
-        assert_eq!(names(dir.path()), ["model.safetensors"]);
-        ran
-    };
-    let json = bench(&["model.safetensors", "--json"], None).json();
-    let number =
-        |json: &Value| json.as_f64().filter(|n| *n > 0.0).unwrap_or_else(|| panic!("{json}"));
-    assert_eq!(json["file"], "model.safetensors");
-    assert_eq!(json["bytes"], original.len());
-    let (stored, ratio) = (number(&json["stored"]), number(&json["ratio"]));
-    assert_eq!(ratio, stored / original.len() as f64);
-    assert!(ratio < 0.8, "{ratio}");
-    for rate in [&json["pack_gbs"], &json["verify_gbs"]] {
-        number(rate);
-    }
-    for field in ["reads_per_s", "median_us", "p99_us"] {
-        number(&json["random"][field]);
-    }
-    let rows = |list: &str| -> Vec<(Option<String>, u64)> {
-        let rows = json[list].as_array().expect("a list").iter();
-        let row = |row: &Value| {
-            number(&row["gbs"]);
-            (row["name"].as_str().map(str::to_owned), row["threads"].as_u64().expect("threads"))
-        };
-        rows.map(row).collect()
-    };
-    assert_eq!(rows("memcpy"), [(None, 1), (None, 2)]);
-    let fastest = bszfs::codec::fastest().name();
-    let decoders = bszfs::codec::decoders();
-    let others =
-        decoders.iter().map(|d| d.name()).filter(|name| *name != fastest).map(|name| (name, 1));
-    let expected: Vec<_> = [(fastest, 1), (fastest, 2)].into_iter().chain(others).collect();
-    let expected: Vec<_> =
-        expected.into_iter().map(|(name, n)| (Some(name.to_owned()), n)).collect();
-    assert_eq!(rows("decoders"), expected);
-
-    // For people, and with another place for what is temporary.
-    let other = tempfile::tempdir().expect("a temporary directory");
-    let said = bench(&["model.safetensors"], other.path().to_str()).stdout;
-    for row in
-        ["model.safetensors: ", "pack and verify", "decode, scalar", "memcpy", "random reads"]
-    {
-        assert!(said.contains(row), "{row}: {said}");
-    }
-    assert!(fs::read_dir(other.path()).expect("a directory").next().is_none());
-}
-
-#[test]
-fn bench_takes_archives_and_refuses_the_rest() {
-    let (dir, _, _) = with_model(MANY);
-    run(dir.path(), &["pack", "model.safetensors", "--in-place"]).ok();
-    let json = run(dir.path(), &["bench", "model.bsz", "--seconds", "0.01", "--json"]).ok().json();
-    assert_eq!(json["pack_gbs"], Value::Null);
-    assert_eq!(json["stored"], dir.path().join("model.bsz").metadata().expect("the archive").len());
-
-    let archive = fs::read(dir.path().join("model.bsz")).expect("the archive");
-    let mut damaged = archive.clone();
-    damaged[50_000] ^= 1;
-    for (name, bytes) in [
-        ("damaged.bsz", &damaged[..]),
-        ("other.bsz", b"no archive"),
-        ("empty", b""),
-        ("renamed", &archive),
-    ] {
-        fs::write(dir.path().join(name), bytes).expect("write");
-    }
-    for (name, why) in [
-        ("damaged.bsz", ""),
-        ("other.bsz", "not a .bsz archive"),
-        ("empty", "empty: there is nothing to measure"),
-        ("renamed", "already a .bsz archive"),
-        ("missing", "No such file"),
-        (".", "not a regular file"),
-    ] {
-        run(dir.path(), &["bench", name]).fails_about(name, why);
-    }
-    assert_eq!(names(dir.path()), ["damaged.bsz", "empty", "model.bsz", "other.bsz", "renamed"]);
-}
-
-#[test]
 fn info_shows_tensors_and_archives() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
@@ -417,7 +326,7 @@ fn info_shows_tensors_and_archives() {
 }
 
 #[test]
-fn quiet_is_quiet() {
+fn quiet_commands_print_nothing() {
     let (dir, _, _) = with_model(100);
     for args in [["-q", "pack", "model.safetensors"], ["verify", "-q", "model.bsz"]] {
         assert_eq!(run(dir.path(), &args).ok().stdout, "");
@@ -425,7 +334,7 @@ fn quiet_is_quiet() {
 }
 
 #[test]
-fn a_link_to_a_model_is_packed_as_the_model() {
+fn a_symlink_to_a_model_is_packed_as_the_model() {
     let (dir, _, original) = with_model(100);
     symlink("model.safetensors", dir.path().join("link.safetensors")).expect("a link");
     run(dir.path(), &["pack", "link.safetensors"]).ok();
@@ -434,7 +343,7 @@ fn a_link_to_a_model_is_packed_as_the_model() {
 }
 
 #[test]
-fn wrong_usage_exits_with_two() {
+fn wrong_usage_exits_with_status_2() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let wrong: [&[&str]; 10] = [
         &[],
@@ -459,7 +368,7 @@ fn wrong_usage_exits_with_two() {
 }
 
 #[test]
-fn every_command_has_examples_in_its_help() {
+fn the_help_of_every_command_has_examples() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let program = bszfs::cli::command();
     for verb in program.get_subcommands().filter(|v| !v.is_hide_set()).map(|v| v.get_name()) {
@@ -473,7 +382,7 @@ fn every_command_has_examples_in_its_help() {
 }
 
 #[test]
-fn doctor_looks_at_all_and_says_what_to_do() {
+fn doctor_checks_everything_and_suggests_fixes() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let ran = run(dir.path(), &["doctor", "--json"]);
     let findings: Value = serde_json::from_str(&ran.stdout).expect("JSON");
@@ -489,7 +398,7 @@ fn doctor_looks_at_all_and_says_what_to_do() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     model_directory(&dir.path().join("llama"));
     run(dir.path(), &["pack", "llama", "-o", "packed"]).ok();
@@ -515,7 +424,7 @@ fn a_reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn full_standard_output_is_an_error() {
+fn standard_output_on_a_full_device_is_an_error() {
     let (dir, _, _) = with_model(100);
     run(dir.path(), &["pack", "model.safetensors"]).ok();
     let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");

@@ -1,13 +1,14 @@
 //! A damaged archive gives an error or the exact bytes: never a panic, never a wrong byte.
 
+mod common;
+
 use bszfs::codec::{self, ChunkDecoder};
 use bszfs::read::Archive;
-use samples::{Fill, Random, matrices, pack_bytes, safetensors, tensor, unpack_bytes};
+use common::random::Random;
+use common::samples::{Fill, matrices, pack_bytes, safetensors, tensor, unpack_bytes};
 
-#[path = "common/samples.rs"]
-mod samples;
-
-/// An original with chunks of every coding and planes of every mode, and its archive of a few kilobytes.
+/// An original with chunks of every coding and planes of every mode, and its archive of a few
+/// kilobytes.
 fn small(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
     let bytes = safetensors(&[
         ("a", "BF16", tensor("BF16", 8200, Fill::Weights, 1)),
@@ -18,7 +19,7 @@ fn small(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
     (bytes, archive)
 }
 
-/// The same with blocks in classes, for which it must be larger.
+/// The same with blocks in classes, which need a larger original.
 fn classes(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
     let bytes = safetensors(&[("a", "F8_E4M3", tensor("F8_E4M3", 33_000, Fill::Scaled, 4))]);
     let archive = pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
@@ -38,7 +39,7 @@ fn columns(dir: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
     (bytes, archive)
 }
 
-/// `Some` where the damage was noticed or did not matter; the test fails in the other cases.
+/// `Some` if the damage was detected or harmless; otherwise the test fails.
 fn survives(
     dir: &std::path::Path,
     damaged: &[u8],
@@ -52,7 +53,7 @@ fn survives(
 }
 
 #[test]
-fn every_flipped_byte_is_noticed_or_harmless() {
+fn every_flipped_byte_is_detected_or_harmless() {
     let dir = tempfile::tempdir().expect("a directory");
     let (original, archive) = small(dir.path());
     for decoder in codec::decoders() {
@@ -73,7 +74,7 @@ fn every_flipped_byte_is_noticed_or_harmless() {
 }
 
 #[test]
-fn every_flipped_byte_is_noticed_or_harmless_where_blocks_choose_tables() {
+fn every_flipped_byte_is_detected_or_harmless_where_blocks_choose_tables() {
     let dir = tempfile::tempdir().expect("a directory");
     let (original, archive) = classes(dir.path());
     for at in 0..archive.len() {
@@ -83,9 +84,9 @@ fn every_flipped_byte_is_noticed_or_harmless_where_blocks_choose_tables() {
     }
 }
 
-/// What checksums alone do not find, all checks together do not find, for it changes nothing.
+/// Damage that passes the quick check changes no restored byte.
 #[test]
-fn every_flipped_byte_is_noticed_by_the_quick_check() {
+fn every_flipped_byte_is_detected_by_the_quick_check() {
     let dir = tempfile::tempdir().expect("a directory");
     let (original, archive) = small(dir.path());
     let path = dir.path().join("quick.bsz");
@@ -98,7 +99,7 @@ fn every_flipped_byte_is_noticed_by_the_quick_check() {
     for at in 0..archive.len() {
         let mut damaged = archive.clone();
         damaged[at] ^= 1 << (at % 8);
-        // Some bits of a zstd frame mean nothing.
+        // Some bits of a zstd frame have no meaning.
         if check(&damaged).is_ok() {
             let back = unpack_bytes(dir.path(), &damaged, &*codec::fastest());
             assert!(back.is_ok_and(|b| b == original), "byte {at}");
@@ -119,8 +120,8 @@ fn every_truncation_is_an_error() {
 }
 
 #[test]
-fn noise_behind_a_valid_checksum_is_noticed() {
-    // Damage that an attacker has covered up: the index and the footer are sealed again after it.
+fn noise_behind_a_valid_checksum_is_detected() {
+    // An attacker has covered up the damage: the index and the footer are sealed again after it.
     let dir = tempfile::tempdir().expect("a directory");
     let (original, archive) = small(dir.path());
     let footer = archive.len() - 128;
@@ -143,8 +144,9 @@ fn noise_behind_a_valid_checksum_is_noticed() {
 }
 
 #[test]
-fn noise_in_the_streams_never_leaves_the_slice() {
-    // The chunk decoders themselves, past the checksums that would catch this first.
+fn noise_in_the_streams_never_writes_out_of_bounds() {
+    // This tests the chunk decoders themselves, behind the checksums that would detect the damage
+    // first.
     let dir = tempfile::tempdir().expect("a directory");
     for (_, archive) in [small(dir.path()), classes(dir.path()), columns(dir.path())] {
         noise_in_streams(dir.path(), &archive);

@@ -1,23 +1,22 @@
-//! `bsz demo` tells its story, and leaves nothing behind however it ends.
+//! `bsz demo` runs to its end, and leaves nothing behind however it ends.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{bsz, names, with_model};
+use common::program::{bsz, names, with_model};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Start the demo with `dir` as the place for temporary files.
+/// Start the demo with `dir` as the directory for temporary files.
 fn demo(dir: &Path, file: Option<&Path>) -> Child {
     let mut command: Command = bsz();
     command.arg("demo").args(file).env("TMPDIR", dir).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("bsz starts")
 }
 
-/// Neither files nor mounts are left in `dir`.
+/// Assert that neither files nor mounts are left in `dir`.
 #[track_caller]
 fn nothing_is_left(dir: &Path) {
     assert!(names(dir).is_empty(), "{:?}", names(dir));
@@ -26,7 +25,7 @@ fn nothing_is_left(dir: &Path) {
 }
 
 #[test]
-fn the_whole_story_ends_well() {
+fn the_demo_runs_to_its_end() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let output = demo(dir.path(), None).wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout);
@@ -37,7 +36,7 @@ fn the_whole_story_ends_well() {
 }
 
 #[test]
-fn a_model_of_ones_own_is_only_read() {
+fn a_given_model_is_only_read() {
     let (home, path, original) = with_model(100_000);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let output = demo(dir.path(), Some(&path)).wait_with_output().expect("it ends");
@@ -49,7 +48,7 @@ fn a_model_of_ones_own_is_only_read() {
 }
 
 #[test]
-fn a_file_that_is_missing_is_named() {
+fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let output = demo(dir.path(), Some(Path::new("missing"))).wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
@@ -59,7 +58,7 @@ fn a_file_that_is_missing_is_named() {
 }
 
 #[test]
-fn a_signal_ends_it_cleanly_at_any_moment() {
+fn a_signal_ends_the_demo_cleanly_at_any_moment() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for (milliseconds, signal) in [
         (100, Signal::INT),
@@ -70,7 +69,8 @@ fn a_signal_ends_it_cleanly_at_any_moment() {
     ] {
         let child = demo(dir.path(), None);
         std::thread::sleep(Duration::from_millis(milliseconds));
-        // It may have ended by itself: then there is nobody to tell, and as little may be left.
+        // The process may have exited by itself. Then it gets no signal, but must have cleaned up
+        // all the same.
         let _ = kill_process(Pid::from_child(&child), signal);
         let output = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stderr);

@@ -1,9 +1,10 @@
-//! What goes wrong while packing leaves the original or a whole archive, never half of one.
+//! Whatever goes wrong while packing leaves the original or a complete archive, never a part of
+//! one.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{bsz, names, run, with_model, write_model};
+use common::models::write_model;
+use common::program::{bsz, names, run, with_model};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,14 +12,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Big enough that a kill lands in the middle.
+/// Large enough for a kill to land in the middle.
 const BIG: usize = 6_000_000;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Start packing, and kill it after `pause` as a power cut would.
+/// Start packing, and kill the process after `pause`, as a power cut would.
 fn pack_and_kill(dir: &Path, args: &[&str], pause: Duration) {
     let mut child = bsz()
         .args(["pack", "--quiet"])
@@ -72,7 +73,7 @@ fn a_killed_in_place_pack_loses_nothing_and_a_rerun_completes() {
 }
 
 #[test]
-fn a_killed_unpack_leaves_no_half_file() {
+fn a_killed_unpack_leaves_no_partial_file() {
     let (dir, path, original) = with_model(BIG);
     run(dir.path(), &["pack", "--in-place", "model.safetensors"]).ok();
     for milliseconds in [1, 5, 20, 50] {
@@ -94,14 +95,14 @@ fn a_killed_unpack_leaves_no_half_file() {
 }
 
 #[test]
-fn an_interrupted_command_takes_its_half_file_with_it() {
+fn an_interrupted_command_removes_its_partial_file() {
     let (dir, _, original) = with_model(BIG);
     let interrupt = |args: &[&str], milliseconds, signal: Signal| {
         let mut command = bsz();
         let command = command.arg("-q").args(args).current_dir(dir.path()).env_remove("TMPDIR");
         let mut child = command.spawn().expect("bsz starts");
         std::thread::sleep(Duration::from_millis(milliseconds));
-        // Not yet waited for, so that the number is still its own, should it have ended.
+        // The child was not waited for yet, so its process id cannot have been reused.
         kill_process(Pid::from_child(&child), signal).expect("a child");
         let status = child.wait().expect("it ended");
         assert!(status.success() || status.signal() == Some(signal.as_raw()), "{status}");
@@ -159,7 +160,7 @@ fn a_full_disk_is_a_clean_error() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_original_of_an_in_place_pack() {
+fn a_full_disk_keeps_the_original_of_an_in_place_pack() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let Some(_mounted) = is_root().then(|| Tmpfs::new(dir.path(), "size=3m")).flatten() else {
         eprintln!("skipped: only root can mount the small file system that this fills");

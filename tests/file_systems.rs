@@ -1,10 +1,10 @@
-//! What a file system does not offer is done in the next best way, and the order of calls loses nothing: seen with strace,
-//! which plays such file systems and writes down the calls.
+//! Unsupported operations of a file system have fallbacks, and the order of system calls loses no
+//! data. strace injects the errors and records the calls.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, names, run, write_model};
+use common::models::write_model;
+use common::program::{Ran, bsz, names, run};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn model() -> TempDir {
     dir
 }
 
-/// Whether there is an strace that may be used; BSZ_REQUIRE_STRACE makes its lack a failure.
+/// Whether strace is installed and may be used. With `BSZ_REQUIRE_STRACE`, its lack is a failure.
 fn strace_works() -> bool {
     let works = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     let works = works.is_ok_and(|ran| ran.status.success());
@@ -39,7 +39,7 @@ fn strace(dir: &Path, options: &[&str], args: &[&str]) -> Ran {
 }
 
 #[test]
-fn a_call_that_is_not_offered_is_done_without() {
+fn unsupported_system_calls_have_fallbacks() {
     if !strace_works() {
         return;
     }
@@ -85,10 +85,10 @@ fn a_call_that_is_not_offered_is_done_without() {
 }
 
 #[test]
-fn without_a_lease_a_file_stays_that_another_user_may_be_writing() {
+fn without_a_lease_a_file_that_others_may_be_writing_is_kept() {
     let dir = model();
     let path = dir.path().join("s/m.safetensors");
-    // A user who is not the owner gets no lease.
+    // Only the owner of a file gets a lease on it.
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can become another user");
         return;
@@ -138,7 +138,7 @@ fn without_a_lease_a_file_stays_that_another_user_may_be_writing() {
     );
 }
 
-/// The calls of a run that matter for what is on disk, in their order.
+/// The calls of a run that determine what is on disk, in their order.
 fn calls(dir: &Path, args: &[&str]) -> Vec<String> {
     let trace = dir.join("trace");
     let wanted =
@@ -152,15 +152,15 @@ fn calls(dir: &Path, args: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// The place of the first call from `start` on with all these words.
+/// The index of the first call from `start` on that contains all of these words.
 #[track_caller]
 fn find(calls: &[String], start: usize, words: &[&str]) -> usize {
     let found = calls[start..].iter().position(|call| words.iter().all(|word| call.contains(word)));
     start + found.unwrap_or_else(|| panic!("no call with {words:?} from {start} on in {calls:#?}"))
 }
 
-/// An original goes after: its lease, the archive's bytes on disk, its name on disk; and when it has its own name no
-/// longer, a last look at the lease.
+/// Assert the order: the lease is taken, the archive's bytes and then its name reach the disk, the
+/// original is renamed out of the way, the lease is checked once more, the original is removed.
 #[track_caller]
 fn removes_last(calls: &[String], name: &str, archive_was_there: bool) {
     let lease = find(calls, 0, &["F_SETLEASE", "F_RDLCK", name]);
@@ -177,11 +177,11 @@ fn removes_last(calls: &[String], name: &str, archive_was_there: bool) {
 }
 
 #[test]
-fn an_original_is_removed_when_its_archive_and_that_ones_name_are_on_disk() {
+fn an_original_is_removed_only_after_its_archive_and_name_are_on_disk() {
     if !strace_works() {
         return;
     }
-    // By the file and by the directory.
+    // Packed by file name and by directory.
     for args in [["pack", "--in-place", "s/m.safetensors"], ["pack", "--in-place", "s"]] {
         let dir = model();
         removes_last(&calls(dir.path(), &args), "m.safetensors", false);
@@ -189,7 +189,7 @@ fn an_original_is_removed_when_its_archive_and_that_ones_name_are_on_disk() {
 }
 
 #[test]
-fn an_archive_that_was_there_is_on_disk_before_the_original_goes() {
+fn an_existing_archive_is_synced_before_the_original_is_removed() {
     if !strace_works() {
         return;
     }
@@ -202,7 +202,7 @@ fn an_archive_that_was_there_is_on_disk_before_the_original_goes() {
 }
 
 #[test]
-fn all_names_of_a_file_go_after_all_names_of_its_archive_are_on_disk() {
+fn hard_links_are_removed_only_after_those_of_the_archive_are_on_disk() {
     if !strace_works() {
         return;
     }
@@ -219,7 +219,7 @@ fn all_names_of_a_file_go_after_all_names_of_its_archive_are_on_disk() {
 }
 
 #[test]
-fn an_older_archive_is_replaced_by_rename_before_the_original_goes() {
+fn an_older_archive_is_replaced_by_rename_before_the_original_is_removed() {
     if !strace_works() {
         return;
     }

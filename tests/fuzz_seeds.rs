@@ -1,12 +1,12 @@
-//! Writes what the fuzzer starts from: archives of every kind, and their parts, in the forms that `fuzz/fuzz_targets`
-//! read.
+//! Writes the seed inputs of the fuzzer: archives of every kind and their parts, in the forms that
+//! `fuzz/fuzz_targets` read.
+
+mod common;
 
 use bszfs::{format::NO_MODEL, read::Archive};
-use samples::{Fill, pack_bytes, safetensors, tensor};
+use common::random::Random;
+use common::samples::{self, Fill, pack_bytes, safetensors, tensor};
 use std::path::Path;
-
-#[path = "common/samples.rs"]
-mod samples;
 
 /// Longer inputs are slow to mutate.
 const LONGEST: usize = 36 << 10;
@@ -42,9 +42,9 @@ fn originals() -> Vec<(&'static str, Vec<u8>)> {
     files
 }
 
-/// A matrix with rows of 256 bytes and three tables, about: which one an element has, `scale` says.
+/// A matrix with rows of 256 bytes and about three tables; `scale` selects the table of an element.
 fn matrix(scale: impl Fn(usize) -> usize) -> Vec<u8> {
-    let mut r = samples::Random(5);
+    let mut r = Random(5);
     let element = |i: usize| (r.next() >> 62) as u8 + [0x20, 0x30, 0x38][scale(i) % 3];
     let data: Vec<u8> = (0..256 * 100).map(element).collect();
     let json = r#"{"a":{"dtype":"F8_E4M3","shape":[100,256],"data_offsets":[0,25600]}}"#;
@@ -88,20 +88,21 @@ fn seeds() {
             seed("decode", &format!("{name}-{id}"), &[&head, &model, payload]);
         }
     }
-    // What makes matrices: numbers of a byte, of BF16 and of F32, whose scale depends on the row, or on the column.
+    // Inputs that produce matrices of single bytes, BF16 and F32, whose scale depends on the row or
+    // on the column.
     for (name, kind, op) in [("f8", 0, 4), ("bf16", 3, 10), ("f32", 4, 16)] {
         for (scale, op) in [("rows", op), ("columns", op + 24)] {
             let head = [kind, 1, 0, 1, 0, 0, 0, 0, 0];
             let fill = [&[op, 0, 0x60], &[0x20; 8][..], &[0xff, 0], &[7; 8], &[2]].concat();
             seed("roundtrip", &format!("{name}-{scale}"), &[&head, &fill]);
-            // Then some of it again, zeros, and single bytes changed.
+            // Then a repetition of the end, zeros, and single changed bytes.
             let again = [[3, 0, 0x20, 0, 1], [1, 0, 0x10, 0, 3], [5, 0, 0, 0x40, 9]].concat();
             seed("roundtrip", &format!("{name}-{scale}-again"), &[&head, &fill, &again.repeat(8)]);
         }
     }
 }
 
-/// Write an input of a target, unless it is too long.
+/// Write an input for a target, unless it is too long.
 fn seed(target: &str, name: &str, parts: &[&[u8]]) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let input = parts.concat();

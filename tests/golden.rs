@@ -1,18 +1,17 @@
 //! Archives of every released version stay readable: `tests/data` is never rewritten.
 //!
-//! Until the first release the layout may change, and `BSZ_WRITE_GOLDEN=1 cargo test --test golden` writes the files
-//! anew.
+//! Until the first release the layout may change; `BSZ_WRITE_GOLDEN=1 cargo test --test golden`
+//! writes the files anew.
+
+mod common;
 
 use bszfs::codec;
-use samples::{Fill, matrices, pack_bytes, tensor, unpack_bytes};
+use common::samples::{Fill, matrices, pack_bytes, tensor, unpack_bytes};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-#[path = "common/samples.rs"]
-mod samples;
-
-/// The originals: made from seeds, and held to their hashes so that a change of the generator is noticed. Between them
-/// they use all of the format, which `tests/second_reader.rs` makes sure of.
+/// The originals, made from seeds. Their hashes are asserted, so that a change of the generator is
+/// noticed. Together they cover the whole format, which `tests/second_reader.rs` checks.
 fn originals() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let file = |tensors: &[(&'static str, usize, Fill)], seed| {
         let names = ["a", "b", "c", "d", "e"].into_iter().zip(seed..);

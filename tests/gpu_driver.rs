@@ -1,4 +1,6 @@
-//! All that runs on the host when a GPU decodes, with a driver that is none: see `tests/gpu/driver.cpp`.
+//! The host side of GPU decoding, run with a stand-in for the driver: see `tests/gpu/driver.cpp`.
+
+mod common;
 
 use bszfs::{
     ErrorKind,
@@ -7,20 +9,15 @@ use bszfs::{
     gpu::{self, Gpu, LEAST_MEMORY, Piece, Session},
     read::{Archive, StoredChunk},
 };
-use cxx::Built;
-use samples::{Fill, matrices, pack_bytes, tensor};
+use common::cxx::{self, Built};
+use common::samples::{Fill, matrices, pack_bytes, tensor};
 use std::{
     path::Path,
     process::{Command, Output},
     sync::{Mutex, OnceLock},
 };
 
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/samples.rs"]
-mod samples;
-
-/// A directory that has the driver's library in it.
+/// The directory that contains the driver's library.
 fn driver() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<Built>> = OnceLock::new();
     let flags = ["-O2", "-shared", "-fPIC"];
@@ -28,7 +25,8 @@ fn driver() -> Option<&'static Path> {
     built.as_ref().and_then(|b| b.path.parent())
 }
 
-/// Run a test of this program that is otherwise ignored, with the driver, which fails after so many launches.
+/// Run an ignored test of this program with the stand-in driver, which fails after `launches`
+/// launches.
 fn with_driver(test: &str, launches: Option<usize>) {
     let Some(dir) = driver() else { return };
     let mut command = Command::new(std::env::current_exe().expect("this program"));
@@ -41,24 +39,24 @@ fn with_driver(test: &str, launches: Option<usize>) {
 }
 
 #[test]
-fn archives_are_decoded_into_the_devices_memory() {
+fn archives_are_decoded_into_device_memory() {
     with_driver("an_archive_is_resident", None);
 }
 
 #[test]
-fn chunks_are_decoded_to_the_host_each_with_its_own_outcome() {
+fn chunks_decoded_to_the_host_have_outcomes_of_their_own() {
     with_driver("a_session_decodes", None);
 }
 
 #[test]
-fn a_device_that_fails_gives_errors() {
+fn a_failing_device_gives_errors() {
     for launches in [0, 3, 7] {
         with_driver("the_device_fails", Some(launches));
     }
 }
 
 #[test]
-fn the_benchmark_measures() {
+fn the_benchmark_measures_the_gpu() {
     let Some(dir) = driver() else { return };
     let bench = |file: &Path, library: &Path| -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
@@ -80,7 +78,7 @@ fn the_benchmark_measures() {
         assert!(figures[rate].as_f64().is_some_and(|gbs| gbs > 0.0), "{rate}");
     }
     if let Err(why) = Gpu::open() {
-        // Here, without the driver.
+        // This process runs without the stand-in driver.
         let out = bench(&file, work.path());
         assert_eq!(out.status.code(), Some(1));
         assert_eq!(String::from_utf8_lossy(&out.stderr), format!("bsz: {why}\n"));
@@ -88,9 +86,9 @@ fn the_benchmark_measures() {
 }
 
 #[test]
-fn tensors_are_handed_over_as_dlpack() {
+fn tensors_are_exported_as_dlpack() {
     let Some(dir) = driver() else { return };
-    // Examples are built beside all tests, though not beside a single one.
+    // Cargo builds examples along with all tests, but not along with a single one.
     let library =
         std::env::current_exe().expect("this program").with_file_name("../examples/libdlpack.so");
     let python = std::env::var_os("BSZ_PYTHON").unwrap_or_else(|| "python3".into());
@@ -116,7 +114,7 @@ fn tensors_are_handed_over_as_dlpack() {
     assert_eq!(String::from_utf8_lossy(&ran.stdout), "8 tensors are the same\n");
 }
 
-/// An original with chunks of all kinds, and its archive.
+/// An original with chunks of every coding, and its archive.
 fn sample(dir: &Path) -> (Vec<u8>, Archive) {
     let of =
         |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
@@ -135,7 +133,7 @@ fn sample(dir: &Path) -> (Vec<u8>, Archive) {
 }
 
 #[test]
-#[ignore = "another test runs it, with a driver"]
+#[ignore = "another test runs it, with the stand-in driver"]
 fn an_archive_is_resident() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = sample(dir.path());
@@ -161,7 +159,7 @@ fn an_archive_is_resident() {
     }
 }
 
-/// The chunks that a GPU decodes, four times over, with their checksums.
+/// Four copies of the chunks that a GPU decodes, with their checksums.
 fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     let index = archive.index();
     let ids: Vec<usize> = (0..index.len())
@@ -169,7 +167,7 @@ fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
         .collect();
     assert!(ids.len() < index.len(), "the sample has no chunk of zstd");
     let raw = |id: usize| index.chunk(id).expect("indexed").coding == codec::Coding::Raw;
-    // What takes long in this driver, once only.
+    // Chunks that the stand-in driver decodes slowly come only once.
     let often = (0..12).flat_map(|round| ids.iter().filter(move |&&id| round == 0 || raw(id)));
     let chunks: Vec<_> = often
         .map(|&id| {
@@ -184,7 +182,8 @@ fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     (chunks, pieces)
 }
 
-/// Decode, with damage to piece 2 and without piece 3: each piece's outcome, in which `true` is the right bytes.
+/// Decode, with damage to piece 2 and without piece 3. The outcome of a piece is `true` if its
+/// bytes are right.
 fn decode(
     session: &mut Session,
     chunks: &[(StoredChunk, u64)],
@@ -210,7 +209,7 @@ fn decode(
 }
 
 #[test]
-#[ignore = "another test runs it, with a driver"]
+#[ignore = "another test runs it, with the stand-in driver"]
 fn a_session_decodes() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = sample(dir.path());
@@ -225,7 +224,7 @@ fn a_session_decodes() {
         for (i, outcome) in outcomes.into_iter().enumerate() {
             match (i, outcome.expect("an outcome")) {
                 (2, Err(e)) => assert_eq!(e.kind(), ErrorKind::Corruption),
-                (2, Ok(right)) => assert!(!right, "damage went unnoticed"),
+                (2, Ok(right)) => assert!(!right, "the damage was not detected"),
                 (3, outcome) => {
                     assert_eq!(outcome.expect_err("not there").kind(), ErrorKind::Truncated)
                 }
@@ -238,14 +237,14 @@ fn a_session_decodes() {
 }
 
 #[test]
-#[ignore = "another test runs it, with a driver"]
+#[ignore = "another test runs it, with the stand-in driver"]
 fn the_device_fails() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = sample(dir.path());
     let (chunks, pieces) = pieces(&archive);
     let gpu = Gpu::open().expect("a driver");
     let mut session = gpu.session(LEAST_MEMORY).expect("memory");
-    // The fewest launches that all batches can take are more than the device bears.
+    // Even the fewest launches that the batches can take are more than the device survives.
     let e = decode(&mut session, &chunks, &pieces).expect_err("the device fails");
     assert_eq!(e.to_string(), "CUDA: a launch: unspecified launch failure");
     drop(session);

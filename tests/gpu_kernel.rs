@@ -1,7 +1,9 @@
-//! The GPU's kernel, compiled for the CPU with sanitizers, decodes as the scalar decoder does: the same bytes, or an
-//! error where that has one. See `tests/gpu/shim.h`.
+//! The GPU kernel, compiled for the CPU with sanitizers, decodes like the scalar decoder: the same
+//! bytes, or an error where that one fails. See `tests/gpu/shim.h`.
 //!
-//! With `BSZ_GPU=1` in the environment it runs on this machine's GPU instead.
+//! With `BSZ_GPU=1` in the environment, it runs on this machine's GPU instead.
+
+mod common;
 
 use bszfs::{
     ErrorKind,
@@ -12,20 +14,16 @@ use bszfs::{
     },
     read::Archive,
 };
-use cxx::Built;
-use samples::{Fill, Random, matrices, pack_bytes, tensor};
+use common::cxx::{self, Built};
+use common::random::Random;
+use common::samples::{Fill, matrices, pack_bytes, tensor};
 use std::{
     path::Path,
     process::Command,
     sync::{Arc, Mutex, OnceLock},
 };
 
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/samples.rs"]
-mod samples;
-
-/// A chunk as it is stored.
+/// A chunk as stored.
 #[derive(Clone)]
 struct Case {
     coding: Coding,
@@ -34,11 +32,11 @@ struct Case {
     len: usize,
 }
 
-/// Bytes, or what kind of error.
+/// The bytes, or the kind of the error.
 type Outcome = Result<Vec<u8>, ErrorKind>;
 
 impl Case {
-    /// What the scalar decoder makes of it.
+    /// The outcome of the scalar decoder.
     fn expected(&self) -> Outcome {
         let mut out = vec![0; self.len];
         let decoded =
@@ -47,7 +45,8 @@ impl Case {
     }
 }
 
-/// The kernel's program, compiled on first use; `None`, said loudly, where there is no compiler that can.
+/// The emulator of the kernel, compiled on first use. `None`, with a message, without a working
+/// compiler.
 fn emulator() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<Built>> = OnceLock::new();
     let flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
@@ -59,12 +58,12 @@ fn on_gpu() -> bool {
     std::env::var_os("BSZ_GPU").is_some_and(|v| v == "1")
 }
 
-/// Whether there is something that runs the kernel.
+/// Whether anything here can run the kernel.
 fn can_run() -> bool {
     on_gpu() || emulator().is_some()
 }
 
-/// What the GPU makes of `cases`.
+/// Decode `cases` on the GPU.
 fn run_on_gpu(cases: &[Case]) -> Vec<Outcome> {
     let piece = |c: &Case| Piece {
         coding: c.coding,
@@ -87,7 +86,8 @@ fn run_on_gpu(cases: &[Case]) -> Vec<Outcome> {
     outcomes.into_inner().expect("not poisoned")
 }
 
-/// What the kernel makes of `cases`, whose outputs are `skew` bytes behind multiples of 16. `None` without a compiler.
+/// Decode `cases` with the kernel. Each output starts `skew` bytes past a multiple of 16. `None`
+/// without a compiler.
 fn run(cases: &[Case], skew: usize) -> Option<Vec<Outcome>> {
     if on_gpu() {
         return Some(run_on_gpu(cases));
@@ -141,7 +141,8 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<Outcome>> {
     Some(items.iter().enumerate().map(outcome).collect())
 }
 
-/// The kernel does with all `cases` what the scalar decoder does; returns how many of them decode.
+/// Assert that the kernel and the scalar decoder agree on all `cases`; returns how many of them
+/// decode.
 fn agree(cases: &[Case], skew: usize) -> usize {
     let Some(outcomes) = run(cases, skew) else { return 0 };
     let mut good = 0;
@@ -159,7 +160,7 @@ fn agree(cases: &[Case], skew: usize) -> usize {
     good
 }
 
-/// The chunks of an archive, except those of zstd.
+/// The chunks of an archive, except those coded with zstd.
 fn chunks(path: &Path) -> Vec<Case> {
     let archive = Archive::open(path).expect("opens");
     let bytes = std::fs::read(path).expect("read");
@@ -191,7 +192,7 @@ fn golden_archives_decode() {
 }
 
 #[test]
-fn archives_with_chunks_of_the_usual_size_decode() {
+fn archives_with_the_default_chunk_size_decode() {
     let dir = tempfile::tempdir().expect("a directory");
     let of =
         |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 7));
@@ -220,7 +221,7 @@ fn chunks_of_random_models_decode() {
 }
 
 #[test]
-fn damaged_chunks_are_refused_as_the_scalar_decoder_refuses_them() {
+fn damaged_chunks_are_refused_as_by_the_scalar_decoder() {
     let mut r = Random(37);
     let mut good = 0;
     for _ in 0..4 {
@@ -231,13 +232,14 @@ fn damaged_chunks_are_refused_as_the_scalar_decoder_refuses_them() {
         let cases: Vec<_> = (0..500).map(|i| damaged(i, &mut r)).collect();
         good += agree(&cases, 0);
     }
-    // Bits of a stored plane may change, and nothing but the checksum tells.
+    // Only the checksum detects changed bits of a stored plane.
     assert!((1..1600).contains(&good) || !can_run(), "{good} of 2000 decode");
 }
 
 #[test]
-fn chunks_that_lack_words_or_escapes_are_refused() {
-    // All else fits: only decoding can tell. Without planes nothing is behind the words but what is not the chunk's.
+fn chunks_with_missing_words_or_escapes_are_refused() {
+    // Everything else is consistent, so only decoding can detect it. Without planes, whatever
+    // follows the words is outside the chunk.
     let mut r = Random(43);
     let mut cases = Vec::new();
     while cases.len() < 150 {
@@ -247,7 +249,7 @@ fn chunks_that_lack_words_or_escapes_are_refused() {
     assert_eq!(agree(&cases, 0), 0);
 }
 
-/// The same chunk without some of its words or escapes, and with as much smaller numbers of them.
+/// The same chunk without some of its words or escapes, and with the counts reduced accordingly.
 fn lacking(whole: &Case, r: &mut Random) -> Option<Case> {
     let model = whole.model.as_ref().filter(|_| whole.payload[0] == 0)?;
     let count = whole.len / usize::from(model.layout().width());
@@ -270,7 +272,7 @@ fn lacking(whole: &Case, r: &mut Random) -> Option<Case> {
 }
 
 #[test]
-fn every_byte_of_a_head_matters_as_it_does_to_the_scalar_decoder() {
+fn every_changed_byte_of_a_head_has_the_effect_it_has_in_the_scalar_decoder() {
     let mut r = Random(41);
     for _ in 0..8 {
         let whole = random_case(&mut r, 1000);
@@ -285,7 +287,7 @@ fn every_byte_of_a_head_matters_as_it_does_to_the_scalar_decoder() {
     }
 }
 
-/// The same chunk with some damage; `other` is another one, of which it may get a part.
+/// The same chunk with some damage, which may be a part of the chunk `other`.
 fn damage(whole: &Case, other: &Case, r: &mut Random) -> Case {
     let mut case = whole.clone();
     for _ in 0..1 + below(r, 3) {
@@ -313,7 +315,8 @@ fn below(r: &mut Random, bound: usize) -> usize {
     (r.next() % bound as u64) as usize
 }
 
-/// A chunk of at most `most` elements, with a model of its own; one in twenty may be raw, as small ones mostly are.
+/// A chunk of at most `most` elements with its own model. One in twenty may be raw, as most small
+/// chunks are.
 fn random_case(r: &mut Random, most: usize) -> Case {
     loop {
         let model = random_model(r);
@@ -328,7 +331,8 @@ fn random_case(r: &mut Random, most: usize) -> Case {
     }
 }
 
-/// Any width, cut in any way, with any number of values, tables and classes.
+/// A model of any width, split into planes in any way, with any number of values, tables and
+/// classes.
 fn random_model(r: &mut Random) -> EntropyModel {
     let width = 1u8 << below(r, 4);
     let symbol_bits = 1 + below(r, (8 * width).min(16).into()) as u8;
@@ -370,7 +374,8 @@ fn random_model(r: &mut Random) -> EntropyModel {
     EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds")
 }
 
-/// Elements that are distributed as the tables have it, with planes that are noise, constant, or zero in most blocks.
+/// Elements distributed as in the tables, with planes of noise, of a constant, or of mostly zero
+/// blocks.
 fn elements(r: &mut Random, model: &EntropyModel, count: usize) -> Vec<u8> {
     let layout = model.layout();
     let width = usize::from(layout.width());

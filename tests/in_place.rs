@@ -1,34 +1,18 @@
-//! An original goes only when its archive is on disk, holds its bytes, and nobody could write to it all the while.
+//! An original is removed only when its archive is on disk and holds its bytes, and only if nobody
+//! could write to it in the meantime.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{names, run, write_model};
+use common::models::write_model;
+use common::program::{SOME, models, names, run};
+use common::random::Random;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
-
-const SOME: usize = 60_000;
-
-fn directory() -> TempDir {
-    tempfile::tempdir().expect("a temporary directory")
-}
-
-/// A directory `s` with these models in it.
-fn models(names: &[&str]) -> TempDir {
-    let dir = directory();
-    fs::create_dir(dir.path().join("s")).expect("mkdir");
-    for (seed, name) in (1..).zip(names) {
-        write_model(&dir.path().join("s").join(name), seed, SOME);
-    }
-    dir
-}
 
 #[test]
-fn a_file_that_somebody_has_open_for_writing_stays() {
+fn a_file_open_for_writing_is_kept() {
     let dir = models(&["a.safetensors", "b.safetensors"]);
     let path = dir.path().join("s/a.safetensors");
     let whole = fs::read(&path).expect("the model");
@@ -50,11 +34,12 @@ fn a_file_that_somebody_has_open_for_writing_stays() {
 }
 
 #[test]
-fn a_file_that_is_written_through_a_mapping_stays() {
+fn a_file_mapped_for_writing_is_kept() {
     let dir = models(&["a.safetensors"]);
     let path = dir.path().join("s/a.safetensors");
-    // The descriptor is closed; only the mapping is left.
-    let script = "import mmap, sys\nf = open(sys.argv[1], 'r+b')\nm = mmap.mmap(f.fileno(), 0)\nf.close()\n\
+    // The descriptor is closed, so only the mapping is left.
+    let script = "import mmap, sys\nf = open(sys.argv[1], 'r+b')\nm = mmap.mmap(f.fileno(), 0)\n\
+                  f.close()\n\
                   m[5000] ^= 1\nprint('ready', flush=True)\nsys.stdin.read()\nm[5001] ^= 1";
     let python = Command::new("python3")
         .args(["-c", script])
@@ -77,7 +62,7 @@ fn a_file_that_is_written_through_a_mapping_stays() {
 }
 
 #[test]
-fn a_file_that_is_shorter_than_its_header_says_stays_and_is_told() {
+fn a_truncated_model_is_kept_and_reported() {
     let dir = models(&["a.safetensors", "b.safetensors", "z.safetensors"]);
     let cut = |name: &str, part: u64| {
         let file =
@@ -85,26 +70,26 @@ fn a_file_that_is_shorter_than_its_header_says_stays_and_is_told() {
         file.set_len(file.metadata().expect("stat").len() * part / 1000).expect("cut");
     };
     cut("a.safetensors", 600);
-    // Within the header.
+    // The cut is within the header.
     cut("b.safetensors", 1);
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
     assert_eq!((ran.code, ran.stderr.matches("is incomplete").count()), (Some(0), 2), "{ran:?}");
     assert_eq!(names(&dir.path().join("s")), ["a.safetensors", "b.safetensors", "z.bsz"]);
     let ran = run(dir.path(), &["pack", "--in-place", "s/a.safetensors"]);
     assert!(ran.code == Some(1) && ran.stderr.contains("is incomplete"), "{ran:?}");
-    // A copy is as whole as the original.
+    // A copy loses nothing of the original, so it is made.
     let ran = run(dir.path(), &["pack", "s", "-o", "out"]);
     assert!(ran.code == Some(0) && ran.stderr.contains("is incomplete"), "{ran:?}");
     assert_eq!(names(&dir.path().join("out")), ["a.safetensors", "b.safetensors", "z.bsz"]);
 }
 
 #[test]
-fn what_is_no_model_or_would_grow_stays_and_is_told() {
+fn files_that_are_not_models_or_would_grow_are_kept_and_reported() {
     let dir = models(&["z.safetensors"]);
     let s = dir.path().join("s");
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n";
     let noise: Vec<u8> = {
-        let mut random = program::Random::new(3);
+        let mut random = Random(3);
         (0..30_000).map(|_| random.next() as u8).collect()
     };
     let header =
@@ -129,7 +114,7 @@ fn what_is_no_model_or_would_grow_stays_and_is_told() {
 }
 
 #[test]
-fn the_objects_of_a_repository_are_not_touched() {
+fn the_objects_of_a_repository_are_left_alone() {
     let dir = models(&["model.safetensors"]);
     for repository in [".git/lfs/objects", "bare.git/lfs", ".hg/store"] {
         let objects = dir.path().join("s").join(repository);
@@ -151,7 +136,7 @@ fn the_objects_of_a_repository_are_not_touched() {
 }
 
 #[test]
-fn a_newer_file_takes_the_place_of_the_archive_of_an_older_one() {
+fn a_newer_file_replaces_the_archive_of_an_older_one() {
     let dir = models(&["a.safetensors", "z.safetensors"]);
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
     let newer = write_model(&dir.path().join("s/a.safetensors"), 77, SOME);
@@ -163,7 +148,7 @@ fn a_newer_file_takes_the_place_of_the_archive_of_an_older_one() {
 }
 
 #[test]
-fn a_damaged_archive_of_the_same_file_is_made_again() {
+fn a_damaged_archive_of_the_same_file_is_rebuilt() {
     let dir = models(&["a.safetensors"]);
     let original = fs::read(dir.path().join("s/a.safetensors")).expect("the model");
     run(dir.path(), &["pack", "s/a.safetensors"]).ok();
@@ -180,7 +165,7 @@ fn a_damaged_archive_of_the_same_file_is_made_again() {
 }
 
 #[test]
-fn what_is_in_the_way_of_an_archive_stays() {
+fn files_in_the_way_of_an_archive_are_kept() {
     let dir = models(&["a.safetensors", "b.safetensors", "c.safetensors", "z.safetensors"]);
     let s = dir.path().join("s");
     fs::create_dir(s.join("a.bsz")).expect("mkdir");
@@ -201,7 +186,7 @@ fn what_is_in_the_way_of_an_archive_stays() {
 }
 
 #[test]
-fn the_names_of_one_file_become_names_of_one_archive_or_stay() {
+fn hard_links_of_a_file_become_hard_links_of_its_archive_or_are_all_kept() {
     let dir = models(&["a.safetensors"]);
     let s = dir.path().join("s");
     let original = fs::read(s.join("a.safetensors")).expect("the model");
@@ -242,38 +227,7 @@ fn a_copy_keeps_hard_links_together() {
 }
 
 #[test]
-fn several_packers_of_one_tree_all_end_with_all_done() {
-    let names_of: Vec<String> = (0..10).map(|i| format!("m{i}.safetensors")).collect();
-    let dir = models(&names_of.iter().map(String::as_str).collect::<Vec<_>>());
-    let keep = dir.path().join("keep");
-    program::copy_tree(&dir.path().join("s"), &keep);
-    for round in 0..4 {
-        let _ = fs::remove_dir_all(dir.path().join("s"));
-        program::copy_tree(&keep, &dir.path().join("s"));
-        let packers: Vec<_> = (0..3)
-            .map(|_| {
-                let mut command = program::bsz();
-                command.args(["-q", "pack", "--in-place", "-j1", "s"]).current_dir(dir.path());
-                command.stderr(Stdio::piped()).spawn().expect("bsz starts")
-            })
-            .collect();
-        for packer in packers {
-            let ran: program::Ran = packer.wait_with_output().expect("it ends").into();
-            ran.ok();
-        }
-        let left = names(&dir.path().join("s"));
-        assert!(
-            left.iter().all(|name| name.ends_with(".bsz")) && left.len() == 10,
-            "round {round}: {left:?}"
-        );
-        let _ = fs::remove_dir_all(dir.path().join("back"));
-        run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
-        program::same_tree(&keep, &dir.path().join("back"));
-    }
-}
-
-#[test]
-fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
+fn an_existing_file_is_never_taken_for_our_temporary_file() {
     let dir = models(&["m.safetensors"]);
     let s = dir.path().join("s");
     let planted = s.join(".m.bsz.bsz-partial");
@@ -286,7 +240,7 @@ fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
         held.metadata().expect("stat").ino()
     );
     run(dir.path(), &["verify", "s/m.bsz"]).ok();
-    // It is said, since it may be what is left of a run that was killed.
+    // It is reported, since it may be left over from a run that was killed.
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
     assert!(
         ran.code == Some(0) && ran.stderr.contains(".m.bsz.bsz-partial: is being written"),
@@ -296,7 +250,7 @@ fn nothing_that_is_found_is_taken_for_a_temporary_file_of_ours() {
 }
 
 #[test]
-fn an_original_that_cannot_be_removed_stays_beside_its_archive_and_the_others_are_packed() {
+fn an_original_that_cannot_be_removed_does_not_stop_the_others() {
     let dir = models(&["a.safetensors", "z.safetensors"]);
     let immutable = |flag: &str| {
         let chattr =
@@ -321,7 +275,7 @@ fn an_original_that_cannot_be_removed_stays_beside_its_archive_and_the_others_ar
 }
 
 #[test]
-fn a_directory_that_is_a_link_is_not_entered() {
+fn symlinks_to_directories_are_not_followed() {
     let dir = models(&["m.safetensors"]);
     fs::create_dir(dir.path().join("elsewhere")).expect("mkdir");
     write_model(&dir.path().join("elsewhere/e.safetensors"), 5, SOME);
@@ -329,7 +283,7 @@ fn a_directory_that_is_a_link_is_not_entered() {
     let ran = run(dir.path(), &["pack", "--in-place", "s"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(names(&dir.path().join("elsewhere")), ["e.safetensors"]);
-    // Nor is one in the output written through.
+    // Nor does anything write through a symlink in the output.
     let other = models(&["sub-model.safetensors"]);
     fs::create_dir(other.path().join("s/sub")).expect("mkdir");
     write_model(&other.path().join("s/sub/evil.safetensors"), 6, SOME);
@@ -348,7 +302,7 @@ fn a_directory_that_is_a_link_is_not_entered() {
 }
 
 #[test]
-fn only_a_regular_file_is_replaced_by_force() {
+fn force_replaces_only_regular_files() {
     let dir = models(&["m.safetensors"]);
     run(dir.path(), &["pack", "s/m.safetensors"]).ok();
     let pipe = dir.path().join("pipe");
@@ -365,12 +319,12 @@ fn only_a_regular_file_is_replaced_by_force() {
 }
 
 #[test]
-fn one_failure_does_not_keep_the_others_from_their_turn() {
+fn one_failure_does_not_stop_the_other_files() {
     let dir = models(&["a.safetensors", "z.safetensors"]);
     let s = dir.path().join("s");
     fs::create_dir_all(s.join("c")).expect("mkdir");
     write_model(&s.join("c/deep.safetensors"), 4, SOME);
-    // A file cannot be made where a directory is.
+    // A file cannot be created where a directory is.
     fs::create_dir_all(dir.path().join("out/a.bsz/x")).expect("mkdir");
     fs::create_dir_all(dir.path().join("out/a.safetensors.bsz")).expect("mkdir");
     fs::create_dir_all(dir.path().join("out/a.safetensors")).expect("mkdir");
@@ -386,74 +340,14 @@ fn one_failure_does_not_keep_the_others_from_their_turn() {
 }
 
 #[test]
-fn several_packers_of_files_with_several_names_all_end_with_all_done() {
-    let dir = models(&["a0.safetensors", "b0.safetensors", "c0.safetensors"]);
-    let s = dir.path().join("s");
-    for file in ["a", "b", "c"] {
-        for other in 1..3 {
-            let name = |n: usize| s.join(format!("{file}{n}.safetensors"));
-            fs::hard_link(name(0), name(other)).expect("link");
-        }
-    }
-    let keep = dir.path().join("keep");
-    program::copy_tree(&s, &keep);
-    for round in 0..3 {
-        fs::remove_dir_all(&s).expect("rm");
-        program::copy_tree(&keep, &s);
-        together(dir.path(), &["-q", "pack", "--in-place", "s"]);
-        let left = names(&s);
-        assert!(
-            left.iter().all(|name| name.ends_with(".bsz")) && left.len() == 9,
-            "round {round}: {left:?}"
-        );
-        let _ = fs::remove_dir_all(dir.path().join("back"));
-        run(dir.path(), &["unpack", "s", "-o", "back"]).ok();
-        program::same_tree(&keep, &dir.path().join("back"));
-    }
-}
-
-/// Run a command three times at once; all end well.
-fn together(dir: &Path, args: &[&str]) {
-    let start = |_| {
-        let mut command = program::bsz();
-        command.args(args).current_dir(dir).stderr(Stdio::piped()).stdout(Stdio::null());
-        command.spawn().expect("bsz starts")
-    };
-    let running: Vec<_> = (0..3).map(start).collect();
-    for child in running {
-        let ran: program::Ran = child.wait_with_output().expect("it ends").into();
-        assert_eq!(ran.code, Some(0), "{ran:?}");
-    }
-}
-
-#[test]
-fn several_runs_into_one_directory_all_end_with_all_done() {
-    let dir = models(&["a.safetensors", "b.safetensors", "c.safetensors"]);
-    let s = dir.path().join("s");
-    for name in ["d.json", "e.json", "f.json"] {
-        fs::write(s.join(name), vec![7; 100_000]).expect("written");
-    }
-    std::os::unix::fs::symlink("d.json", s.join("link")).expect("a link");
-    for round in 0..3 {
-        for made in ["out", "back"] {
-            let _ = fs::remove_dir_all(dir.path().join(made));
-        }
-        together(dir.path(), &["-q", "pack", "s", "-o", "out"]);
-        together(dir.path(), &["-q", "unpack", "out", "-o", "back"]);
-        assert_eq!(names(&dir.path().join("out")).len(), 7, "round {round}");
-        program::same_tree(&s, &dir.path().join("back"));
-    }
-}
-
-#[test]
-fn an_archive_that_was_there_stays_only_if_it_has_all_that_the_file_has() {
+fn an_existing_archive_with_other_attributes_is_replaced() {
     let dir = models(&["a.safetensors"]);
     let path = dir.path().join("s/a.safetensors");
     run(dir.path(), &["pack", "s/a.safetensors"]).ok();
     let archive = dir.path().join("s/a.bsz");
     let first = archive.metadata().expect("stat").ino();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
-    // Somebody who has it open for writing could still change it.
+    // A process that has the archive open for writing could still change it.
     let mut held = OpenOptions::new().write(true).open(&archive).expect("opens");
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
     held.write_all(&[0xee; 4096]).expect("written");
@@ -464,7 +358,7 @@ fn an_archive_that_was_there_stays_only_if_it_has_all_that_the_file_has() {
 }
 
 #[test]
-fn an_older_archive_is_not_shown_instead_of_a_file_with_several_names() {
+fn an_older_archive_does_not_shadow_a_file_with_hard_links() {
     let dir = models(&["m.safetensors"]);
     let s = dir.path().join("s");
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
@@ -479,7 +373,7 @@ fn an_older_archive_is_not_shown_instead_of_a_file_with_several_names() {
 }
 
 #[test]
-fn a_file_that_would_be_shown_instead_of_an_archive_is_an_error() {
+fn a_file_that_would_shadow_an_archive_is_an_error() {
     let dir = models(&["m.safetensors"]);
     fs::create_dir(dir.path().join("out")).expect("mkdir");
     fs::write(dir.path().join("out/m.safetensors"), "the beginning of it").expect("written");
@@ -493,7 +387,7 @@ fn a_file_that_would_be_shown_instead_of_an_archive_is_an_error() {
 }
 
 #[test]
-fn nothing_is_packed_or_restored_over_itself() {
+fn no_file_is_packed_or_restored_over_itself() {
     let dir = models(&["m.bsz"]);
     let original = fs::read(dir.path().join("s/m.bsz")).expect("the model");
     run(dir.path(), &["pack", "s/m.bsz", "-o", "s/m.bsz", "--force"])

@@ -1,6 +1,8 @@
-//! An index that is too large to be kept: read in parts, exactly, or not at all.
+//! An index too large to be kept in memory is read in parts, exactly or not at all.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
+
+mod common;
 
 use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, Reader};
 use bszfs::codec;
@@ -8,19 +10,16 @@ use bszfs::error::ErrorKind;
 use bszfs::format::Footer;
 use bszfs::read::{Archive, ArchiveMemory, describe, verify};
 use bszfs::readahead::SequentialReadahead;
-use samples::{Random, pack_bytes, samples};
+use common::crafted;
+use common::random::Random;
+use common::samples::{self, pack_bytes, samples};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/samples.rs"]
-mod samples;
-
-/// Open with memory for what an index in parts takes, and for no index.
+/// Open with memory for an index in parts, but not for a complete one.
 fn open_in_parts(path: &Path) -> Archive {
     let memory = Arc::new(ArchiveMemory::new(17 << 10));
     let archive =
@@ -29,7 +28,8 @@ fn open_in_parts(path: &Path) -> Archive {
     archive
 }
 
-/// Memory of which an index that stays takes all but what one in parts needs, and that one.
+/// Index memory in which a resident index leaves just enough for an index in parts, and the archive
+/// of the resident one.
 fn full_memory(dir: &Path) -> (Arc<ArchiveMemory>, Archive) {
     let (path, _) = large(dir, 9000);
     let (len, chunks) = {
@@ -44,7 +44,7 @@ fn full_memory(dir: &Path) -> (Arc<ArchiveMemory>, Archive) {
 }
 
 #[test]
-fn every_sample_is_the_same_with_its_index_in_parts_and_refused_without_memory() {
+fn every_sample_reads_the_same_with_its_index_in_parts_and_is_refused_without_memory() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("a.bsz");
     let (memory, _kept) = full_memory(dir.path());
@@ -66,7 +66,7 @@ fn every_sample_is_the_same_with_its_index_in_parts_and_refused_without_memory()
     }
 }
 
-/// An archive with an index of some parts, and its path.
+/// An archive whose index has several parts, and its path.
 fn large(dir: &Path, chunks: usize) -> (std::path::PathBuf, Vec<u8>) {
     let path = dir.join("large.bsz");
     let blob = crafted::blob(1000);
@@ -75,7 +75,7 @@ fn large(dir: &Path, chunks: usize) -> (std::path::PathBuf, Vec<u8>) {
 }
 
 #[test]
-fn any_range_is_read_through_parts_as_it_is_from_memory() {
+fn any_range_reads_the_same_with_the_index_in_parts() {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, _) = large(dir.path(), 9000);
     let (whole, parts) = (Archive::open(&path).expect("sound"), open_in_parts(&path));
@@ -105,12 +105,12 @@ fn any_range_is_read_through_parts_as_it_is_from_memory() {
     let described =
         |archive| serde_json::to_value(describe(archive, decoder).expect("read")).expect("JSON");
     assert_eq!(described(&whole), described(&parts));
-    // Its hash is that of nothing, either way.
+    // The hash of a crafted archive is wrong, whichever way it is read.
     assert!(verify(&whole, decoder, &|_| ()).is_err() && verify(&parts, decoder, &|_| ()).is_err());
 }
 
 #[test]
-fn models_and_hashes_are_read_through_parts() {
+fn models_and_hashes_are_read_from_an_index_in_parts() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("a.bsz");
     let tensors: Vec<_> = (0..60)
@@ -135,7 +135,7 @@ fn models_and_hashes_are_read_through_parts() {
 }
 
 #[test]
-fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_byte() {
+fn an_index_part_that_changed_after_its_check_is_an_error_and_never_a_wrong_byte() {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, _) = large(dir.path(), 9000);
     let sound = std::fs::read(&path).expect("read");
@@ -146,7 +146,8 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
         whole.read_at(0, &mut out, &*codec::reference()).expect("read");
         out
     };
-    // A byte of a start, of a place, of a length, of a coding, of a checksum; in the first part, and in the last.
+    // A byte of a start, an offset, a length, a coding and a checksum, in the first part and in the
+    // last.
     for at in [0, 9, 24, 31, 16].into_iter().flat_map(|at| [at, at + 32 * 8000]) {
         std::fs::write(&path, &sound).expect("written");
         let archive = open_in_parts(&path);
@@ -164,7 +165,7 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
                 assert!(read[..n] == original[from..from + n], "{at}: wrong bytes at {from}");
             }
         }
-        // Through a cache, too: everybody is told.
+        // Readers that wait in a cache get the error, too.
         let start = whole.index().chunk(chunk).unwrap().original.start;
         let (send, answered) = mpsc::channel();
         let archive = CachedFile::new(archive);
@@ -173,7 +174,7 @@ fn a_part_that_has_changed_since_it_was_checked_is_an_error_and_never_a_wrong_by
         });
         assert_eq!(answered.recv_timeout(Duration::from_secs(30)), Ok(true));
     }
-    // Cut off: an error, too.
+    // A truncated index is an error, too.
     std::fs::write(&path, &sound).expect("written");
     let archive = open_in_parts(&path);
     File::options()
@@ -196,7 +197,7 @@ fn cache() -> Arc<ChunkCache> {
 }
 
 #[test]
-fn a_cache_reads_through_parts_what_it_reads_from_memory() {
+fn a_cache_reads_the_same_with_the_index_in_parts() {
     let dir = tempfile::tempdir().expect("a directory");
     let (path, _) = large(dir.path(), 9000);
     let whole = Archive::open(&path).expect("sound");

@@ -1,10 +1,10 @@
-//! What a file keeps when it is packed and restored: owner, group, mode, ACLs, extended attributes, times, holes, names; and
-//! that nobody gets access who had none.
+//! What packing and unpacking preserve: owner, group, mode, ACLs, extended attributes, times, holes
+//! and names. Nobody gains access along the way.
 
-#[path = "common/program.rs"]
-mod program;
+mod common;
 
-use program::{Ran, bsz, names, run, write_model};
+use common::models::write_model;
+use common::program::{self, Ran, bsz, names, run};
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
@@ -23,7 +23,7 @@ fn is_root() -> bool {
     root
 }
 
-/// A directory with `s/m.safetensors` and the program, both where all users can reach them.
+/// A directory with `s/m.safetensors` and the program, both reachable by all users.
 fn model() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
@@ -34,7 +34,7 @@ fn model() -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Run as this user, of the group of that number and of group 6001.
+/// Run `bsz` as the given user, whose groups are the one of the same number and 6001.
 fn run_as(dir: &Path, user: &str, args: &[&str]) -> Ran {
     let mut command = Command::new("setpriv");
     command
@@ -50,7 +50,7 @@ fn can_read(user: &str, group: &str, path: &Path) -> bool {
     command.output().expect("setpriv starts").status.success()
 }
 
-/// An ACL: owner rw, this user as given, group, mask and others as given.
+/// An ACL: read and write for the owner, the given entries for the user, group, mask and others.
 fn acl(user: u32, perm: u16, group: u16, mask: u16, other: u16) -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();
     let none = u32::MAX;
@@ -72,7 +72,7 @@ fn value(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn acls_and_attributes_go_with_the_file_and_back() {
+fn acls_and_extended_attributes_survive_packing_and_unpacking() {
     let (dir, path) = model();
     let wanted = acl(7002, 4, 0, 4, 0);
     if setxattr(&path, ACL, &wanted, XattrFlags::empty()).is_err()
@@ -105,7 +105,7 @@ fn acls_and_attributes_go_with_the_file_and_back() {
 }
 
 #[test]
-fn what_a_directory_gives_to_new_files_does_not_open_an_archive() {
+fn a_default_acl_does_not_open_an_archive_to_others() {
     let (dir, path) = model();
     fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("chmod");
     let inherited = acl(7003, 6, 6, 6, 4);
@@ -119,19 +119,19 @@ fn what_a_directory_gives_to_new_files_does_not_open_an_archive() {
     let archive = dir.path().join("s/m.bsz");
     assert_eq!(value(&archive, ACL), None);
     assert_eq!(archive.metadata().expect("stat").mode() & 0o777, 0o640);
-    // Directories of a copy keep theirs, too.
+    // The directories of a copy keep theirs.
     run(dir.path(), &["pack", "s", "-o", "out"]).ok();
     let default = |path: &str| value(&dir.path().join(path), "system.posix_acl_default");
     assert_eq!((default("out"), default("s")), (Some(inherited.clone()), Some(inherited)));
 }
 
 #[test]
-fn where_an_acl_cannot_be_kept_nobody_is_let_in() {
+fn without_acl_support_nobody_else_gets_access() {
     let (dir, path) = model();
     if !is_root() || setxattr(&path, ACL, &acl(7002, 4, 0, 4, 0), XattrFlags::empty()).is_err() {
         return;
     }
-    // Without ACLs: ramfs has none.
+    // ramfs has no ACLs.
     let plain = dir.path().join("plain");
     fs::create_dir(&plain).expect("mkdir");
     let mounted = Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(&plain).status();
@@ -147,7 +147,7 @@ fn where_an_acl_cannot_be_kept_nobody_is_let_in() {
 }
 
 #[test]
-fn a_member_of_the_group_keeps_the_group_and_others_get_nothing() {
+fn a_group_member_keeps_the_group_and_anybody_else_closes_the_archive() {
     let (dir, path) = model();
     if !is_root() {
         return;
@@ -169,7 +169,7 @@ fn a_member_of_the_group_keeps_the_group_and_others_get_nothing() {
         let made = dir.path().join(path).metadata().expect("stat");
         assert_eq!((made.gid(), made.mode() & 0o777), (6001, mode), "{path}");
     }
-    // Of a group of which the packer is not, the archive is closed to the packer's own group.
+    // If the packer is not a member of the group, the archive is closed to the packer's own group.
     let stranger = dir.path().join("s/x.safetensors");
     write_model(&stranger, 2, SOME);
     chown(&stranger, Some(7002), Some(6009)).expect("chown");
@@ -181,7 +181,7 @@ fn a_member_of_the_group_keeps_the_group_and_others_get_nothing() {
 }
 
 #[test]
-fn an_archive_does_not_make_its_maker_anothers_program() {
+fn setuid_bits_are_restored_only_with_preserve() {
     let (dir, path) = model();
     if !is_root() {
         return;
@@ -194,7 +194,7 @@ fn an_archive_does_not_make_its_maker_anothers_program() {
     assert_eq!(mode("one"), 0o755);
     run(dir.path(), &["unpack", "--preserve", "packed/m.bsz", "-o", "two"]).ok();
     assert_eq!(mode("two"), 0o6757);
-    // Who has closed the archive has closed what comes out of it.
+    // Permissions revoked on the archive are revoked on the restored file.
     fs::set_permissions(dir.path().join("packed/m.bsz"), Permissions::from_mode(0o600))
         .expect("chmod");
     run(dir.path(), &["unpack", "packed/m.bsz", "-o", "three"]).ok();
@@ -202,7 +202,7 @@ fn an_archive_does_not_make_its_maker_anothers_program() {
 }
 
 #[test]
-fn holes_are_not_filled() {
+fn holes_stay_holes() {
     let (dir, _) = model();
     let gib = 1u64 << 30;
     let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{gib}],"data_offsets":[0,{gib}]}}}}"#);
@@ -223,7 +223,7 @@ fn holes_are_not_filled() {
 }
 
 #[test]
-fn every_name_can_be_packed_or_is_left_with_a_word() {
+fn every_file_name_is_packed_or_reported() {
     let (dir, path) = model();
     let s = dir.path().join("s");
     let long = |n: usize, end: &str| format!("{}{end}", "n".repeat(n - end.len()));
@@ -249,10 +249,10 @@ fn every_name_can_be_packed_or_is_left_with_a_word() {
 }
 
 #[test]
-fn no_two_files_get_one_archive() {
+fn no_two_files_share_an_archive() {
     let (dir, path) = model();
     let s = dir.path().join("s");
-    // Equal times and sizes, other bytes.
+    // Equal times and sizes, different bytes.
     fs::remove_file(&path).expect("rm");
     let time = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
     for (seed, name) in [(1, "model"), (2, "model.safetensors"), (3, "z.safetensors")] {
@@ -274,7 +274,7 @@ fn no_two_files_get_one_archive() {
         run(dir.path(), &["unpack", packed, "-o", back]).ok();
         program::same_tree(&dir.path().join("keep"), &dir.path().join(back));
     }
-    // Named in one command, as a shell's pattern does.
+    // Several files named in one command, as a shell expands a pattern.
     run(
         dir.path(),
         &["pack", "keep/model", "keep/model.safetensors", "keep/z.safetensors", "-o", "named"],
@@ -294,7 +294,7 @@ fn no_two_files_get_one_archive() {
 }
 
 #[test]
-fn another_file_of_the_same_size_and_time_is_not_already_done() {
+fn a_different_file_of_the_same_size_and_time_is_not_already_done() {
     let (dir, path) = model();
     let time = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
     let touch = |path: &Path| {
@@ -305,7 +305,7 @@ fn another_file_of_the_same_size_and_time_is_not_already_done() {
     touch(&dir.path().join("s/c.json"));
     run(dir.path(), &["pack", "s", "-o", "out"]).ok();
     run(dir.path(), &["unpack", "out", "-o", "back"]).ok();
-    // Again, and nothing is to be done.
+    // A second run has nothing to do.
     let again = run(dir.path(), &["pack", "s", "-o", "out"]).ok();
     assert!(again.stdout.contains("2 already done"), "{again:?}");
     write_model(&path, 9, SOME);
@@ -322,7 +322,7 @@ fn another_file_of_the_same_size_and_time_is_not_already_done() {
 }
 
 #[test]
-fn absolute_links_into_the_tree_lead_into_the_copy() {
+fn absolute_symlinks_into_the_tree_point_into_the_copy() {
     let (dir, path) = model();
     let s = dir.path().join("s");
     fs::create_dir_all(s.join("blobs")).expect("mkdir");
@@ -337,7 +337,7 @@ fn absolute_links_into_the_tree_lead_into_the_copy() {
 }
 
 #[test]
-fn attributes_of_the_view_are_not_kept() {
+fn attributes_of_the_view_are_not_copied() {
     let (dir, path) = model();
     if setxattr(&path, "user.bsz.archive", b"x", XattrFlags::empty()).is_err() {
         eprintln!("skipped: no extended attributes here");
@@ -350,7 +350,7 @@ fn attributes_of_the_view_are_not_kept() {
 }
 
 #[test]
-fn an_archive_and_a_copy_of_it_that_are_one_file_are_restored_as_two() {
+fn hard_links_to_an_archive_under_other_names_stay_archives() {
     let (dir, path) = model();
     let original = fs::read(&path).expect("the model");
     run(dir.path(), &["pack", "--in-place", "s"]).ok();
@@ -365,16 +365,17 @@ fn an_archive_and_a_copy_of_it_that_are_one_file_are_restored_as_two() {
 }
 
 #[test]
-fn no_file_of_a_directory_is_lost_to_another_of_its_name() {
+fn no_file_is_lost_to_a_name_collision() {
     let (dir, path) = model();
     let s = dir.path().join("s");
     let original = fs::read(&path).expect("the model");
-    // A model that is called as the archive of another would be.
+    // A model with the name that the archive of the other one would get.
     write_model(&s.join("m.bsz"), 2, SOME);
     run(dir.path(), &["pack", "s", "-o", "packed"]).ok();
     run(dir.path(), &["unpack", "packed", "-o", "back"]).ok();
     program::same_tree(&s, &dir.path().join("back"));
-    // An archive beside a file that a mount shows instead: the same bytes, then others.
+    // An archive beside the file that a mount would show in its place: first with the same bytes,
+    // then with others.
     let both = dir.path().join("both");
     fs::create_dir(&both).expect("mkdir");
     fs::write(both.join("m.safetensors"), &original).expect("written");
@@ -392,7 +393,7 @@ fn no_file_of_a_directory_is_lost_to_another_of_its_name() {
 }
 
 #[test]
-fn what_belongs_to_others_is_restored_without_what_could_do_harm() {
+fn files_of_other_users_are_restored_without_dangerous_mode_bits() {
     let (dir, path) = model();
     if !is_root() {
         return;
@@ -415,7 +416,7 @@ fn what_belongs_to_others_is_restored_without_what_could_do_harm() {
 }
 
 #[test]
-fn a_directory_of_the_output_that_was_there_stays_as_it_is() {
+fn existing_output_directories_keep_their_modes() {
     let (dir, _) = model();
     fs::create_dir_all(dir.path().join("s/sub")).expect("mkdir");
     fs::set_permissions(dir.path().join("s/sub"), Permissions::from_mode(0o777)).expect("chmod");

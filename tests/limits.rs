@@ -1,13 +1,10 @@
-//! Signals and limits: nothing is left behind, and nothing hangs.
+//! Signals and resource limits: no file is left behind, and no command hangs.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::write_model;
-use mounts::{BSZ, mount_line, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{BSZ, mount_line, mount_test, run, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-/// Run `bsz` by a shell that sets a limit, in `dir`.
+/// Run `bsz` in `dir` from a shell that sets a limit.
 fn limited(dir: &Path, limit: &str, args: &[&str]) -> Output {
     let line = format!(r#"ulimit {limit}; exec "$0" "$@""#);
     run(Command::new("sh").args(["-c", &line, BSZ]).args(args).current_dir(dir))
@@ -30,7 +27,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_file_that_may_not_grow_is_an_error_and_leaves_nothing() {
+fn exceeding_the_file_size_limit_is_an_error_and_leaves_no_files_behind() {
     let dir = tempfile::tempdir().unwrap();
     write_model(&dir.path().join("m.safetensors"), 1, 400_000);
     let large = "File too large";
@@ -53,7 +50,7 @@ fn a_file_that_may_not_grow_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
-fn what_ends_a_command_takes_its_half_file_with_it_unless_it_is_ignored() {
+fn a_terminating_signal_removes_the_partial_file_unless_it_is_ignored() {
     let dir = tempfile::tempdir().unwrap();
     write_model(&dir.path().join("m.safetensors"), 1, 6_000_000);
     let end = |prefix: &[&str], signal: Signal| {
@@ -64,7 +61,7 @@ fn what_ends_a_command_takes_its_half_file_with_it_unless_it_is_ignored() {
             "-j1",
             "m.safetensors",
         ]);
-        // The slowest there is.
+        // The slowest command there is.
         command
             .env("BSZ_DECODER", "scalar")
             .current_dir(dir.path())
@@ -92,7 +89,7 @@ fn what_ends_a_command_takes_its_half_file_with_it_unless_it_is_ignored() {
 }
 
 #[test]
-fn every_command_does_with_few_descriptors_or_says_so() {
+fn every_command_works_with_few_descriptors_or_says_why_not() {
     mount_test(|rig| {
         let (source, view) = (rig.mkdir("source"), rig.mkdir("view"));
         for i in 0..30 {
@@ -108,7 +105,8 @@ fn every_command_does_with_few_descriptors_or_says_so() {
                 &["bench", "--seconds=0.01", "packed/m1.bsz"],
                 &["doctor"],
                 &["mount", "packed", "view"],
-                // Other mounts of this machine, a dead one among them, are nothing to this test while its own is there.
+                // Other mounts of this machine, even dead ones, do not affect this test while its
+                // own mount exists.
                 &["status"],
                 &["status", "view"],
                 &["warm", "view"],
@@ -119,7 +117,7 @@ fn every_command_does_with_few_descriptors_or_says_so() {
                 let said = String::from_utf8(output.stderr).unwrap();
                 let code = output.status.code();
                 assert!(!said.contains("panicked"), "{n}: {args:?}: {said}");
-                // The loader itself needs some.
+                // The dynamic loader itself needs some descriptors.
                 let few = code == Some(1) && said.contains("bsz: ") || n < 10 && code != Some(0);
                 assert!(code == Some(0) || few && n < 24, "{n}: {args:?}: {code:?}: {said}");
             }
@@ -129,7 +127,7 @@ fn every_command_does_with_few_descriptors_or_says_so() {
 }
 
 #[test]
-fn a_mount_with_few_descriptors_answers_and_gives_the_rest_an_error() {
+fn a_mount_out_of_descriptors_returns_errors_and_recovers() {
     mount_test(|rig| {
         let (plain, view) = (rig.mkdir("plain"), rig.mkdir("view"));
         for i in 0..60 {
@@ -147,8 +145,8 @@ fn a_mount_with_few_descriptors_answers_and_gives_the_rest_an_error() {
         let mut start = [0; 100];
         opened[0].read_exact(&mut start).unwrap();
         opened.clear();
-        // What the kernel was told while there were none is forgotten in a second.
-        wait_for("all to be there again", || (0..60).all(|i| open(i).is_ok()));
+        // The kernel forgets within a second the errors it got in the meantime.
+        wait_for("all files to open again", || (0..60).all(|i| open(i).is_ok()));
         assert!(run(Command::new(BSZ).arg("umount").arg(&view)).status.success());
     });
 }

@@ -1,17 +1,17 @@
-//! The unmodified Python `safetensors` library loads a mounted model as it loads the plain one, bit for bit.
+//! The unmodified Python `safetensors` library loads a mounted model exactly like the plain one.
 //!
-//! Needs an interpreter with the packages of `tests/python/requirements.txt` in `BSZ_PYTHON`, which `make test`
-//! provides.
+//! `BSZ_PYTHON` names an interpreter with the packages of `tests/python/requirements.txt`; `make
+//! test` provides one.
 
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use mounts::{bsz, mount_test, run};
+use common::mounts::{bsz, mount_test, run};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 
-/// The interpreter to use; without one, the test is skipped in words, unless it is required.
+/// The interpreter to use. Without one, the test is skipped with a message, or fails if Python is
+/// required.
 fn python() -> Option<OsString> {
     let python = std::env::var_os("BSZ_PYTHON").filter(|path| !path.is_empty());
     if python.is_none() {
@@ -24,7 +24,7 @@ fn python() -> Option<OsString> {
     python
 }
 
-/// Run `tests/python/load.py`, and give what it printed.
+/// Run `tests/python/load.py` and return its output.
 fn load(python: &OsString, verb: &str, paths: &[&Path]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/load.py");
     let output = run(Command::new(python).arg(script).arg(verb).args(paths));

@@ -1,27 +1,23 @@
-//! What the mount shows, read through the kernel.
+//! What the mount shows when read through the kernel.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/samples.rs"]
-mod samples;
+mod common;
 
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, bsz_fails, mount_test, wait_for};
+use common::random::Random;
+use common::samples::samples;
 use memmap2::{Mmap, MmapOptions};
-use models::{Random, write_model};
-use mounts::{Mount, Rig, bsz, bsz_fails, mount_test, wait_for};
-use samples::samples;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-/// Longer than the kernel trusts names and attributes.
+/// Longer than the kernel caches names and attributes.
 const BEYOND_TTL: Duration = Duration::from_millis(1200);
 
-/// A directory of models and other files, the same packed, and the first model's bytes.
+/// A directory of models and other files, its packed copy, and the bytes of the first model.
 fn sample(rig: &Rig) -> (PathBuf, PathBuf, Vec<u8>) {
     let plain = rig.mkdir("plain");
     fs::create_dir_all(plain.join("sub/deeper")).unwrap();
@@ -76,7 +72,7 @@ fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
 }
 
 #[test]
-fn the_view_has_the_names_sizes_modes_times_and_bytes_of_the_originals() {
+fn the_view_shows_the_names_sizes_modes_times_and_bytes_of_the_originals() {
     mount_test(|rig| {
         let (mount, plain, _) = mounted(rig, &[]);
         let paths = walk(&plain);
@@ -100,14 +96,14 @@ fn the_view_has_the_names_sizes_modes_times_and_bytes_of_the_originals() {
                 );
             }
         }
-        // Through a symlink in the view, which the kernel follows.
+        // The kernel follows a symlink in the view.
         let through = fs::read(mount.path("link.safetensors")).unwrap();
         assert!(through == fs::read(plain.join("link.safetensors")).unwrap());
     });
 }
 
 #[test]
-fn files_of_every_kind_read_as_their_originals() {
+fn files_of_every_kind_read_like_their_originals() {
     mount_test(|rig| {
         let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
         let files = samples();
@@ -126,7 +122,7 @@ fn files_of_every_kind_read_as_their_originals() {
 }
 
 #[test]
-fn du_shows_what_the_archive_takes() {
+fn du_reports_the_size_of_the_archive() {
     mount_test(|rig| {
         let (mount, _, _) = mounted(rig, &[]);
         let shown = fs::metadata(mount.path("model.safetensors")).unwrap();
@@ -136,11 +132,11 @@ fn du_shows_what_the_archive_takes() {
 }
 
 #[test]
-fn random_reads_and_reads_across_the_end_give_the_originals_bytes() {
+fn random_reads_and_reads_across_the_end_are_exact() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &[]);
         let file = File::open(mount.path("model.safetensors")).unwrap();
-        let mut random = Random::new(7);
+        let mut random = Random(7);
         for _ in 0..300 {
             let offset = random.below(model.len() as u64 + 1000);
             let mut buffer = vec![0xAA; random.below(300_000) as usize];
@@ -158,7 +154,7 @@ fn random_reads_and_reads_across_the_end_give_the_originals_bytes() {
 }
 
 #[test]
-fn a_private_and_a_shared_mapping_hold_the_originals_bytes() {
+fn private_and_shared_mappings_are_exact() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &[]);
         let file = File::open(mount.path("model.safetensors")).unwrap();
@@ -172,7 +168,7 @@ fn a_private_and_a_shared_mapping_hold_the_originals_bytes() {
 }
 
 #[test]
-fn direct_io_reads_the_originals_bytes() {
+fn direct_reads_are_exact() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &[]);
         let path = mount.path("model.safetensors");
@@ -191,7 +187,7 @@ fn direct_io_reads_the_originals_bytes() {
 }
 
 #[test]
-fn many_threads_at_random_offsets_read_right_with_a_tiny_cache() {
+fn many_threads_at_random_offsets_read_exactly_with_a_tiny_cache() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &["--cache-size", "1MiB", "--threads", "2"]);
         let path = mount.path("model.safetensors");
@@ -204,7 +200,7 @@ fn many_threads_at_random_offsets_read_right_with_a_tiny_cache() {
                     let map = unsafe { Mmap::map(&file).unwrap() };
                     let direct =
                         File::options().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
-                    let mut random = Random::new(seed);
+                    let mut random = Random(seed);
                     for _ in 0..60 {
                         let at = random.below(model.len() as u64 - 70_000) as usize / 512 * 512;
                         assert!(map[at..at + 4096] == model[at..at + 4096], "mapped at {at}");
@@ -219,7 +215,7 @@ fn many_threads_at_random_offsets_read_right_with_a_tiny_cache() {
 }
 
 #[test]
-fn nothing_can_be_changed_through_the_view() {
+fn the_view_is_read_only() {
     mount_test(|rig| {
         let (mount, _, _) = mounted(rig, &[]);
         let model = mount.path("model.safetensors");
@@ -240,7 +236,7 @@ fn nothing_can_be_changed_through_the_view() {
 }
 
 #[test]
-fn statfs_is_that_of_the_source() {
+fn statfs_reports_the_file_system_of_the_source() {
     mount_test(|rig| {
         let (mount, _, _) = mounted(rig, &[]);
         let view = rustix::fs::statvfs(mount.root()).unwrap();
@@ -251,7 +247,7 @@ fn statfs_is_that_of_the_source() {
 }
 
 #[test]
-fn a_large_directory_is_listed_whole() {
+fn a_large_directory_is_listed_completely() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let names: Vec<String> =
@@ -263,7 +259,7 @@ fn a_large_directory_is_listed_whole() {
 }
 
 #[test]
-fn a_plain_file_wins_over_the_archive_of_its_name() {
+fn a_plain_file_shadows_the_archive_of_its_name() {
     mount_test(|rig| {
         let (_, packed, _) = sample(rig);
         fs::write(packed.join("model.safetensors"), "newer").unwrap();
@@ -284,7 +280,7 @@ fn an_archive_is_not_shown_under_its_own_name() {
 }
 
 #[test]
-fn a_bsz_file_that_is_no_archive_is_shown_as_it_is() {
+fn a_bsz_file_that_is_not_an_archive_is_shown_as_it_is() {
     mount_test(|rig| {
         let (_, packed, _) = sample(rig);
         let archive = fs::read(packed.join("model.bsz")).unwrap();
@@ -309,7 +305,7 @@ fn a_bsz_file_that_is_no_archive_is_shown_as_it_is() {
 }
 
 #[test]
-fn a_damaged_archive_gives_an_io_error_and_the_daemon_lives() {
+fn a_damaged_archive_gives_an_io_error_and_the_daemon_survives() {
     mount_test(|rig| {
         let (plain, packed, model) = sample(rig);
         let mut archive = fs::read(packed.join("model.bsz")).unwrap();
@@ -334,7 +330,7 @@ fn a_damaged_archive_gives_an_io_error_and_the_daemon_lives() {
 }
 
 #[test]
-fn an_archive_replaced_while_mounted_is_new_to_new_opens_and_old_to_old_ones() {
+fn new_opens_see_a_replaced_archive_and_open_files_keep_the_old_one() {
     mount_test(|rig| {
         let (mount, _, old) = mounted(rig, &["--cache-size", "1MiB"]);
         let path = mount.path("model.safetensors");
@@ -370,7 +366,7 @@ fn the_view_follows_its_source() {
         assert!(fs::read(mount.path("renamed.safetensors")).unwrap() == model);
         assert_eq!(errno(fs::metadata(mount.path("model.safetensors"))), Some(libc::ENOENT));
         assert_eq!(errno(fs::read_dir(mount.path("sub/deeper"))), Some(libc::ENOENT));
-        // An archive gives way to the plain file, as after `bsz unpack`.
+        // A plain file replaces the archive, as after `bsz unpack`.
         fs::copy(plain.join("model.safetensors"), packed.join("renamed.safetensors")).unwrap();
         fs::remove_file(packed.join("renamed.bsz")).unwrap();
         thread::sleep(BEYOND_TTL);
@@ -379,7 +375,7 @@ fn the_view_follows_its_source() {
 }
 
 #[test]
-fn one_archive_is_shown_alone_under_its_original_name() {
+fn a_single_archive_can_be_mounted_under_its_original_name() {
     mount_test(|rig| {
         let (_, packed, model) = sample(rig);
         let mount = rig.mount(&packed.join("model.bsz"), "view", &[]);
@@ -393,7 +389,7 @@ fn one_archive_is_shown_alone_under_its_original_name() {
 }
 
 #[test]
-fn an_open_file_is_served_until_it_is_closed_though_it_is_gone() {
+fn a_removed_file_is_served_until_it_is_closed() {
     mount_test(|rig| {
         let (mount, _, model) = mounted(rig, &[]);
         let file = File::open(mount.path("model.safetensors")).unwrap();

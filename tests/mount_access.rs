@@ -1,21 +1,17 @@
-//! Whom the view lets in: those whom the source lets in, by bits and by ACLs; and the attributes that files keep.
+//! The view grants access to the same users as the source, by mode and by ACL; and files keep their
+//! extended attributes.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use models::write_model;
-use mounts::{Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Rig, bsz, mount_test, run, wait_for};
+use common::users::is_root;
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use users::is_root;
 
 const OWNER: u32 = 7001;
 const GROUP: u32 = 6001;
@@ -24,14 +20,14 @@ const NAMED: u32 = 7002;
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
-/// The tags of an ACL's entries.
+/// The tags of ACL entries.
 const USER_OBJ: u16 = 1;
 const USER: u16 = 2;
 const GROUP_OBJ: u16 = 4;
 const MASK: u16 = 16;
 const OTHER: u16 = 32;
 
-/// An ACL as its attribute has it, with the permissions of [`NAMED`] and of the others.
+/// An ACL in the format of its attribute, with these permissions for [`NAMED`] and the others.
 fn acl(owner: u16, named: u16, group: u16, mask: u16, other: u16) -> Vec<u8> {
     let entry = |tag: u16, perm: u16, id: u32| {
         [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat()
@@ -64,7 +60,7 @@ fn xattrs(path: &Path) -> Vec<String> {
     names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()
 }
 
-/// Whether the user `uid` in the group `gid` alone can read a file.
+/// Whether the user `uid` with the single group `gid` can read a file.
 fn reads(uid: u32, gid: u32, path: &Path) -> bool {
     let (uid, gid) = (uid.to_string(), gid.to_string());
     let mut command = Command::new("setpriv");
@@ -72,12 +68,13 @@ fn reads(uid: u32, gid: u32, path: &Path) -> bool {
     run(&mut command).status.success()
 }
 
-/// Who reads a file: its group, the user who is named in ACLs, anybody else.
+/// Who can read a file: its group, the user named in ACLs, anybody else.
 fn readers(path: &Path) -> [bool; 3] {
     [reads(7009, GROUP, path), reads(NAMED, NAMED, path), reads(7010, 7010, path)]
 }
 
-/// A source whose files are [`OWNER`]'s and [`GROUP`]'s, of mode 0600: a plain one, and one packed of mode 0644.
+/// A source with files of [`OWNER`] and [`GROUP`] and mode 0600: a plain one, and one that was
+/// packed with mode 0644.
 fn source(rig: &Rig) -> Option<(PathBuf, [&'static str; 2], [&'static str; 2])> {
     if !is_root() {
         eprintln!("skipped: only root can become another user");
@@ -97,23 +94,23 @@ fn source(rig: &Rig) -> Option<(PathBuf, [&'static str; 2], [&'static str; 2])> 
     Some((source, ["plain.safetensors", "packed.bsz"], ["plain.safetensors", "packed.safetensors"]))
 }
 
-/// What holds of the view once the kernel has asked for attributes anew.
+/// Wait until the view follows the source, once the kernel has asked for the attributes again.
 fn follows(what: &str, holds: impl FnMut() -> bool) {
     wait_for(what, holds);
 }
 
 #[test]
-fn an_acl_lets_into_the_view_whom_it_lets_into_the_source() {
+fn an_acl_grants_the_same_access_in_the_view_as_in_the_source() {
     mount_test(|rig| {
         let Some((source, names, shown)) = source(rig) else { return };
         let view = rig.mount(&source, "view", &["--allow-other"]);
         for (name, shown) in names.into_iter().zip(shown) {
             let (file, shown) = (source.join(name), view.path(shown));
             for (acl, who) in [
-                // The mode shows the mask as the group's bits, but the group is kept out.
+                // The mode shows the mask as the group's bits, although the group has no access.
                 (acl(6, 4, 0, 4, 0), [false, true, false]),
                 (acl(6, 0, 4, 4, 4), [true, false, true]),
-                // Who was let in is shut out.
+                // A user that had access loses it.
                 (acl(6, 4, 4, 4, 0), [true, true, false]),
                 (acl(6, 4, 4, 0, 0), [false, false, false]),
             ] {
@@ -131,7 +128,7 @@ fn an_acl_lets_into_the_view_whom_it_lets_into_the_source() {
 }
 
 #[test]
-fn a_directorys_acls_hold_for_the_names_in_it() {
+fn the_acl_of_a_directory_applies_to_the_names_in_it() {
     mount_test(|rig| {
         let Some((source, ..)) = source(rig) else { return };
         let closed = source.join("closed");
@@ -149,7 +146,7 @@ fn a_directorys_acls_hold_for_the_names_in_it() {
 }
 
 #[test]
-fn a_packed_files_acl_gives_no_more_than_the_originals_bits() {
+fn the_acl_of_a_packed_file_grants_no_more_than_the_mode_of_the_original() {
     mount_test(|rig| {
         let Some((source, ..)) = source(rig) else { return };
         let original = source.join("closed.safetensors");
@@ -167,7 +164,7 @@ fn a_packed_files_acl_gives_no_more_than_the_originals_bits() {
 }
 
 #[test]
-fn an_archive_that_is_closed_while_mounted_is_closed_in_the_view() {
+fn access_revoked_in_the_source_is_revoked_in_the_view() {
     mount_test(|rig| {
         let Some((source, _, [plain, packed])) = source(rig) else { return };
         let view = rig.mount(&source, "view", &["--allow-other"]);
@@ -191,7 +188,7 @@ fn an_archive_that_is_closed_while_mounted_is_closed_in_the_view() {
 }
 
 #[test]
-fn who_has_a_packed_file_open_reads_on_when_its_mode_changes() {
+fn an_open_packed_file_stays_readable_when_its_mode_changes() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let bytes = write_model(&source.join("m.safetensors"), 4, 300_000);
@@ -209,7 +206,7 @@ fn who_has_a_packed_file_open_reads_on_when_its_mode_changes() {
 }
 
 #[test]
-fn users_attributes_are_shown_and_copied_and_ours_are_not() {
+fn user_attributes_are_listed_and_copied_but_ours_are_not() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         write_model(&source.join("m.safetensors"), 5, 10_000);
@@ -245,7 +242,7 @@ fn users_attributes_are_shown_and_copied_and_ours_are_not() {
 }
 
 #[test]
-fn a_fifo_in_the_archives_place_is_shown_and_nothing_waits() {
+fn a_fifo_in_place_of_an_archive_is_shown_and_blocks_nothing() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let mkfifo = run(Command::new("mkfifo").args([source.join("a.bsz"), source.join("plain")]));

@@ -1,14 +1,11 @@
-//! Daemons: where they log, what they leave when they die, and what is mounted for them.
+//! Daemons: where they log, what they leave behind when they die, and mounts made for them by
+//! others.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::users::{is_root, ordinary_user, sample};
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::CString;
@@ -19,9 +16,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use users::{is_root, ordinary_user, sample};
 
-/// Whether a process waits for the end of the daemon at `view`.
+/// Whether a guard process waits for the daemon of `view` to end.
 fn guarded(view: &Path) -> bool {
     let view = view.to_str().unwrap();
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -30,7 +26,7 @@ fn guarded(view: &Path) -> bool {
 }
 
 #[test]
-fn nothing_is_left_of_a_killed_daemon_that_unmounts_itself() {
+fn a_killed_daemon_with_auto_unmount_leaves_no_mount_behind() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &["--auto-unmount"]);
@@ -52,7 +48,7 @@ fn nothing_is_left_of_a_killed_daemon_that_unmounts_itself() {
 }
 
 #[test]
-fn a_guard_leaves_with_its_daemon_and_leaves_the_next_mount_alone() {
+fn a_guard_exits_with_its_daemon_and_leaves_the_next_mount_alone() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let first = rig.mount(&source, "view", &["--auto-unmount"]);
@@ -77,7 +73,7 @@ fn fuse_device() -> File {
     File::options().read(true).write(true).open("/dev/fuse").unwrap()
 }
 
-/// Mount an open `/dev/fuse` on `view`, as a driver does that hands it to another process.
+/// Mount an open `/dev/fuse` on `view`, as a driver does that passes it to another process.
 fn mounted_device(view: &Path) -> File {
     let device = fuse_device();
     let data = format!(
@@ -90,7 +86,7 @@ fn mounted_device(view: &Path) -> File {
     device
 }
 
-/// A shell's line, with `device` open as descriptor 3.
+/// A command line of the shell, with `device` open as descriptor 3.
 fn shell_with(device: File, line: &str, args: &[&Path]) -> Command {
     let mut shell = Command::new("sh");
     shell
@@ -103,16 +99,16 @@ fn shell_with(device: File, line: &str, args: &[&Path]) -> Command {
 }
 
 #[test]
-fn a_daemon_without_any_privilege_serves_what_another_process_has_mounted() {
+fn an_unprivileged_daemon_serves_a_mount_that_another_process_made() {
     mount_test(|rig| {
         let Some((program, _)) = ordinary_user(rig) else { return };
         let (source, model) = sample(rig, "source");
         let view = rig.mkdir("view");
         let file = view.join("model.safetensors");
-        let unprivileged = "exec setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all \
-                            --inh-caps=-all --no-new-privs";
+        let unprivileged = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+                            --bounding-set=-all --inh-caps=-all --no-new-privs";
         let unmounted = format!(r#"{unprivileged} "$1" mount --foreground --fuse-fd 3 "$2""#);
-        // Where there is not even a /dev/fuse, as in a container.
+        // The process has no /dev/fuse at all, as in a container.
         let terminated = format!(
             r#"exec unshare --mount sh -ec 'mount -t tmpfs none /dev; {unprivileged} "$@"' \
                sh "$1" mount --foreground "$2" /dev/fd/3"#
@@ -138,7 +134,7 @@ fn a_daemon_without_any_privilege_serves_what_another_process_has_mounted() {
 }
 
 #[test]
-fn a_handed_descriptor_is_served_in_the_background_too() {
+fn an_inherited_descriptor_can_be_served_in_the_background() {
     mount_test(|rig| {
         if !is_root() {
             return eprintln!("skipped: only root can mount by mount(2)");
@@ -155,7 +151,7 @@ fn a_handed_descriptor_is_served_in_the_background_too() {
 }
 
 #[test]
-fn a_descriptor_that_is_none_is_refused() {
+fn an_invalid_descriptor_is_refused() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         for (line, why) in [
@@ -168,7 +164,7 @@ fn a_descriptor_that_is_none_is_refused() {
             ),
         ] {
             for foreground in ["", "--foreground"] {
-                // Open, but mounted nowhere.
+                // Open, but not mounted anywhere.
                 let line = format!("exec \"$1\" mount {foreground} {line}");
                 let output =
                     shell_with(fuse_device(), &line, &[Path::new(BSZ), &source]).output().unwrap();
@@ -189,7 +185,7 @@ fn damage(archive: &Path) {
 }
 
 #[test]
-fn a_daemon_in_the_background_logs_to_the_systems_log() {
+fn a_daemon_in_the_background_logs_to_syslog() {
     mount_test(|rig| {
         if !is_root() {
             return eprintln!("skipped: only root can put another /dev/log in place");
@@ -199,7 +195,7 @@ fn a_daemon_in_the_background_logs_to_the_systems_log() {
         let (view, dev) = (rig.mkdir("view"), rig.mkdir("dev"));
         let log = UnixDatagram::bind(dev.join("log")).unwrap();
         log.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        // A /dev of its own, with our log in it.
+        // The shell gets a /dev of its own, with our socket as its log.
         let line = r#"
             for device in fuse null; do
                 : >"$4/$device"
@@ -216,19 +212,19 @@ fn a_daemon_in_the_background_logs_to_the_systems_log() {
         let mut said = [0; 4096];
         let n = log.recv(&mut said).unwrap();
         let said = String::from_utf8_lossy(&said[..n]);
-        // The daemons' facility, and an error's or a warning's severity.
+        // The facility of daemons, with the severity of an error or a warning.
         assert!(["<27>", "<28>"].iter().any(|priority| said.starts_with(priority)), "{said}");
         assert!(said.contains(" bsz[") && said.contains("model.bsz"), "{said}");
     });
 }
 
 #[test]
-fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
+fn a_daemon_logs_damage_to_its_file_and_reopens_it_on_sighup() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let archive = source.join("model.bsz");
         damage(&archive);
-        // A daemon says what is wrong with an archive once.
+        // A daemon reports the damage of an archive only once.
         fs::copy(&archive, source.join("other.bsz")).unwrap();
         let (view, log) = (rig.mkdir("view"), rig.path("bsz.log"));
         let option = format!("log={}", log.display());
@@ -244,7 +240,7 @@ fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
         assert!(fs::read(view.join("other.safetensors")).is_err());
         wait_for("the damage in the new log", || says("other.bsz"));
         assert!(!says("model.bsz"));
-        // Damage that was said already is in the new log, too.
+        // The new log gets damage that was already reported, too.
         assert!(fs::read(view.join("model.safetensors")).is_err());
         wait_for("the known damage in the new log", || says("model.bsz"));
         bsz([Path::new("umount"), &view]);
@@ -252,7 +248,7 @@ fn a_daemon_logs_damage_to_its_file_and_opens_it_anew_at_sighup() {
 }
 
 #[test]
-fn a_log_that_cannot_be_opened_is_said_before_anything_is_mounted() {
+fn a_log_file_that_cannot_be_opened_is_reported_before_mounting() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let (view, log) = (rig.mkdir("view"), rig.path("absent/bsz.log"));

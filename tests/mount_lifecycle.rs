@@ -1,23 +1,19 @@
-//! How mounts begin and end: as root and as an ordinary user, by command, by signal, by accident.
+//! How mounts begin and end: as root and as an ordinary user, by command, by signal and by
+//! accident.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::users::{as_nobody, ordinary_user, sample};
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use users::{as_nobody, ordinary_user, sample};
 
 #[test]
-fn mount_returns_when_the_view_can_be_used_and_umount_when_it_is_gone() {
+fn mount_returns_once_the_view_is_usable_and_umount_once_it_is_gone() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let view = rig.mkdir("view");
@@ -85,7 +81,7 @@ fn sigterm_and_sigint_unmount() {
 }
 
 #[test]
-fn a_signal_detaches_a_mount_in_use_and_open_files_are_served_to_their_end() {
+fn a_signal_detaches_a_busy_mount_and_open_files_stay_readable() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &[]);
@@ -114,7 +110,7 @@ fn a_second_signal_ends_the_daemon_at_once() {
 }
 
 #[test]
-fn a_mount_in_use_is_unmounted_only_lazily() {
+fn a_busy_mount_is_unmounted_only_lazily() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &[]);
@@ -131,7 +127,7 @@ fn a_mount_in_use_is_unmounted_only_lazily() {
 }
 
 #[test]
-fn a_daemon_that_ends_leaves_a_mount_that_took_its_place_alone() {
+fn a_daemon_that_exits_leaves_the_mount_that_replaced_it_alone() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let first = rig.mount(&source, "view", &[]);
@@ -145,7 +141,7 @@ fn a_daemon_that_ends_leaves_a_mount_that_took_its_place_alone() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_is_named_and_cleared_away() {
+fn a_dead_mount_is_reported_and_can_be_removed() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &[]);
@@ -162,7 +158,7 @@ fn what_a_killed_daemon_left_is_named_and_cleared_away() {
 }
 
 #[test]
-fn all_that_killed_daemons_left_is_cleared_away_at_once() {
+fn all_dead_mounts_are_removed_at_once() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let mounts: Vec<_> =
@@ -171,7 +167,7 @@ fn all_that_killed_daemons_left_is_cleared_away_at_once() {
             mount.signal(Signal::KILL);
             wait_for("the daemon to end", || mount.has_exited());
         }
-        // Only ours: other tests have dead mounts of their own.
+        // Only this test's own: other tests have dead mounts, too.
         bsz([Path::new("umount"), Path::new("--stale"), mounts[0].root()]);
         assert!(!mounts[0].is_mounted() && mounts[1].is_mounted());
         let root = mounts[0].root().parent().unwrap();
@@ -182,7 +178,7 @@ fn all_that_killed_daemons_left_is_cleared_away_at_once() {
 }
 
 #[test]
-fn mount_8_is_understood() {
+fn the_conventions_of_mount_8_are_understood() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let view = rig.mkdir("view");
@@ -223,7 +219,7 @@ fn mount_8_is_understood() {
 }
 
 #[test]
-fn a_service_manager_is_told_when_the_mount_can_be_used() {
+fn the_service_manager_is_notified_once_the_mount_is_usable() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let view = rig.mkdir("view");
@@ -245,7 +241,7 @@ fn a_service_manager_is_told_when_the_mount_can_be_used() {
 }
 
 #[test]
-fn a_mount_that_cannot_be_says_why() {
+fn a_mount_that_fails_says_why() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let inside = rig.mkdir("source/inside");
@@ -284,7 +280,7 @@ fn a_mount_that_cannot_be_says_why() {
 }
 
 #[test]
-fn wrong_usage_exits_2() {
+fn wrong_usage_exits_with_status_2() {
     for args in [
         &["mount"][..],
         &["mount", "a", "b", "--cache-size", "much"],
@@ -325,7 +321,7 @@ fn an_ordinary_user_mounts_and_unmounts() {
 }
 
 #[test]
-fn other_users_are_let_in_only_when_asked() {
+fn other_users_get_access_only_with_allow_other() {
     mount_test(|rig| {
         let Some((_, _)) = ordinary_user(rig) else { return };
         let (source, model) = sample(rig, "source");

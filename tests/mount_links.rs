@@ -1,13 +1,10 @@
 //! Symlinks, hard links and inode numbers of the view.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::write_model;
-use mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -17,7 +14,7 @@ fn pack(file: &Path) {
     bsz([Path::new("pack"), Path::new("--in-place"), file]);
 }
 
-/// What a symlink of the view says, and that its size is that.
+/// The target of a symlink in the view; its size must be the target's length.
 fn text(view: &Mount, link: &str) -> PathBuf {
     let text = fs::read_link(view.path(link)).unwrap();
     let size = fs::symlink_metadata(view.path(link)).unwrap().len();
@@ -33,7 +30,8 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Every file of the view by its path: its number in the listing, and as `stat` tells it.
+/// Every file of the view: its path, its inode number in the listing, and the one that `stat`
+/// reports.
 fn numbers(view: &Mount) -> Vec<(PathBuf, u64, u64)> {
     fn into(dir: &Path, found: &mut Vec<(PathBuf, u64, u64)>) {
         for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -50,7 +48,7 @@ fn numbers(view: &Mount) -> Vec<(PathBuf, u64, u64)> {
     found
 }
 
-/// A tree as hubs keep them: a blob named by its hash, and links to it from a snapshot.
+/// A tree in the layout of model hubs: a blob named by its hash, and links to it from a snapshot.
 fn hub(rig: &Rig) -> (PathBuf, Vec<u8>) {
     let source = rig.mkdir("source").canonicalize().unwrap();
     fs::create_dir_all(source.join("blobs")).unwrap();
@@ -60,7 +58,7 @@ fn hub(rig: &Rig) -> (PathBuf, Vec<u8>) {
 }
 
 #[test]
-fn links_into_the_source_lead_to_the_original_in_the_view() {
+fn links_into_the_source_lead_to_the_originals_in_the_view() {
     mount_test(|rig| {
         let (source, model) = hub(rig);
         let snapshot = source.join("snapshots/rev");
@@ -70,11 +68,11 @@ fn links_into_the_source_lead_to_the_original_in_the_view() {
         symlink(source.join("snapshots/rev"), source.join("current")).unwrap();
         symlink("current/absolute", source.join("chain")).unwrap();
         pack(&source.join("blobs/0123abc"));
-        // Made when the archive was there already.
+        // Links made after the archive.
         symlink("../../blobs/0123abc.bsz", snapshot.join("to-archive")).unwrap();
         symlink(source.join("blobs/0123abc.bsz"), snapshot.join("absolute-to-archive")).unwrap();
         let view = rig.mount(&source, "view", &[]);
-        // What is read is the view's, not the source's, of which only the archive is left.
+        // What is read comes from the view; the source has only the archive left.
         for link in ["relative", "absolute", "around", "to-archive", "absolute-to-archive"] {
             let link = format!("snapshots/rev/{link}");
             assert_eq!(text(&view, &link), Path::new("../../blobs/0123abc"), "{link}");
@@ -86,7 +84,7 @@ fn links_into_the_source_lead_to_the_original_in_the_view() {
 }
 
 #[test]
-fn a_link_to_an_archive_has_the_originals_name_where_that_is_free() {
+fn a_link_to_an_archive_is_shown_under_the_original_name_if_that_is_free() {
     mount_test(|rig| {
         let (source, _) = hub(rig);
         let model = write_model(&source.join("m.safetensors"), 2, 20_000);
@@ -127,7 +125,7 @@ fn a_link_to_an_archive_has_the_originals_name_where_that_is_free() {
 }
 
 #[test]
-fn a_links_text_follows_what_it_leads_to() {
+fn the_text_of_a_link_follows_the_file_it_points_to() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         write_model(&source.join("m.safetensors"), 3, 20_000);
@@ -142,7 +140,7 @@ fn a_links_text_follows_what_it_leads_to() {
 }
 
 #[test]
-fn inode_numbers_are_the_same_in_listings_after_dropped_caches_and_after_another_mount() {
+fn inode_numbers_are_stable_across_listings_dropped_caches_and_mounts() {
     mount_test(|rig| {
         let (source, _) = hub(rig);
         write_model(&source.join("m.safetensors"), 4, 20_000);
@@ -159,19 +157,19 @@ fn inode_numbers_are_the_same_in_listings_after_dropped_caches_and_after_another
         distinct.sort_unstable();
         distinct.dedup();
         assert_eq!(distinct.len(), first.len());
-        // Not everybody may; the next mount has to do then.
+        // Only root may drop caches; otherwise the next mount has to do.
         let _ = fs::write("/proc/sys/vm/drop_caches", "3");
         assert_eq!(numbers(&view), first);
         bsz([Path::new("umount"), view.root()]);
         let again = rig.mount(&source, "view", &[]);
-        // In another order.
+        // The names are looked up in another order.
         fs::metadata(again.path("snapshots/plain")).unwrap();
         assert_eq!(numbers(&again), first);
     });
 }
 
 #[test]
-fn the_names_of_a_file_share_its_number_and_the_view_counts_it_once() {
+fn hard_links_share_an_inode_number_and_count_once() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         for (name, seed) in [("plain", 5), ("m.safetensors", 6)] {
@@ -180,7 +178,7 @@ fn the_names_of_a_file_share_its_number_and_the_view_counts_it_once() {
         pack(&source.join("m.safetensors"));
         fs::hard_link(source.join("plain"), source.join("plain-2")).unwrap();
         fs::hard_link(source.join("m.bsz"), source.join("m-2.bsz")).unwrap();
-        // The archive itself, which is another file than what it shows.
+        // A link to the archive itself, which is a different file from the original it shows.
         fs::hard_link(source.join("m.bsz"), source.join("raw")).unwrap();
         let view = rig.mount(&source, "view", &[]);
         let of = |name: &str| {
@@ -198,7 +196,7 @@ fn the_names_of_a_file_share_its_number_and_the_view_counts_it_once() {
         };
         let (mine, theirs) = (kilobytes(view.root(), &["--exclude=raw"]), kilobytes(&source, &[]));
         assert!(mine <= theirs + 8, "{mine} KiB of {theirs} KiB");
-        // One name goes, and the others stay.
+        // One name is removed, and the others stay.
         let original = fs::read(view.path("m.safetensors")).unwrap();
         fs::remove_file(source.join("m.bsz")).unwrap();
         fs::remove_file(source.join("plain")).unwrap();
@@ -208,7 +206,7 @@ fn the_names_of_a_file_share_its_number_and_the_view_counts_it_once() {
 }
 
 #[test]
-fn an_overlay_over_the_view_reads_right_when_an_archive_is_replaced() {
+fn an_overlay_over_the_view_reads_exactly_when_an_archive_is_replaced() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let old = write_model(&source.join("m.safetensors"), 7, 20_000);
@@ -234,7 +232,7 @@ fn an_overlay_over_the_view_reads_right_when_an_archive_is_replaced() {
             let held = fs::File::open(&shown).unwrap();
             fs::rename(rig.path("n.bsz"), source.join("m.bsz")).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(1200));
-            // Who opens it while another has the old one open gets that one, too, and no error.
+            // While somebody has the old file open, a new open gets the old one, too, and no error.
             assert!(fs::read(&shown).unwrap() == old);
             let mut read = Vec::new();
             std::io::Read::read_to_end(&mut &held, &mut read).unwrap();
@@ -248,7 +246,7 @@ fn an_overlay_over_the_view_reads_right_when_an_archive_is_replaced() {
 }
 
 #[test]
-fn holes_of_a_plain_file_are_holes_of_the_view() {
+fn holes_of_a_plain_file_are_holes_in_the_view() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let file = fs::File::create(source.join("sparse")).unwrap();
@@ -275,14 +273,14 @@ fn holes_of_a_plain_file_are_holes_of_the_view() {
 }
 
 #[test]
-fn an_archive_of_the_longest_name_is_shown() {
+fn an_archive_with_the_longest_name_is_shown() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let model = write_model(&source.join("m.safetensors"), 10, 20_000);
         pack(&source.join("m.safetensors"));
         let stem = |len: usize| "n".repeat(len);
         fs::copy(source.join("m.bsz"), source.join(format!("{}.bsz", stem(243)))).unwrap();
-        // Its original's name would be one that nothing can have.
+        // The original would have a name that is too long for any file.
         fs::copy(source.join("m.bsz"), source.join(format!("{}.bsz", stem(251)))).unwrap();
         let view = rig.mount(&source, "view", &[]);
         let longest = format!("{}.safetensors", stem(243));
@@ -296,7 +294,7 @@ fn an_archive_of_the_longest_name_is_shown() {
 }
 
 #[test]
-fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
+fn an_archive_that_is_replaced_repeatedly_is_never_read_as_a_mixture() {
     mount_test(|rig| {
         let source = rig.mkdir("source");
         let models = [11, 12].map(|seed| {
@@ -315,7 +313,7 @@ fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
             scope.spawn(|| {
                 for round in (0..).take_while(|_| goes_on()) {
                     let bytes = &models[round % 2].1;
-                    // In place, too, which is what nobody should do.
+                    // Also rewritten in place, which nobody should do.
                     let at = if round % 3 == 0 { archive.clone() } else { rig.path("next.bsz") };
                     fs::write(&at, bytes).unwrap();
                     if at != archive {
@@ -325,11 +323,11 @@ fn an_archive_that_is_replaced_again_and_again_is_never_read_as_a_mixture() {
                 }
             });
             while goes_on() {
-                // Between two states there may be nothing to read, or an error.
+                // Between two versions, there may be an error or nothing to read.
                 if let Ok(read) = fs::read(view.path("m.safetensors")) {
                     assert!(
                         models.iter().any(|(model, _)| *model == read),
-                        "{} bytes of both",
+                        "a mixture of {} bytes",
                         read.len()
                     );
                     whole += 1;

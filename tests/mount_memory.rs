@@ -1,23 +1,22 @@
-//! A mount takes no more memory than its cache may, and 64 MiB, whatever the archives are like; and reads them exactly.
+//! A mount uses no more memory than its cache size and 64 MiB, whatever the archives contain, and
+//! reads exactly.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it has no value")]
 
-use mounts::{Mount, Rig, mount_test};
+mod common;
+
+use common::crafted;
+use common::mounts::{self, Mount, Rig, mount_test};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 
-#[path = "common/crafted.rs"]
-mod crafted;
-#[path = "common/mounts.rs"]
-mod mounts;
-
 const MIB: u64 = 1 << 20;
-/// What a mount may take beside its cache.
+/// What a mount may use in addition to its cache.
 const BESIDE: u64 = 64 * MIB;
 
-/// The most memory that a mount's daemon has taken so far, in bytes.
+/// The peak memory of a mount's daemon, in bytes.
 fn peak(mount: &Mount) -> u64 {
     let pid = mount.status()["pid"].as_u64().expect("a number");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -33,7 +32,7 @@ fn is_within_bounds(mount: &Mount, cache: u64) {
     assert!(held <= peak, "{held} bytes are held in {peak}");
 }
 
-/// Read whatever is asked for past the page cache: at multiples of a page, into memory that starts at one.
+/// Reads past the page cache: at multiples of the page size, into memory aligned to it.
 struct Direct {
     file: File,
     memory: memmap2::MmapMut,
@@ -52,7 +51,8 @@ impl Direct {
     }
 }
 
-/// A header of `n` tensors of a byte, of two layers in turn, padded to a multiple of a page.
+/// A header of `n` one-byte tensors, alternating between two layers and padded to a multiple of the
+/// page size.
 fn tiny_tensors(n: usize) -> Vec<u8> {
     let entry = |i: usize| {
         format!(
@@ -67,7 +67,7 @@ fn tiny_tensors(n: usize) -> Vec<u8> {
 }
 
 #[test]
-fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_up() {
+fn hundreds_of_thousands_of_tiny_tensors_stay_within_bounds_and_block_no_other_reader() {
     mount_test(|rig| {
         let (source, tensors) = (rig.mkdir("p"), 400_000);
         let head = tiny_tensors(tensors);
@@ -75,7 +75,8 @@ fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_
         std::fs::write(source.join("other"), "content").unwrap();
         let mount = rig.mount(&source, "v", &["--cache-size=16MiB"]);
         let path = mount.path("m.safetensors");
-        // Several at once, as much at a time as the kernel asks for; and a few tensors at a time.
+        // Several readers at once, with the largest requests of the kernel and with a few tensors
+        // at a time.
         thread::scope(|scope| {
             for len in [1 << 20, 1 << 20, 64 << 10, 4096, 512] {
                 let (path, head) = (&path, &head);
@@ -100,7 +101,7 @@ fn hundreds_of_thousands_of_tiny_tensors_are_read_within_bounds_and_hold_nobody_
 }
 
 #[test]
-fn chunks_of_several_sizes_are_held_within_bounds() {
+fn chunks_of_several_sizes_stay_within_bounds() {
     mount_test(|rig| {
         const SIZES: [usize; 6] = [256 << 10, 300_000, 128 << 10, 64 << 10, 20_000, 3000];
         let source = rig.mkdir("p");
@@ -115,12 +116,12 @@ fn chunks_of_several_sizes_are_held_within_bounds() {
             .collect();
         let touch = |files: &mut Vec<Direct>, which: usize, chunk: usize| {
             let (size, len) = (SIZES[which], 4096.min(SIZES[which]));
-            // The page in which the chunk's middle is.
+            // The page that contains the middle of the chunk.
             let at = (chunk * size + size / 2) & !4095;
             let read = files[which].read(at as u64, 4096);
             assert!(read.iter().enumerate().take(len).all(|(i, b)| *b == blob[(at + i) % size]));
         };
-        // Of each size one here and there stays in use, and keeps the memory around it.
+        // A few chunks of each size stay in use, and keep their slabs alive.
         let mut hot = Vec::new();
         for (which, size) in SIZES.into_iter().enumerate() {
             let chunks = (100 << 20) / size.max(20_000);
@@ -138,18 +139,18 @@ fn chunks_of_several_sizes_are_held_within_bounds() {
         let cache = &mount.status()["cache"];
         let [held, most] =
             ["held_bytes", "capacity_bytes"].map(|name| cache[name].as_u64().unwrap());
-        // Counted are whole pages: all but what no page has room for.
+        // Whole pages are counted, so only a remainder smaller than one stays free.
         assert!(held <= most && held > most / 2, "{held} of {most}");
     });
 }
 
 #[test]
-fn many_shards_with_large_indexes_are_read_within_bounds() {
+fn many_shards_with_large_indexes_stay_within_bounds() {
     mount_test(|rig| {
         let (source, shards, chunk) = (rig.mkdir("p"), 12, 64 << 10);
         let first = source.join("model-00001-of-00012.bsz");
         let mut blob = crafted::blob(chunk);
-        // So that a chunk that is another's would be noticed, they differ in length.
+        // The chunks differ in length, so that one read in place of another would be noticed.
         blob.push(1);
         let len = |i: usize| chunk - i % 7;
         let chunks = 190_000;
@@ -162,7 +163,7 @@ fn many_shards_with_large_indexes_are_read_within_bounds() {
         let files: Vec<File> = (1..=shards)
             .map(|i| File::open(mount.path(&format!("model-{i:05}-of-00012.safetensors"))).unwrap())
             .collect();
-        // Of seven chunks in a row each has a length of its own.
+        // Seven consecutive chunks all differ in length.
         let period: usize = (0..7).map(len).sum();
         let at = |i: usize| i / 7 * period + (0..i % 7).map(len).sum::<usize>();
         for (i, file) in files.iter().cycle().take(20 * shards).enumerate() {
@@ -177,7 +178,7 @@ fn many_shards_with_large_indexes_are_read_within_bounds() {
 }
 
 #[test]
-fn an_index_of_holes_is_read_within_bounds() {
+fn a_sparse_index_stays_within_bounds() {
     mount_test(|rig| {
         let source = rig.mkdir("p");
         let blob = crafted::blob(4096);
@@ -191,7 +192,7 @@ fn an_index_of_holes_is_read_within_bounds() {
 }
 
 #[test]
-fn a_header_that_is_too_long_for_its_layers_is_said_once_and_read() {
+fn a_header_too_long_for_layer_readahead_is_logged_once_and_still_read() {
     mount_test(|rig: &Rig| {
         let source = rig.mkdir("p");
         let mut head = tiny_tensors(1000);
@@ -202,7 +203,7 @@ fn a_header_that_is_too_long_for_its_layers_is_said_once_and_read() {
         let what = "its layers are not prefetched";
         for _ in 0..3 {
             assert!(std::fs::read(mount.path("m.safetensors")).unwrap()[..head.len()] == head);
-            mounts::wait_for("a word about layers", || mount.log().contains(what));
+            mounts::wait_for("the log line about layers", || mount.log().contains(what));
         }
         assert_eq!(mount.log().matches(what).count(), 1, "{}", mount.log());
         is_within_bounds(&mount, 8 * MIB);

@@ -1,14 +1,10 @@
-//! What a mount says of itself and of its files, and what it decodes before it is asked.
+//! What a mount reports about itself and its files, and what it decodes ahead of reads.
 
-#[path = "common/cxx.rs"]
-mod cxx;
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::Random;
-use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use common::cxx;
+use common::mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_test, run, wait_for};
+use common::random::Random;
 use rustix::process::Signal;
 use safetensors::tensor::{Dtype, TensorView};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,13 +14,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Bytes of a layer's part in a shard: far more than the kernel reads on behind another.
+/// Bytes of a layer's part in a shard: far more than the kernel reads ahead.
 const PART: usize = 3_000_000;
 
-/// A model of twelve layers in two shards, each with a part of each layer, as the names of tensors sort.
+/// A model of twelve layers in two shards, each shard with a part of each layer, in the order of
+/// the tensors' names.
 fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
-    let mut random = Random::new(1);
+    let mut random = Random(1);
     let mut write = |shard: usize| {
         let parts: Vec<(String, Vec<u8>)> = (0..12)
             .map(|layer| {
@@ -48,7 +45,7 @@ fn model(rig: &Rig) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
     (packed, files)
 }
 
-/// Where a tensor is in its shard.
+/// The offset and length of a tensor in its shard.
 fn place(file: &[u8], tensor: &str) -> (u64, usize) {
     let (header_len, metadata) = safetensors::SafeTensors::read_metadata(file).expect("a header");
     let info = metadata.info(tensor).expect("the tensor");
@@ -59,7 +56,7 @@ fn figure(mount: &Mount, name: &str) -> u64 {
     mount.status()["cache"][name].as_u64().expect("a number")
 }
 
-/// Read layers in order, each once the next one is there.
+/// Read the layers in order, each once the next one is decoded.
 fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
     let opened: Vec<_> = files
         .iter()
@@ -73,7 +70,7 @@ fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
             assert!(out == bytes[at as usize..][..len]);
         }
     };
-    // The first read makes the daemon look for the layers.
+    // The first read makes the daemon look for layers.
     opened[0].as_ref().expect("open").read_exact_at(&mut [0; 100], 0).expect("read");
     wait_for("the layers to be known", || {
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -82,10 +79,10 @@ fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
         figure(mount, "ahead") > 0
     });
     for layer in 1..8 {
-        // What is decoded behind a stream would do otherwise.
+        // Without a pause, the readahead of sequential streams alone would pass the test.
         std::thread::sleep(std::time::Duration::from_millis(30));
-        wait_for("the next layer to be there", || {
-            // Two parts of twelve chunks each; less what the kernel reads together with them.
+        wait_for("the next layer to be decoded", || {
+            // Two parts of twelve chunks each, less what the kernel reads together with them.
             figure(mount, "ahead") >= 12 * layer as u64
         });
         read_layer(layer);
@@ -94,7 +91,7 @@ fn read_layers_in_order(mount: &Mount, files: &[(PathBuf, Vec<u8>)]) {
 }
 
 #[test]
-fn layers_are_decoded_ahead_in_their_order_and_in_every_shard() {
+fn layers_are_decoded_ahead_in_order_and_in_every_shard() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--cache-size", "512MiB"]);
@@ -103,33 +100,34 @@ fn layers_are_decoded_ahead_in_their_order_and_in_every_shard() {
 }
 
 #[test]
-fn layers_ahead_are_in_the_kernels_page_cache_and_the_mount_can_be_ended_at_once() {
+fn layers_ahead_reach_the_page_cache_and_do_not_delay_the_unmount() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         for round in 0..8 {
             let mount = rig.mount(&packed, &format!("view{round}"), &["--cache-size", "512MiB"]);
             read_layers_in_order(&mount, &files);
             if round == 0 {
-                // All but a page of each part in which nobody would be seen otherwise, and what a busy machine has not done.
+                // All but the one page of each part that is left out so that its reader is
+                // noticed, and what a busy machine has not done yet.
                 wait_for("layers to be found in the page cache", || {
                     let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
                     let before = figure(&mount, "reads");
                     read_layers_in_order(&mount, &files);
                     figure(&mount, "reads") - before < 2 * 8 * (PART as u64 >> 20)
                 });
-                wait_for("the other process to be sent away", || pullers(&mount) == 0);
+                wait_for("the warmer to exit", || warmers(&mount) == 0);
             }
-            // What pulls them has files of the mount open now and then, but not when their readers have closed them.
-            // Another test asks all mounts for their status, and has this one busy for a moment.
-            wait_for("the mount to be ended", || {
+            // The page-cache warmer opens files of the mount now and then, but not after their
+            // readers have closed them. The status probes of another test keep it busy briefly.
+            wait_for("the mount to be unmounted", || {
                 rustix::mount::unmount(mount.root(), rustix::mount::UnmountFlags::empty()).is_ok()
             });
         }
     });
 }
 
-/// How many processes pull layers of this mount.
-fn pullers(mount: &Mount) -> usize {
+/// The number of processes that warm the page cache of this mount.
+fn warmers(mount: &Mount) -> usize {
     let of_ours = |process: std::io::Result<std::fs::DirEntry>| {
         let arguments = std::fs::read(process.ok()?.path().join("cmdline")).ok()?;
         let arguments: Vec<_> = arguments.split(|&byte| byte == 0).collect();
@@ -140,17 +138,17 @@ fn pullers(mount: &Mount) -> usize {
 }
 
 #[test]
-fn a_daemon_killed_while_layers_are_pulled_leaves_no_process_and_nobody_waiting() {
+fn a_daemon_killed_while_warming_layers_leaves_no_process_and_no_blocked_reader() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
-        let mut pulled = false;
+        let mut warmed = false;
         for round in 0..8 {
             let mount = rig.mount(&packed, &format!("view{round}"), &[]);
             let (name, bytes) = files[0].clone();
             let shown = mount.path(name.to_str().expect("UTF-8"));
             let reader = std::thread::spawn(move || {
                 let file = std::fs::File::open(shown)?;
-                // Around and around, until there is nobody to ask.
+                // Read in circles until the daemon is gone.
                 for layer in (0..12).cycle() {
                     let (at, len) = place(&bytes, &format!("model.layers.{layer}.part.1"));
                     let mut out = vec![0; len];
@@ -164,25 +162,25 @@ fn a_daemon_killed_while_layers_are_pulled_leaves_no_process_and_nobody_waiting(
                 std::io::Result::Ok(())
             });
             std::thread::sleep(std::time::Duration::from_millis(150 + 31 * round));
-            pulled |= pullers(&mount) > 0;
+            warmed |= warmers(&mount) > 0;
             mount.signal(Signal::KILL);
-            wait_for("the reader to be told", || reader.is_finished());
+            wait_for("the reader to get an error", || reader.is_finished());
             assert!(reader.join().expect("no wrong byte").is_err());
-            wait_for("the other process to end", || pullers(&mount) == 0);
+            wait_for("the warmer to exit", || warmers(&mount) == 0);
             bsz([Path::new("umount"), mount.root()]);
         }
-        assert!(pulled);
+        assert!(warmed);
     });
 }
 
 #[test]
-fn what_is_cached_of_a_file_is_there_when_it_is_opened_again_but_not_for_another_in_its_place() {
+fn cached_chunks_survive_a_reopening_of_the_file_but_not_its_replacement() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--prefetch", "off"]);
         let [(name, first), (_, second)] = &files[..] else { panic!("two shards") };
         let shown = mount.path(name.to_str().expect("UTF-8"));
-        // Past the kernel's cache.
+        // Read past the kernel's cache.
         let read = |expected: &[u8]| {
             let file =
                 std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&shown);
@@ -196,14 +194,14 @@ fn what_is_cached_of_a_file_is_there_when_it_is_opened_again_but_not_for_another
         let archive = |name: &Path| packed.join(name).with_extension("bsz");
         std::fs::copy(archive(&files[1].0), packed.join("new")).expect("a copy");
         std::fs::rename(packed.join("new"), archive(name)).expect("in its place");
-        // The kernel trusts a name for a second.
+        // The kernel trusts a name for one second.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         assert!(read(second) > decoded);
     });
 }
 
 #[test]
-fn without_a_gpu_prefetch_cuda_says_so_and_does_without() {
+fn without_a_gpu_prefetch_cuda_warns_and_does_without() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--cache-size", "512MiB", "--prefetch", "cuda"]);
@@ -215,7 +213,8 @@ fn without_a_gpu_prefetch_cuda_says_so_and_does_without() {
     });
 }
 
-/// With a driver that is none, and decodes on the processor: all of the way there and back, and that layers come from it.
+/// A stand-in driver decodes on the CPU, so that all of the host's code runs and layers come from
+/// it.
 #[test]
 fn a_gpu_decodes_layers_ahead_until_it_fails() {
     mount_test(|rig| {
@@ -258,7 +257,7 @@ fn with_prefetch_off_nothing_is_decoded_ahead() {
 }
 
 #[test]
-fn watching_a_mount_tells_rates_until_it_has_gone() {
+fn watching_a_mount_shows_rates_until_it_is_gone() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &[]);
@@ -297,11 +296,11 @@ fn watching_a_mount_tells_rates_until_it_has_gone() {
 }
 
 #[test]
-fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
+fn prometheus_can_scrape_a_mount_and_the_socket_is_removed_with_it() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let socket = rig.path("metrics");
-        // What a daemon that was killed has left.
+        // A killed daemon has left its socket.
         drop(UnixListener::bind(&socket).expect("a socket"));
         let flag = format!("--metrics=unix:{}", socket.display());
         let mount = rig.mount(&packed, "view", &[&flag]);
@@ -325,7 +324,7 @@ fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
         wait_for("all to be counted", || served() >= files[0].1.len());
         assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.0 404 "));
         assert_eq!(ask(&"x".repeat(9 << 10)), "");
-        // Somebody else's address is not taken.
+        // A socket of somebody else is not replaced.
         let other = rig.mkdir("other");
         let refused = bsz_fails([Path::new("mount"), Path::new(&flag), &packed, &other]);
         assert!(refused.contains("metrics: "), "{refused}");
@@ -338,7 +337,7 @@ fn prometheus_gets_figures_and_the_socket_goes_with_the_mount() {
 }
 
 #[test]
-fn files_tell_what_their_archives_are() {
+fn extended_attributes_describe_the_archives() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         std::fs::write(packed.join("plain"), "x").expect("write");
@@ -361,7 +360,7 @@ fn files_tell_what_their_archives_are() {
             Ok(format!("{:.4}", stored as f64 / bytes.len() as f64))
         );
         assert!(get(name, "user.bsz.coding").expect("codings").contains("planes "));
-        // Or a copy with its attributes would go on saying so.
+        // Otherwise a copy with its attributes would keep claiming them.
         for listed in [mount.path(name), mount.root().into()] {
             assert_eq!(
                 rustix::fs::listxattr(&listed, &mut [0u8; 4096]),
@@ -378,7 +377,7 @@ fn files_tell_what_their_archives_are() {
 }
 
 #[test]
-fn status_shows_the_mounts_and_what_they_do() {
+fn status_shows_the_mounts_and_their_activity() {
     mount_test(|rig| {
         let (packed, files) = model(rig);
         let mount = rig.mount(&packed, "view", &["--cache-size", "64MiB"]);
@@ -390,7 +389,7 @@ fn status_shows_the_mounts_and_what_they_do() {
         );
         assert_eq!(status["cache"]["capacity_bytes"], 64 << 20);
         let all: u64 = files.iter().map(|(_, b)| b.len() as u64).sum();
-        // Other tests may have the kernel drop its pages meanwhile.
+        // Other tests may make the kernel drop its pages in the meantime.
         wait_for("all to be counted", || figure(&mount, "served_bytes") >= all);
         assert_eq!(status["cache"]["errors"], 0);
         let said = |args: &[&str]| {

@@ -1,13 +1,12 @@
-//! The mount under stress: many threads, tiny caches, killed readers and daemons, archives that vanish, a disk that fails.
-//! Nothing hangs: every test has a deadline. Nothing is wrong: every byte that is read is compared.
+//! The mount under stress: many threads, tiny caches, killed readers and daemons, archives that
+//! vanish, a disk that fails. Nothing hangs, since every test has a deadline, and every byte read
+//! is compared.
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use models::{Random, write_model};
-use mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::models::write_model;
+use common::mounts::{Mount, Rig, bsz, mount_test, run, wait_for};
+use common::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +15,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A directory of archives of models of this many weights, and the originals' bytes.
+/// A directory with `count` archives of models of this many weights, and the bytes of the
+/// originals.
 fn shards(rig: &Rig, count: u64, weights: usize) -> (PathBuf, Vec<(String, Vec<u8>)>) {
     let packed = rig.mkdir("packed");
     let originals = rig.mkdir("originals");
@@ -41,7 +41,7 @@ fn compare(file: &File, original: &[u8], at: u64, len: usize, buffer: &mut [u8])
     assert!(*buffer == original[at as usize..end], "{len} bytes at {at}");
 }
 
-/// Resident memory of the daemon at its peak, in KiB.
+/// The peak resident memory of the daemon, in KiB.
 fn peak_kib(mount: &Mount) -> u64 {
     let pid = mount.status()["pid"].as_u64().expect("a process");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
@@ -50,12 +50,12 @@ fn peak_kib(mount: &Mount) -> u64 {
 }
 
 fn drop_page_cache() {
-    // Only root may; without it the page cache answers more of the reads.
+    // Only root may; otherwise the page cache serves more of the reads.
     let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
 }
 
 #[test]
-fn threads_at_random_over_several_shards_with_the_smallest_cache() {
+fn threads_read_several_shards_at_random_with_the_smallest_cache() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 3, 3_000_000);
         let mount = rig.mount(&packed, "view", &["--cache-size", "1"]);
@@ -65,7 +65,7 @@ fn threads_at_random_over_several_shards_with_the_smallest_cache() {
                 for seed in 0..threads {
                     let (mount, shards) = (&mount, &shards);
                     s.spawn(move || {
-                        let mut random = Random::new(seed);
+                        let mut random = Random(seed);
                         let mut buffer = vec![0; 300_000];
                         let files: Vec<_> =
                             shards.iter().map(|(name, _)| open(mount, name)).collect();
@@ -93,7 +93,7 @@ fn memory_stays_within_the_bound_for_64_threads() {
             for seed in 0..64 {
                 let (mount, shards) = (&mount, &shards);
                 s.spawn(move || {
-                    let mut random = Random::new(seed);
+                    let mut random = Random(seed);
                     let mut buffer = vec![0; 1 << 20];
                     let (name, original) = &shards[seed as usize % shards.len()];
                     let file = open(mount, name);
@@ -140,7 +140,7 @@ fn streams_from_many_threads_in_any_order_are_exact() {
     });
 }
 
-/// A process that reads a file of the mount, slowly or not, and writes it somewhere.
+/// A process that reads a file of the mount, slowly or not, and writes it to `to`.
 fn reader(mount: &Mount, name: &str, to: &Path) -> Child {
     let (from, to) = (format!("if={}", mount.path(name).display()), format!("of={}", to.display()));
     let mut dd = Command::new("dd");
@@ -157,11 +157,11 @@ fn wait(child: &mut Child) -> bool {
 }
 
 #[test]
-fn readers_that_are_killed_leave_the_mount_as_it_was() {
+fn killed_readers_leave_the_mount_intact() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 2, 8_000_000);
         let mount = rig.mount(&packed, "view", &["--cache-size", "1MiB"]);
-        let mut random = Random::new(5);
+        let mut random = Random(5);
         for _ in 0..15 {
             drop_page_cache();
             let null = Path::new("/dev/null");
@@ -188,7 +188,8 @@ fn interrupted_readers_get_every_byte() {
         drop_page_cache();
         let copy = rig.path("copy");
         let mut dd = reader(&mount, &shards[0].0, &copy);
-        // dd says how far it is at each of these, and goes on with a read that was interrupted. Not before it handles it.
+        // dd reports its progress at each of these signals and resumes the interrupted read. Wait
+        // until its handler is installed.
         thread::sleep(Duration::from_millis(20));
         let pid = Pid::from_child(&dd);
         while dd.try_wait().expect("wait").is_none() {
@@ -203,17 +204,17 @@ fn interrupted_readers_get_every_byte() {
 }
 
 #[test]
-fn archives_that_are_cut_short_or_removed_give_errors_or_right_bytes() {
+fn truncated_or_removed_archives_give_errors_or_the_exact_bytes() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 3, 4_000_000);
         let mount = rig.mount(&packed, "view", &["--cache-size", "1MiB", "--prefetch", "off"]);
         let files: Vec<_> = shards.iter().map(|(name, _)| open(&mount, name)).collect();
         let archive = |i: usize| packed.join(&shards[i].0).with_extension("bsz");
-        // Removed: who has it open keeps it.
+        // Removed: open files stay readable.
         std::fs::remove_file(archive(0)).expect("remove");
         let mut buffer = vec![0; shards[0].1.len()];
         compare(&files[0], &shards[0].1, 0, buffer.len(), &mut buffer);
-        // Cut short: what is gone is an error, to every reader, and soon.
+        // Truncated: every reader of the missing part gets an error, and soon.
         let len = archive(1).metadata().expect("stat").len();
         File::options().write(true).open(archive(1)).and_then(|f| f.set_len(len / 2)).expect("cut");
         drop_page_cache();
@@ -238,14 +239,14 @@ fn archives_that_are_cut_short_or_removed_give_errors_or_right_bytes() {
             .count();
         assert!(failed > 10, "{failed} reads failed");
         assert!(started.elapsed() < Duration::from_secs(20));
-        // And the third is as it was.
+        // The third archive is intact.
         assert!(std::fs::read(mount.path(&shards[2].0)).expect("read") == shards[2].1);
         assert!(mount.status()["cache"]["errors"].as_u64() >= Some(1));
     });
 }
 
 #[test]
-fn readers_of_a_daemon_that_is_killed_get_errors_and_a_new_mount_works() {
+fn readers_of_a_killed_daemon_get_errors_and_a_new_mount_works() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 1, 8_000_000);
         for round in 0..5 {
@@ -268,7 +269,7 @@ fn readers_of_a_daemon_that_is_killed_get_errors_and_a_new_mount_works() {
 }
 
 #[test]
-fn dropping_the_cache_again_and_again_disturbs_nobody() {
+fn dropping_the_cache_repeatedly_disturbs_no_reader() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 1, 12_000_000);
         let mount = rig.mount(&packed, "view", &[]);
@@ -336,7 +337,7 @@ fn ten_thousand_archives_are_walked_forgotten_and_walked_again() {
 }
 
 #[test]
-fn ten_mounts_at_once() {
+fn ten_mounts_work_at_once() {
     mount_test(|rig| {
         let (packed, shards) = shards(rig, 2, 2_000_000);
         let mounts: Vec<_> = (0..10)
@@ -358,14 +359,14 @@ fn ten_mounts_at_once() {
     });
 }
 
-/// A file system on a loop device; its disk can be cut off.
+/// A file system on a loop device whose disk can be cut off.
 struct Disk {
     image: PathBuf,
     at: PathBuf,
 }
 
 impl Disk {
-    /// `None` where loop devices cannot be used.
+    /// `None` if loop devices cannot be used.
     fn new(rig: &Rig) -> Option<Self> {
         let disk = Self { image: rig.path("image"), at: rig.mkdir("disk") };
         File::create(&disk.image).and_then(|f| f.set_len(64 << 20)).expect("an image");
@@ -383,7 +384,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn an_error_of_the_disk_is_an_io_error_and_the_daemon_lives() {
+fn a_disk_error_is_an_io_error_and_the_daemon_survives() {
     mount_test(|rig| {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: only root can make a disk that fails");
@@ -400,7 +401,7 @@ fn an_error_of_the_disk_is_an_io_error_and_the_daemon_lives() {
         let file = open(&mount, &shards[1].0);
         let mut buffer = vec![0; 4096];
         compare(&file, &shards[1].1, 0, 4096, &mut buffer);
-        // Behind the file system's back: its disk ends early.
+        // The disk is shortened behind the file system's back.
         File::options()
             .write(true)
             .open(&disk.image)

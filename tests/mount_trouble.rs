@@ -1,14 +1,12 @@
-//! Commands for trouble: daemons that do not answer, others that claim to be one, programs that were replaced.
+//! Commands in trouble: daemons that do not answer, processes that pretend to be one, programs that
+//! were replaced.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
-#[path = "common/users.rs"]
-mod users;
+mod common;
 
-use mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::mounts::{BSZ, Mount, Rig, bsz, bsz_fails, mount_line, mount_test, run, wait_for};
+use common::random::Random;
+use common::users::{as_nobody, ordinary_user, sample};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -16,11 +14,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use users::{as_nobody, ordinary_user, sample};
 
-/// What `bsz` prints of both kinds, and its exit code, with these arguments.
+/// Everything `bsz` prints with these arguments, and its exit code.
 fn said(args: &[&Path]) -> (Option<i32>, String) {
-    // In a pipe, which must end with the command, whatever that has left behind.
+    // The pipe must end with the command, whatever processes it leaves behind.
     let line = r#"{ "$0" "$@"; echo "exit $?"; } 2>&1 | cat"#;
     let output = run(Command::new("sh").args(["-c", line, BSZ]).args(args));
     let said = String::from_utf8(output.stdout).unwrap();
@@ -28,7 +25,7 @@ fn said(args: &[&Path]) -> (Option<i32>, String) {
     (code, said)
 }
 
-/// All of these at once, each with the exit code and a text that it must have.
+/// Run all of these at once; each must exit with its code and print its text.
 fn each_ends(commands: &[(&[&Path], i32, &str)]) {
     thread::scope(|s| {
         for (args, code, text) in commands {
@@ -40,7 +37,7 @@ fn each_ends(commands: &[(&[&Path], i32, &str)]) {
     });
 }
 
-/// Processes that wait for a mount, ended with it.
+/// Processes that wait for the mount, and end with it.
 fn readers(mount: &Mount) -> Vec<Child> {
     let read = |i: usize| {
         let mut command = Command::new("stat");
@@ -51,14 +48,14 @@ fn readers(mount: &Mount) -> Vec<Child> {
 }
 
 #[test]
-fn no_command_waits_for_a_daemon_that_is_stopped() {
+fn no_command_hangs_on_a_stopped_daemon() {
     mount_test(|rig| {
         let (source, model) = sample(rig, "source");
         let (stopped, other) =
             (rig.mount(&source, "stopped", &[]), rig.mount(&source, "other", &[]));
         let free = rig.mkdir("free");
         stopped.signal(Signal::STOP);
-        // The kernel knows names and attributes for a second.
+        // The kernel caches names and attributes for a second.
         thread::sleep(Duration::from_millis(1100));
         let (view, silent) = (stopped.root(), "daemon does not answer");
         let p = Path::new;
@@ -84,9 +81,10 @@ fn no_command_waits_for_a_daemon_that_is_stopped() {
     });
 }
 
-/// The daemon has taken requests that it cannot answer, for its source is gone: no signal ends who waits for them.
+/// The daemon has taken requests that it cannot answer, since its source is gone. No signal ends
+/// the processes that wait for them.
 #[test]
-fn no_command_waits_for_a_daemon_whose_source_is_gone() {
+fn no_command_hangs_on_a_daemon_whose_source_is_gone() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let disk = rig.mount(&source, "disk", &[]);
@@ -112,7 +110,7 @@ fn no_command_waits_for_a_daemon_whose_source_is_gone() {
 }
 
 #[test]
-fn an_attribute_does_not_make_a_directory_a_mount_and_no_process_a_daemon() {
+fn a_forged_attribute_passes_neither_for_a_mount_nor_for_a_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let mut innocent = Command::new("sleep").arg("60").spawn().unwrap();
     let status = format!(
@@ -134,12 +132,12 @@ fn an_attribute_does_not_make_a_directory_a_mount_and_no_process_a_daemon() {
 }
 
 #[test]
-fn a_cache_is_dropped_when_the_command_returns_and_not_for_just_anybody() {
+fn the_cache_is_empty_when_drop_cache_returns_and_not_everybody_may_drop_it() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &["--allow-other", "--prefetch", "off"]);
         let held = || mount.status()["cache"]["held_bytes"].as_u64().unwrap();
-        // Opened with O_DIRECT, what is read stays in the daemon's cache.
+        // With O_DIRECT, what is read stays in the daemon's cache.
         let read = || {
             use std::os::unix::fs::OpenOptionsExt;
             let mut options = File::options();
@@ -163,7 +161,7 @@ fn a_cache_is_dropped_when_the_command_returns_and_not_for_just_anybody() {
     });
 }
 
-/// A daemon that was started by a program which is gone since, with the program's path.
+/// A daemon started by a program that has been removed since, and the program's path.
 fn orphan(rig: &Rig, source: &Path, view: &Path, log: &Path) {
     let program = rig.path("program");
     fs::copy(BSZ, &program).unwrap();
@@ -175,7 +173,7 @@ fn orphan(rig: &Rig, source: &Path, view: &Path, log: &Path) {
 }
 
 #[test]
-fn a_program_that_was_removed_starts_its_helpers_all_the_same() {
+fn a_removed_program_can_still_start_its_helpers() {
     mount_test(|rig| {
         let packed = layers(rig);
         let (view, log) = (rig.mkdir("view"), rig.path("log"));
@@ -200,11 +198,11 @@ fn a_program_that_was_removed_starts_its_helpers_all_the_same() {
 const LAYERS: usize = 12;
 const LAYER: usize = 3_000_000;
 
-/// An archive of a model with layers.
+/// The archive of a model with layers.
 fn layers(rig: &Rig) -> std::path::PathBuf {
     use safetensors::tensor::{Dtype, TensorView};
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
-    let mut random = models::Random::new(3);
+    let mut random = Random(3);
     let mut layer = |i: usize| {
         let weight = |_| [random.next() as u8, 0x3c + (random.next() % 3) as u8];
         (format!("model.layers.{i}.w"), (0..LAYER / 2).flat_map(weight).collect::<Vec<u8>>())
@@ -220,13 +218,13 @@ fn layers(rig: &Rig) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_mount_that_nobody_waits_for_any_more_is_not_left() {
+fn an_abandoned_mount_is_not_left_behind() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let view = rig.mkdir("view");
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        // As `bsz mount` has it, which was ended before the mount was ready.
+        // The state that `bsz mount` leaves if it is killed before the mount is ready.
         let mut daemon = Command::new(BSZ)
             .args(["mount", "--daemon"])
             .args([&source, &view])
@@ -240,7 +238,7 @@ fn a_mount_that_nobody_waits_for_any_more_is_not_left() {
 }
 
 #[test]
-fn a_daemon_holds_nothing_of_the_shell_that_started_it() {
+fn a_daemon_keeps_no_descriptor_of_the_shell_that_started_it() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let view = rig.mkdir("view");

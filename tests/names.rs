@@ -1,12 +1,11 @@
-//! Names that are not UTF-8, or that steer a terminal, through every command that prints and every log.
+//! Names that are not UTF-8 or contain control characters, in every command that prints and in
+//! every log.
 #![allow(clippy::unwrap_used)]
 
-#[path = "common/models.rs"]
-mod models;
-#[path = "common/mounts.rs"]
-mod mounts;
+mod common;
 
-use mounts::{BSZ, mount_line, mount_test, run, wait_for};
+use common::models;
+use common::mounts::{BSZ, mount_line, mount_test, run, wait_for};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -17,10 +16,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Latin-1, a title for the terminal, a line of its own, and text from right to left.
+/// Latin-1, a terminal title, a line of its own, and a right-to-left override.
 const NAME: &[u8] = b"caf\xe9\x1b]0;x\x07\nbsz: all is well\xe2\x80\xae";
 
-/// The name as people see it.
+/// The name as shown to people.
 const SHOWN: &str = r"caf\xe9\u{1b}]0;x\u{7}\nbsz: all is well\u{202e}";
 
 fn named(suffix: &str) -> OsString {
@@ -31,7 +30,7 @@ fn hex(path: &Path) -> String {
     path.as_os_str().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Text that can be shown: UTF-8, without a character that steers.
+/// Assert that text can be shown: it is UTF-8 without control characters.
 #[track_caller]
 fn fit(said: &[u8]) -> String {
     let said = String::from_utf8(said.to_vec()).expect("UTF-8");
@@ -41,7 +40,7 @@ fn fit(said: &[u8]) -> String {
     said
 }
 
-/// What a command says, on both; whether it fails or not.
+/// What a command prints on both streams, whether it fails or not.
 #[track_caller]
 fn said<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> String {
     let output = run(Command::new(BSZ).args(args));
@@ -55,7 +54,7 @@ fn json<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Value {
     serde_json::from_str(&fit(&output.stdout)).unwrap()
 }
 
-/// A directory of this name with a model of this name in it.
+/// A directory with this name that contains a model with this name.
 fn models(dir: &Path) -> PathBuf {
     let models = dir.join(named(""));
     fs::create_dir(&models).unwrap();
@@ -64,7 +63,7 @@ fn models(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn commands_on_files_show_every_name_and_steer_no_terminal() {
+fn commands_on_files_show_every_name_and_control_no_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let (p, models) = (Path::new, models(dir.path()));
     let (packed, back) = (dir.path().join(named("-packed")), dir.path().join(named("-back")));
@@ -101,13 +100,13 @@ fn commands_on_files_show_every_name_and_steer_no_terminal() {
             "{args:?}: {said}"
         );
     }
-    // As a shell's `*` would have it.
+    // As if a shell had expanded `*`.
     assert!(said([p("info"), p("a"), &plain]).contains("Usage"));
     assert!(fs::read(back.join(named(".safetensors"))).unwrap() == fs::read(plain).unwrap());
 }
 
 #[test]
-fn mounts_of_every_name_are_shown_and_logged_and_end() {
+fn mounts_of_every_name_are_shown_logged_and_unmounted() {
     mount_test(|rig| {
         let p = Path::new;
         let models = models(&rig.path(""));
@@ -140,7 +139,7 @@ fn mounts_of_every_name_are_shown_and_logged_and_end() {
         let answer = fit(&answer.into_iter().filter(|&b| b != b'\r').collect::<Vec<u8>>());
         assert!(answer.contains(&SHOWN.replace('\\', r"\\")), "{answer}");
 
-        // Damage, which is logged.
+        // Damage, which gets logged.
         let damaged = fs::File::options().write(true).open(&archive).unwrap();
         damaged.write_all_at(&[0xff; 64], damaged.metadata().unwrap().len() / 2).unwrap();
         wait_for("the damage to be logged", || {

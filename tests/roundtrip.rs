@@ -1,16 +1,16 @@
-//! Whatever goes in comes back: every type, size, value and lie, through every decoder.
+//! Every type, size, value and malformed header round-trips through every decoder.
+
+mod common;
 
 use bszfs::{codec, read::Archive};
-use proptest::prelude::*;
-use samples::{
-    DTYPES, FILLS, Random, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes,
+use common::random::Random;
+use common::samples::{
+    self, DTYPES, FILLS, matrices, pack_bytes, safetensors, samples, tensor, unpack_bytes,
 };
-
-#[path = "common/samples.rs"]
-mod samples;
+use proptest::prelude::*;
 
 #[test]
-fn every_sample_comes_back_through_every_decoder() {
+fn every_sample_round_trips_through_every_decoder() {
     let dir = tempfile::tempdir().expect("a directory");
     for (name, bytes) in samples() {
         let archive = pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
@@ -34,7 +34,7 @@ fn nothing_grows_by_more_than_its_descriptors() {
 }
 
 #[test]
-fn one_weight_far_below_all_others_costs_little() {
+fn one_outlier_costs_little() {
     let dir = tempfile::tempdir().expect("a directory");
     for (dtype, most, tiny) in [
         ("BF16", 0.72, 0x0001u16.to_le_bytes().to_vec()),
@@ -58,7 +58,7 @@ fn one_weight_far_below_all_others_costs_little() {
 fn equal_tensors_are_stored_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = tensor("BF16", 17 << 20, samples::Fill::Noise, 11);
-    // Alike at first, but not the same.
+    // Equal at the start, but not everywhere.
     let mut other = data.clone();
     other[16 << 20] ^= 1;
     let bytes =
@@ -93,11 +93,18 @@ fn any_range_reads_the_same_bytes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn tensors_of_any_type_size_and_content_come_back(
-        tensors in prop::collection::vec((0..DTYPES.len(), 0..FILLS.len(), 0..150_000usize, any::<u64>()), 1..4),
+    fn tensors_of_any_type_size_and_content_round_trip(
+        tensors in prop::collection::vec(
+            (0..DTYPES.len(), 0..FILLS.len(), 0..150_000usize, any::<u64>()),
+            1..4,
+        ),
         row in prop::option::of(1..2000usize),
         chunk in 1..5u32,
         tail in 0..9usize,

@@ -1,15 +1,16 @@
-//! A second reader, written from `docs/FORMAT.md` alone: naive, one element at a time, sharing no code with the library.
+//! A second reader, written from `docs/FORMAT.md` alone: naive, one element at a time, sharing no
+//! code with the library.
 
+mod common;
+
+use common::samples;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, VecDeque};
 
-#[path = "common/samples.rs"]
-mod samples;
-
-/// What the archives read so far made use of, so that the test knows what it has shown.
+/// The features that the archives read so far use, so that the test knows what it has covered.
 type Seen = BTreeSet<&'static str>;
 
-/// SHA-256's initial state.
+/// The initial state of SHA-256.
 const SHA256_START: [u32; 8] = [
     0x6a09_e667,
     0xbb67_ae85,
@@ -21,7 +22,7 @@ const SHA256_START: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// Takes what is stored, piece by piece.
+/// Consumes stored bytes piece by piece.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -52,15 +53,15 @@ struct Model {
     width: usize,
     rotated: bool,
     symbol_bits: usize,
-    /// Bits of each.
+    /// The width of each plane, in bits.
     planes: Vec<usize>,
     block: usize,
     values: Vec<usize>,
-    /// By column.
+    /// The class of each column.
     class: Vec<usize>,
     classes: usize,
     choices: usize,
-    /// By symbol.
+    /// The frequencies of each table's symbols.
     tables: Vec<Vec<u64>>,
 }
 
@@ -121,7 +122,7 @@ impl Model {
     }
 }
 
-/// For each slot: its symbol, and its number among those of the symbol.
+/// For each slot: its symbol, and its rank among the slots of the symbol.
 fn slots(frequencies: &[u64]) -> Vec<(usize, u64)> {
     let mut own: Vec<u64> = (0..64).map(|b| frequencies.get(b).copied().unwrap_or(0)).collect();
     let mut other: Vec<usize> = (0..64).collect();
@@ -150,8 +151,8 @@ fn slots(frequencies: &[u64]) -> Vec<(usize, u64)> {
     slots
 }
 
-/// The tops of `n` elements, and the lower halves of the final states, two bytes each.
-fn coded_tops(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u64>, Vec<u8>) {
+/// The symbol values of `n` elements, and the lower halves of the final states, two bytes each.
+fn coded_values(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u64>, Vec<u8>) {
     let (word_count, escape_count) = (b.number(4), b.number(4));
     let blocks = n.div_ceil(m.block);
     let mut choice = vec![0; blocks];
@@ -200,7 +201,7 @@ fn coded_tops(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u
             m.classes > 1 && !m.class.len().is_multiple_of(128),
         ),
         ("an odd number of columns", !m.class.len().is_multiple_of(2)),
-        ("a round with elements that are not there", !n.is_multiple_of(128)),
+        ("an incomplete round", !n.is_multiple_of(128)),
         ("a shorter last block", !n.is_multiple_of(m.block)),
     ] {
         seen.extend(present.then_some(feature));
@@ -208,12 +209,12 @@ fn coded_tops(b: &mut Bytes<'_>, m: &Model, n: usize, seen: &mut Seen) -> (Vec<u
     (tops, states.iter().flat_map(|x| x.to_le_bytes()[..2].to_vec()).collect())
 }
 
-/// Bytes that `n` elements of a plane take in mode 0.
+/// The size of `n` elements of a plane in mode 0, in bytes.
 fn packed_len(bits: usize, n: usize) -> usize {
     n.div_ceil(64) * 8 * bits
 }
 
-/// The bits that a plane in mode 0 has of element `i`.
+/// The bits of element `i` in a plane in mode 0.
 fn packed_value(data: &[u8], bits: usize, i: usize) -> u64 {
     let (group, i) = (&data[i / 64 * 8 * bits..], i % 64);
     let (mut at, mut shift, mut value) = (0, 0, 0);
@@ -228,7 +229,7 @@ fn packed_value(data: &[u8], bits: usize, i: usize) -> u64 {
     value
 }
 
-/// The bits of `n` elements in a plane that lacks blocks.
+/// The bits of `n` elements in a plane that omits blocks.
 fn sparse_plane(b: &mut Bytes<'_>, bits: usize, block: usize, n: usize) -> Vec<u64> {
     let blocks = n.div_ceil(block);
     let bitmap = b.take(blocks.div_ceil(8));
@@ -258,7 +259,7 @@ fn chunk_of_planes(stored: &[u8], m: &Model, len: usize, seen: &mut Seen) -> Vec
         mode <= 1 && reserved == 0 && constant < 1 << m.symbol_bits && (mode == 1 || constant == 0)
     );
     let (tops, carried) = if mode == 0 {
-        coded_tops(&mut b, m, n, seen)
+        coded_values(&mut b, m, n, seen)
     } else {
         (vec![constant as u64; n], Vec::new())
     };
@@ -277,7 +278,11 @@ fn chunk_of_planes(stored: &[u8], m: &Model, len: usize, seen: &mut Seen) -> Vec
             0 if ends_in_states == Some(p) => {
                 let data = [b.take(packed_len(bits, n) - 256), &carried].concat();
                 let last = p + 1 == m.planes.len();
-                seen.insert(if last { "carried" } else { "carried, not by the last plane" });
+                seen.insert(if last {
+                    "carried"
+                } else {
+                    "carried by another plane than the last"
+                });
                 (0..n).map(|i| packed_value(&data, bits, i)).collect()
             }
             0 => {
@@ -294,9 +299,12 @@ fn chunk_of_planes(stored: &[u8], m: &Model, len: usize, seen: &mut Seen) -> Vec
     b.end();
     for (feature, present) in [
         ("rotated", m.rotated),
-        ("floats that are not rotated", !m.rotated && m.width > 1),
-        ("symbols constant, a plane that would else be carried", mode == 1 && last_long.is_some()),
-        ("symbols coded, nothing carried", mode == 0 && ends_in_states.is_none()),
+        ("floats without rotation", !m.rotated && m.width > 1),
+        (
+            "constant symbols, a plane that would otherwise be carried",
+            mode == 1 && last_long.is_some(),
+        ),
+        ("coded symbols, nothing carried", mode == 0 && ends_in_states.is_none()),
         ("1 byte", m.width == 1),
         ("2 bytes", m.width == 2),
         ("4 bytes", m.width == 4),
@@ -366,25 +374,26 @@ fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
     out
 }
 
-/// Everything that `Seen` can hold: a feature that no sample reached would not be shown to be specified.
+/// Everything that `Seen` can hold: a feature that no sample uses would not be shown to be
+/// specified.
 const FEATURES: [&str; 27] = [
     "1 byte",
     "2 bytes",
     "4 bytes",
     "8 bytes",
-    "a round with elements that are not there",
+    "an incomplete round",
     "a shorter last block",
     "a state of SHA-256",
     "an odd number of columns",
     "carried",
-    "carried, not by the last plane",
+    "carried by another plane than the last",
     "choices and classes",
     "coded symbols",
     "columns that do not divide into rounds",
     "constant plane",
     "constant symbols",
     "escape",
-    "floats that are not rotated",
+    "floats without rotation",
     "planes",
     "raw",
     "rotated",
@@ -392,13 +401,13 @@ const FEATURES: [&str; 27] = [
     "several classes",
     "sparse plane",
     "stored plane",
-    "symbols coded, nothing carried",
-    "symbols constant, a plane that would else be carried",
+    "coded symbols, nothing carried",
+    "constant symbols, a plane that would otherwise be carried",
     "zstd",
 ];
 
 #[test]
-fn golden_archives_use_all_of_the_format() {
+fn golden_archives_cover_the_whole_format() {
     let mut seen = Seen::new();
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/v1"))
         .expect("golden archives")
@@ -410,7 +419,7 @@ fn golden_archives_use_all_of_the_format() {
 }
 
 #[test]
-fn the_specification_suffices_to_read_what_the_packer_writes() {
+fn the_specification_suffices_to_read_the_output_of_the_packer() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut seen = Seen::new();
     for (name, bytes) in samples::samples() {

@@ -1,4 +1,4 @@
-//! The systemd units are what systemd takes them for, and the man pages and options they name exist.
+//! systemd accepts the units, and the man pages and options that they name exist.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ fn unit(path: &str) -> String {
 }
 
 #[test]
-fn systemd_has_nothing_to_say_about_the_units() {
+fn systemd_accepts_the_units() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         return eprintln!("skipped: no systemd-analyze");
     }
@@ -23,7 +23,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
         fs::write(&copy, text).expect("a writable directory");
         let mut analyze = Command::new("systemd-analyze");
         analyze.arg(if path.contains("user") { "--user" } else { "--system" });
-        // A manager of a user wants a place for its sockets.
+        // A user manager needs a directory for its sockets.
         analyze.args(["verify", "--man=no"]).arg(copy).env("XDG_RUNTIME_DIR", dir.path());
         let output = analyze.output().expect("systemd-analyze runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -32,7 +32,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
 }
 
 #[test]
-fn the_units_use_options_that_bsz_has() {
+fn the_units_use_only_options_that_exist() {
     for path in UNITS {
         for line in
             unit(path).lines().filter(|line| line.starts_with("Exec") && line.contains("/bsz "))

@@ -1,4 +1,5 @@
-//! A whole archive from any bytes, its checksums put right: whichever way it is read, the same bytes or an error.
+//! A whole archive from arbitrary bytes with corrected checksums: every way of reading it gives the
+//! same bytes or an error.
 #![no_main]
 
 use bszfs::codec::checksum;
@@ -10,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use std::fs::File;
 use std::io::Write;
 
-/// Bytes of an original at most: some SHA-256 states.
+/// The most bytes of an original: enough for several SHA-256 states.
 const MOST: u64 = 5 << 19;
 
 fuzz_target!(
@@ -29,17 +30,20 @@ fn archive(data: &[u8]) -> Tested {
     let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], 0]) as usize;
     let mut file = Sealed::new(file)?;
     let mut archive = file.open()?;
-    // What every decoder makes of each chunk, apart from its checksum.
+    // The output of every decoder for each chunk, regardless of its checksum.
     let mut chunks = decode_chunks(&archive, &file.bytes);
     if head[0] & 1 == 1 {
         file.put_right(&chunks)?;
         archive = file.open().expect("it opened before");
     } else {
         let ids = 0..archive.index().len();
-        let right = |id: usize, c: &[u8]| checksum(c) == archive.index().chunk(id).expect("it was checked").checksum;
+        let right = |id: usize, c: &[u8]| {
+            checksum(c) == archive.index().chunk(id).expect("it was checked").checksum
+        };
         chunks = ids.zip(chunks).map(|(id, c)| c.filter(|c| right(id, c))).collect();
     }
-    let original: Option<Vec<u8>> = chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
+    let original: Option<Vec<u8>> =
+        chunks.iter().cloned().collect::<Option<Vec<_>>>().map(|c| c.concat());
     for decoder in &DECODERS[..DECODERS.len() - 1] {
         let decoder = &**decoder;
         let mut scratch = Scratch::default();
@@ -47,7 +51,7 @@ fn archive(data: &[u8]) -> Tested {
             let mut out = vec![0xaa; archive.index().chunk(id).expect("it was checked").len()];
             let read = archive.read_chunk(id, decoder, &mut scratch, &mut out);
             assert_eq!(read.is_ok(), chunk.is_some(), "chunk {id}: {read:?}");
-            assert!(chunk.as_ref().is_none_or(|c| *c == out), "chunk {id} reads otherwise");
+            assert!(chunk.as_ref().is_none_or(|c| *c == out), "chunk {id} reads differently");
         }
         let len = archive.footer().original_len as usize;
         for (at, n) in [(0, len + 1), (number(1) % (len + 2), number(4) % (len + 2))] {
@@ -56,7 +60,10 @@ fn archive(data: &[u8]) -> Tested {
             assert!(read.is_ok() || original.is_none(), "{read:?}");
             if let (Ok(n), Some(original)) = (&read, &original) {
                 let from = at.min(len);
-                assert!(out[..*n] == original[from..(at + out.len()).clamp(from, len)], "{n} bytes at {at}");
+                assert!(
+                    out[..*n] == original[from..(at + out.len()).clamp(from, len)],
+                    "{n} bytes at {at}"
+                );
             }
         }
         let described = describe(&archive, decoder);
@@ -67,7 +74,7 @@ fn archive(data: &[u8]) -> Tested {
         }
         let verified = verify(&archive, decoder, &|_| ());
         let whole = original.as_ref().is_some_and(|o| sha256(o).0 == archive.footer().sha256);
-        assert!(whole || verified.is_err(), "verified, and is not what its hash says");
+        assert!(whole || verified.is_err(), "verified although its hash differs");
         assert!(!whole || verified.is_ok() || head[0] & 1 == 0, "{verified:?}");
     }
     Some(())
@@ -82,7 +89,8 @@ fn sha256(bytes: &[u8]) -> ([u8; 32], Vec<[u32; 8]>) {
 fn decode_chunks(archive: &Archive, file: &[u8]) -> Vec<Option<Vec<u8>>> {
     let decoded = |id: usize| {
         let c = archive.index().chunk(id).expect("it was checked");
-        let model = if c.model == NO_MODEL { None } else { Some(archive.index().model(c.model).ok()?) };
+        let model =
+            if c.model == NO_MODEL { None } else { Some(archive.index().model(c.model).ok()?) };
         let payload = &file[c.stored_at as usize..][..c.stored_len as usize];
         decode(c.coding, model.as_ref(), payload, c.len(), 0).ok()
     };
@@ -117,13 +125,14 @@ impl Sealed {
     }
 
     fn open(&self) -> Option<Archive> {
-        let memory = rustix::fs::memfd_create("archive", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+        let memory =
+            rustix::fs::memfd_create("archive", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
         let mut file = File::from(memory);
         file.write_all(&self.bytes).expect("written");
         Archive::from_file(file).ok().filter(|a| a.footer().original_len <= MOST)
     }
 
-    /// Put right the checksums of chunks that decode, and the hash if all do.
+    /// Correct the checksums of the chunks that decode, and the hash if all of them do.
     fn put_right(&mut self, chunks: &[Option<Vec<u8>>]) -> Tested {
         for (id, chunk) in chunks.iter().enumerate() {
             let at = self.index + 32 * id + 16;
@@ -134,7 +143,8 @@ impl Sealed {
             let (hash, states) = sha256(&original.concat());
             self.footer()[8..40].copy_from_slice(&hash);
             let at = self.index + 32 * chunks.len();
-            let states: Vec<u8> = states.as_flattened().iter().flat_map(|w| w.to_le_bytes()).collect();
+            let states: Vec<u8> =
+                states.as_flattened().iter().flat_map(|w| w.to_le_bytes()).collect();
             self.bytes[at..at + states.len()].copy_from_slice(&states);
         }
         self.seal();

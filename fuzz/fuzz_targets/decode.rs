@@ -1,8 +1,8 @@
-//! Chunks that are damaged in any way: every decoder gives the same bytes or the same error, and stays within its
-//! memory.
+//! Chunks with arbitrary damage: every decoder gives the same bytes or the same error, and stays
+//! within its memory.
 //!
-//! An input is a model and a payload as they are, or the recipe of a model, of elements that suit it, and of damage to
-//! their encoding.
+//! An input is either a literal model and payload, or a recipe for a model, for matching elements,
+//! and for damage to their encoding.
 #![no_main]
 
 use arbitrary::Unstructured;
@@ -10,7 +10,7 @@ use bszfs::codec::{self, Coding, Encoder, LANES, EntropyModel, model::FrequencyT
 use bszfs_fuzz::{Random, Tested, decode};
 use libfuzzer_sys::fuzz_target;
 
-/// Decoded bytes at most.
+/// The most decoded bytes.
 const MOST: usize = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {
@@ -53,7 +53,7 @@ fn recipe(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     while !u.is_empty() && !payload.is_empty() {
         let (what, at, byte) = (u.arbitrary::<u8>()?, u.arbitrary::<u16>()?, u.arbitrary::<u8>()?);
         match what % 8 {
-            // The head, where every byte counts.
+            // The head, in which every byte matters.
             0..3 => {
                 let n = payload.len().min(64);
                 payload[usize::from(at) % n] ^= byte;
@@ -75,7 +75,7 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyM
     let width = 1u8 << (u.arbitrary::<u8>()? % 4);
     let rotated = u.arbitrary()?;
     let symbol_bits = u.int_in_range(1..=(8 * width).min(16))?;
-    // Planes end where a bit is set, and at every byte.
+    // Planes end at every set bit and at every byte boundary.
     let ends: u64 = u.arbitrary()?;
     let mut planes = Vec::new();
     let mut top = 8 * width - symbol_bits;
@@ -96,7 +96,9 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyM
     let (columns, classes) = (u.int_in_range(LANES..=4 * LANES)?, u.int_in_range(1..=8u8)?);
     let columns: Vec<u8> = match classes {
         1 => Vec::new(),
-        n => (0..columns).map(|i| if i < n.into() { i as u8 } else { r.below(n.into()) as u8 }).collect(),
+        n => (0..columns)
+            .map(|i| if i < n.into() { i as u8 } else { r.below(n.into()) as u8 })
+            .collect(),
     };
     let choices = u.int_in_range(1..=4u8)?;
     let mut tables = Vec::new();
@@ -120,23 +122,25 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyM
     Ok(EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds"))
 }
 
-/// Elements distributed as the tables have it.
+/// Elements distributed as in the tables.
 fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> arbitrary::Result<Vec<u8>> {
     let layout = model.layout();
     let width = usize::from(layout.width());
     let count = 1 + usize::from(u.arbitrary::<u16>()?) % (MOST / 8);
     let constant = u.ratio(1, 16)?;
-    // By plane: zero, constant, zero in most blocks, noise.
+    // Each plane is zero, constant, zero in most blocks, or noise.
     let modes: [u8; 64] =
         if u.arbitrary()? { [u.arbitrary()?; 64] } else { std::array::from_fn(|_| r.next() as u8) };
     let dense = |i: usize| (i / model.block() % 16).is_multiple_of(7);
     let mut out = Vec::with_capacity(count * width);
     let draws: Vec<Vec<u8>> = model.tables().iter().map(|t| slots(t)).collect();
-    let choices: [usize; 16] = std::array::from_fn(|_| r.below(model.choices()));
+    let choices: [usize; 16] = std::array::from_fn(|_| r.below(model.choices() as u64) as usize);
     for i in 0..count {
-        let class = model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
+        let class =
+            model.columns().get(i % model.columns().len().max(1)).map_or(0, |&c| usize::from(c));
         let draw = &draws[choices[i / model.block() % 16] * model.classes() + class];
-        let symbol = usize::from(draw[if constant { 0 } else { r.below(draw.len()) }]);
+        let symbol =
+            usize::from(draw[if constant { 0 } else { r.below(draw.len() as u64) as usize }]);
         let top = model
             .values()
             .get(symbol)
@@ -160,7 +164,12 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> a
     Ok(out)
 }
 
-/// Each symbol as often as its frequency.
+/// Each symbol, repeated as often as its frequency.
 fn slots(table: &FrequencyTable) -> Vec<u8> {
-    table.frequencies().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
+    table
+        .frequencies()
+        .iter()
+        .enumerate()
+        .flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into()))
+        .collect()
 }

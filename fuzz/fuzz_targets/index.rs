@@ -1,4 +1,5 @@
-//! What describes an archive or a safetensors file, from any bytes: an error or something that keeps its promises.
+//! The metadata of an archive or a safetensors file, parsed from arbitrary bytes: an error, or a
+//! result that keeps its promises.
 #![no_main]
 
 use bszfs::codec::EntropyModel;
@@ -35,7 +36,7 @@ fn index(data: &[u8]) -> Tested {
     let (mut bytes, before) = (*footer, 16 + index.len());
     bytes[64..72].copy_from_slice(&16u64.to_le_bytes());
     correct_footer(&mut bytes, before);
-    // Chunks may lie anywhere before the index: let it start far behind.
+    // Chunks may be anywhere before the index, so let it start far behind.
     let start = 1u64 << 40;
     bytes[64..72].copy_from_slice(&start.to_le_bytes());
     bytes[80..88].copy_from_slice(&bszfs::codec::checksum(index).to_le_bytes());
@@ -59,7 +60,7 @@ fn index(data: &[u8]) -> Tested {
     Some(())
 }
 
-/// A model's wire form.
+/// The wire format of a model.
 fn model(data: &[u8]) -> Tested {
     let model = EntropyModel::read_from(data).ok()?;
     let mut wire = Vec::new();
@@ -69,7 +70,8 @@ fn model(data: &[u8]) -> Tested {
     Some(())
 }
 
-/// `file_len(8) prefix(8) json`: the length is taken as it is, or what makes the file whole with a few bytes of data.
+/// `file_len(8) prefix(8) json`: the file length is either literal, or the one that completes the
+/// file with a few bytes of data.
 fn header(data: &[u8]) -> Tested {
     let (len, rest) = data.split_first_chunk()?;
     let (prefix, json) = rest.split_first_chunk()?;

@@ -1,4 +1,4 @@
-//! Any bytes as elements of any kind come back through every decoder, and never take more room than before.
+//! Arbitrary bytes as elements of any kind round-trip through every decoder, and never grow.
 #![no_main]
 
 use arbitrary::Unstructured;
@@ -6,7 +6,7 @@ use bszfs::codec::{self, Coding, ElementKind, Encoder, EntropyModel, Sample};
 use bszfs_fuzz::{Tested, decode, expand};
 use libfuzzer_sys::fuzz_target;
 
-/// Bytes of a tensor at most.
+/// The most bytes of a tensor.
 const MOST: usize = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,7 +21,7 @@ fn tensor(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     let (sampled, cut): (u16, u16) = u.arbitrary()?;
     let tensor = if flags & 2 == 2 { Some(u.arbitrary()?) } else { None };
     let bytes = if flags & 4 == 4 { u.bytes(u.len())?.to_vec() } else { expand(u, MOST)? };
-    // The model may know only part of the tensor.
+    // The model may have seen only a part of the tensor.
     let known = if flags & 8 == 8 { usize::from(sampled) % (bytes.len() + 1) } else { bytes.len() };
     let known = &bytes[..known / kind.width() * kind.width()];
     let sample = Sample { kind, bytes: known, row, tensor: tensor.unwrap_or(bytes.len() as u64) };

@@ -1,14 +1,19 @@
-//! What the fuzz targets share: every decoder on memory of the exact size, the seals of an archive, and bytes from few
-//! bytes.
+//! What the fuzz targets share: running every decoder on exactly sized memory, sealing archives,
+//! and expanding short inputs.
 
 use arbitrary::Unstructured;
 use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
+pub use random::Random;
 use std::sync::{Arc, LazyLock};
 
-/// An input that does not get as far as there is something to test.
+#[path = "../../tests/common/random.rs"]
+mod random;
+
+/// `None` for an input that ends before there is anything to test.
 pub type Tested = Option<()>;
 
-/// Every decoder, the reference first, and once more at the end: what it does must not depend on what memory held.
+/// Every decoder, the reference first and once more at the end: results must not depend on the
+/// previous contents of memory.
 pub static DECODERS: LazyLock<Vec<Arc<dyn ChunkDecoder>>> = LazyLock::new(|| {
     let mut all = codec::decoders();
     all.push(codec::reference());
@@ -16,8 +21,8 @@ pub static DECODERS: LazyLock<Vec<Arc<dyn ChunkDecoder>>> = LazyLock::new(|| {
     all
 });
 
-/// Decode with every decoder; all must agree. Payload and output are the last bytes of their allocations, `skew` bytes
-/// from the start.
+/// Decode with every decoder; all must agree. Payload and output are the last bytes of their
+/// allocations, `skew` bytes from the start.
 pub fn decode(
     coding: Coding,
     model: Option<&EntropyModel>,
@@ -30,7 +35,11 @@ pub fn decode(
         let fill = [0x00, 0xff, 0xaa, 0x55][i % 4];
         let mut out = vec![fill; skew + len].into_boxed_slice();
         let decoded = decoder.decode(coding, model, &payload[skew..], &mut out[skew..]);
-        assert!(out[..skew].iter().all(|&b| b == fill), "{} writes before its output", decoder.name());
+        assert!(
+            out[..skew].iter().all(|&b| b == fill),
+            "{} writes before its output",
+            decoder.name()
+        );
         (decoder.name(), decoded.map(|()| out[skew..].to_vec()).map_err(|e| e.to_string()))
     });
     let (_, first) = results.next().expect("the reference");
@@ -38,7 +47,9 @@ pub fn decode(
         if result != first {
             let at = |a: &[u8], b: &[u8]| a.iter().zip(b).position(|(a, b)| a != b);
             match (&first, &result) {
-                (Ok(a), Ok(b)) => panic!("{name} decodes other bytes, from byte {:?} of {len} on", at(a, b)),
+                (Ok(a), Ok(b)) => {
+                    panic!("{name} decodes other bytes from byte {:?} of {len} on", at(a, b))
+                }
                 (a, b) => panic!("{name}: {:?}, scalar: {:?}", b.as_ref().err(), a.as_ref().err()),
             }
         }
@@ -46,25 +57,8 @@ pub fn decode(
     first
 }
 
-/// Numbers from a seed (SplitMix64, Steele et al. 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
-
-/// Up to `most` bytes from all of `u`, which says how to make them: fuzzers find structure in short inputs.
+/// Up to `most` bytes, expanded from all of `u` as a recipe: fuzzers find structure in short
+/// inputs.
 pub fn expand(u: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<u8>> {
     let mut out: Vec<u8> = Vec::new();
     while !u.is_empty() && out.len() < most {
@@ -72,31 +66,32 @@ pub fn expand(u: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<u8
         let op: u8 = u.arbitrary()?;
         let n = usize::from(u.arbitrary::<u16>()?).min(room);
         match op % 6 {
-            // As they are.
+            // Literal bytes.
             0 => out.extend_from_slice(u.bytes((n % 256).min(u.len()))?),
-            // One value over and over.
+            // One value, repeated.
             1 => {
                 let one = u.bytes(usize::from(1u8 << (op / 6 % 4)).min(u.len()))?;
                 out.extend(one.iter().cycle().take(n));
             }
-            // Noise in some of the bits of each eight bytes.
+            // Noise in some bits of every eight bytes.
             2 => {
                 let (mask, base, mut r) =
                     (u.arbitrary::<u64>()?, u.arbitrary::<u64>()?, Random(u.arbitrary()?));
                 let bytes = (0..n / 8).flat_map(|_| (r.next() & mask ^ base).to_le_bytes());
                 out.extend(bytes);
             }
-            // The end again, as often as there is room for.
+            // The end, repeated as often as it fits.
             3 => {
                 let back = usize::from(u.arbitrary::<u16>()?).min(out.len());
                 let from = out.len() - back;
                 (0..if back == 0 { 0 } else { n }).for_each(|i| out.push(out[from + i]));
             }
-            // Little-endian numbers of any width around a base, small differences being frequent; their scale depends on
-            // the row, or on the column.
+            // Little-endian numbers of any width around a base, mostly with small differences.
+            // Their scale depends on the row or on the column.
             4 => {
                 let (width, base) = (1usize << (op / 6 % 4), u.arbitrary::<u64>()?);
-                let (row, by_column) = (1 + usize::from(u.arbitrary::<u16>()? % 4096), op / 24 % 2 == 1);
+                let (row, by_column) =
+                    (1 + usize::from(u.arbitrary::<u16>()? % 4096), op / 24 % 2 == 1);
                 let (mut r, bits) = (Random(u.arbitrary()?), u32::from(u.arbitrary::<u8>()? % 64));
                 for i in 0..n / width {
                     let shift = if by_column { i % row % 7 } else { i / row % 7 } as u32;
@@ -105,7 +100,7 @@ pub fn expand(u: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<u8
                     out.extend_from_slice(&v.to_le_bytes()[..width]);
                 }
             }
-            // One byte changed.
+            // One changed byte.
             _ if !out.is_empty() => {
                 let at = usize::from(u.arbitrary::<u16>()?) % out.len();
                 out[at] ^= u.arbitrary::<u8>()?;
@@ -116,18 +111,18 @@ pub fn expand(u: &mut Unstructured<'_>, most: usize) -> arbitrary::Result<Vec<u8
     Ok(out)
 }
 
-/// Bytes of a footer.
+/// The size of a footer, in bytes.
 pub const FOOTER: usize = 128;
 
-/// Make `footer` pass its checksum.
+/// Give `footer` a valid checksum.
 pub fn seal_footer(footer: &mut [u8; FOOTER]) {
     footer[120..].copy_from_slice(b"\x01\0BSZEND");
     let sum = codec::checksum(&[&footer[..112], &footer[120..]].concat());
     footer[112..120].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// Correct what a footer says that has nothing to do with the rest of the archive, of which `len` bytes come before it,
-/// and the place of the index, from which nothing follows; returns that place.
+/// Correct the fields of a footer that are independent of the rest of the archive, and the offset
+/// of the index, which may be anywhere in the `len` bytes before the footer. Returns that offset.
 pub fn correct_footer(footer: &mut [u8; FOOTER], len: usize) -> usize {
     footer[51] &= 0x1f;
     footer[53] &= 0x0f;

@@ -1,6 +1,5 @@
-//! Archives that no packer would write: a few stored bytes that many chunks share, indexes of any size.
-
-#![allow(dead_code, reason = "each test program uses its part of this")]
+//! Archives that no packer would write: many chunks that share a few stored bytes, indexes of any
+//! size.
 
 use bszfs::codec::{Coding, checksum};
 use bszfs::format::{Chunk, Footer, IndexWriter, NO_MODEL, Naming, header};
@@ -9,11 +8,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use twox_hash::XxHash3_64;
 
-/// Stored bytes of which all chunks of an archive are made, behind its header.
+/// Where the stored bytes shared by all chunks start: right after the header.
 const START: u64 = 16;
 
-/// An archive whose original is `head` and then pieces of `blob`, of these lengths, each from the blob's start. Its hash is
-/// that of nothing: `verify` would say so, a mount does not ask.
+/// An archive whose original is `head` followed by prefixes of `blob` of the given lengths. Its
+/// hash is wrong, which `verify` detects but a mount does not check.
 pub fn archive(path: &Path, head: &[u8], blob: &[u8], lens: impl Iterator<Item = usize>) -> u64 {
     let file = File::create(path).expect("a file");
     file.write_all_at(&header(), 0).expect("written");
@@ -46,8 +45,8 @@ pub fn archive(path: &Path, head: &[u8], blob: &[u8], lens: impl Iterator<Item =
     at
 }
 
-/// An archive of `chunks` chunks of `blob`, and as many models, which no chunk has, of as many bytes as a model may have. It
-/// is sparse: a model is a hole.
+/// An archive with `chunks` chunks of `blob` and as many unused models of the largest size. The
+/// file is sparse: a model is a hole.
 pub fn sparse(path: &Path, blob: &[u8], chunks: u32) {
     let most = bszfs::codec::model::MAX_WIRE_LEN as u64;
     archive(path, &[], blob, (0..chunks).map(|_| blob.len()));

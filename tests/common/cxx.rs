@@ -1,22 +1,21 @@
-//! The C++ of `tests/gpu`, compiled where there is a compiler.
+//! The C++ code of `tests/gpu`, compiled if there is a compiler.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// Something compiled; it is gone when this is dropped.
+/// A compiled file, removed when this is dropped.
 pub struct Built {
     pub path: PathBuf,
-    #[expect(dead_code, reason = "holds the directory")]
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
-/// Compile `source` to a file of this name in a directory of its own; `None`, said loudly, where there is no compiler
-/// that can, unless `BSZ_REQUIRE_CXX=1`.
+/// Compile `source` to a file called `name` in a directory of its own. Without a working compiler,
+/// returns `None` with a message, or panics if `BSZ_REQUIRE_CXX=1`.
 ///
 /// # Panics
-/// Where a compiler is there and the source does not compile.
+/// If the compiler works but the source does not compile.
 pub fn build(source: &str, name: &str, flags: &[&str]) -> Option<Built> {
     let dir = tempfile::tempdir().expect("a directory");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
@@ -32,19 +31,20 @@ pub fn build(source: &str, name: &str, flags: &[&str]) -> Option<Built> {
             Err(e) => Err(e.to_string()),
         }
     };
-    // Whether there is a compiler that can, is found out with a program that does nothing.
+    // An empty program shows whether the compiler works.
     let nothing = dir.path().join("nothing.cpp");
     std::fs::write(&nothing, "#include <ucontext.h>\nint main() {}\n").expect("written");
     if let Err(why) = compile(&nothing, &dir.path().join("nothing")) {
         let required = std::env::var_os("BSZ_REQUIRE_CXX").is_some_and(|v| v == "1");
         assert!(!required, "{compiler} does not compile anything: {why}");
         eprintln!(
-            "\n*** SKIPPED: {source} is not tested, since {compiler} does not compile anything: {why}\n"
+            "\n*** SKIPPED: {source} is not tested, \
+             since {compiler} does not compile anything: {why}\n"
         );
         return None;
     }
     let path = dir.path().join(name);
     let built = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join(source), &path);
     built.unwrap_or_else(|why| panic!("{source} does not compile: {why}"));
-    Some(Built { path, dir })
+    Some(Built { path, _dir: dir })
 }

@@ -1,6 +1,4 @@
-//! Mounts for tests: with a deadline, and gone afterwards whatever happens.
-
-#![allow(dead_code, reason = "each test program uses its part of this")]
+//! Mounts for tests: with a deadline, and always unmounted afterwards.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -13,13 +11,13 @@ use tempfile::TempDir;
 
 pub const BSZ: &str = env!("CARGO_BIN_EXE_bsz");
 
-/// How long a test may take before its daemons are killed and it fails. A machine may be slow, but not that slow.
+/// How long a test may take before its daemons are killed and it fails, even on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long a single step may take.
 const STEP: Duration = Duration::from_secs(30);
 
-/// Run a test that mounts. Where there is no FUSE it is skipped, in words.
+/// Run a test that mounts. Without FUSE, it is skipped with a message.
 pub fn mount_test(test: impl FnOnce(&Rig) + Send + 'static) {
     if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
         assert!(std::env::var_os("BSZ_REQUIRE_FUSE").is_none(), "/dev/fuse cannot be opened");
@@ -31,14 +29,14 @@ pub fn mount_test(test: impl FnOnce(&Rig) + Send + 'static) {
     let body = {
         let rig = rig.clone();
         thread::spawn(move || {
-            // Dropped at the end, also of a panic.
+            // Dropped at the end, even after a panic.
             let _done: mpsc::Sender<()> = done;
             test(&rig);
         })
     };
     let in_time = outcome.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Disconnected);
     let states = rig.states();
-    // Before joining: a thread that waits for a mount wakes up when its daemon dies.
+    // This comes before joining: a thread that waits for a mount wakes up when its daemon dies.
     rig.clean_up();
     let result = body.join();
     assert!(in_time, "the test took longer than {DEADLINE:?}");
@@ -48,7 +46,7 @@ pub fn mount_test(test: impl FnOnce(&Rig) + Send + 'static) {
     }
 }
 
-/// A temporary directory, and the mounts that a test made.
+/// A temporary directory, and the mounts that the test made.
 pub struct Rig {
     dir: TempDir,
     mounts: Mutex<Vec<Mount>>,
@@ -80,7 +78,7 @@ impl Rig {
         self.mount_with(source, name, args, &[])
     }
 
-    /// The same with variables in the daemon's environment.
+    /// The same, with variables in the daemon's environment.
     pub fn mount_with(
         &self,
         source: &Path,
@@ -122,7 +120,8 @@ impl Rig {
         for mount in self.mounts.lock().unwrap_or_else(|e| e.into_inner()).iter() {
             let _ = mount.daemon.lock().unwrap_or_else(|e| e.into_inner()).kill();
         }
-        // Whatever is still mounted here, also by daemons which are not our children.
+        // Everything that is still mounted here, including mounts of daemons that are not our
+        // children.
         let root = self.dir.path().canonicalize().expect("canonical");
         for mountpoint in mountpoints().into_iter().filter(|m| m.starts_with(&root)) {
             let _ = run(Command::new(BSZ).args(["umount", "--lazy"]).arg(mountpoint));
@@ -139,7 +138,7 @@ impl Mount {
         self.path.join(name)
     }
 
-    /// What its daemon logged.
+    /// The log of its daemon.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -157,13 +156,13 @@ impl Mount {
         self.daemon.lock().unwrap_or_else(|e| e.into_inner()).try_wait().expect("wait").is_some()
     }
 
-    /// Wait for the daemon to end, and give its exit code.
+    /// Wait for the daemon to end, and return its exit code.
     pub fn exit_code(&self) -> Option<i32> {
         wait_for("the daemon to end", || self.has_exited());
         self.daemon.lock().expect("daemon").wait().expect("wait").code()
     }
 
-    /// What the daemon says of itself.
+    /// The status that the daemon reports.
     pub fn status(&self) -> serde_json::Value {
         let output = run(Command::new(BSZ).args(["status", "--json"]).arg(&self.path));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -178,7 +177,8 @@ impl Mount {
 
 /// The line of `/proc/mounts` for this mountpoint, if something is mounted there.
 pub fn mount_line(mountpoint: &Path) -> Option<String> {
-    // The temporary directory may be reached through symlinks; the mountpoint itself is not touched.
+    // The temporary directory may be reached through symlinks; the mountpoint itself is not
+    // resolved.
     let parent = mountpoint.parent().expect("parent").canonicalize().expect("canonical");
     let path = parent.join(mountpoint.file_name().expect("name"));
     mount_table().into_iter().find(|(at, _)| *at == path).map(|(_, line)| line)
@@ -191,7 +191,7 @@ fn mountpoints() -> Vec<PathBuf> {
 fn mount_table() -> Vec<(PathBuf, String)> {
     use std::os::unix::ffi::OsStringExt;
     let table = std::fs::read("/proc/mounts").expect("/proc/mounts");
-    // The kernel escapes as \ooo what would end a field.
+    // The kernel escapes the characters that would end a field as \ooo.
     let unescape = |field: &[u8]| {
         let mut bytes = Vec::new();
         let mut rest = field;
@@ -212,7 +212,7 @@ fn mount_table() -> Vec<(PathBuf, String)> {
     lines.filter_map(place).collect()
 }
 
-/// Wait until something holds, or fail.
+/// Wait until a condition holds, or fail.
 pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
@@ -245,7 +245,7 @@ pub fn bsz<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Run `bsz`, which must exit 1, and give what it says.
+/// Run `bsz`, which must exit with 1, and return what it prints on standard error.
 pub fn bsz_fails<I: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = I>) -> String {
     let output = run(Command::new(BSZ).args(args));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

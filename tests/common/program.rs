@@ -1,26 +1,20 @@
 //! The `bsz` program as a user runs it, and directories of models to run it on.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
-#[path = "models.rs"]
-mod models;
-
-#[allow(unused_imports, reason = "each test program uses its part of this")]
-pub use models::{Random, write_model};
-
+use super::models::write_model;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
 
-/// A new command; nothing of the caller's environment changes what it prints.
+/// A new command whose output does not depend on the caller's environment.
 pub fn bsz() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
     command.env_remove("BSZ_LOG").env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }
 
-/// What one run did.
+/// The outcome of one run.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
@@ -41,14 +35,14 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// It worked, and had nothing to complain about.
+    /// Assert that it succeeded without complaints.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "stdout: {}", self.stdout);
         self
     }
 
-    /// It failed with exit code 1 and exactly this on standard error.
+    /// Assert that it failed with exit code 1 and exactly this text on standard error.
     #[track_caller]
     pub fn fails(self, stderr: &str) -> Self {
         assert_eq!(
@@ -60,7 +54,8 @@ impl Ran {
         self
     }
 
-    /// It failed with exit code 1 and one line, `bsz: what: why`, with `why` containing this.
+    /// Assert that it failed with exit code 1 and one line `bsz: what: why`, where `why` is
+    /// contained in the rest.
     #[track_caller]
     pub fn fails_about(self, what: &str, why: &str) -> Self {
         assert_eq!(self.code, Some(1), "{self:?}");
@@ -79,7 +74,8 @@ impl Ran {
     }
 }
 
-/// A model directory as hubs have it: three shards with their index, a tokenizer, a directory, links.
+/// A model directory in the layout of hubs: three shards with their index, a tokenizer, a
+/// directory, links.
 pub fn model_directory(dir: &Path) {
     let write =
         |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).expect("a writable directory");
@@ -101,7 +97,20 @@ pub fn model_directory(dir: &Path) {
     link("nowhere", "dangling");
 }
 
-/// The names in `dir`, sorted; a left-over temporary file would be among them.
+/// Weights of a small model.
+pub const SOME: usize = 60_000;
+
+/// A temporary directory that contains a directory `s` with small models of these names.
+pub fn models(names: &[&str]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(dir.path().join("s")).expect("mkdir");
+    for (seed, name) in (1..).zip(names) {
+        write_model(&dir.path().join("s").join(name), seed, SOME);
+    }
+    dir
+}
+
+/// The names in `dir`, sorted, including any temporary file left behind.
 pub fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("a directory");
     let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
@@ -110,12 +119,12 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Copy a directory with everything in it.
+/// Copy a directory with all its contents.
 pub fn copy_tree(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().expect("cp").success());
 }
 
-/// Both directories hold the same, by `diff -r` without following links.
+/// Assert that both directories have the same contents, by `diff -r` without following links.
 #[track_caller]
 pub fn same_tree(a: &Path, b: &Path) {
     let diff =
@@ -123,8 +132,8 @@ pub fn same_tree(a: &Path, b: &Path) {
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
 }
 
-/// A temporary directory with `model.safetensors` in it, the path of that, and its bytes.
-pub fn with_model(weights: usize) -> (tempfile::TempDir, PathBuf, Vec<u8>) {
+/// A temporary directory that contains `model.safetensors`, the path of the model, and its bytes.
+pub fn with_model(weights: usize) -> (TempDir, PathBuf, Vec<u8>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("model.safetensors");
     let bytes = write_model(&path, 1, weights);

@@ -1,7 +1,6 @@
-//! Small files of every kind, made from seeds, and their way to an archive and back.
+//! Small files of every kind, made from seeds, and how to pack and unpack them in a test.
 
-#![allow(dead_code, reason = "each test program uses its part of this")]
-
+use super::random::Random;
 use bszfs::{
     codec::{self, ChunkDecoder},
     error::Result,
@@ -9,7 +8,7 @@ use bszfs::{
 };
 use std::path::Path;
 
-/// Every element type the format names, with its bits.
+/// Every element type that the format names, with its width in bits.
 pub const DTYPES: [(&str, usize); 21] = [
     ("BOOL", 8),
     ("F4", 4),
@@ -37,32 +36,35 @@ pub const DTYPES: [(&str, usize); 21] = [
 /// What a tensor is filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// About normally distributed floats (integers: small ones).
+    /// Approximately normally distributed floats, or small integers.
     Weights,
-    /// All bits random.
+    /// Random bits.
     Noise,
-    /// One value.
+    /// A single value.
     Constant,
-    /// NaN payloads, infinities, zeros of both signs, denormals, the largest and the smallest.
+    /// NaN payloads, infinities, zeros of both signs, denormals, the largest and the smallest
+    /// values.
     Special,
-    /// A row repeated.
+    /// One row, repeated.
     Rows,
     /// Mostly zero.
     Sparse,
     /// Weights whose lower half is zero, as after widening.
     Widened,
-    /// Weights in rows of different scale.
+    /// Weights in rows of different scales.
     Scaled,
-    /// Weights in columns of different scale and mean, some of one sign, and rows that differ in scale.
+    /// Weights in columns of different scales and means, some of one sign, and in rows of different
+    /// scales.
     Columns,
-    /// Weights of one sign in rows, a third of which were widened.
+    /// Weights of one sign, in rows of which a third were widened.
     Frozen,
-    /// Little more than one: all have the same leading bits.
+    /// Values slightly above one, which all have the same leading bits.
     Narrow,
 }
 
 impl Fill {
-    /// Elements of a row, where it has rows that a shape should tell of: a number that nothing divides, or whole rounds.
+    /// The length of a row in elements, if the shape should describe rows: one that nothing
+    /// divides, or whole rounds.
     pub fn row(self) -> Option<usize> {
         match self {
             Self::Columns => Some(201),
@@ -72,7 +74,7 @@ impl Fill {
     }
 }
 
-/// All of them.
+/// All fills.
 pub const FILLS: [Fill; 11] = [
     Fill::Weights,
     Fill::Noise,
@@ -87,18 +89,9 @@ pub const FILLS: [Fill; 11] = [
     Fill::Narrow,
 ];
 
-/// Numbers from a seed (SplitMix64, Steele et al. 2014).
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn weight(&mut self) -> f64 {
+    /// An approximately normally distributed number, like a weight.
+    pub fn weight(&mut self) -> f64 {
         (0..4).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum::<f64>() * 0.05
     }
 
@@ -127,7 +120,7 @@ impl Random {
     }
 }
 
-/// `bytes` bytes of a tensor.
+/// A tensor of `bytes` bytes.
 pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
     let mut r = Random(seed);
     let width = DTYPES.iter().find(|d| d.0 == dtype).map_or(1, |d| d.1.div_ceil(8));
@@ -171,7 +164,8 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
                 out.extend(r.number(dtype, w));
             }
             Fill::Special => {
-                // All ones, all zeros, the sign alone, the exponent alone, and single bits, with noise between.
+                // All ones, all zeros, the sign alone, the exponent alone, and single bits, mixed
+                // with noise.
                 let bits = match r.next() % 8 {
                     0 => u64::MAX,
                     1 => 0,
@@ -190,7 +184,8 @@ pub fn tensor(dtype: &str, bytes: usize, fill: Fill, seed: u64) -> Vec<u8> {
     out
 }
 
-/// A safetensors file of these tensors: name, dtype, shape of one dimension given by the bytes.
+/// A safetensors file of these tensors, given by name, dtype and data. All shapes have one
+/// dimension.
 pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
     matrices(
         &tensors
@@ -200,7 +195,8 @@ pub fn safetensors(tensors: &[(&str, &str, Vec<u8>)]) -> Vec<u8> {
     )
 }
 
-/// A safetensors file of these tensors: name, dtype, elements of a row. What is left behind the last row is in no shape.
+/// A safetensors file of these tensors, given by name, dtype, elements of a row, and data. The
+/// shape leaves out an incomplete last row.
 pub fn matrices(tensors: &[(&str, &str, Option<usize>, Vec<u8>)]) -> Vec<u8> {
     let mut at = 0;
     let entries: Vec<String> = tensors
@@ -224,12 +220,12 @@ pub fn matrices(tensors: &[(&str, &str, Option<usize>, Vec<u8>)]) -> Vec<u8> {
     )
 }
 
-/// A file with this header, which may lie, and these data.
+/// A file with this header, which may be malformed, and these data.
 pub fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
 }
 
-/// Named files that between them use every coding, every dtype and every fill.
+/// Named files that together cover every coding, every dtype and every fill.
 pub fn samples() -> Vec<(String, Vec<u8>)> {
     let mut files = vec![
         ("empty".to_owned(), Vec::new()),
@@ -283,7 +279,7 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Reports to nobody.
+/// Discards all reports.
 pub struct Silent;
 
 impl pack::Progress for Silent {
@@ -292,7 +288,7 @@ impl pack::Progress for Silent {
     fn end(&self, _: &pack::FileReport) {}
 }
 
-/// The archive of `bytes`, verified by the packer as always.
+/// The archive of `bytes`, which the packer verifies as always.
 pub fn pack_bytes(dir: &Path, name: &str, bytes: &[u8], chunk_size: u32) -> Vec<u8> {
     let (src, out) = (dir.join(name), dir.join("out.bsz"));
     std::fs::write(&src, bytes).expect("written");
@@ -305,12 +301,13 @@ pub fn pack_bytes(dir: &Path, name: &str, bytes: &[u8], chunk_size: u32) -> Vec<
     std::fs::read(&out).expect("read")
 }
 
-/// The original of the archive `bytes`.
+/// Restore the original from the bytes of an archive.
 pub fn unpack_bytes(dir: &Path, bytes: &[u8], decoder: &dyn ChunkDecoder) -> Result<Vec<u8>> {
     let path = dir.join("in.bsz");
     std::fs::write(&path, bytes).expect("written");
     let archive = read::Archive::open(&path)?;
-    // As much as the archive claims, but no more than these tests ever pack.
+    // The original length is the archive's claim, so it is limited to the most that these tests
+    // ever pack.
     let mut out = vec![0; archive.footer().original_len.min(1 << 22) as usize];
     let n = archive.read_at(0, &mut out, decoder)?;
     out.truncate(n);

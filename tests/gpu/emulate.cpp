@@ -1,16 +1,17 @@
 // Runs src/gpu/kernel.cu on the CPU: emulate BATCH RESULT
 //
-// A batch is, little-endian, in numbers of 8 bytes: how many launches there are, chunks, and bytes that are stored, of
-// models, and of output; and for each launch the width of its elements, its first chunk, blocks, and bytes of shared
-// memory. Then come chunks, what is stored, and models, as they are in a GPU's memory. The result is the output and a
-// status of four bytes for each chunk. What belongs to no chunk is poisoned, so that a sanitizer notices any use.
+// A batch starts with little-endian numbers of 8 bytes: how many launches, chunks, stored bytes,
+// bytes of models and bytes of output there are; then for each launch the width of its elements,
+// its first chunk, its blocks, and its bytes of shared memory. The chunks, the stored bytes and the
+// models follow as in GPU memory. The result is the output and, for each chunk, a status of four
+// bytes. Memory that belongs to no chunk is poisoned, so that a sanitizer detects any use.
 
 #include "kernel.h"
 
 #include <sanitizer/asan_interface.h>
 #include <vector>
 
-// Bytes behind a payload that may be read, as in src/gpu/batch.rs.
+// How many bytes past a payload may be read, as in src/gpu/batch.rs.
 static const size_t SLACK = 272;
 
 struct Launch {
@@ -28,7 +29,7 @@ static void launch(const Launch& l, Arguments a) {
     if (l.shared_len > sizeof shared) exit(2);
     __asan_poison_memory_region((u8*)shared + l.shared_len, sizeof shared - l.shared_len);
     for (u32 i = 0; i < l.blocks; i++) {
-        // A GPU's shared memory holds whatever was there before.
+        // A GPU does not clear shared memory.
         memset(shared, 0x5a, l.shared_len);
         shim::run(i, i % 2 == 1, body, &a);
     }
@@ -42,7 +43,7 @@ static void read_all(FILE* file, void* to, size_t n) {
     }
 }
 
-// Bytes at a multiple of 256, as a GPU's memory is.
+// Bytes aligned to 256, like GPU memory.
 static u8* allocate(size_t n) { return (u8*)aligned_alloc(256, (n + 256) / 256 * 256); }
 
 int main(int, char** args) {
@@ -72,7 +73,9 @@ int main(int, char** args) {
         __asan_unpoison_memory_region(output + c.out, c.out_len);
     }
     __asan_poison_memory_region(models + models_len, (models_len + 256) / 256 * 256 - models_len);
-    for (const Launch& l : launches) launch(l, {nullptr, chunks.data(), stored, models, output, statuses.data()});
+    for (const Launch& l : launches) {
+        launch(l, {nullptr, chunks.data(), stored, models, output, statuses.data()});
+    }
 
     __asan_unpoison_memory_region(output, out_len);
     __asan_unpoison_memory_region(stored, stored_len);

@@ -1,4 +1,4 @@
-// src/gpu/kernel.cu as C++, and what a launch of one of its kernels is.
+// src/gpu/kernel.cu as C++, and launches of its kernels.
 
 #pragma once
 
@@ -19,7 +19,7 @@ struct Arguments {
     u32* statuses;
 };
 
-// What a thread of a launch does; `argument` is its Arguments.
+// The code of one thread of a launch; `argument` points to its Arguments.
 static void body(void* argument) {
     const Arguments& a = *(const Arguments*)argument;
     a.kernel(a.chunks, a.stored, a.models, a.out, a.statuses);

@@ -1,8 +1,9 @@
-// What CUDA has and C++ has not, as far as src/gpu/kernel.cu uses it: a block of threads on one CPU thread.
+// The parts of CUDA that src/gpu/kernel.cu uses, for C++: a block of threads on one CPU thread.
 //
-// Each GPU thread is a fibre that runs until it meets the others of its warp, or of its block. So a read of shared memory
-// that is missing a barrier before it finds what was there before the write, in one order of the threads or the other;
-// and threads of a warp that meet in different places, which would hang or worse on a GPU, end the program.
+// Each GPU thread is a fibre that runs until it meets the other threads of its warp or block. If a
+// barrier is missing before a read of shared memory, the read finds the old value in one of the two
+// orders of the threads. Threads of a warp that meet in different places, which would hang or worse
+// on a GPU, end the program.
 
 #pragma once
 
@@ -38,7 +39,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 struct Index {
     unsigned x;
 };
-// Of the fibre that runs.
+// The state of the running fibre.
 inline Index threadIdx, blockIdx;
 
 namespace shim {
@@ -47,11 +48,11 @@ constexpr unsigned WARP = 32;
 constexpr unsigned THREADS = 128;
 constexpr size_t STACK = 256 << 10;
 
-// Threads that meet, and what they bring along.
+// Threads that meet, and the values that they bring.
 struct Meeting {
     unsigned size = 0, arrived = 0, generation = 0;
     const char* place = nullptr;
-    // Of this meeting and of the one before: a thread may come to the next one before all have left this one.
+    // Two meetings alternate: a thread may reach the next one before all have left this one.
     unsigned brought[2][WARP] = {};
 };
 
@@ -86,14 +87,17 @@ inline Block* block;
 // Let the other threads run.
 inline void yield() {
     Fibre& f = block->fibres[block->running];
-    __sanitizer_start_switch_fiber(f.done ? nullptr : &f.fake_stack, block->scheduler_stack, block->scheduler_stack_len);
+    __sanitizer_start_switch_fiber(f.done ? nullptr : &f.fake_stack, block->scheduler_stack,
+                                   block->scheduler_stack_len);
     swapcontext(&f.context, &block->scheduler);
     __sanitizer_finish_switch_fiber(f.fake_stack, nullptr, nullptr);
 }
 
-// Wait for the others; returns what each has brought.
+// Wait for the others; returns the value that each brought.
 inline const unsigned* meet(Meeting& m, unsigned lane, unsigned brings, const char* place) {
-    if (m.arrived > 0 && strcmp(m.place, place) != 0) fail("others of the warp are elsewhere", place);
+    if (m.arrived > 0 && strcmp(m.place, place) != 0) {
+        fail("the other threads of the warp are elsewhere", place);
+    }
     unsigned generation = m.generation;
     unsigned* brought = m.brought[generation % 2];
     m.place = place;
@@ -127,7 +131,7 @@ inline void enter() {
     yield();
 }
 
-// A fibre that is to begin with `enter`.
+// Create a fibre that starts with `enter`.
 inline void prepare(Fibre& f, char* stack) {
     f.stack = stack;
     getcontext(&f.context);
@@ -137,7 +141,7 @@ inline void prepare(Fibre& f, char* stack) {
     makecontext(&f.context, enter, 0);
 }
 
-// Run `body` as a block of THREADS threads, in ascending order or in descending.
+// Run `body` as a block of THREADS threads, in ascending or descending order.
 inline void run(unsigned number, bool descending, void (*body)(void*), void* argument) {
     static char stacks[THREADS][STACK];
     Block here;
@@ -168,7 +172,7 @@ inline void run(unsigned number, bool descending, void (*body)(void*), void* arg
 
 }  // namespace shim
 
-// Where in the source threads meet.
+// The line of the source where threads meet.
 #define SHIM_TEXT(x) #x
 #define SHIM_LINE(x) SHIM_TEXT(x)
 #define SHIM_PLACE "line " SHIM_LINE(__LINE__)
@@ -190,6 +194,8 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
     uint64_t bytes = (uint64_t)high << 32 | low;
     unsigned x = 0;
-    for (unsigned i = 0; i < 4; i++) x |= (unsigned)(bytes >> (8 * (which >> (4 * i) & 7)) & 255) << (8 * i);
+    for (unsigned i = 0; i < 4; i++) {
+        x |= (unsigned)(bytes >> (8 * (which >> (4 * i) & 7)) & 255) << (8 * i);
+    }
     return x;
 }

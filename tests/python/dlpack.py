@@ -1,6 +1,7 @@
-"""Are the tensors that examples/dlpack.rs hands over those of the plain file?  dlpack.py ARCHIVE PLAIN
+"""Compare the tensors that examples/dlpack.rs exports with the plain file:  dlpack.py ARCHIVE PLAIN
 
-Reads what DLPack capsules point to. With a driver that is none, the device's memory is ours, and that can be done.
+The script reads what the DLPack capsules point to. That works with the stand-in driver, whose
+device memory is that of this process.
 """
 
 import ctypes
@@ -40,7 +41,7 @@ def main():
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype = ctypes.c_void_p
     pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    # All of them at once, and the archive freed before any is read.
+    # Take all of them, and free the archive before reading any.
     capsules = dict(torch_dlpack.tensors(archive))
     assert capsules.keys() == header.keys(), (capsules.keys(), header.keys())
     for name, capsule in capsules.items():

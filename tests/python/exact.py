@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Hold every byte of FILE... to its archive: unpacked, read through a mount, at random, and mapped privately.
+"""Compare each FILE with its archive, byte by byte: unpacked, mounted, at random, mapped privately.
 
     exact.py PATH/bsz FILE...
 
-Prints a line a file, and exits 1 at the first difference. Leaves nothing behind.
+Prints one line per file, and exits with 1 at the first difference. Leaves nothing behind.
 """
 
 import mmap
@@ -37,7 +37,8 @@ def check(bsz, file, work):
     archive, back, view = work / "packed" / f"{file.stem}.bsz", work / "back", work / "view"
     archive.parent.mkdir()
     view.mkdir()
-    run = lambda *args: subprocess.run([str(a) for a in (bsz, *args)], check=True, stdout=subprocess.DEVNULL)
+    run = lambda *args: subprocess.run([str(a) for a in (bsz, *args)], check=True,
+                                       stdout=subprocess.DEVNULL)
     run("pack", file, "-o", archive)
     run("verify", archive)
     run("unpack", archive, "-o", back)
@@ -57,11 +58,12 @@ def check(bsz, file, work):
 
 
 def main():
-    bsz, files = pathlib.Path(sys.argv[1]).resolve(), [pathlib.Path(f).resolve() for f in sys.argv[2:]]
+    bsz, *files = (pathlib.Path(path).resolve() for path in sys.argv[1:])
     for file in files:
         with tempfile.TemporaryDirectory(prefix="exact.") as work:
             ratio = check(bsz, file, pathlib.Path(work))
-        print(f"{file.name:34} {100 * ratio:6.2f} %  exact: unpacked, mounted, {READS} random reads, mapped", flush=True)
+        print(f"{file.name:34} {100 * ratio:6.2f} %  exact: unpacked, mounted,"
+              f" {READS} random reads, mapped", flush=True)
 
 
 if __name__ == "__main__":

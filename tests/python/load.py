@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Does the unmodified safetensors library read a mounted model as it reads the plain one?
+"""Compare how the unmodified safetensors library reads a mounted model and the plain one.
 
     load.py write PATH              write a model with every dtype that NumPy and ml_dtypes have
-    load.py compare PLAIN MOUNTED   load both in every way the library has; differences are errors
+    load.py compare PLAIN MOUNTED   load both in every way of the library; differences are errors
 """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +13,14 @@ import safetensors
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-# Those that the library makes NumPy arrays of. F8 it writes, but hands back as bytes only.
+# The dtypes that the library loads into NumPy arrays. It writes F8, but returns only its bytes.
 WHOLE = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.complex64, np.bool_,
          np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8]
 EIGHT_BIT = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 
 
 def eight_bit(path):
-    """The second file, with the F8 tensors."""
+    """The path of the second file, which has the F8 tensors."""
     return path.replace(".safetensors", "-f8.safetensors")
 
 
@@ -37,7 +37,8 @@ def write(path):
     tensors = {}
     for dtype in WHOLE:
         name = np.dtype(dtype).name
-        for which, shape in {"matrix": (700, 900), "odd": (3, 5, 7), "scalar": (), "empty": (0, 4)}.items():
+        shapes = {"matrix": (700, 900), "odd": (3, 5, 7), "scalar": (), "empty": (0, 4)}
+        for which, shape in shapes.items():
             tensors[f"{name}.{which}"] = values(rng, dtype, shape)
     save_file(tensors, path, metadata={"format": "np"})
     save_file({np.dtype(d).name: values(rng, d, (700, 900)) for d in EIGHT_BIT}, eight_bit(path))
@@ -63,7 +64,7 @@ def compare(plain, mounted):
         for name in reversed(list(f.keys())):
             same(name, expected[name], f.get_tensor(name))
 
-    # As transformers does: slices, from four threads.
+    # Like transformers: slices, from four threads.
     def slices(name):
         with safe_open(mounted, "numpy") as f:
             part = f.get_slice(name)
@@ -72,7 +73,7 @@ def compare(plain, mounted):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(slices, [name for name in expected if name.endswith(".matrix")]))
 
-    # As a download is checked: whole files, from their bytes.
+    # Like the check of a download: whole files, from their bytes.
     raw = []
     for path in (eight_bit(plain), eight_bit(mounted)):
         with open(path, "rb") as f:

@@ -1,6 +1,7 @@
-"""Compile src/gpu/kernel.cu to src/gpu/kernel.ptx with NVRTC, which needs neither a GPU nor a toolkit: ptx.py [--check]
+"""Compile src/gpu/kernel.cu to src/gpu/kernel.ptx:  ptx.py [--check]
 
-With --check nothing is written: exits 1 where the PTX is not that of the source.
+The compiler is NVRTC, which needs neither a GPU nor a toolkit. With --check, nothing is written,
+and the script exits with 1 if the PTX does not match the source.
 """
 
 import ctypes
@@ -13,8 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src/gpu/kernel.cu"
 PTX = ROOT / "src/gpu/kernel.ptx"
 PACKAGE = "nvidia-cuda-nvrtc-cu12"
-# The oldest architecture that drivers of today support (Turing, 2018), and the oldest version of PTX that knows it, so
-# that older drivers take it.
+# The oldest architecture that current drivers support (Turing, 2018), and the oldest version of PTX
+# that has it, so that older drivers accept the PTX.
 ARCHITECTURE = "compute_75"
 VERSION = "6.3"
 
@@ -46,7 +47,8 @@ def compiled(source):
     options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17",
                f"--include-path={SOURCE.parent}".encode()]
     try:
-        call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
+        arguments = (ctypes.c_char_p * len(options))(*options)
+        call("nvrtcCompileProgram", program, len(options), arguments)
     except RuntimeError as e:
         raise SystemExit(f"{text('ProgramLog')}{e}") from e
     return text("PTX")
@@ -55,11 +57,12 @@ def compiled(source):
 def ptx():
     text = compiled(SOURCE.read_bytes())
     text = re.sub(r"^\.version .*$", f".version {VERSION}", text, flags=re.MULTILINE)
-    # Hints that older versions do not know, and what says of the compiler no more than the first line does.
+    # Drop hints that older versions lack, and lines on the compiler that repeat the first one.
     text = re.sub(r'^\s*\.pragma "used_bytes_mask.*\n', "", text, flags=re.MULTILINE)
     text = re.sub(r"\A(//.*\n)+", "", text)
     version = importlib.metadata.version(PACKAGE)
-    return f"// From kernel.cu, by {PACKAGE} {version}: `make ptx`.\n" + re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
+    return f"// From kernel.cu, by {PACKAGE} {version}: `make ptx`.\n" + text
 
 
 def main():

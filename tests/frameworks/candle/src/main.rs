@@ -1,5 +1,6 @@
-//! For every line with a directory on standard input, map its .safetensors files with candle, make every tensor, and
-//! print a line of JSON: seconds, and the SHA-256 of all names and bytes. `../run.py` says what for.
+//! For every line with a directory on standard input, maps its .safetensors files with candle,
+//! creates every tensor, and prints a line of JSON: the seconds taken, and the SHA-256 of all names
+//! and bytes. `../run.py` drives it.
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Result, Tensor};

@@ -1,0 +1,12 @@
+//! What the integration tests share.
+
+#![allow(dead_code, reason = "each test uses a part of this")]
+
+pub mod crafted;
+pub mod cxx;
+pub mod models;
+pub mod mounts;
+pub mod program;
+pub mod random;
+pub mod samples;
+pub mod users;
