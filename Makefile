@@ -11,12 +11,13 @@ STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
 # Man pages and completions. The packages take them from here: see Cargo.toml.
 MANUALS := target/manuals
 
-.PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo bench \
-	bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks install clean
+.PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo \
+	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks install clean
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
-NEEDS_FILES = @test -n "$(FILES)" || { echo 'usage: make $@ FILES="model.safetensors ..."'; exit 1; }
+NEEDS_FILES = @test -n "$(FILES)" || { \
+	echo 'usage: make $@ FILES="model.safetensors ..."'; exit 1; }
 
 # Set where /dev/fuse can be opened: then no test that mounts may be skipped.
 FUSE := $(shell test -r /dev/fuse && test -w /dev/fuse && echo yes)
@@ -44,8 +45,9 @@ PAGES := $(wildcard *.md docs/*.md docs/guides/*.md packaging/*.md)
 
 links: ## Check that the files to which the pages link exist
 	@for page in $(PAGES); do \
-		sed -n 's/\](/\n&/gp' $$page | sed -n 's/^\](\([^):# ]\{1,\}\)[)#].*/\1/p' | while read -r file; do \
-			test -e "$$(dirname $$page)/$$file" || { echo "$$page: no such file: $$file"; exit 1; }; \
+		sed -n 's/\](/\n&/gp' $$page | sed -n 's/^\](\([^):# ]\{1,\}\)[)#].*/\1/p' | \
+		while read -r file; do \
+			test -e "$$(dirname $$page)/$$file" || { echo "$$page: no file $$file"; exit 1; }; \
 		done || exit; \
 	done
 
@@ -112,7 +114,7 @@ bench-mounts: build ## Time reads of FILES: plain, mounted, and through the FUSE
 # Options of benches/report.py, as in BENCH="--runs 1 --zipnn".
 BENCH ?=
 
-bench-report: build ## Measure all figures of README.md and docs/BENCHMARKS.md, and write them (20 minutes)
+bench-report: build ## Measure the figures of README.md and docs/BENCHMARKS.md (20 minutes)
 	@tests/prepare python fuse
 	$(CARGO) build --locked --release --example ceiling
 	$(PYTHON) benches/report.py --bsz $(TARGET)/release/bsz \
