@@ -17,15 +17,17 @@ def colours(values):
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif }
 text { fill: #1f2328 }
+text.small { font-size: 11px }
 text.title { font-weight: 600; font-size: 15px }
 text.dim { fill: #59636e }
+text.on { fill: #ffffff }
 text.code { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre }
 .end { text-anchor: end } .middle { text-anchor: middle }
 .page { fill: #ffffff; stroke: #d1d9e0 }
 .grid { stroke: #d1d9e0; fill: none } .line { stroke-width: 2.5 }
 COLOURS
 @media (prefers-color-scheme: dark) {
-  text { fill: #f0f6fc } text.dim { fill: #9198a1 }
+  text { fill: #f0f6fc } text.dim { fill: #9198a1 } text.on { fill: #ffffff }
   .page { fill: #0d1117; stroke: #3d444d } .grid { stroke: #3d444d }
   DARK
 }
@@ -88,7 +90,7 @@ def number(value):
 
 def bars(title, note, groups, unit):
     """Horizontal bars: `groups` is [(name, [(series, colour, value or None)])]."""
-    left, right, row, gap = 250, 90, 17, 16
+    left, right, row, gap = 275, 80, 17, 16
     count = sum(len(series) for _, series in groups)
     svg = Svg(760, 92 + count * row + len(groups) * gap, title)
     svg.text(20, 30, title, "title")
@@ -102,7 +104,7 @@ def bars(title, note, groups, unit):
         svg.text(left - 12, y + len(series) * row / 2 + 4, name, "end")
         for _, colour, value in series:
             svg.rect(left, y + 2, (value or 0) * scale, row - 4, colour)
-            label = f"{number(value)}{unit}" if value else "not measured"
+            label = f"{value:.1f}{unit}" if value else "not measured"
             svg.text(left + (value or 0) * scale + 8, y + 13, label, "dim")
             y += row
         y += gap
@@ -135,6 +137,16 @@ def lines(title, note, x_title, y_title, ticks, series):
         ]
         svg.path(points, f"line {colour}")
     svg.text(20, svg.height - 12, note, "dim")
+    return str(svg)
+
+
+def badge(name, value):
+    """A small label: what, and which."""
+    left, right = (16 + int(6.6 * len(text)) for text in (name, value))
+    svg = Svg(left + right, 22, f"{name}: {value}")
+    svg.rect(left, 1, right - 1, 20, "c1", 4)
+    svg.text(8, 15, name, "small")
+    svg.text(left + 8, 15, value, "small on")
     return str(svg)
 
 

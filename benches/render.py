@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import sys
+import tomllib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -67,9 +68,9 @@ def machine(f):
     return "\n".join(
         [
             f"- **Machine**: {m['cores']} cores of {m['cpu']} ({m['simd']}),"
-            f" {m['memory_gib']:.0f} GiB of memory, Linux {m['kernel']}, {m['file_system']}",
+            f"\n  {m['memory_gib']:.0f} GiB of memory, Linux {m['kernel']}, {m['file_system']}",
             f"- **bszfs**: {m['version']}, commit {m['commit']}",
-            f"- **References**: {versions}; Python {m['python']}, safetensors {m['safetensors']}",
+            f"- **References**: {versions};\n  Python {m['python']}, safetensors {m['safetensors']}",
             f"- **Run**: {m['date']}, best of {f.run['runs']} runs; load average at the start"
             f" {m['load']:.2f}",
         ]
@@ -231,13 +232,9 @@ def memory(f):
 def overview(f):
     found, small = [r for _, r in f.below("loads/")], ("minilm-f32", "whisper-f16", "llama-bf16")
     disk = [
-        (
-            r["title"].split(", seeded")[0] + f", {r['title'].split(', ')[-1]}",
-            r["bytes"] / 1e6,
-            r["tools"]["bsz"]["bytes"] / 1e6,
-        )
-        for n, r in f.below("sizes/")
-        if n in small or n.startswith("tiny")
+        (r["title"].replace(", seeded", ""), r["bytes"] / 1e6, r["tools"]["bsz"]["bytes"] / 1e6)
+        for name, r in f.below("sizes/")
+        if name in small or name.startswith("tiny")
     ]
     if not disk or not found:
         return None
@@ -316,6 +313,16 @@ def session(f):
     )
 
 
+def badges():
+    """Of what the manifest says."""
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    return {
+        "licence": charts.badge("licence", package["license"]),
+        "rust": charts.badge("Rust", f"{package['rust-version']}+"),
+        "platform": charts.badge("platform", "Linux, FUSE 3"),
+    }
+
+
 TABLES = {
     "machine": machine,
     "sizes": sizes,
@@ -345,6 +352,7 @@ def rendered(run):
             lambda m: m[1] + (TABLES[m[2]](f) or "Not measured in this run.") + "\n" + m[3],
             page.read_text(),
         )
+    texts |= {IMAGES / f"badge-{name}.svg": badge for name, badge in badges().items()}
     for name, chart in CHARTS.items():
         if text := chart(f):
             texts[IMAGES / f"{name}.svg"] = text

@@ -6,13 +6,13 @@
     report.py --render     write pages and charts again from docs/benchmarks.json
     report.py --check      fail if these are not what docs/benchmarks.json says
 
-The figures go to docs/benchmarks.json; tables and charts are made from that file alone. A run
-that was interrupted continues where it was, unless the program, the commit or the options have
-changed. --only measures the steps whose names begin with STEP and prints them; --tiny tries all
-instruments on small files. Neither changes a page. Wants root, for cold reads and throttled
-disks, NumPy and safetensors (`tests/prepare python`), and about 5 GB in DIRECTORY (target/bench),
-where samples and peers are kept. The peers are pinned versions from PyPI; --zipnn installs ZipNN,
-too, which needs torch. What cannot be measured here is reported as such.
+The figures go to docs/benchmarks.json; tables and charts are made from that file alone. An
+interrupted run continues where it stopped, unless the program, the instruments or the options
+have changed. --only measures the steps whose names begin with STEP and prints them; --tiny tries
+all instruments on small files. Neither changes a page. Needs NumPy and safetensors
+(`tests/prepare python`), root for cold reads and throttled disks, and about 5 GB in DIRECTORY
+(target/bench), where samples and peers are kept. The peers are pinned versions from PyPI; --zipnn
+also installs ZipNN, which needs torch. What cannot be measured is reported as such.
 """
 
 import argparse
@@ -382,15 +382,11 @@ def measure(run, state, path, only):
 
 
 def identity(a, names):
-    """What must be equal for a run to be continued."""
-    digest = hashlib.sha256(a.bsz.read_bytes()).hexdigest()
-    return {
-        "bsz": digest,
-        "runs": a.runs,
-        "tiny": a.tiny,
-        "peers": sorted(names),
-        "commit": out("git", "-C", render.ROOT, "rev-parse", "HEAD"),
-    }
+    """What must be equal for a run to be continued: program, instruments and options."""
+    instruments = (module.__file__ for module in (compare, mounts, samples))
+    parts = [a.bsz.read_bytes(), *(pathlib.Path(file).read_bytes() for file in instruments)]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    return {"sha256": digest, "runs": a.runs, "tiny": a.tiny, "peers": sorted(names)}
 
 
 def main():
