@@ -1,4 +1,4 @@
-# Build, check, test and show bszfs. `make help` lists what there is.
+# Build, check, test and show bszfs. `make help` lists the targets.
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -8,26 +8,27 @@ PYTHON := $(CURDIR)/.venv/bin/python
 
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
-# Man pages and completions; Cargo.toml names this place for the packages.
+# Man pages and completions. The packages take them from here: see Cargo.toml.
 MANUALS := target/manuals
 
-.PHONY: help build check test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo bench bench-mounts exact manuals deb rpm static package-test test-frameworks \
-	install clean
+.PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo \
+	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks install clean
 
-# What `make bench` and `make exact` work on: some .safetensors files. `bench` can do without.
+# The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
-NEEDS_FILES = @test -n "$(FILES)" || { echo 'make $@ FILES="model.safetensors ...": on which files?'; exit 1; }
+NEEDS_FILES = @test -n "$(FILES)" || { \
+	echo 'usage: make $@ FILES="model.safetensors ..."'; exit 1; }
 
-# Whether we may open /dev/fuse, so that tests which mount must not be skipped.
+# Set where /dev/fuse can be opened: then no test that mounts may be skipped.
 FUSE := $(shell test -r /dev/fuse && test -w /dev/fuse && echo yes)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
-build: ## Build the program: target/release/bsz
+build: ## Build the program, target/release/bsz
 	$(CARGO) build --locked --release
 
-check: ## What to run before a commit: format, lints, layers, licences, advisories
+check: links ## Run before a commit: format, lints, layers, licences, advisories, links
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked --test layers
@@ -36,114 +37,140 @@ check: ## What to run before a commit: format, lints, layers, licences, advisori
 	@if $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then \
 		$(CARGO) deny --locked check --disable-fetch advisories; \
 	else \
-		echo "advisories: NOT CHECKED, since the advisory database cannot be fetched from here"; \
+		echo "advisories: NOT CHECKED: the advisory database cannot be fetched"; \
 	fi
 
-test: ## Run all tests; installs what they need, and says so
+# The pages whose links to other files are checked.
+PAGES := $(wildcard *.md docs/*.md docs/guides/*.md packaging/*.md)
+
+links: ## Check that the files to which the pages link exist
+	@for page in $(PAGES); do \
+		sed -n 's/\](/\n&/gp' $$page | sed -n 's/^\](\([^):# ]\{1,\}\)[)#].*/\1/p' | \
+		while read -r file; do \
+			test -e "$$(dirname $$page)/$$file" || { echo "$$page: no file $$file"; exit 1; }; \
+		done || exit; \
+	done
+
+test: ## Run all tests, installing what they need
 	@tests/prepare fuse python cxx strace
 	@tests/prepare fuse-device
 	@$(PYTHON) tests/python/ptx.py --check
-	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 $(if $(FUSE),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
+	@$(PYTHON) benches/report.py --check
+	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 \
+		$(if $(FUSE),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
 
-ptx: ## Compile the GPU's kernels: src/gpu/kernel.cu to src/gpu/kernel.ptx, without a GPU
+ptx: ## Compile the GPU kernels, src/gpu/kernel.cu, to PTX; needs no GPU
 	@tests/prepare python
 	$(PYTHON) tests/python/ptx.py
 
-ptx-check: ## Fail where kernel.ptx is not that of kernel.cu; `make test` does it too
+ptx-check: ## Fail if kernel.ptx is not compiled from kernel.cu; part of `make test`
 	@tests/prepare python
 	$(PYTHON) tests/python/ptx.py --check
 
-gpu-check: ## Run the GPU's kernels, and what drives them, on the CPU; `make test` does it too
+gpu-check: ## Run the GPU kernels and their driver code on the CPU; part of `make test`
 	@tests/prepare cxx
 	$(CARGO) build --locked --example dlpack
 	BSZ_REQUIRE_CXX=1 $(CARGO) test --locked --test gpu_kernel --test gpu_driver
 
-gpu-test: ## Run the same on this machine's GPU
+gpu-test: ## Run the same tests on this machine's GPU
 	BSZ_GPU=1 $(CARGO) test --locked --test gpu_kernel
 	$(CARGO) test --locked --test gpu_driver -- --ignored --skip the_device_fails
 
-# For how long `make fuzz` runs each target.
+# How long `make fuzz` runs each target.
 SECONDS ?= 600
 
-fuzz: ## Feed the decoders and the parsers damaged input: make fuzz SECONDS=600, for each of the targets
+fuzz: ## Fuzz the decoders and parsers, SECONDS=600 for each target
 	fuzz/run $(SECONDS)
 
-fuzz-smoke: ## The same, 20 seconds each
+fuzz-smoke: ## Fuzz for 20 seconds for each target
 	fuzz/run 20
 
-miri: ## Run the codec's unit tests under Miri, where a nightly toolchain has it
+miri: ## Run the codec's unit tests under Miri; needs a nightly toolchain
 	@cargo +nightly miri --version || { \
-		echo "miri is missing: rustup toolchain install nightly --component miri,rust-src"; exit 1; }
+		echo "Miri is missing: rustup toolchain install nightly --component miri,rust-src"; exit 1; }
 	$(CARGO) +nightly miri test --locked --lib codec::
 
-demo: build ## Pack, mount, load and compare a generated and a real model
-	@tests/prepare fuse || echo "without it, only root can mount; the demo shows what it can"
+demo: build ## Pack, mount, load and compare a generated and a real model (2 minutes)
+	@tests/prepare fuse || echo "only root can mount without it; the demo shows the rest"
 	$(TARGET)/release/bsz demo
 	@echo
 	@if tests/prepare python; then \
 		$(PYTHON) tests/python/demo.py $(TARGET)/release/bsz; \
 	else \
-		echo "without it, the demo on a real model in Python is left out"; \
+		echo "the demo on a real model in Python is left out without it"; \
 	fi
 
-bench: build ## Time the kernels; with FILES="model.safetensors ..." also bsz on these, beside plain files and lmz, if installed
+bench: build ## Time the kernels, and with FILES="model.safetensors ..." whole commands
 	$(CARGO) bench --locked --bench codec
-	$(if $(FILES),@for file in $(FILES); do echo; $(TARGET)/release/bsz bench "$$file" || exit; done)
+	$(if $(FILES),@for f in $(FILES); do echo; $(TARGET)/release/bsz bench "$$f" || exit; done)
 	$(if $(FILES),@echo; python3 benches/compare.py --bsz $(TARGET)/release/bsz $(FILES))
 
-bench-mounts: build ## Time reading FILES: plain, through a mount, through the ceiling of FUSE, cold and warm, layer by layer
+bench-mounts: build ## Time reads of FILES: plain, mounted, and through the FUSE ceiling
 	$(NEEDS_FILES)
 	$(CARGO) build --locked --release --example ceiling
-	python3 benches/mounts.py --bsz $(TARGET)/release/bsz --ceiling $(TARGET)/release/examples/ceiling $(FILES)
+	python3 benches/mounts.py --bsz $(TARGET)/release/bsz \
+		--ceiling $(TARGET)/release/examples/ceiling $(FILES)
 
-exact: build ## Hold every byte of FILES to their archives, unpacked and mounted
+# Options of benches/report.py, as in BENCH="--runs 1 --zipnn".
+BENCH ?=
+
+bench-report: build ## Measure the figures of README.md and docs/BENCHMARKS.md (20 minutes)
+	@tests/prepare python fuse
+	$(CARGO) build --locked --release --example ceiling
+	$(PYTHON) benches/report.py --bsz $(TARGET)/release/bsz \
+		--ceiling $(TARGET)/release/examples/ceiling $(BENCH)
+
+exact: build ## Compare every byte of FILES with their archives, unpacked and mounted
 	$(NEEDS_FILES)
 	python3 tests/python/exact.py $(TARGET)/release/bsz $(FILES)
 
-manuals: ## Write man pages and shell completions (bash, zsh, fish) into target/manuals
+manuals: ## Write man pages and shell completions to target/manuals
 	$(CARGO) run --locked --quiet --example manuals -- $(MANUALS)
 
-deb: build manuals ## Build a package for Debian and its kin; the last line says where it is
+deb: build manuals ## Build a package for Debian and Ubuntu; the last line names it
 	@tests/prepare cargo-deb
 	packaging/third-party $(HOST) >$(MANUALS)/THIRD-PARTY
 	$(CARGO) deb --locked --no-build --strip
 
-rpm: build manuals ## Build a package for Fedora and its kin; the last line says where it is
+rpm: build manuals ## Build a package for Fedora; the last line names it
 	@tests/prepare cargo-generate-rpm
 	packaging/third-party $(HOST) >$(MANUALS)/THIRD-PARTY
 	$(CARGO) generate-rpm --target-dir $(TARGET)
 	@ls $(TARGET)/generate-rpm/*.rpm
 
-static: ## Build a program that needs no libraries (x86-64, musl), and see whether it runs
+static: ## Build a static program (x86-64, musl), and run its demo
 	@tests/prepare musl
 	$(CARGO) build --locked --release --target x86_64-unknown-linux-musl
 	ldd $(STATIC) 2>&1 | grep -E 'statically linked|not a dynamic executable'
 	$(STATIC) demo
 
-# The release of Debian that `make package-test` tries the package on.
+# The Debian release on which `make package-test` tries the package.
 SUITE ?= bookworm
 
-package-test: deb ## Install the .deb on a clean Debian, use it there, start its units, purge it; needs root
+package-test: deb ## Try the .deb on a clean Debian: install, use, start units, purge; needs root
 	@tests/prepare debian
 	SUITE=$(SUITE) packaging/test $(TARGET)/debian/bszfs_*.deb
 
-test-frameworks: build ## Load models with torch, transformers, JAX, candle and others, plain and mounted (gigabytes to download)
+test-frameworks: build ## Load models with torch, transformers, JAX and others (large downloads)
 	@tests/prepare fuse frameworks
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
 
-install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
-	install -D -m 755 $(TARGET)/release/bsz $(DESTDIR)$(PREFIX)/bin/bsz
-	install -d $(DESTDIR)$(PREFIX)/sbin
-	sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|' packaging/mount.bszfs >$(DESTDIR)$(PREFIX)/sbin/mount.bszfs
-	chmod 755 $(DESTDIR)$(PREFIX)/sbin/mount.bszfs
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 $(MANUALS)/*.1
-	install -D -m 644 $(MANUALS)/bsz.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bsz
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(MANUALS)/_bsz
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d $(MANUALS)/bsz.fish
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/systemd/user
-	sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|' systemd/bszfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/bszfs@.service
-	sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|' systemd/user/bszfs@.service >$(DESTDIR)$(PREFIX)/lib/systemd/user/bszfs@.service
+INTO = $(DESTDIR)$(PREFIX)
+WITH_PREFIX = sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|'
 
-clean: ## Remove what was built, the Python environments too
+install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
+	install -D -m 755 $(TARGET)/release/bsz $(INTO)/bin/bsz
+	install -d $(INTO)/sbin
+	$(WITH_PREFIX) packaging/mount.bszfs >$(INTO)/sbin/mount.bszfs
+	chmod 755 $(INTO)/sbin/mount.bszfs
+	install -D -m 644 -t $(INTO)/share/man/man1 $(MANUALS)/*.1
+	install -D -m 644 $(MANUALS)/bsz.bash $(INTO)/share/bash-completion/completions/bsz
+	install -D -m 644 -t $(INTO)/share/zsh/site-functions $(MANUALS)/_bsz
+	install -D -m 644 -t $(INTO)/share/fish/vendor_completions.d $(MANUALS)/bsz.fish
+	install -d $(INTO)/lib/systemd/system $(INTO)/lib/systemd/user
+	$(WITH_PREFIX) systemd/bszfs@.service >$(INTO)/lib/systemd/system/bszfs@.service
+	$(WITH_PREFIX) systemd/user/bszfs@.service >$(INTO)/lib/systemd/user/bszfs@.service
+
+clean: ## Remove all that was built, including the Python environments
 	$(CARGO) clean
 	rm -rf .venv .venv-frameworks $(MANUALS) fuzz/target

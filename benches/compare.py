@@ -1,59 +1,139 @@
 #!/usr/bin/env python3
-"""Time bsz's commands on FILE..., and lmz's, where it is installed (pip install lmzip).
+"""Time whole commands on FILE...: bsz, and every other tool that is given or installed.
 
-    compare.py [--bsz PATH/bsz] [--lmz PATH/lmz] [--runs N] FILE...
+    compare.py [--bsz PATH/bsz] [--lmz PATH/lmz] [--bigsmall PATH/bigsmall] [--zstd PATH/zstd]
+               [--runs N] FILE...
 
-Best of the runs, tools in turn: pack (lmz: compress), unpack, verify, in MB/s of the original. mounts.py times reading.
+Prints the size of the archive and the best rates of the runs, taking the tools in turn: pack,
+unpack and verify, in MB/s of the original. Each restored file is compared with the original:
+"tensors" marks a tool that restores the tensors, but not the file. mounts.py times reads.
 Rates drift on shared machines: compare rows of one run.
 """
 
 import argparse
+import filecmp
 import pathlib
 import shutil
 import subprocess
 import tempfile
 import time
 
-def timed(*command):
+
+def timed(command):
+    """Seconds that a command takes, which must succeed."""
     start = time.perf_counter()
-    subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        error = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{command[0]} {command[1]}: {error}")
     return time.perf_counter() - start
 
 
-def tools(a, file, work):
-    """(pack, unpack, verify, archive) by tool."""
-    yield "bsz", [a.bsz, "pack", "--force", file, "-o", work / "a.bsz"], [
-        a.bsz, "unpack", "--force", work / "a.bsz", "-o", work / "back"], [a.bsz, "verify", work / "a.bsz"], work / "a.bsz"
-    if a.lmz:
-        yield "lmz", [a.lmz, "compress", file, work / "a.lmz"], [
-            a.lmz, "decompress", work / "a.lmz", work / "back"], [a.lmz, "verify", work / "a.lmz"], work / "a.lmz"
+def commands(tool, program, file, work):
+    """The archive, the restored file, and the commands (pack, unpack, verify) of one tool."""
+    back = work / "back.safetensors"
+    if tool == "bsz":
+        archive = work / "a.bsz"
+        return (
+            archive,
+            back,
+            (
+                [program, "pack", file, "-o", archive],
+                [program, "unpack", archive, "-o", back],
+                [program, "verify", archive],
+            ),
+        )
+    if tool == "lmz":
+        archive = work / "a.lmz"
+        return (
+            archive,
+            back,
+            (
+                [program, "compress", file, archive],
+                [program, "decompress", archive, back],
+                [program, "verify", archive],
+            ),
+        )
+    if tool == "BigSmall":
+        archive = work / "a.bs"
+        return (
+            archive,
+            back,
+            (
+                [program, "compress", file, "-o", archive],
+                [program, "decompress", archive, "-o", back],
+                [program, "verify", archive],
+            ),
+        )
+    if tool == "zstd":
+        archive = work / "a.zst"
+        return (
+            archive,
+            back,
+            (
+                [program, "-q", "-3", "-T0", file, "-o", archive],
+                [program, "-q", "-d", archive, "-o", back],
+                [program, "-q", "-t", archive],
+            ),
+        )
+    raise ValueError(tool)
+
+
+def compare(file, tools, runs):
+    """{tool: {bytes, the best seconds of pack, unpack, verify; identical}}, or an error."""
+    best = {}
+    for _ in range(runs):
+        for tool, program in tools.items():
+            with tempfile.TemporaryDirectory(prefix="compare.", dir=file.parent) as work:
+                try:
+                    archive, back, three = commands(tool, program, file, pathlib.Path(work))
+                    times = [timed(command) for command in three]
+                except RuntimeError as e:
+                    best[tool] = {"error": str(e)}
+                    continue
+                if back.is_dir():
+                    back = next(path for path in back.rglob("*") if path.is_file())
+                old = best.get(tool, {"seconds": times})["seconds"]
+                best[tool] = {
+                    "bytes": archive.stat().st_size,
+                    "seconds": [min(x) for x in zip(times, old)],
+                    "identical": filecmp.cmp(file, back, shallow=False),
+                }
+    return best
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--bsz", default="target/release/bsz")
     p.add_argument("--lmz", default=shutil.which("lmz"))
+    p.add_argument("--bigsmall", default=shutil.which("bigsmall"))
+    p.add_argument("--zstd", default=shutil.which("zstd"))
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("files", nargs="+", type=pathlib.Path)
     a = p.parse_args()
-    a.bsz = pathlib.Path(a.bsz).resolve()
-    for file in a.files:
+    tools = {
+        "bsz": pathlib.Path(a.bsz).resolve(),
+        "lmz": a.lmz,
+        "BigSmall": a.bigsmall,
+        "zstd": a.zstd,
+    }
+    for file in (f.resolve() for f in a.files):
         size = file.stat().st_size
-        rate = lambda seconds: f"{size / 1e6 / seconds:7.0f} MB/s"
-        with tempfile.TemporaryDirectory(prefix="compare.", dir=file.resolve().parent) as work:
-            work = pathlib.Path(work)
-            print(f"{file.name}, {size / 1e6:.1f} MB")
-            best = {}
-            for _ in range(a.runs):
-                for tool, pack, unpack, verify, archive in tools(a, file, work):
-                    times = timed(*pack), timed(*unpack), timed(*verify)
-                    ratio = archive.stat().st_size / size
-                    best[tool] = ratio, [min(x) for x in zip(times, best.get(tool, (0, times))[1])]
-                    subprocess.run(["cmp", file, work / "back"], check=True)
-                    (work / "back").unlink()
-                    archive.unlink()
-            for tool, (ratio, times) in best.items():
-                print(f"  {tool:8} {100 * ratio:6.2f} %   pack {rate(times[0])}   unpack {rate(times[1])}   verify {rate(times[2])}")
+        print(f"{file.name}, {size / 1e6:.1f} MB")
+        for tool, r in compare(file, {t: p for t, p in tools.items() if p}, a.runs).items():
+            if "error" in r:
+                print(f"  {tool:8} {r['error']}")
+                continue
+            rates = (
+                f"{name} {size / 1e6 / s:7.0f} MB/s"
+                for name, s in zip(("pack", "unpack", "verify"), r["seconds"])
+            )
+            print(
+                f"  {tool:8} {100 * r['bytes'] / size:6.2f} %   {'   '.join(rates)}"
+                f"   {'identical' if r['identical'] else 'tensors'}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Read FILE in the ways of model loaders: plain, through bsz, through the ceiling of FUSE; cold, warm, and layer by layer.
+"""Read FILE as model loaders do: the plain file, through bsz, and through the FUSE ceiling.
 
-    mounts.py [--bsz PATH/bsz] [--ceiling PATH/ceiling] [--runs N] [--work MS] FILE.safetensors...
+    mounts.py [--bsz PATH/bsz] [--ceiling PATH/ceiling] [--runs N] [--work MS] [--disk-mbs N]
+              FILE.safetensors...
 
-GB/s of the original, best of the runs, systems in turn. Cold: a fresh mount and, where permitted (root), a dropped page
-cache; warm: the same again. `layers` is the time that a reader waits who takes the layers in order and works MS
-milliseconds after each. `memory` is what the daemon has of its own after a cold read of 16 MiB blocks, and what the
-archive and the view take of the page cache. Rates drift on shared machines: compare rows of one run.
+Prints GB/s of the original, the best of the runs, taking the systems in turn. A cold read has a
+fresh mount and a dropped page cache (root only); a warm read repeats it. `layers` is the time
+that a reader waits if it maps the file, takes the layers in order and works MS milliseconds after
+each. `memory` is the daemon's own memory after a cold read in blocks of 16 MiB, and how much of
+the archive and of the view is in the page cache. --disk-mbs throttles the disk for the reader and
+the daemon (root and cgroup v1). Rates drift on shared machines: compare rows of one run.
 """
 
 import argparse
@@ -23,10 +26,11 @@ import threading
 import time
 
 MIB = 1 << 20
+RANDOM_READS = 5000
 
 
 def spread(jobs, threads):
-    """Do all jobs on so many threads; raise the first error."""
+    """Run all jobs on this many threads; raise the first error."""
     todo, lock, errors = iter(jobs), threading.Lock(), []
 
     def work():
@@ -55,19 +59,25 @@ def stream(path, block):
 
 
 def blocks(path, size, threads):
-    """Positional reads of `size` by several threads that share the file."""
+    """Positional reads of `size` bytes by several threads that share the file."""
     fd = os.open(path, os.O_RDONLY)
-    spread([lambda at=at: os.pread(fd, size, at) for at in range(0, os.fstat(fd).st_size, size)], threads)
+    spread(
+        [lambda at=at: os.pread(fd, size, at) for at in range(0, os.fstat(fd).st_size, size)],
+        threads,
+    )
     os.close(fd)
 
 
 def mapped(path, threads):
-    """Faults through a private mapping: in order, or blocks of 2 MiB at random by several threads."""
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as m:
+    """Faults through a private mapping: in order, or by several threads at random places."""
+    with (
+        open(path, "rb") as f,
+        mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as m,
+    ):
         starts = list(range(0, len(m), 2 * MIB))
         if threads > 1:
             random.Random(1).shuffle(starts)
-        # The first byte of each page, and nothing more, so that the faults are what is timed.
+        # Touch only the first byte of each page, so that faults dominate the time.
         spread([lambda at=at: m[at : at + 2 * MIB : 4096] for at in starts], threads)
 
 
@@ -82,7 +92,7 @@ def direct(path):
 def at_random(path):
     fd = os.open(path, os.O_RDONLY)
     r, pages = random.Random(1), max(1, os.fstat(fd).st_size // 4096)
-    for _ in range(5000):
+    for _ in range(RANDOM_READS):
         os.pread(fd, 4096, r.randrange(pages) * 4096)
     os.close(fd)
 
@@ -99,7 +109,7 @@ PATTERNS = {
 
 
 def layers_of(path):
-    """The bytes of each layer, in the order of their numbers."""
+    """The byte ranges of each layer, in the order of their numbers."""
     with open(path, "rb") as f:
         (n,) = struct.unpack("<Q", f.read(8))
         header = json.loads(f.read(n))
@@ -111,107 +121,195 @@ def layers_of(path):
     return [sorted(layers[k]) for k in sorted(layers)]
 
 
-def waited(path, layers, work):
-    """Seconds that reading takes of a reader who takes layers one by one and works in between."""
-    total = 0
-    with open(path, "rb", buffering=0) as f:
+def waits(path, layers, work):
+    """Seconds that a reader waits for each layer if it maps the file and works after each."""
+    times = []
+    with (
+        open(path, "rb") as f,
+        mmap.mmap(f.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as m,
+    ):
         for layer in layers:
             start = time.perf_counter()
-            for at, end in layer:
-                while at < end:
-                    at += len(os.pread(f.fileno(), min(MIB, end - at), at))
-            total += time.perf_counter() - start
+            for begin, end in layer:
+                m[begin:end:4096]
+            times.append(time.perf_counter() - start)
             time.sleep(work)
-    return total
+    return times
 
 
 def drop():
+    """Drop the page cache; False where that is not permitted, and nothing is cold."""
     os.sync()
     try:
         pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
     except OSError:
-        print("not root: the page cache is not dropped, and nothing here is cold")
+        return False
+    return True
+
+
+class Disk:
+    """Throttle reads from the disk that holds `path`, for this process and its children.
+
+    Needs root and the blkio controller of cgroup v1. Raises OSError where it is not to be had.
+    """
+
+    ROOT = pathlib.Path("/sys/fs/cgroup/blkio")
+
+    def __init__(self, path, mbs):
+        device = os.stat(path).st_dev
+        self.number, self.mbs = f"{os.major(device)}:{os.minor(device)}", mbs
+        sysfs = pathlib.Path("/sys/dev/block") / self.number
+        if (sysfs / "partition").exists():
+            self.number = (sysfs.resolve().parent / "dev").read_text().strip()
+        self.group = self.ROOT / f"bsz-bench.{os.getpid()}"
+
+    def __enter__(self):
+        if self.mbs:
+            mine = pathlib.Path("/proc/self/cgroup").read_text()
+            found = re.search(r"^\d+:blkio:/?(.*)$", mine, re.M)
+            if not found:
+                raise OSError("no blkio controller of cgroup v1")
+            self.home = self.ROOT / found[1]
+            self.group.mkdir(exist_ok=True)
+            limit = self.group / "blkio.throttle.read_bps_device"
+            limit.write_text(f"{self.number} {int(self.mbs * 1e6)}")
+            (self.group / "cgroup.procs").write_text("0")
+        return self
+
+    def __exit__(self, *_):
+        if self.mbs:
+            (self.home / "cgroup.procs").write_text("0")
+            for _ in range(100):  # until the last daemon is gone
+                try:
+                    return self.group.rmdir()
+                except OSError:
+                    time.sleep(0.05)
 
 
 class Mount:
-    """A daemon and the file that it shows; nothing is mounted for `None`."""
+    """A daemon and the file that it shows, with a cold page cache; `None` is the plain file."""
 
-    def __init__(self, command, view, file):
-        self.view, self.path = view, view / file.name if command else file
-        self.daemon = command and subprocess.Popen([str(c) for c in command])
+    def __init__(self, command, view, file, env=None):
+        self.view, self.path, self.ready = view, file, None
+        self.daemon, self.started = None, time.perf_counter()
+        if command:
+            command = [str(c) for c in command]
+            self.daemon = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
 
     def __enter__(self):
-        while self.daemon and not self.path.exists():
+        while self.daemon:
+            if shown := next(self.view.rglob(self.path.name), None):
+                self.path, self.ready = shown, time.perf_counter() - self.started
+                break
             if self.daemon.poll() is not None:
-                raise SystemExit(f"{self.daemon.args[0]} did not mount")
-            time.sleep(0.005)
+                raise RuntimeError(f"{self.daemon.args[0]} did not mount")
+            time.sleep(0.002)
         drop()
         return self
 
     def __exit__(self, *_):
         if self.daemon:
-            subprocess.run(["umount", self.view], check=True)
+            quiet = {"stderr": subprocess.DEVNULL}
+            if subprocess.run(["umount", self.view], **quiet).returncode:
+                subprocess.run(["fusermount3", "-u", self.view], check=True)
             self.daemon.wait(timeout=30)
 
     def anonymous_mib(self):
+        """Memory of the daemon's own."""
         status = pathlib.Path(f"/proc/{self.daemon.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
 
 
 def cached_mib(path):
-    out = subprocess.run(["fincore", "--bytes", "--noheadings", "--output", "RES", path], capture_output=True, text=True)
-    return int(out.stdout or 0) / MIB
+    fincore = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
+    return int(subprocess.run(fincore, capture_output=True, text=True).stdout or 0) / MIB
+
+
+def rates(file, systems, view, runs, patterns=PATTERNS, env=None):
+    """The best rates by pattern, system and "cold" or "warm": GB/s; "random 4 KiB", cold: kIOPS."""
+    size, best = file.stat().st_size, {}
+
+    def timed(name, system, heat, amount, work):
+        start = time.perf_counter()
+        work()
+        rate = amount / (time.perf_counter() - start)
+        best[name, system, heat] = max(rate, best.get((name, system, heat), 0))
+
+    for _ in range(runs):
+        for name, pattern in patterns.items():
+            for system, command in systems.items():
+                with Mount(command, view, file, env) as m:
+                    for heat in "cold", "warm":
+                        timed(name, system, heat, size / 1e9, lambda: pattern(m.path))
+        for system, command in systems.items():
+            with Mount(command, view, file, env) as m:
+                timed("random 4 KiB", system, "cold", RANDOM_READS / 1e3, lambda: at_random(m.path))
+    return best
+
+
+def memory(command, view, file, archive):
+    """MiB after a cold read: the daemon's own, the archive's and the view's page cache."""
+    with Mount(command, view, file) as m:
+        stream(m.path, 16 * MIB)
+        return m.anonymous_mib(), cached_mib(archive), cached_mib(m.path)
+
+
+def total_waits(file, systems, view, runs, work):
+    """The waits for each layer in the run with the median total, by system."""
+    layers, found = layers_of(file), {}
+    for _ in range(runs if layers else 0):
+        for system, command in systems.items():
+            with Mount(command, view, file) as m:
+                found.setdefault(system, []).append(waits(m.path, layers, work))
+    return {system: sorted(runs, key=sum)[len(runs) // 2] for system, runs in found.items()}
+
+
+def table(file, best, systems):
+    print(f"{file.name}, {file.stat().st_size / 1e6:.0f} MB")
+    columns = [(system, heat) for heat in ("cold", "warm") for system in systems]
+    print(f"  {'GB/s':12}" + "".join(f"{system + ' ' + heat:>14}" for system, heat in columns))
+    for name in PATTERNS:
+        print(f"  {name:12}" + "".join(f"{best[name, s, h]:14.2f}" for s, h in columns))
+    random = "".join(f"{best['random 4 KiB', s, 'cold']:14.1f}" for s in systems)
+    print(f"  {'random 4 KiB':12}{random}   thousands a second")
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--bsz", default="target/release/bsz", type=pathlib.Path)
     p.add_argument("--ceiling", default="target/release/examples/ceiling", type=pathlib.Path)
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--work", type=float, default=20)
+    p.add_argument("--disk-mbs", type=float)
     p.add_argument("files", nargs="+", type=pathlib.Path)
     a = p.parse_args()
+    if not drop():
+        print("not root: the page cache is not dropped, so no read is cold")
     for file in (f.resolve() for f in a.files):
         with tempfile.TemporaryDirectory(prefix="mounts.", dir=file.parent) as work:
             view, archive = pathlib.Path(work) / "view", pathlib.Path(work) / f"{file.stem}.bsz"
             view.mkdir()
             subprocess.run([a.bsz, "--quiet", "pack", file, "-o", archive], check=True)
             mount = [a.bsz.resolve(), "mount", "--foreground"]
-            systems = {"plain": None, "bsz": [*mount, archive, view], "ceiling": [a.ceiling.resolve(), file, view]}
-            size, best = file.stat().st_size, {}
-            for _ in range(a.runs):
-                for name, pattern in PATTERNS.items():
-                    for system, command in systems.items():
-                        with Mount(command, view, file) as m:
-                            for heat in "cold", "warm":
-                                start = time.perf_counter()
-                                pattern(m.path)
-                                rate = size / 1e9 / (time.perf_counter() - start)
-                                best[name, system, heat] = max(rate, best.get((name, system, heat), 0))
-                for system, command in systems.items():
-                    with Mount(command, view, file) as m:
-                        start = time.perf_counter()
-                        at_random(m.path)
-                        rate = 5 / (time.perf_counter() - start)
-                        best["random", system] = max(rate, best.get(("random", system), 0))
-            print(f"{file.name}, {size / 1e6:.0f} MB")
-            print(f"  {'GB/s':12}" + "".join(f"{s + ' ' + h:>14}" for h in ("cold", "warm") for s in systems))
-            for name in PATTERNS:
-                print(f"  {name:12}" + "".join(f"{best[name, s, h]:14.2f}" for h in ("cold", "warm") for s in systems))
-            print(f"  {'random 4 KiB':12}" + "".join(f"{best['random', s]:14.1f}" for s in systems) + "   thousands a second")
-            if layers := layers_of(file):
-                times = {}
-                for _ in range(a.runs):
-                    for how in "off", "auto":
-                        with Mount([*mount, "--prefetch", how, archive, view], view, file) as m:
-                            t = waited(m.path, layers, a.work / 1000)
-                            times[how] = min(t, times.get(how, t))
-                print(f"  layers       {len(layers)} of them, {a.work:.0f} ms of work after each: waits {1000 * times['off']:.0f} ms"
-                      f" with --prefetch off, {1000 * times['auto']:.0f} ms with auto")
-            with Mount(systems["bsz"], view, file) as m:
-                stream(m.path, 16 * MIB)
-                print(f"  memory       daemon {m.anonymous_mib():.0f} MiB, page cache of the archive {cached_mib(archive):.0f} MiB,"
-                      f" of the view {cached_mib(m.path):.0f} MiB")
+            plain, bsz = {"plain": None}, {"bsz": [*mount, archive, view]}
+            ceiling = {"ceiling": [a.ceiling.resolve(), file, view]}
+            with Disk(file, a.disk_mbs):
+                systems = plain | bsz | ceiling
+                table(file, rates(file, systems, view, a.runs), systems)
+                off = {"prefetch off": [*mount, "--prefetch", "off", archive, view]}
+                found = total_waits(file, plain | off | bsz, view, a.runs, a.work / 1e3)
+                for system, times in found.items():
+                    print(
+                        f"  layers       {len(times)} of them, {a.work:.0f} ms of work after each:"
+                        f" waits {1e3 * sum(times):.0f} ms with {system}"
+                    )
+                own, stored, shown = memory(bsz["bsz"], view, file, archive)
+                print(
+                    f"  memory       daemon {own:.0f} MiB, page cache of the archive"
+                    f" {stored:.0f} MiB, of the view {shown:.0f} MiB"
+                )
 
 
 if __name__ == "__main__":
