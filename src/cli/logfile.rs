@@ -45,7 +45,7 @@ pub(super) fn redirect(path: &Path) -> Result<()> {
 }
 
 /// Log to the system's log from now on.
-pub(super) fn use_the_systems() {
+pub(super) fn use_syslog() {
     // It fails for names with a zero in them only.
     let _ = openlog(Some(c"bsz"), LogFlags::LOG_PID, Facility::LOG_DAEMON);
     *sink() = Sink::System;

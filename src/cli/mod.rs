@@ -5,18 +5,22 @@
 
 mod archive;
 mod bench;
+mod daemon;
 mod demo;
 mod doctor;
 mod generate;
+mod guard;
 mod interrupt;
 mod logfile;
 mod mount;
+mod mount_options;
 mod pack;
 mod progress;
 mod report;
 mod size;
 mod status;
 mod tree;
+mod umount;
 mod unpack;
 
 use crate::error::{Error, Result};
@@ -65,10 +69,10 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
-    Mount(mount::MountArgs),
+    Mount(mount::Given),
     #[command(hide = true)]
     MountHelper(mount::HelperArgs),
-    Umount(mount::UmountArgs),
+    Umount(umount::UmountArgs),
     #[command(hide = true)]
     Ask(status::AskArgs),
     Status(status::StatusArgs),
@@ -102,7 +106,7 @@ pub fn main() -> ExitCode {
         Command::Info(args) => archive::info(args),
         Command::Mount(args) => mount::mount(args),
         Command::MountHelper(args) => mount::helper(args),
-        Command::Umount(args) => mount::umount(args),
+        Command::Umount(args) => umount::umount(args),
         Command::Ask(args) => status::answer(&args),
         Command::Status(args) => status::status(&args, cli.quiet),
         Command::Warm(args) => status::warm(&args, cli.quiet),
@@ -130,9 +134,12 @@ fn explain_usage(e: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
-/// Print one error, made fit to be shown.
+/// How every error line starts. `bsz mount` recognises its daemon's errors by it.
+const ERROR_PREFIX: &str = "bsz: ";
+
+/// Print one error, escaped for a terminal.
 fn complain(e: &Error) {
-    say_aside(&format!("bsz: {e}"));
+    say_aside(&format!("{ERROR_PREFIX}{e}"));
 }
 
 /// A line on standard error. That may be closed, and then there is nowhere left to say so.

@@ -22,7 +22,9 @@ pub fn parse(text: &str) -> Result<u64, String> {
         "gb" => 1_000_000_000,
         "tb" => 1_000_000_000_000,
         _ => {
-            return Err("not a size: write bytes, or a number and a unit, as in 512M or 2GiB".into());
+            return Err(
+                "not a size: write bytes, or a number and a unit, as in 512M or 2GiB".into()
+            );
         }
     };
     let number: u64 = number.parse().map_err(|_| "not a size: it needs a number, as in 512M")?;
