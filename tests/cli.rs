@@ -44,7 +44,7 @@ fn the_output_is_a_path_or_a_directory() {
     run(dir.path(), &["pack", "model.safetensors", "-o", "other.bsz"]).ok();
     run(dir.path(), &["pack", "model.safetensors", "-o", "out"]).ok();
     run(dir.path(), &["pack", "model.safetensors", "-o", "nowhere"])
-        .fails("bsz: nowhere: neither a .bsz path nor a directory that is there");
+        .fails("bsz: nowhere: neither a .bsz path nor an existing directory");
     run(dir.path(), &["pack", "model.safetensors", "-o", "nowhere/x.bsz"])
         .fails_about("nowhere/x.bsz", "No such file");
     assert_eq!(names(dir.path()), ["model.safetensors", "other.bsz", "out"]);
@@ -157,7 +157,7 @@ fn what_is_there_is_not_overwritten_without_force() {
 
     fs::write(&path, "newer").expect("write");
     run(dir.path(), &["unpack", "model.bsz"])
-        .fails("bsz: model.safetensors: exists and is something else; remove it or use --force");
+        .fails("bsz: model.safetensors: exists and differs; remove it or use --force");
     assert_eq!(fs::read(&path).expect("read"), b"newer");
     run(dir.path(), &["unpack", "model.bsz", "--force"]).ok();
     assert_eq!(fs::read(&path).expect("the model"), original);
@@ -178,7 +178,7 @@ fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
     fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
     fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
     run(dir.path(), &["unpack", "packed", "-o", "back"])
-        .fails("bsz: back/tokenizer.json: exists and is something else; remove it or use --force\nbsz: unpack: 1 of 10 failed");
+        .fails("bsz: back/tokenizer.json: exists and differs; remove it or use --force\nbsz: unpack: 1 of 10 failed");
     assert_eq!(fs::read(dir.path().join("back/tokenizer.json")).expect("read"), b"changed");
     run(dir.path(), &["unpack", "packed", "-o", "back", "--force"]).ok();
     same_tree(&dir.path().join("llama"), &dir.path().join("back"));
@@ -188,9 +188,9 @@ fn a_second_run_into_the_same_directory_goes_on_where_the_first_ended() {
 fn directories_need_to_be_told_where_to() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     run(dir.path(), &["pack", "."])
-        .fails("bsz: .: a directory needs -o OUT, or --in-place to replace its files");
-    run(dir.path(), &["unpack", "."]).fails("bsz: .: a directory needs -o OUT");
-    run(dir.path(), &["verify", "."]).fails("bsz: .: holds no archives");
+        .fails("bsz: .: is a directory, which needs -o OUT, or --in-place to replace its files");
+    run(dir.path(), &["unpack", "."]).fails("bsz: .: is a directory, which needs -o OUT");
+    run(dir.path(), &["verify", "."]).fails("bsz: .: contains no archives");
 }
 
 #[test]

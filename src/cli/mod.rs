@@ -5,6 +5,7 @@
 
 mod archive;
 mod bench;
+mod common;
 mod daemon;
 mod demo;
 mod doctor;

@@ -1,7 +1,7 @@
 //! One file to one archive.
 
 use super::{
-    Action, Check, FileReport, Options, Progress, encode,
+    Action, Check, FileReport, Options, Progress, Task, encode,
     lease::Lease,
     names::{Names, shown},
     source::{Kind, Source},
@@ -9,10 +9,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     format::{Footer, Naming, peek},
-    output::{
-        Attributes, Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file,
-        worth_telling,
-    },
+    output::{Attributes, Dir, Existing, FileId, Lost, Output, file_id, sha256, sync_file},
 };
 use rustix::fs::{FileType, fstat};
 use std::{
@@ -86,7 +83,7 @@ pub fn unnamed(
     if source.is_archive() {
         return Err(Error::invalid("already a .bsz archive").about_path(src));
     }
-    p.begin(src, 2 * source.len());
+    p.begin(src, Task::Pack, source.len());
     let output = Output::create(&Dir::open(dir)?, OsStr::new("archive"))?;
     let stored = encode::archive(&source, &output, Naming::of(source.name()), o, p)?;
     source.unchanged()?;
@@ -191,7 +188,7 @@ impl Job<'_> {
     /// Have the archive of `source` stand at `to`, on disk; what it is, unless it was skipped.
     pub(super) fn archive(self, source: &Source, to: &Place) -> Result<(FileReport, Option<Made>)> {
         let shadow = self.shadow(source, to)?;
-        self.p.begin(source.path(), 2 * source.len());
+        self.p.begin(source.path(), Task::Pack, source.len());
         let mut report = FileReport {
             path: source.path().to_owned(),
             output: to.dir.path(&to.name),
@@ -287,7 +284,7 @@ impl Job<'_> {
         path: &Path,
         source: &Source,
     ) -> Result<Option<Made>> {
-        if !Attributes::of(file).about_path(path)?.serve_for(&source.attributes()?) {
+        if !Attributes::of(file).about_path(path)?.satisfy(&source.attributes()?) {
             return Ok(None);
         }
         let Ok(lease) = Lease::take_of_new(file, path) else { return Ok(None) };
@@ -341,14 +338,11 @@ impl Job<'_> {
     }
 
     /// Say which attributes a file's archive or copy does not have.
-    pub(super) fn say_lost(self, path: &Path, lost: Vec<String>) {
-        let said = if self.o.in_place && !lost.is_empty() {
-            Some(could_not_keep(&lost))
-        } else {
-            worth_telling(lost)
-        };
-        if let Some(said) = said {
-            self.p.warn(path, &said);
+    pub(super) fn say_lost(self, path: &Path, lost: Vec<Lost>) {
+        let message =
+            if self.o.in_place { Lost::message(&lost) } else { Lost::message_for_copy(lost) };
+        if let Some(message) = message {
+            self.p.warn(path, &message);
         }
     }
 

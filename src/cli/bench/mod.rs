@@ -4,14 +4,14 @@
 mod cuda;
 mod measure;
 
-use super::archive::{check, naming};
+use super::common::check;
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Bar;
 use super::report::{self, Output};
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::pack::{self, FileReport, Options};
+use crate::pack::{self, FileReport, Options, Task};
 use crate::read::{self, Archive};
 use clap::Args;
 use measure::{RandomReads, Sample, best, pool, random_reads};
@@ -123,7 +123,7 @@ pub fn bench(args: BenchArgs, quiet: bool) -> Result<()> {
         let bar = Bar::new(quiet);
         let (archive, _) = open(&args.file, &pool(*args.threads().last().unwrap_or(&1))?, &bar)?;
         let figures = cuda::figures(&gpu, &archive, args.seconds, &bar);
-        let figures = figures.map_err(|e| naming(e, &args.file, &args.file))?;
+        let figures = figures.about_path(&args.file)?;
         figures.lines().iter().for_each(|line| output.line(line));
         return output.finish(&figures);
     }
@@ -139,21 +139,20 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
     let (archive, pack_gbs) = open(file, &pool, bar)?;
     let bytes = archive.footer().original_len;
     let decoder = codec::fastest();
-    let named = |e| naming(e, file, file);
 
     // Once for the page cache, and so that nothing damaged is measured.
     bar.start("reading", file, bytes, 1);
-    pool.install(|| read::verify(&archive, &*decoder, &|n| bar.advance(n))).map_err(named)?;
+    pool.install(|| read::verify(&archive, &*decoder, &|n| bar.advance(n))).about_path(file)?;
     bar.say("verify");
     let verify = || pool.install(|| read::verify(&archive, &*decoder, &|_| ()));
     let verify_gbs =
-        best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).map_err(named)?;
+        best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).about_path(file)?;
     bar.say("random reads");
-    let random = random_reads(&archive, &*decoder, seconds).map_err(named)?;
+    let random = random_reads(&archive, &*decoder, seconds).about_path(file)?;
 
     bar.say("loading chunks");
-    let sample = pool.install(|| Sample::load(&archive, &*decoder)).map_err(named)?;
-    let (decoders, memcpy) = chunks(&sample, &*decoder, &threads, seconds, bar).map_err(named)?;
+    let sample = pool.install(|| Sample::load(&archive, &*decoder)).about_path(file)?;
+    let (decoders, memcpy) = chunks(&sample, &*decoder, &threads, seconds, bar).about_path(file)?;
     let stored = archive.stored_len();
     Ok(Figures {
         file: file.clone(),
@@ -237,8 +236,8 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
 struct Packing<'a>(&'a Bar);
 
 impl pack::Progress for Packing<'_> {
-    fn begin(&self, path: &Path, bytes: u64) {
-        self.0.start("packing", path, bytes, 2);
+    fn begin(&self, path: &Path, task: Task, bytes: u64) {
+        self.0.start("packing", path, bytes, task.passes());
     }
 
     fn advance(&self, bytes: u64) {

@@ -1,0 +1,78 @@
+//! `bsz unpack`.
+
+use super::common::Common;
+use super::interrupt::clean_up_when_interrupted;
+use super::progress::Watch;
+use super::report::Output;
+use crate::codec;
+use crate::error::{Context, Error, Result};
+use crate::format::Footer;
+use crate::pack::{self, OpenArchive, Progress, UnpackOptions};
+use crate::read::{self, Archive};
+use clap::Args;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Restore originals, byte for byte
+#[derive(Args)]
+#[command(after_help = "Examples:
+  bsz unpack model.bsz                       writes model.safetensors beside it
+  bsz unpack model.bsz -o copy.safetensors   writes that file
+  bsz unpack llama-packed/ -o llama/         unpacks a directory and copies its other files
+  bsz unpack --preserve backup/ -o /srv/     as root: restores every recorded permission bit")]
+pub struct UnpackArgs {
+    /// An archive, or a directory with archives
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The file or directory to write
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// Overwrite existing files
+    #[arg(long)]
+    force: bool,
+    /// As root, restore setuid, setgid and write permission for others even from archives that
+    /// belong to other users
+    #[arg(long)]
+    preserve: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// `bsz unpack`
+pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
+    clean_up_when_interrupted()?;
+    args.common.start_threads()?;
+    let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
+    let (source, output) = (&args.source, args.output.as_deref());
+    let trust = args.preserve && rustix::process::geteuid().is_root();
+    let options = UnpackOptions { force: args.force, trust };
+    if fs::metadata(source).about_path(source)?.is_dir() {
+        let why = "is a directory, which needs -o OUT";
+        let output = output.ok_or_else(|| Error::invalid(why).about_path(source))?;
+        pack::unpack_tree(source, output, options, &open, &watch)?;
+    } else if let Err(e) = pack::unpack_file(source, output, options, &open, &watch) {
+        watch.fail(&e);
+    }
+    watch.finish("unpack")
+}
+
+fn open(file: File) -> Result<Box<dyn OpenArchive>> {
+    Ok(Box::new(Opened(Archive::from_file(file)?)))
+}
+
+/// An archive as the packer unpacks it.
+struct Opened(Archive);
+
+impl OpenArchive for Opened {
+    fn footer(&self) -> &Footer {
+        self.0.footer()
+    }
+
+    fn file(&self) -> &File {
+        self.0.file()
+    }
+
+    fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> Result<()> {
+        read::unpack(&self.0, out, path, &*codec::fastest(), &|bytes| p.advance(bytes))
+    }
+}
