@@ -185,7 +185,8 @@ pub fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 { "-".into() } else { format!("{:.2} GB/s", bytes as f64 / seconds / 1e9) }
 }
 
-/// Rows as lines in aligned columns, escaped for a terminal. The columns in `right` are right-aligned.
+/// Rows as lines in aligned columns, escaped for a terminal. The columns in `right` are
+/// right-aligned.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     // Escaped first, since that changes their width.
     let shown =
