@@ -43,8 +43,8 @@ pub(super) enum Places {
 }
 
 impl HardLinks {
-    /// Search the tree at `root`. Directories that cannot be read are left out; they fail when their
-    /// turn comes.
+    /// Search the tree at `root`. Directories that cannot be read are left out; they fail when
+    /// their turn comes.
     pub(super) fn find(root: &Arc<Dir>) -> Self {
         let mut found = Self::default();
         let _ = found.look_into(root, Path::new(""));

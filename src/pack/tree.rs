@@ -1,7 +1,7 @@
 //! A directory to a directory of archives: models are packed, other files copied; or in place.
 //!
-//! Everything is reached from the open directories, and no link in the tree is followed: whoever can
-//! rename inside it cannot lead the packer out of it.
+//! Everything is reached from the open directories, and no link in the tree is followed: whoever
+//! can rename inside it cannot lead the packer out of it.
 
 use super::{
     Action, Check, FileReport, Options, Progress, Report,
@@ -32,7 +32,8 @@ const PACKED: Form = COPY + 1;
 /// copied, links made again. With [`Options::in_place`], files are packed where they are and `out`
 /// is not used.
 ///
-/// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts it.
+/// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts
+/// it.
 ///
 /// # Errors
 /// Io; invalid argument if `out` is inside `src`. Nothing has been done then.

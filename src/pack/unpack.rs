@@ -17,7 +17,8 @@ use std::{
 /// or beside `src`.
 ///
 /// # Errors
-/// Io, corruption; invalid argument if `src` is not an archive, or if the output exists and differs.
+/// Io, corruption; invalid argument if `src` is not an archive, or if the output exists and
+/// differs.
 pub fn unpack_file(
     src: &Path,
     out: Option<&Path>,

@@ -28,7 +28,8 @@ const UNPACKED: Form = COPY + 1;
 /// Unpack the directory `src` to the directory `out`, which may exist: archives are unpacked, other
 /// files copied, links made again.
 ///
-/// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts it.
+/// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts
+/// it.
 ///
 /// # Errors
 /// Io; invalid argument if `out` is inside `src`. Nothing has been done then.
