@@ -1,8 +1,8 @@
-//! POSIX access control lists as the kernel stores them in an extended attribute, and the permission
-//! bits that replace one that cannot be kept: they never allow more than the list did.
+//! POSIX access control lists as the kernel stores them in an extended attribute, and the
+//! permission bits that replace one that cannot be kept: they never allow more than the list did.
 //!
-//! Layout: `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of Linux's `posix_acl_xattr.h`. How entries
-//! combine: acl(5).
+//! Layout: `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of Linux's
+//! `posix_acl_xattr.h`. How entries combine: acl(5).
 
 /// The extended attribute of a file's own list.
 pub(super) const ACCESS: &str = "system.posix_acl_access";
@@ -44,9 +44,9 @@ impl Acl {
         known.then(|| entries.iter().map(entry).collect())
     }
 
-    /// The widest permission bits within `mode` that admit nobody whom the list excludes, for a file
-    /// that cannot have the list. The group bits of a file with a list are its mask, which may be
-    /// wider than the group's own permissions.
+    /// The widest permission bits within `mode` that admit nobody whom the list excludes, for a
+    /// file that cannot have the list. The group bits of a file with a list are its mask, which may
+    /// be wider than the permissions of the group itself.
     pub(super) fn mode_without(&self, mode: u32) -> u32 {
         let Some(entries) = self.entries() else { return mode & 0o7700 };
         let all = |tags: u16| {

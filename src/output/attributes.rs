@@ -271,8 +271,8 @@ impl Attributes {
         }
     }
 
-    /// Whether a file with these attributes has all of the `wanted` ones. It may belong to the caller
-    /// instead; the access time does not count.
+    /// Whether a file with these attributes has all of the `wanted` ones. It may belong to the
+    /// caller instead; the access time does not count.
     pub fn satisfy(&self, wanted: &Self) -> bool {
         let lists = |a: &Self| (a.access.clone(), a.default.clone(), a.xattrs.clone());
         (self.mode, self.mtime, self.owner.1) == (wanted.mode, wanted.mtime, wanted.owner.1)

@@ -47,8 +47,8 @@ pub enum Copied {
 }
 
 impl Copier {
-    /// Copy to the tree at `to`; `force` replaces existing files and links. Without `trust`, the files
-    /// of other owners lose [what could do harm](Attributes::distrust_others).
+    /// Copy to the tree at `to`; `force` replaces existing files and links. Without `trust`, the
+    /// files of other owners lose [what could do harm](Attributes::distrust_others).
     pub fn new(to: Arc<Dir>, force: bool, trust: bool) -> Self {
         Self { to, force, trust, written: HashMap::new() }
     }

@@ -1,5 +1,5 @@
-//! An open directory: its entries are reached relative to its descriptor, and no symbolic link in it
-//! is followed.
+//! An open directory: its entries are reached relative to its descriptor, and no symbolic link in
+//! it is followed.
 //!
 //! Each system call on a path walks that path again, and whoever can rename inside a tree can
 //! redirect the walk. A descriptor stays where it was opened.

@@ -1,4 +1,5 @@
-//! A file that appears whole or not at all: written without a name if possible, synced, then linked.
+//! A file that appears whole or not at all: written without a name if possible, synced, then
+//! linked.
 //!
 //! Nobody else can reach a file without a name, whatever they may do in its directory. If the file
 //! system does not support unnamed files, the file is created exclusively under a temporary name.
@@ -176,7 +177,8 @@ fn unnamed(dir: &Dir) -> Result<Option<File>, Errno> {
     }
 }
 
-/// Call `make`, and once more if its name is taken: another run may have just created the same file.
+/// Call `make`, and once more if its name is taken: another run may have just created the same
+/// file.
 ///
 /// # Errors
 /// Those of `make`.

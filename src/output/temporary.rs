@@ -1,4 +1,5 @@
-//! Temporary names: what a file has only while it is written, removed when the process is interrupted.
+//! Temporary names: what a file has only while it is written, removed when the process is
+//! interrupted.
 
 use super::{Dir, Existing, support::is_unsupported};
 use rustix::{
