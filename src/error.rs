@@ -1,4 +1,4 @@
-//! The one error type of the library: a kind, what was being worked on, and the cause.
+//! The error type of the library: a kind, what the error is about, and the reason.
 
 use crate::escape;
 use std::{fmt, io, path::Path, sync::Arc};
@@ -10,7 +10,7 @@ pub enum ErrorKind {
     Compatibility,
     /// The bytes contradict themselves or their checksum.
     Corruption,
-    /// The bytes end too early: a torn archive, a shrunken file.
+    /// The bytes end too early: a torn archive, a truncated file.
     Truncated,
     /// The caller asked for something that cannot be done.
     InvalidArgument,
@@ -18,12 +18,13 @@ pub enum ErrorKind {
     Io,
 }
 
-/// An error with the thing it is about (`what`) and the reason (`why`).
+/// An error: the file it is about, the thing in question (a chunk, a system call), and the reason.
 ///
 /// Errors are cheap to clone, since one failed chunk may answer several readers.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
+    path: Option<Arc<Path>>,
     what: Option<Arc<str>>,
     why: Arc<str>,
     source: Option<Arc<io::Error>>,
@@ -35,7 +36,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`, because of `why`.
     pub fn new(kind: ErrorKind, why: impl Into<Arc<str>>) -> Self {
-        Self { kind, what: None, why: why.into(), source: None }
+        Self { kind, path: None, what: None, why: why.into(), source: None }
     }
 
     /// [`ErrorKind::Corruption`].
@@ -58,23 +59,31 @@ impl Error {
         Self::new(ErrorKind::InvalidArgument, why)
     }
 
-    /// The same error, said of `what` (a path, a chunk) unless it already names something.
+    /// Name the thing that the error is about, unless the error already names one.
     pub fn about(mut self, what: impl fmt::Display) -> Self {
-        self.what.get_or_insert_with(|| what.to_string().into());
+        if self.path.is_none() {
+            self.what.get_or_insert_with(|| what.to_string().into());
+        }
         self
     }
 
-    /// The same, said of the file at `path`.
-    pub fn about_path(self, path: &Path) -> Self {
-        self.about(escape::path(path))
+    /// Name the file that the error is about, unless the error already names one.
+    pub fn about_path(mut self, path: &Path) -> Self {
+        self.path.get_or_insert_with(|| path.into());
+        self
     }
 
-    /// What kind of error this is.
+    /// The file that the error is about, if it names one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The operating system's error number, where there is one.
+    /// The operating system's error number, if it reported one.
     pub fn errno(&self) -> Option<i32> {
         self.source.as_ref().and_then(|e| e.raw_os_error())
     }
@@ -82,6 +91,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.path {
+            write!(f, "{}: ", escape::path(&**path))?;
+        }
         if let Some(what) = &self.what {
             write!(f, "{what}: ")?;
         }
@@ -101,7 +113,8 @@ impl From<io::Error> for Error {
             io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
             _ => ErrorKind::Io,
         };
-        Self { kind, what: None, why: e.to_string().into(), source: Some(Arc::new(e)) }
+        let why = e.to_string().into();
+        Self { kind, path: None, what: None, why, source: Some(Arc::new(e)) }
     }
 }
 
@@ -111,22 +124,38 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
-/// Say what a failed operation was about.
+/// Adds context to the error of a result.
 pub trait Context<T> {
-    /// Name the thing: `std::fs::read(p).about("config")?`.
+    /// Name the thing, as [`Error::about`]: `std::io::pipe().about("pipe")?`.
     fn about(self, what: impl fmt::Display) -> Result<T>;
 
-    /// Name the file.
-    fn about_path(self, path: &Path) -> Result<T>
-    where
-        Self: Sized,
-    {
-        self.about(escape::path(path))
-    }
+    /// Name the file, as [`Error::about_path`]: `std::fs::read(path).about_path(path)?`.
+    fn about_path(self, path: &Path) -> Result<T>;
 }
 
 impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     fn about(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(|e| e.into().about(what))
+    }
+
+    fn about_path(self, path: &Path) -> Result<T> {
+        self.map_err(|e| e.into().about_path(path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_first_file_and_the_first_thing_in_it() {
+        let e = || Error::invalid("why");
+        assert_eq!(e().to_string(), "why");
+        assert_eq!(e().about("a").about("b").to_string(), "a: why");
+        let in_file = e().about("chunk 7").about_path(Path::new("x")).about_path(Path::new("y"));
+        assert_eq!(in_file.to_string(), "x: chunk 7: why");
+        assert_eq!(in_file.path(), Some(Path::new("x")));
+        assert_eq!(e().about_path(Path::new("x")).about("later").to_string(), "x: why");
+        assert_eq!(e().about_path(Path::new("a\n")).to_string(), r"a\n: why");
     }
 }

@@ -1,9 +1,10 @@
-//! Names made fit to be shown. A name from a directory, an archive or a mount may hold anything: bytes that are not
-//! UTF-8, and characters that steer a terminal, begin a line of a log, or turn the order of what is read.
+//! Escaping of names. A name from a directory, an archive or a mount may contain anything: bytes
+//! that are not UTF-8, and characters that control a terminal, start a new line in a log, or
+//! reverse the direction of text.
 //!
-//! For people, such a byte is `\xNN` and such a character `\u{NN}`, `\n`, `\r` or `\t`; everything else stands for
-//! itself. In JSON a path is that text, and beside it, where the path is not UTF-8 and nowhere else, stand its bytes in
-//! hexadecimal: `"path": "caf\\xe9", "path_bytes": "636166e9"`.
+//! For people, such a byte is shown as `\xNN` and such a character as `\u{NN}`, `\n`, `\r` or `\t`;
+//! everything else is unchanged. JSON contains the same text. If the path is not UTF-8, its bytes
+//! follow in hexadecimal: `"path": "caf\\xe9", "path_bytes": "636166e9"`.
 
 use serde::ser::{SerializeMap, Serializer};
 use std::borrow::Cow;
@@ -12,15 +13,21 @@ use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Whether a character is to be escaped: controls, what ends a line, and what changes the direction of text.
-fn is_unfit(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Whether a character must be escaped: control characters, line separators, and those that change
+/// the direction of text.
+fn needs_escape(c: char) -> bool {
+    const OTHERS: [std::ops::RangeInclusive<char>; 4] = [
+        '\u{61c}'..='\u{61c}',
+        '\u{200e}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2066}'..='\u{2069}',
+    ];
+    c.is_control() || OTHERS.iter().any(|range| range.contains(&c))
 }
 
-/// A text for people, on a terminal or in a log. What has been escaped stays as it is.
+/// Escape a text for people, on a terminal or in a log. Escaping twice changes nothing.
 pub fn text(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_unfit) {
+    if !text.chars().any(needs_escape) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 8);
@@ -30,8 +37,8 @@ pub fn text(text: &str) -> Cow<'_, str> {
 
 fn push(shown: &mut String, text: &str) {
     for c in text.chars() {
-        if is_unfit(c) {
-            // `\n`, `\r` and `\t` have names.
+        if needs_escape(c) {
+            // `\n`, `\r` and `\t` have short escapes.
             let short = matches!(c, '\n' | '\r' | '\t');
             shown.extend(c.escape_default().filter(|_| short));
             shown.extend(c.escape_unicode().filter(|_| !short));
@@ -41,7 +48,7 @@ fn push(shown: &mut String, text: &str) {
     }
 }
 
-/// A path, or a name, for people.
+/// Escape a path, or a name, for people.
 pub fn path<P: AsRef<Path> + ?Sized>(path: &P) -> Cow<'_, str> {
     let path = path.as_ref();
     if let Some(whole) = path.to_str() {
@@ -57,16 +64,17 @@ pub fn path<P: AsRef<Path> + ?Sized>(path: &P) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A JSON document for a terminal: the same document, with `\uNNNN` for what JSON lets stand.
+/// Escape a JSON document for a terminal. It stays the same document, with `\uNNNN` for characters
+/// that JSON allows unescaped.
 pub fn json(document: &str) -> Cow<'_, str> {
-    // Outside of strings there is nothing of the kind but the ends of lines.
-    let unfit = |c: char| c != '\n' && is_unfit(c);
-    if !document.chars().any(unfit) {
+    // Outside strings, a line feed is the only such character.
+    let unsafe_here = |c: char| c != '\n' && needs_escape(c);
+    if !document.chars().any(unsafe_here) {
         return Cow::Borrowed(document);
     }
     let mut shown = String::with_capacity(document.len() + 8);
     for c in document.chars() {
-        match unfit(c) {
+        match unsafe_here(c) {
             true => drop(write!(shown, "\\u{:04x}", u32::from(c))),
             false => shown.push(c),
         }
@@ -74,7 +82,7 @@ pub fn json(document: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Write `path` into a map of JSON, under `key` and, where it is not UTF-8, `bytes_key`.
+/// Write `path` into a JSON map under `key`, and under `bytes_key` if it is not UTF-8.
 fn entries<M: SerializeMap>(
     map: &mut M,
     key: &str,
@@ -92,21 +100,21 @@ fn entries<M: SerializeMap>(
     map.serialize_entry(bytes_key, &hex)
 }
 
-/// The path of a JSON object's two fields, as [`field`] writes them.
+/// The path from the two fields of a JSON object that [`field`] writes.
 pub fn parse(text: String, hex: Option<&str>) -> PathBuf {
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = hex.and_then(|hex| hex.as_bytes().chunks(2).map(byte).collect());
     bytes.map_or_else(|| text.into(), |bytes| OsString::from_vec(bytes).into())
 }
 
-/// For `#[serde(flatten, serialize_with = "escape::field::source")]` on a field of that name: every path in JSON is
-/// written by these.
+/// Serializers for all paths in JSON, as in
+/// `#[serde(flatten, serialize_with = "escape::field::source")]` on a field of that name.
 pub mod field {
     use super::{Path, SerializeMap, Serializer, entries};
 
     macro_rules! fields {
         ($($key:ident),*) => {$(
-            /// A path in the field of this name.
+            /// Serialize a path as the field of this name.
             ///
             /// # Errors
             /// The serializer's.
@@ -121,7 +129,7 @@ pub mod field {
     }
     fields!(path, output, source, mountpoint, file);
 
-    /// A path, or an optional one, of which nothing is written where there is none.
+    /// A path or an optional path; `None` writes no field.
     pub trait OptionalPath {
         /// The path.
         fn path(&self) -> Option<&Path>;
@@ -146,7 +154,7 @@ mod tests {
     use std::ffi::OsStr;
 
     #[test]
-    fn what_steers_a_terminal_or_a_log_is_escaped_and_the_rest_stands() {
+    fn only_what_controls_a_terminal_or_a_log_is_escaped() {
         for (name, shown) in [
             (&b"a\x1b[2Jb\n"[..], r"a\u{1b}[2Jb\n"),
             ("é layers.0 \\xff 日本 👩‍💻".as_bytes(), "é layers.0 \\xff 日本 👩‍💻"),
@@ -157,12 +165,12 @@ mod tests {
         ] {
             let said = path(OsStr::from_bytes(name)).into_owned();
             assert_eq!(said, shown);
-            assert_eq!(text(&said), said, "twice is as once");
+            assert_eq!(text(&said), said, "escaping twice changes nothing");
         }
     }
 
     #[test]
-    fn json_has_every_path_and_nothing_that_steers_a_terminal() {
+    fn json_has_every_path_and_nothing_that_controls_a_terminal() {
         #[derive(serde::Serialize)]
         struct Row {
             #[serde(flatten, serialize_with = "field::path")]
@@ -177,7 +185,7 @@ mod tests {
         {
             let row = Row { path: bytes(given), output: None, n: 1 };
             let document = json(&serde_json::to_string_pretty(&row).expect("JSON")).into_owned();
-            assert!(!document.chars().any(|c| c != '\n' && is_unfit(c)), "{document}");
+            assert!(!document.chars().any(|c| c != '\n' && needs_escape(c)), "{document}");
             let read: serde_json::Value = serde_json::from_str(&document).expect("JSON");
             assert_eq!(
                 (read["path_bytes"].is_string(), read.get("output")),
@@ -193,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_none_leave_the_text() {
+    fn invalid_hexadecimal_leaves_the_text() {
         for wrong in ["x", "zz", "é1", "ffé"] {
             assert_eq!(parse("text".into(), Some(wrong)), Path::new("text"), "{wrong}");
         }

@@ -1,5 +1,6 @@
-//! A regular file, opened for reading without waiting for anybody. Where a file is expected there may be a named pipe,
-//! whose opening waits for a writer, or a device, whose opening does something.
+//! Opening regular files for reading, without blocking and without side effects. Instead of a file,
+//! there may be a named pipe, whose opening waits for a writer, or a device, whose opening may have
+//! an effect.
 
 use crate::error::{Context, Error, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat};
@@ -10,13 +11,13 @@ use std::path::Path;
 /// Open the regular file at `path`; symbolic links are followed.
 ///
 /// # Errors
-/// Io; invalid argument, where something else is there.
+/// Io; invalid argument if it is not a regular file.
 pub fn open(path: &Path) -> Result<File> {
     open_at(CWD, path, OFlags::empty()).map(|(file, _)| file).about_path(path)
 }
 
-/// Open the regular file `path` in the directory `dir`, with `flags` besides: [`OFlags::NOFOLLOW`] where a link is not
-/// to be followed. Errors do not name it.
+/// Open the regular file `path` in the directory `dir` with additional `flags`:
+/// [`OFlags::NOFOLLOW`] refuses links. Errors do not name the file.
 ///
 /// # Errors
 /// As [`open`].
@@ -24,7 +25,7 @@ pub fn open_at(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<(File, Stat
     let look =
         if flags.contains(OFlags::NOFOLLOW) { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
     check(&statat(&dir, path, look)?)?;
-    // Something else may have come to bear the name meanwhile.
+    // Something else may have taken the name since; opening it must not block, either.
     let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = openat(&dir, path, flags, Mode::empty())?;
     let stat = fstat(&file)?;
@@ -40,7 +41,7 @@ fn check(stat: &Stat) -> Result<()> {
         FileType::Fifo => "a named pipe",
         FileType::Socket => "a socket",
         FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        FileType::Unknown => "something unknown",
+        FileType::Unknown => "of unknown type",
     };
     Err(Error::invalid(format!("not a regular file, but {kind}")))
 }
@@ -51,7 +52,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn only_a_regular_file_is_opened_and_nothing_is_waited_for() {
+    fn only_regular_files_are_opened_and_nothing_blocks() {
         let dir = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "x").expect("write");

@@ -43,7 +43,7 @@ fn the_output_is_a_path_or_a_directory() {
     run(dir.path(), &["pack", "model.safetensors", "-o", "other.bsz"]).ok();
     run(dir.path(), &["pack", "model.safetensors", "-o", "out"]).ok();
     run(dir.path(), &["pack", "model.safetensors", "-o", "nowhere"])
-        .fails("bsz: nowhere: neither a .bsz path nor a directory that is there");
+        .fails("bsz: nowhere: neither a .bsz path nor an existing directory");
     run(dir.path(), &["pack", "model.safetensors", "-o", "nowhere/x.bsz"])
         .fails_about("nowhere/x.bsz", "No such file");
     assert_eq!(names(dir.path()), ["model.safetensors", "other.bsz", "out"]);
@@ -156,7 +156,7 @@ fn existing_files_are_not_overwritten_without_force() {
 
     fs::write(&path, "newer").expect("write");
     run(dir.path(), &["unpack", "model.bsz"])
-        .fails("bsz: model.safetensors: exists and is something else; remove it or use --force");
+        .fails("bsz: model.safetensors: exists and differs; remove it or use --force");
     assert_eq!(fs::read(&path).expect("read"), b"newer");
     run(dir.path(), &["unpack", "model.bsz", "--force"]).ok();
     assert_eq!(fs::read(&path).expect("the model"), original);
@@ -176,10 +176,8 @@ fn a_second_run_resumes_where_the_first_one_stopped() {
     }
     fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
     fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
-    run(dir.path(), &["unpack", "packed", "-o", "back"]).fails(
-        "bsz: back/tokenizer.json: exists and is something else; remove it or use --force\n\
-             bsz: unpack: 1 of 10 failed",
-    );
+    run(dir.path(), &["unpack", "packed", "-o", "back"])
+        .fails("bsz: back/tokenizer.json: exists and differs; remove it or use --force\nbsz: unpack: 1 of 10 failed");
     assert_eq!(fs::read(dir.path().join("back/tokenizer.json")).expect("read"), b"changed");
     run(dir.path(), &["unpack", "packed", "-o", "back", "--force"]).ok();
     same_tree(&dir.path().join("llama"), &dir.path().join("back"));
@@ -189,9 +187,9 @@ fn a_second_run_resumes_where_the_first_one_stopped() {
 fn directories_require_an_output() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     run(dir.path(), &["pack", "."])
-        .fails("bsz: .: a directory needs -o OUT, or --in-place to replace its files");
-    run(dir.path(), &["unpack", "."]).fails("bsz: .: a directory needs -o OUT");
-    run(dir.path(), &["verify", "."]).fails("bsz: .: holds no archives");
+        .fails("bsz: .: is a directory, which needs -o OUT, or --in-place to replace its files");
+    run(dir.path(), &["unpack", "."]).fails("bsz: .: is a directory, which needs -o OUT");
+    run(dir.path(), &["verify", "."]).fails("bsz: .: contains no archives");
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn an_invalid_descriptor_is_refused() {
             ("--fuse-fd 77 \"$2\"", "/dev/fd/77: is not an open /dev/fuse"),
             (
                 "--auto-unmount --fuse-fd 3 \"$2\"",
-                "--auto-unmount: who mounted the descriptor unmounts it",
+                "--auto-unmount: cannot be combined with --fuse-fd",
             ),
         ] {
             for foreground in ["", "--foreground"] {

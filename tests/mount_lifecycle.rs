@@ -197,9 +197,9 @@ fn the_conventions_of_mount_8_are_understood() {
         );
         bsz([Path::new("umount"), &view]);
         for (option, why) in [
-            ("cache_sise=1", "is no option"),
+            ("cache_sise=1", "unknown mount option"),
             ("cache_size=x", "-o cache_size=x"),
-            ("prefetch=x", "neither off nor auto nor cuda"),
+            ("prefetch=x", "must be off, auto, cuda"),
         ] {
             let output = helper(option, &[]);
             assert_eq!(output.status.code(), Some(1));

@@ -1,43 +1,45 @@
-//! `bsz verify` and `info`: archives checked and described.
+//! `bsz verify` and `bsz info`.
 
-use super::outcome;
+use super::common::{Common, verify_with};
 use super::progress::Watch;
-use super::report::{self, Output, Row};
-use super::tree;
+use super::report::{self, Outcome, Output, Row};
+use super::{outcome, tree};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::pack;
 use crate::read::{self, Archive, Coded};
 use clap::Args;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Decode everything, check every checksum and the original's SHA-256; write nothing
+/// Check archives by decoding them; write nothing
+///
+/// Checks every checksum, and the SHA-256 of the original.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz verify model.bsz
-  bsz verify --quick llama-packed/    as often as you like: finds any damage of the disk
-  bsz verify llama-packed/ more.bsz   every archive inside, then one more
-  bsz verify --json llama-packed/     the outcome for a program to read")]
+  bsz verify --quick llama-packed/    fast enough to run often; finds any damage of the disk
+  bsz verify llama-packed/ more.bsz   every archive in a directory, and one more
+  bsz verify --json llama-packed/     the outcome as JSON")]
 pub struct VerifyArgs {
     /// Archives, or directories with archives
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
-    /// Check every chunk's checksum (XXH3-64), and leave out the SHA-256, which takes longer than decoding
+    /// Check the checksum of every chunk (XXH3-64), but not the SHA-256, which takes longer than
+    /// decoding
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
     common: Common,
 }
 
-/// Show what is inside: every tensor with its dtype, shape, size and coding
+/// Describe archives: each tensor with its dtype, shape, size and coding
 #[derive(Args)]
 #[command(after_help = "Examples:
-  bsz info model.bsz           a line per tensor
-  bsz info llama-packed/       a line per archive
-  bsz info --json model.bsz    all of it for a program to read")]
+  bsz info model.bsz           one line per tensor
+  bsz info llama-packed/       one line per archive
+  bsz info --json model.bsz    everything, as JSON")]
 pub struct InfoArgs {
     /// An archive, or a directory with archives
     #[arg(value_name = "SRC")]
@@ -47,65 +49,14 @@ pub struct InfoArgs {
     json: bool,
 }
 
-/// What commands on archives have in common.
-#[derive(Args)]
-pub(super) struct Common {
-    /// Threads to use; all cores when absent
-    #[arg(short = 'j', long = "jobs", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
-    jobs: Option<u16>,
-    /// Print the outcome as JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-impl Common {
-    /// Build the global thread pool, which happens once per process.
-    pub(super) fn start_threads(&self) -> Result<()> {
-        let threads = self.jobs.map_or(0, usize::from);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("bsz-{i}"));
-        pool.build_global().map_err(|e| Error::invalid(e.to_string()).about("threads"))
-    }
-}
-
-pub(super) fn name_of(path: &Path) -> Result<&std::ffi::OsStr> {
-    path.file_name().ok_or_else(|| Error::invalid("has no name to go by").about_path(path))
-}
-
-/// A packer's [`pack::Check`]. If `quick`, of checksums alone: these were taken of the original's own bytes.
-pub(super) fn check(file: &File, quick: bool, p: &dyn pack::Progress) -> Result<()> {
-    let archive = Archive::from_file(file.try_clone()?)?;
-    verify_with(quick)(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
-}
-
-type Verify = fn(&Archive, &dyn codec::ChunkDecoder, &(dyn Fn(u64) + Sync)) -> Result<()>;
-
-fn verify_with(quick: bool) -> Verify {
-    if quick { read::verify_chunks } else { read::verify }
-}
-
-/// The error with the archive it is about: below, one that concerns a chunk names only that. Errors about
-/// what is written name it already.
-pub(super) fn naming(e: Error, archive: &Path, output: &Path) -> Error {
-    let text = e.to_string();
-    match [archive, output]
-        .iter()
-        .any(|path| text.starts_with(&format!("{}: ", escape::path(*path))))
-    {
-        true => e,
-        false => Error::new(e.kind(), text).about_path(archive),
-    }
-}
-
-/// Verify every archive; one that is damaged does not hide the next.
+/// `bsz verify`: check every archive, even if some are damaged.
 pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
     args.common.start_threads()?;
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     for source in &args.sources {
         match tree::archives(source, &mut |e| watch.fail(&e)) {
             Ok(found) if found.is_empty() => {
-                watch.fail(&Error::invalid("holds no archives").about_path(source))
+                watch.fail(&Error::invalid("contains no archives").about_path(source))
             }
             Ok(found) => found.iter().for_each(|path| verify_one(path, args.quick, &watch)),
             Err(e) => watch.fail(&e),
@@ -116,32 +67,32 @@ pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
 
 fn verify_one(path: &Path, quick: bool, watch: &Watch) {
     let begun = Instant::now();
-    let outcome = Archive::open(path).and_then(|archive| {
+    let verified = Archive::open(path).and_then(|archive| {
         watch.bar.start("verifying", path, archive.footer().original_len, 1);
         let outcome =
             verify_with(quick)(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
-        outcome.map(|()| archive.footer().original_len).map_err(|e| naming(e, path, path))
+        outcome.map(|()| archive.footer().original_len).about_path(path)
     });
-    let row = |action, original, why| Row {
+    let row = |outcome, original, why| Row {
         path: path.into(),
         output: None,
-        action,
+        outcome,
         why,
         original,
         stored: fs::symlink_metadata(path).map_or(0, |m| m.len()),
         seconds: begun.elapsed().as_secs_f64(),
     };
-    match outcome {
-        Ok(bytes) => watch.add(row("verified", bytes, None)),
+    match verified {
+        Ok(bytes) => watch.add(row(Outcome::Verified, bytes, None)),
         Err(e) => {
-            // The JSON lists it; people see the error itself.
-            watch.add_silently(row("damaged", 0, Some(e.to_string())));
+            // The row is for the JSON; people see the error.
+            watch.add_silently(row(Outcome::Damaged, 0, Some(e.to_string())));
             watch.fail(&e);
         }
     }
 }
 
-/// One archive's path beside its description.
+/// An archive's path and description.
 #[derive(serde::Serialize)]
 struct Described {
     #[serde(flatten, serialize_with = "escape::field::path")]
@@ -150,13 +101,12 @@ struct Described {
     description: read::Description,
 }
 
-/// Describe one archive by tensor, or a directory by archive.
+/// `bsz info`: describe the tensors of an archive, or the archives of a directory.
 pub fn info(args: InfoArgs) -> Result<()> {
     let output = Output::new(args.json, false);
     let describe = |path: PathBuf| -> Result<Described> {
         let archive = Archive::open(&path)?;
-        let description =
-            read::describe(&archive, &*codec::fastest()).map_err(|e| naming(e, &path, &path))?;
+        let description = read::describe(&archive, &*codec::fastest()).about_path(&path)?;
         Ok(Described { path, description })
     };
     if !fs::metadata(&args.source).about_path(&args.source)?.is_dir() {

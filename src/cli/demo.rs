@@ -1,4 +1,4 @@
-//! `bsz demo`: the whole story on one model, told with the commands a user would type.
+//! `bsz demo`: one model packed, mounted, loaded and compared, with the commands a user would type.
 
 use super::{generate, interrupt, report};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -20,34 +20,24 @@ use std::time::{Duration, Instant};
 /// Pack, mount, load and compare one model, then clean up
 #[derive(Args)]
 #[command(after_help = "Examples:
-  bsz demo                     on a generated model of about 60 MB
-  bsz demo model.safetensors   on your own, which is only read")]
+  bsz demo                     uses a generated model of about 60 MB
+  bsz demo model.safetensors   uses your own model, which is only read")]
 pub struct DemoArgs {
-    /// A model to use instead of a generated one
+    /// Use this model instead of a generated one
     file: Option<PathBuf>,
 }
 
-/// Bytes read at once when a file is loaded.
+/// Bytes per read when a file is loaded.
 const BLOCK: usize = 4 << 20;
-/// How long a mount may take to appear, and its process to end.
+/// How long a mount may take to appear, and its daemon to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tell the story. What it made is gone when it returns, after an error or a signal as well.
+/// `bsz demo`. Everything it made is removed before it returns, even after an error or a signal.
 pub fn demo(args: DemoArgs) -> Result<()> {
     let stage = Stage::new()?;
-    let (source, plain) = match args.file {
-        Some(file) => {
-            let file = file.canonicalize().about_path(&file)?;
-            input::open(&file)?;
-            (file.clone(), file)
-        }
-        None => {
-            say("# a generated model: Llama's layout, BF16, Gaussian weights from a fixed seed")?;
-            generate::model(&stage.make_dir("model")?)?;
-            ("model".into(), stage.path("model/model.safetensors"))
-        }
-    };
-    let name = plain.file_name().ok_or_else(|| Error::invalid("has no name").about_path(&plain))?;
+    let (source, plain) = stage.model(args.file)?;
+    let name =
+        plain.file_name().ok_or_else(|| Error::invalid("has no file name").about_path(&plain))?;
     let archive = stage.make_dir("packed")?.join(Naming::of(name).archive_name(name));
 
     let packing = Instant::now();
@@ -58,30 +48,30 @@ pub fn demo(args: DemoArgs) -> Result<()> {
 
     let mounted = stage.mount()?;
     if mounted.is_none() {
-        say("# no FUSE mount here; the same archive, unpacked:")?;
+        say("# FUSE cannot mount here; unpack the same archive instead")?;
         let archive = Path::new("packed").join(Naming::of(name).archive_name(name));
         stage.bsz(&["unpack".as_ref(), archive.as_ref(), "-o".as_ref(), "view".as_ref()])?;
     }
-    let how = if mounted.is_some() { "mounted" } else { "unpacked" };
     let view = stage.path("view").join(name);
-    say("# load both from start to end, compare every tensor")?;
+    say("# load both completely, and compare every tensor")?;
     let seconds = |path: &Path| stage.load(path).map(|seconds| format!("{seconds:.3} s"));
     let (loaded, first, again) = (seconds(&plain)?, seconds(&view)?, seconds(&view)?);
     let (expected, found) = (stage.digests(&plain)?, stage.digests(&view)?);
     let same = expected.tensors.iter().zip(&found.tensors).filter(|(a, b)| a == b).count();
 
+    let how = if mounted.is_some() { "mounted" } else { "unpacked" };
     let speed = format!("{packing:.2} s, {}", report::rate(original, packing));
-    let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
     let rows = [
-        row(["", "plain", how]),
-        row(["size on disk", &report::bytes(original), &report::bytes(stored)]),
-        row(["", "", &report::ratio(stored, original)]),
-        row(["pack and verify", "", &speed]),
-        row(["load, first", &loaded, &first]),
-        row(["load, again", "", &again]),
-        row(["SHA-256", &expected.short(), &found.short()]),
-        row(["tensors identical", &expected.tensors.len().to_string(), &same.to_string()]),
+        ["", "plain", how],
+        ["size on disk", &report::bytes(original), &report::bytes(stored)],
+        ["", "", &report::ratio(stored, original)],
+        ["pack and verify", "", &speed],
+        ["load, first", &loaded, &first],
+        ["load, again", "", &again],
+        ["SHA-256", &expected.short(), &found.short()],
+        ["tensors identical", &expected.tensors.len().to_string(), &same.to_string()],
     ];
+    let rows = rows.map(|row| row.map(String::from).to_vec());
     say("")?;
     report::table(&rows, &[1, 2]).iter().try_for_each(say)?;
     if let Some(mounted) = mounted {
@@ -97,12 +87,12 @@ pub fn demo(args: DemoArgs) -> Result<()> {
     say("identical to the last bit; nothing is left behind")
 }
 
-/// One line on standard output, where a reader that left is an error and ends the story.
+/// Print one line. If nobody reads it any more, the error ends the demo.
 fn say(text: impl AsRef<str>) -> Result<()> {
     writeln!(io::stdout(), "{}", escape::text(text.as_ref())).about("standard output")
 }
 
-/// The SHA-256 of every tensor by name, and of the whole file.
+/// The SHA-256 of each tensor by name, and of the whole file.
 #[derive(PartialEq)]
 struct Digests {
     tensors: Vec<(String, [u8; 32])>,
@@ -116,7 +106,7 @@ impl Digests {
     }
 }
 
-/// The temporary directory everything happens in, and the signals that end it early.
+/// The temporary directory of a demo, and the signals that end it early.
 struct Stage {
     dir: tempfile::TempDir,
     interrupted: Arc<AtomicBool>,
@@ -131,6 +121,18 @@ impl Stage {
         }
         let dir = tempfile::Builder::new().prefix("bsz-demo.").tempdir();
         Ok(Self { dir: dir.about("a temporary directory")?, interrupted })
+    }
+
+    /// The model, as what is packed and as a file: `file`, or a generated one.
+    fn model(&self, file: Option<PathBuf>) -> Result<(PathBuf, PathBuf)> {
+        if let Some(file) = file {
+            let file = file.canonicalize().about_path(&file)?;
+            input::open(&file)?;
+            return Ok((file.clone(), file));
+        }
+        say("# generate a model: Llama layout, BF16, Gaussian weights from a fixed seed")?;
+        generate::model(&self.make_dir("model")?)?;
+        Ok(("model".into(), self.path("model/model.safetensors")))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -150,7 +152,7 @@ impl Stage {
         }
     }
 
-    /// Start this program in the temporary directory, having shown the command.
+    /// Show a command of this program, and start it in the temporary directory.
     fn start(&self, args: &[&OsStr]) -> Result<Child> {
         self.check()?;
         let shown: Vec<_> = args.iter().map(|arg| escape::path(*arg)).collect();
@@ -159,7 +161,7 @@ impl Stage {
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).spawn().about("bsz")
     }
 
-    /// Run one command of this program to its end.
+    /// Run a command of this program to its end.
     fn bsz(&self, args: &[&OsStr]) -> Result<()> {
         let mut child = self.start(args)?;
         let status = loop {
@@ -175,7 +177,7 @@ impl Stage {
         if status.success() { Ok(()) } else { Err(Error::invalid(status.to_string()).about("bsz")) }
     }
 
-    /// Mount `packed` on `view`. `None`: this machine does not let us.
+    /// Mount `packed` on `view`; `None` if this machine does not allow that.
     fn mount(&self) -> Result<Option<Mounted>> {
         let view = self.make_dir("view")?;
         let device = File::options().read(true).write(true).open("/dev/fuse");
@@ -202,7 +204,7 @@ impl Stage {
         Ok(Some(mounted))
     }
 
-    /// Seconds to read all of `path` in order.
+    /// The seconds it takes to read all of `path` in order.
     fn load(&self, path: &Path) -> Result<f64> {
         let begun = Instant::now();
         let file = input::open(path)?;
@@ -211,7 +213,7 @@ impl Stage {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Hand the bytes of `range` to `each`, block by block.
+    /// Pass the bytes of `range` to `each`, block by block.
     fn blocks(
         &self,
         path: &Path,
@@ -247,7 +249,7 @@ impl Stage {
     }
 }
 
-/// The safetensors header; `None` for a file of another kind.
+/// The safetensors header; `None` if the file has none.
 fn header(file: &File, end: u64) -> Option<Header> {
     let mut prefix = [0; 8];
     file.read_exact_at(&mut prefix, 0).ok()?;
@@ -256,7 +258,7 @@ fn header(file: &File, end: u64) -> Option<Header> {
     Header::parse(&json, end)
 }
 
-/// A mount, undone when dropped.
+/// A mount, unmounted when dropped.
 struct Mounted {
     child: Child,
     on: PathBuf,
@@ -285,7 +287,7 @@ impl Drop for Mounted {
     }
 }
 
-/// End a child that is no longer wanted; it may have ended by itself.
+/// Kill a child, which may have ended by itself.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();

@@ -1,4 +1,4 @@
-//! `bsz doctor`: what this machine has and lacks for bszfs.
+//! `bsz doctor`: what bszfs needs on this machine, and what is missing.
 
 use super::report::{Output, table};
 use crate::error::{Error, Result};
@@ -7,11 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use std::fs::File;
 
-/// Say what this machine has and lacks for bszfs, and the command that mends it
+/// Check this machine for bszfs, and show the command that fixes each problem
 #[derive(Args)]
 #[command(after_help = "Examples:
-  bsz doctor           a line for each thing; exits 1 if nothing can be mounted
-  bsz doctor --json    the same for a program to read")]
+  bsz doctor           one line per check; exits 1 if nothing can be mounted
+  bsz doctor --json    the same as JSON")]
 pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
@@ -20,29 +20,29 @@ pub struct DoctorArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+enum Verdict {
     /// As it should be.
     Good,
-    /// It would be better otherwise.
+    /// Works, but could be better.
     Fair,
-    /// Without it nothing can be mounted.
+    /// Nothing can be mounted because of it.
     Bad,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Serialize)]
 struct Finding {
     what: &'static str,
-    state: State,
+    state: Verdict,
     /// What was found.
     found: String,
-    /// What to do about it.
+    /// The command, or the advice, that fixes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<String>,
 }
 
 impl Finding {
-    fn new(what: &'static str, state: State, found: impl Into<String>) -> Self {
+    fn new(what: &'static str, state: Verdict, found: impl Into<String>) -> Self {
         Self { what, state, found: found.into(), mend: None }
     }
 
@@ -53,7 +53,7 @@ impl Finding {
 
 /// `bsz doctor`
 pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
-    let [dead, mute] = unserved_mounts();
+    let [dead, hung] = unserved_mounts();
     let findings = [
         kernel(),
         fuse(),
@@ -65,14 +65,14 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
         decoders(),
         gpu(),
         dead,
-        mute,
+        hung,
     ];
     let output = Output::new(args.json, quiet);
     let row = |f: &Finding| {
         let state = match f.state {
-            State::Good => "good",
-            State::Fair => "fair",
-            State::Bad => "BAD",
+            Verdict::Good => "good",
+            Verdict::Fair => "fair",
+            Verdict::Bad => "BAD",
         };
         vec![f.what.to_owned(), state.to_owned(), f.found.clone()]
     };
@@ -83,7 +83,7 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
             output.line(format!("    {command}"));
         }
     }
-    let cannot = findings.iter().any(|f| f.state == State::Bad);
+    let cannot = findings.iter().any(|f| f.state == Verdict::Bad);
     output.finish(&findings)?;
     if cannot { Err(Error::invalid("nothing can be mounted here").about("doctor")) } else { Ok(()) }
 }
@@ -96,36 +96,41 @@ fn kernel() -> Finding {
     let found = format!("Linux {}", release.trim());
     match version {
         (Some(major), Some(minor)) if (major, minor) >= (5, 6) => {
-            Finding::new("kernel", State::Good, found)
+            Finding::new("kernel", Verdict::Good, found)
         }
-        _ => Finding::new("kernel", State::Fair, format!("{found}: tried with 5.6 and newer only")),
+        _ => Finding::new(
+            "kernel",
+            Verdict::Fair,
+            format!("{found}: only tested with 5.6 and later"),
+        ),
     }
 }
 
 fn fuse() -> Finding {
     match File::options().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Finding::new("FUSE", State::Good, "/dev/fuse can be opened"),
+        Ok(_) => Finding::new("FUSE", Verdict::Good, "/dev/fuse can be opened"),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Finding::new(
             "FUSE",
-            State::Bad,
-            "there is no /dev/fuse",
+            Verdict::Bad,
+            "/dev/fuse is missing",
         )
         .mend(
             "modprobe fuse; in a container: start it with --device /dev/fuse --cap-add SYS_ADMIN",
         ),
-        Err(e) => {
-            Finding::new("FUSE", State::Bad, format!("/dev/fuse: {e}")).mend("chmod 666 /dev/fuse")
-        }
+        Err(e) => Finding::new("FUSE", Verdict::Bad, format!("/dev/fuse: {e}"))
+            .mend("chmod 666 /dev/fuse"),
     }
 }
 
 fn helper() -> Finding {
     let root = rustix::process::geteuid().is_root();
     match (mount::helper(), root) {
-        (Some(path), _) => Finding::new("fusermount3", State::Good, escape::path(&path)),
-        (None, true) => Finding::new("fusermount3", State::Good, "not there; root mounts without"),
-        (None, false) => Finding::new("fusermount3", State::Bad, "not there")
-            .mend("apt-get install fuse3, or dnf install fuse3"),
+        (Some(path), _) => Finding::new("fusermount3", Verdict::Good, escape::path(&path)),
+        (None, true) => {
+            Finding::new("fusermount3", Verdict::Good, "missing, but root mounts without it")
+        }
+        (None, false) => Finding::new("fusermount3", Verdict::Bad, "missing")
+            .mend("apt-get install fuse3 or dnf install fuse3"),
     }
 }
 
@@ -134,20 +139,20 @@ fn other_users() -> Finding {
         .is_ok_and(|conf| conf.lines().any(|line| line.trim() == "user_allow_other"));
     let what = "other users";
     if set || rustix::process::geteuid().is_root() {
-        return Finding::new(what, State::Good, "--allow-other may be used");
+        return Finding::new(what, Verdict::Good, "--allow-other is permitted");
     }
-    Finding::new(what, State::Fair, "--allow-other is root's alone")
-        .mend("echo user_allow_other >>/etc/fuse.conf, as root")
+    Finding::new(what, Verdict::Fair, "only root may use --allow-other")
+        .mend("as root: echo user_allow_other >>/etc/fuse.conf")
 }
 
 fn readahead() -> Finding {
     if rustix::process::geteuid().is_root() {
-        return Finding::new("readahead", State::Good, "mounts get 1 MiB");
+        return Finding::new("readahead", Verdict::Good, "mounts get 1 MiB");
     }
     Finding::new(
         "readahead",
-        State::Fair,
-        "mounts get the kernel's 128 KiB; only root may raise it",
+        Verdict::Fair,
+        "mounts get the kernel default of 128 KiB, which only root can raise",
     )
 }
 
@@ -156,57 +161,57 @@ fn open_files() -> Finding {
     let what = "open files";
     match getrlimit(Resource::Nofile).maximum {
         Some(n) if n < 1024 => {
-            Finding::new(what, State::Fair, format!("{n} at most; an open archive is one"))
+            Finding::new(what, Verdict::Fair, format!("at most {n}; each open archive needs one"))
                 .mend("ulimit -Hn 65536")
         }
-        Some(n) => Finding::new(what, State::Good, format!("{n} at most")),
-        None => Finding::new(what, State::Good, "no limit"),
+        Some(n) => Finding::new(what, Verdict::Good, format!("at most {n}")),
+        None => Finding::new(what, Verdict::Good, "no limit"),
     }
 }
 
 fn memory() -> Finding {
     let bytes = mount::default_cache_bytes();
-    let found = format!("a mount's cache takes {} MiB unless told otherwise", bytes >> 20);
-    Finding::new("memory", if bytes < 64 << 20 { State::Fair } else { State::Good }, found)
+    let found = format!("the cache of a mount is limited to {} MiB by default", bytes >> 20);
+    Finding::new("memory", if bytes < 64 << 20 { Verdict::Fair } else { Verdict::Good }, found)
 }
 
 fn decoders() -> Finding {
     let names: Vec<&str> = codec::decoders().iter().map(|d| d.name()).collect();
-    let state = if names.len() > 1 { State::Good } else { State::Fair };
+    let state = if names.len() > 1 { Verdict::Good } else { Verdict::Fair };
     let used = codec::fastest();
     Finding::new(
         "processor",
         state,
-        format!("decodes with {}; has {}", used.name(), names.join(", ")),
+        format!("decodes with {}; supports {}", used.name(), names.join(", ")),
     )
 }
 
 #[cfg(feature = "cuda")]
 fn gpu() -> Finding {
     match crate::gpu::Gpu::open() {
-        Ok(gpu) => Finding::new("CUDA", State::Good, gpu.name()),
-        Err(e) => Finding::new("CUDA", State::Good, format!("not used: {e}")),
+        Ok(gpu) => Finding::new("CUDA", Verdict::Good, gpu.name()),
+        Err(e) => Finding::new("CUDA", Verdict::Good, format!("not used: {e}")),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
 fn gpu() -> Finding {
-    Finding::new("CUDA", State::Good, "not used: this bsz was built without")
+    Finding::new("CUDA", Verdict::Good, "not used: this bsz was built without CUDA")
 }
 
-/// Mounts whose daemons have died, and such whose daemons do not answer.
+/// Mounts whose daemons have died, and mounts whose daemons do not respond.
 fn unserved_mounts() -> [Finding; 2] {
-    let names = ["dead mounts", "mute mounts"];
+    let names = ["dead mounts", "hung mounts"];
     let unserved = match mount::unserved(None) {
         Ok(unserved) => unserved,
-        Err(e) => return names.map(|what| Finding::new(what, State::Fair, e.to_string())),
+        Err(e) => return names.map(|what| Finding::new(what, Verdict::Fair, e.to_string())),
     };
     let finding = |what, mounts: &[std::path::PathBuf], mend: &dyn Fn(&str) -> String| match mounts
     {
-        [] => Finding::new(what, State::Good, "none"),
+        [] => Finding::new(what, Verdict::Good, "none"),
         [first, ..] => {
             let first = escape::path(first);
-            Finding::new(what, State::Fair, format!("{}, {first} is one", mounts.len()))
+            Finding::new(what, Verdict::Fair, format!("{}, for example {first}", mounts.len()))
                 .mend(mend(&first))
         }
     };

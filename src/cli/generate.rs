@@ -1,4 +1,4 @@
-//! A seeded model in the layout and with the statistics of a trained one, for `bsz demo`.
+//! A model from a seed, with the layout and the statistics of a trained one, for `bsz demo`.
 
 use crate::error::{Context, Result};
 use half::bf16;
@@ -44,15 +44,15 @@ pub fn model(dir: &Path) -> Result<()> {
     written.map_err(std::io::Error::other).about_path(&path)?;
 
     let config = serde_json::json!({
-        "model_type": "llama", "torch_dtype": "bfloat16", "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY,
+        "model_type": "llama", "torch_dtype": "bfloat16", "hidden_size": HIDDEN,
+        "intermediate_size": INNER, "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY,
     });
     let path = dir.join("config.json");
     std::fs::write(&path, format!("{config:#}\n")).about_path(&path)
 }
 
-/// `rows` x `columns` BF16 values, little-endian: Gaussian with a scale per tensor, row and column, as
-/// trained weights have; a single row is a norm, close to 1.
+/// `rows` x `columns` BF16 values, little-endian: Gaussian with a scale per tensor, row and column,
+/// like trained weights. A single row is a norm, close to 1.
 fn weights(seed: u64, rows: usize, columns: usize) -> Vec<u8> {
     let mut random = Random(seed << 32);
     if rows == 1 {
@@ -88,12 +88,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In (0, 1]: never 0, since a logarithm is taken of it.
+    /// Uniform in (0, 1]: never 0, since its logarithm is taken.
     fn uniform(&mut self) -> f32 {
         ((self.next() >> 40) + 1) as f32 / (1 << 24) as f32
     }
 
-    /// Standard normal, by Box and Muller.
+    /// Standard normal, by the Box-Muller transform.
     fn normal(&mut self) -> f32 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();
         radius * (std::f32::consts::TAU * self.uniform()).cos()
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_gives_the_same_plausible_weights() {
+    fn a_seed_gives_reproducible_and_plausible_weights() {
         let bytes = weights(3, 64, 128);
         assert_eq!(bytes, weights(3, 64, 128));
         assert_ne!(bytes, weights(4, 64, 128));

@@ -1,4 +1,5 @@
-//! Signals and limits: what is half-written goes with the process, and a limit is an error.
+//! Signals and limits: an interrupted process removes its unfinished files, and the file size limit
+//! is an error instead of a signal.
 
 use crate::error::{Context, Result};
 use crate::output;
@@ -8,10 +9,10 @@ use signal_hook::low_level::emulate_default_handler;
 use std::sync::Arc;
 use std::thread;
 
-/// The signals that end a process which could clean up before.
+/// The signals that end a process by default, and leave it the time to clean up.
 const ENDING: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGXCPU];
 
-/// From now on, what ends the process removes the temporary files before.
+/// From now on, remove the temporary files before a signal ends the process.
 pub fn clean_up_when_interrupted() -> Result<()> {
     let mut signals = Signals::new(wanted(&ENDING)).about("signal handler")?;
     let wait = move || {
@@ -23,14 +24,14 @@ pub fn clean_up_when_interrupted() -> Result<()> {
     thread::Builder::new().name("bsz-signals".into()).spawn(wait).map(drop).about("signal handler")
 }
 
-/// Have a file that grows beyond the user's limit (`ulimit -f`) be an error of who writes it, and not the end of the
-/// process.
+/// Make writes beyond the file size limit (`ulimit -f`) fail instead of ending the process.
 pub fn have_writes_fail_at_limits() {
-    // A handler is all it takes; without one the process ends, as any other does.
+    // Any handler does. If it cannot be installed, the default behaviour remains.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
 }
 
-/// Those of `signals` that this process was not started to ignore, as nohup(1) has it, or a shell in the background.
+/// Those of `signals` that this process does not ignore since its start, as under nohup(1) or in
+/// the background of a shell.
 pub fn wanted(signals: &[i32]) -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,4 +1,4 @@
-//! Where the log goes: standard error, a file that can be opened anew after it was rotated, or the system's log.
+//! Where the log goes: standard error, a file that is reopened after rotation, or the system log.
 
 use crate::error::{Context, Error, Result};
 use crate::escape;
@@ -12,21 +12,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 enum Sink {
     Stderr,
-    /// With its path.
+    /// A file and its path.
     File(PathBuf, File),
-    /// syslog(3), which journald listens to as well.
+    /// syslog(3), which journald receives, too.
     System,
 }
 
 static SINK: Mutex<Sink> = Mutex::new(Sink::Stderr);
 
 fn sink() -> MutexGuard<'static, Sink> {
-    // It is whole whatever panicked, being replaced as a whole.
+    // A panic cannot leave it inconsistent, since it is only ever replaced as a whole.
     SINK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Open a log file at its end. One that is made is its user's alone, for paths are in it. A terminal and `/dev/null` do
-/// as well; a named pipe does not, for whoever reads it could make a daemon wait.
+/// Open a log file for appending. A new one is private to its user, since it names paths. Terminals
+/// and `/dev/null` are fine. A named pipe is refused: its reader could block the daemon.
 fn open(path: &Path) -> Result<File> {
     let mut options = File::options();
     options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -38,35 +38,35 @@ fn open(path: &Path) -> Result<File> {
     }
 }
 
-/// Log to the file at `path`, an absolute one, from now on.
+/// Log to the file at the absolute path `path` from now on.
 pub(super) fn redirect(path: &Path) -> Result<()> {
     *sink() = Sink::File(path.to_owned(), open(path)?);
     Ok(())
 }
 
-/// Log to the system's log from now on.
-pub(super) fn use_the_systems() {
-    // It fails for names with a zero in them only.
+/// Log to the system log from now on.
+pub(super) fn use_syslog() {
+    // This only fails for names that contain a NUL.
     let _ = openlog(Some(c"bsz"), LogFlags::LOG_PID, Facility::LOG_DAEMON);
     *sink() = Sink::System;
 }
 
-/// Open the log file anew, for the one that is open may have been renamed.
+/// Reopen the log file, which may have been renamed for rotation.
 pub(super) fn reopen() {
     let outcome = match &mut *sink() {
-        Sink::File(path, file) => open(path).map(|anew| *file = anew),
+        Sink::File(path, file) => open(path).map(|reopened| *file = reopened),
         Sink::Stderr | Sink::System => Ok(()),
     };
-    // Not while the file is locked, since this goes to the file.
+    // Logged after the lock is released, since logging takes it.
     if let Err(e) = outcome {
-        log::error!("the log stays where it was: {e}");
+        log::error!("cannot reopen the log file: {e}");
     }
 }
 
-/// Have `lines`, which writes to [`Lines`], log what is not for the system's log.
+/// Start logging. `lines`, which writes to [`Lines`], formats what does not go to the system log.
 pub(super) fn start(lines: env_logger::Logger) {
     log::set_max_level(lines.filter());
-    // There is none before.
+    // Fails only if there is a logger already, and there is none.
     let _ = log::set_boxed_logger(Box::new(Logger { lines }));
 }
 
@@ -83,11 +83,11 @@ impl Log for Logger {
         if !self.lines.matches(record) {
             return;
         }
-        // Names are in it, and may have anything in them.
+        // It may contain names of files, and those may contain anything.
         let message = record.args().to_string();
         let message = escape::text(&message);
         if matches!(*sink(), Sink::System) {
-            // There is nowhere left to say that it cannot be said.
+            // Failures are ignored: there is nowhere left to report them.
             let _ =
                 syslog(Priority::new(severity(record.level()), Facility::LOG_DAEMON), &*message);
         } else {
@@ -111,7 +111,7 @@ fn severity(level: Level) -> Severity {
     }
 }
 
-/// What lines are written to.
+/// The sink of formatted lines.
 pub(super) struct Lines;
 
 impl Write for Lines {
@@ -123,7 +123,7 @@ impl Write for Lines {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // None of them holds anything back.
+        // None of the sinks is buffered.
         Ok(())
     }
 }

@@ -1,23 +1,31 @@
-//! The command line: arguments, the log, exit codes. The only layer that prints.
+//! The command line: arguments, the log, exit codes. The only room that prints.
 //!
-//! One file per group of subcommands. A command returns [`Result`]; an error becomes `bsz: what: why` on
-//! standard error and exit code 1, wrong usage exits 2.
+//! There is one file per group of subcommands. A command returns [`Result`]; an error becomes
+//! `bsz: what: why` on standard error and exit code 1. Wrong usage exits 2.
 
 mod archive;
+mod ask;
 mod bench;
+mod cache;
+mod common;
+mod daemon;
 mod demo;
 mod doctor;
 mod generate;
+mod guard;
 mod interrupt;
 mod logfile;
 mod mount;
+mod mount_options;
 mod pack;
 mod progress;
 mod report;
 mod size;
 mod status;
 mod tree;
+mod umount;
 mod unpack;
+mod warm;
 
 use crate::error::{Error, Result};
 use crate::escape;
@@ -25,36 +33,37 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Keep models compressed, use them as the plain .safetensors files they were made from.
+/// Keep models compressed, and use them as the plain .safetensors files they were made from
 #[derive(Parser)]
 #[command(name = "bsz", version, propagate_version = true, max_term_width = 100)]
 #[command(after_long_help = "Examples:
-  bsz pack llama/ -o llama-packed/      compress a model's directory
-  bsz mount llama-packed/ llama-view/   show it as it was; load models from llama-view/
-  bsz umount llama-view/                end that
-  bsz unpack llama-packed/ -o llama/    go back to plain files
-  bsz help mount                        what one command can do, with examples
+  bsz pack llama/ -o llama-packed/      compress the directory of a model
+  bsz mount llama-packed/ llama-view/   show it as it was, and load the model from llama-view/
+  bsz umount llama-view/                end the mount
+  bsz unpack llama-packed/ -o llama/    restore the plain files
+  bsz help mount                        explain one command, with examples
 
 Environment:
-  BSZ_LOG      what to log, as in BSZ_LOG=debug or BSZ_LOG=bszfs::mount=trace; RUST_LOG is read, too
-  BSZ_DECODER  a decoder to use instead of the fastest: scalar, avx2 or avx512
-  TMPDIR       where demo and bench put what is temporary, instead of /tmp
+  BSZ_LOG      the log level, as in debug or bszfs::mount=trace; RUST_LOG works, too
+  BSZ_DECODER  the decoder to use instead of the fastest: scalar, avx2 or avx512
+  TMPDIR       the directory for temporary files of demo and bench
 
 Names:
-  bytes that are not UTF-8 are shown as \\xNN, characters that would steer a terminal as \\u{NN};
-  JSON has the bytes of such a path beside it, in hexadecimal: path_bytes beside path
+  Bytes that are not UTF-8 are shown as \\xNN, and characters that would control a terminal as
+  \\u{NN}. In JSON, a path that is not UTF-8 comes with its bytes in hexadecimal: path_bytes
+  beside path
 
 Exit status:
-  0  it was done
-  1  it failed, and standard error says why
-  2  the arguments were wrong")]
+  0  success
+  1  failure; standard error says why
+  2  invalid arguments")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say more; twice for debugging (BSZ_LOG and RUST_LOG say it per module)
+    /// Log more; -vv for debugging (BSZ_LOG sets levels per module)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(short, long, global = true)]
     quiet: bool,
 }
@@ -65,29 +74,29 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
-    Mount(mount::MountArgs),
+    Mount(mount::Given),
     #[command(hide = true)]
     MountHelper(mount::HelperArgs),
-    Umount(mount::UmountArgs),
+    Umount(umount::UmountArgs),
     #[command(hide = true)]
-    Ask(status::AskArgs),
+    Ask(ask::AskArgs),
     Status(status::StatusArgs),
-    Warm(status::WarmArgs),
-    Cache(status::CacheArgs),
+    Warm(warm::WarmArgs),
+    Cache(cache::CacheArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
 }
 
-/// The definitions of all arguments, of which `--help` is made, and the man pages and completions of
-/// `examples/manuals.rs`.
+/// The definitions of all arguments: the source of `--help`, and of the man pages and completions
+/// that `examples/manuals.rs` generates.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
 /// Run the program on the process's arguments.
 pub fn main() -> ExitCode {
-    // A name for `ps` and `pgrep`: daemons are started by another.
+    // For `ps` and `pgrep`: daemons are started as /proc/self/exe.
     let _ = rustix::thread::set_name(c"bsz");
     interrupt::have_writes_fail_at_limits();
     let cli = match Cli::try_parse() {
@@ -102,18 +111,18 @@ pub fn main() -> ExitCode {
         Command::Info(args) => archive::info(args),
         Command::Mount(args) => mount::mount(args),
         Command::MountHelper(args) => mount::helper(args),
-        Command::Umount(args) => mount::umount(args),
-        Command::Ask(args) => status::answer(&args),
+        Command::Umount(args) => umount::umount(args),
+        Command::Ask(args) => ask::answer(&args),
         Command::Status(args) => status::status(&args, cli.quiet),
-        Command::Warm(args) => status::warm(&args, cli.quiet),
-        Command::Cache(args) => status::cache(&args),
+        Command::Warm(args) => warm::warm(&args, cli.quiet),
+        Command::Cache(args) => cache::cache(&args),
         Command::Bench(args) => bench::bench(args, cli.quiet),
         Command::Doctor(args) => doctor::doctor(&args, cli.quiet),
         Command::Demo(args) => demo::demo(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has gone, as `| head` does: nothing is wrong.
+        // The reader of our output is gone, as with `| head`: nothing is wrong.
         Err(e) if e.errno() == Some(libc::EPIPE) => ExitCode::SUCCESS,
         Err(e) => {
             complain(&e);
@@ -122,26 +131,29 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Print what is wrong with the arguments, or the help that was asked for. Names of files are in it, from a `*` for
-/// instance: it is said of the arguments as they can be shown.
+/// Print a usage error, or the help that was asked for. It quotes arguments, such as file names
+/// from a `*`, so the arguments are parsed again in their escaped form.
 fn explain_usage(e: &clap::Error) -> ExitCode {
     let shown = std::env::args_os().map(|argument| escape::path(&argument).into_owned());
     let _ = Cli::try_parse_from(shown).as_ref().err().unwrap_or(e).print();
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
-/// Print one error, made fit to be shown.
+/// How every error line starts. `bsz mount` recognises its daemon's errors by it.
+const ERROR_PREFIX: &str = "bsz: ";
+
+/// Print one error, escaped for a terminal.
 fn complain(e: &Error) {
-    say_aside(&format!("bsz: {e}"));
+    say_aside(&format!("{ERROR_PREFIX}{e}"));
 }
 
-/// A line on standard error. That may be closed, and then there is nowhere left to say so.
+/// Print a line on standard error. Failures are ignored: there is nowhere left to report them.
 fn say_aside(line: &str) {
-    // In one piece, for several processes may write there.
+    // In one write, since several processes may share standard error.
     let _ = io::stderr().write_all(format!("{}\n", escape::text(line)).as_bytes());
 }
 
-/// How a command ends that worked on so many things, of which these failed: all of them are listed.
+/// The result of a command that worked on `of` items, of which these failed. All are printed.
 fn outcome(verb: &str, failures: &[Error], of: usize) -> Result<()> {
     match failures {
         [] => Ok(()),
@@ -153,7 +165,7 @@ fn outcome(verb: &str, failures: &[Error], of: usize) -> Result<()> {
     }
 }
 
-/// Work through `items`. Of several, each failure is printed and the others still have their turn.
+/// Work on each of `items`, even if some fail; all failures are printed.
 fn for_each<T>(verb: &str, items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Result<()> {
     if let [only] = items {
         return work(only);
@@ -190,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_items_one_failure_does_not_stop_the_rest() {
+    fn a_failure_does_not_stop_the_other_items() {
         let mut seen = Vec::new();
         let outcome = for_each("count", &[1, 2, 3], |&n| {
             seen.push(n);

@@ -1,17 +1,17 @@
-//! `bsz pack`: where each source goes, planned before anything is written, and the outcome.
+//! `bsz pack`. Where each source goes is decided before anything is written.
 
-use super::archive::{Common, check, name_of};
+use super::common::{Common, check};
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
-use super::{size, tree};
+use super::size;
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
 use crate::pack::{self, Options};
 use clap::Args;
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -20,39 +20,39 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   bsz pack model.safetensors              writes model.bsz beside it
   bsz pack model.safetensors -o /archive  writes /archive/model.bsz
-  bsz pack llama/ -o llama-packed/        the directory, every .safetensors packed, the rest copied
-  bsz pack llama/ --in-place              replaces each .safetensors once its archive is verified")]
+  bsz pack llama/ -o llama-packed/        packs every .safetensors of a directory, copies the rest
+  bsz pack llama/ --in-place              replaces each .safetensors by its verified archive")]
 pub struct PackArgs {
     /// Files, or directories with .safetensors files
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
-    /// Where to write: a .bsz path or a directory
+    /// Write to OUT: a .bsz file or a directory
     #[arg(short, long, value_name = "OUT", conflicts_with = "in_place")]
     output: Option<PathBuf>,
-    /// Replace each file by its archive, after verifying that
+    /// Replace each file by its archive, once that is verified
     #[arg(long)]
     in_place: bool,
-    /// Overwrite what is there
+    /// Overwrite existing files
     #[arg(long, conflicts_with = "in_place")]
     force: bool,
-    /// Bytes decoded at once when the archive is read, a multiple of 64KiB up to 4MiB
+    /// Decode SIZE at a time when the archive is read: a multiple of 64KiB up to 4MiB
     #[arg(long, value_name = "SIZE", value_parser = size::parse_chunk)]
     chunk_size: Option<u32>,
     #[command(flatten)]
     common: Common,
 }
 
-/// What is done with a source.
+/// What to do with a source.
 enum Job {
-    /// Packed to this archive.
+    /// Pack it to this archive.
     File(PathBuf),
-    /// Packed to this directory.
+    /// Pack it to this directory.
     Directory(PathBuf),
-    /// Nothing, for it cannot be.
+    /// Report why it cannot be packed.
     Failed(Error),
 }
 
-/// Pack every source; of several, a failure does not stop the rest.
+/// `bsz pack`: pack every source, even if some fail.
 pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     clean_up_when_interrupted()?;
     args.common.start_threads()?;
@@ -63,7 +63,7 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
     let options = Options { chunk_size, in_place: args.in_place, force: args.force };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
-    // Where the original goes, its SHA-256 is what is left of it.
+    // Once the original is removed, its SHA-256 is all that is left of it.
     let check = |file: &File, p: &dyn pack::Progress| check(file, !args.in_place, p);
     for (source, job) in args.sources.iter().zip(jobs) {
         let done = match job {
@@ -76,36 +76,35 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     watch.finish("pack")
 }
 
-/// Where each source goes.
+/// Decide where each source goes.
 ///
 /// # Errors
-/// Invalid argument, where two of them would go to one place.
+/// Invalid argument if a mount would show two of them under one name.
 fn plan(args: &PackArgs) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
-    // The sources that go into each directory: their number and name.
+    // The sources that go into each directory: their index and name.
     let mut files: HashMap<PathBuf, Vec<(usize, OsString)>> = HashMap::new();
     for (i, source) in args.sources.iter().enumerate() {
         jobs.push(match target(args, source) {
             Ok(Target::Exactly(job)) => job,
             Ok(Target::Into(dir, name)) => {
                 files.entry(dir).or_default().push((i, name));
-                // Until it has a name.
+                // Until it is named below.
                 Job::Failed(
-                    Error::invalid("its archive could have no name that is free there")
-                        .about_path(source),
+                    Error::invalid("no name is free for its archive there").about_path(source),
                 )
             }
             Err(e) => Job::Failed(e),
         });
     }
     refuse_collisions(args, &jobs, &files)?;
-    // The walk of one would meet what is written for another.
+    // The walk of one source would meet the output of another.
     for output in jobs.iter().filter_map(|job| match job {
         Job::Directory(out) if !args.in_place => Some(out),
         _ => None,
     }) {
         let directories = args.sources.iter().filter(|source| source.is_dir());
-        directories.into_iter().try_for_each(|source| tree::refuse_inside(source, output))?;
+        directories.into_iter().try_for_each(|source| pack::refuse_inside(source, output))?;
     }
     for (dir, sources) in files {
         let originals: Vec<OsString> = sources.iter().map(|(_, name)| name.clone()).collect();
@@ -118,9 +117,13 @@ fn plan(args: &PackArgs) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
+fn name_of(path: &Path) -> Result<&OsStr> {
+    path.file_name().ok_or_else(|| Error::invalid("has no file name").about_path(path))
+}
+
 enum Target {
     Exactly(Job),
-    /// An archive of the file with this name, in this directory.
+    /// In this directory, an archive of the file of this name.
     Into(PathBuf, OsString),
 }
 
@@ -133,7 +136,7 @@ fn target(args: &PackArgs, source: &Path) -> Result<Target> {
     match &args.output {
         None if is_dir && args.in_place => directory(source.to_owned()),
         None if is_dir => {
-            wrong("a directory needs -o OUT, or --in-place to replace its files", source)
+            wrong("is a directory, which needs -o OUT, or --in-place to replace its files", source)
         }
         None => into(source.parent().unwrap_or(Path::new(""))),
         Some(out) if is_dir && many => directory(out.join(name_of(source)?)),
@@ -142,11 +145,11 @@ fn target(args: &PackArgs, source: &Path) -> Result<Target> {
         Some(out) if out.extension().is_some_and(|e| e == "bsz") => {
             Ok(Target::Exactly(Job::File(out.clone())))
         }
-        Some(out) => wrong("neither a .bsz path nor a directory that is there", out),
+        Some(out) => wrong("neither a .bsz path nor an existing directory", out),
     }
 }
 
-/// Refuse two sources that the view of the output would show under one name.
+/// Refuse sources of which a mount of the output would show two under one name.
 fn refuse_collisions(
     args: &PackArgs,
     jobs: &[Job],
@@ -168,7 +171,8 @@ fn refuse_collisions(
     for (i, path) in sources {
         if let Some(other) = shown.insert(path, i) {
             let [a, b] = [&args.sources[other], &args.sources[i]].map(|path| escape::path(path));
-            let why = format!("would be shown under one name with {a}; nothing was packed");
+            let why =
+                format!("a mount would show it under the same name as {a}; nothing was packed");
             return Err(Error::invalid(why).about(b));
         }
     }

@@ -1,22 +1,21 @@
-//! Following the work: a bar with bytes, rate and time left on a terminal, a line and a row for each file.
+//! Progress of a command: a bar on a terminal, and a line and a report row for each file.
 
-use super::report::{Output, Row, Summary};
+use super::report::{Outcome, Output, Row, Summary};
 use super::{complain, outcome};
 use crate::error::{Error, Result};
 use crate::escape;
-use crate::pack::{self, Action, FileReport};
+use crate::pack::{self, Action, FileReport, Task};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A bar on standard error, or nothing where that is not a terminal or the user wants quiet.
+/// A progress bar on standard error. It is hidden if that is not a terminal, or with --quiet.
 pub struct Bar {
     bar: ProgressBar,
-    /// Bytes advanced over, and how often each byte of the file is.
+    /// Bytes counted so far, and how often each byte is counted.
     done: AtomicU64,
     passes: AtomicU64,
 }
@@ -29,40 +28,40 @@ impl Bar {
         Self { bar, done: AtomicU64::new(0), passes: AtomicU64::new(1) }
     }
 
-    /// Start on `path`, doing what `verb` says: `bytes` will be advanced over, in `passes` over the file.
+    /// Start on the file `path` of `bytes` bytes; `passes` is how often each byte will be counted.
     pub fn start(&self, verb: &str, path: &Path, bytes: u64, passes: u64) {
-        let passes = passes.max(1);
         self.done.store(0, Ordering::Relaxed);
         self.passes.store(passes, Ordering::Relaxed);
         let name = escape::path(path.file_name().unwrap_or(path.as_os_str()));
         self.bar.set_style(style(
-            "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left",
+            "{msg} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes}, \
+             {decimal_bytes_per_sec}, {eta} left",
         ));
         self.bar.set_message(format!("{verb} {name}"));
-        self.bar.set_length(bytes / passes);
+        self.bar.set_length(bytes);
         self.bar.reset();
     }
 
-    /// Say what is being done, where no bytes are counted.
+    /// Show what is being done, without counting bytes.
     pub fn say(&self, what: &str) {
         self.bar.set_style(style("{msg}"));
         self.bar.set_message(escape::text(what).into_owned());
         self.bar.tick();
     }
 
-    /// `bytes` more are done.
+    /// `bytes` more bytes are done.
     pub fn advance(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.bar.set_position(done / self.passes.load(Ordering::Relaxed));
     }
 
-    /// Print something else without the bar in its way.
+    /// Print something else, with the bar out of the way.
     pub fn aside(&self, print: impl FnOnce()) {
         self.bar.suspend(print);
     }
 }
 
-/// Templates are constants; should one ever be wrong, the default bar still shows the work.
+/// Templates are constants. If one is ever wrong, the default bar is good enough.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -73,16 +72,16 @@ impl Drop for Bar {
     }
 }
 
-/// Follows one command's files: the bar while they run, a line and a row when they end.
+/// Watches the files of one command: a bar while they run, a line and a row when they end.
 pub struct Watch {
     pub bar: Bar,
     output: Output,
     begun: Instant,
-    state: Mutex<State>,
+    log: Mutex<Log>,
 }
 
 #[derive(Default)]
-struct State {
+struct Log {
     running: HashMap<PathBuf, Instant>,
     rows: Vec<Row>,
     warnings: Vec<String>,
@@ -91,14 +90,14 @@ struct State {
 
 impl Watch {
     pub fn new(output: Output, quiet: bool) -> Self {
-        Self { bar: Bar::new(quiet), output, begun: Instant::now(), state: Mutex::default() }
+        Self { bar: Bar::new(quiet), output, begun: Instant::now(), log: Mutex::default() }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A file's outcome: its line now, its row in the end.
+    /// Print a file's line now, and keep its row for the report.
     pub fn add(&self, row: Row) {
         if let Some(line) = row.line() {
             self.bar.aside(|| self.output.line(line));
@@ -106,9 +105,9 @@ impl Watch {
         self.add_silently(row);
     }
 
-    /// A row without its line, where an error says it.
+    /// Keep a row without printing its line, because an error will be printed.
     pub fn add_silently(&self, row: Row) {
-        self.state().rows.push(row);
+        self.log().rows.push(row);
     }
 
     /// Print an error that does not end the command.
@@ -118,25 +117,25 @@ impl Watch {
 
     pub fn warn(&self, warning: String) {
         self.complain(&Error::invalid(warning.as_str()).about("warning"));
-        self.state().warnings.push(warning);
+        self.log().warnings.push(warning);
     }
 
-    /// Remember an error that does not end the command: it is printed in the end, with the others.
+    /// Keep an error that does not end the command; it is printed at the end.
     pub fn fail(&self, e: &Error) {
-        self.state().failures.push(e.clone());
+        self.log().failures.push(e.clone());
     }
 
-    /// The sum, and the JSON where that was asked for, also of what came before a failure.
+    /// Print the total, or the JSON, of everything including failures.
     ///
     /// # Errors
-    /// What failed.
+    /// The failures, if any.
     pub fn finish(self, verb: &str) -> Result<()> {
-        let state = self.state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let log = self.log.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         drop(self.bar);
-        let done = state.rows.iter().filter(|row| row.action != "damaged").count();
-        let outcome = outcome(verb, &state.failures, done + state.failures.len());
-        let why = state.failures.iter().map(Error::to_string).collect();
-        let summary = Summary::new(state.rows, state.warnings, why, self.begun.elapsed());
+        let done = log.rows.iter().filter(|row| row.outcome != Outcome::Damaged).count();
+        let outcome = outcome(verb, &log.failures, done + log.failures.len());
+        let why = log.failures.iter().map(Error::to_string).collect();
+        let summary = Summary::new(log.rows, log.warnings, why, self.begun.elapsed());
         if summary.files.len() > 1 || summary.files.is_empty() && outcome.is_ok() {
             self.output.line(summary.line());
         }
@@ -145,37 +144,38 @@ impl Watch {
 }
 
 impl pack::Progress for Watch {
-    fn begin(&self, path: &Path, bytes: u64) {
-        self.state().running.insert(path.into(), Instant::now());
-        // What is packed is passed over twice: coded, then verified.
-        let passes = fs::metadata(path).map_or(1, |m| bytes / m.len().max(1));
-        self.bar.start("packing", path, bytes, passes);
+    fn begin(&self, path: &Path, task: Task, bytes: u64) {
+        self.log().running.insert(path.into(), Instant::now());
+        let verb = match task {
+            Task::Pack => "packing",
+            Task::Copy => "copying",
+            Task::Unpack => "unpacking",
+        };
+        self.bar.start(verb, path, bytes, task.passes());
     }
 
     fn advance(&self, bytes: u64) {
         self.bar.advance(bytes);
     }
 
-    fn end(&self, outcome: &FileReport) {
-        let took = self
-            .state()
-            .running
-            .remove(&outcome.path)
-            .map_or(Duration::ZERO, |begun| begun.elapsed());
-        let (action, why) = match &outcome.action {
-            Action::Packed => ("packed", None),
-            Action::Copied => ("copied", None),
-            Action::Linked => ("linked", None),
-            Action::AlreadyDone => ("already done", None),
-            Action::Skipped(why) => ("skipped", Some(why.clone())),
+    fn end(&self, report: &FileReport) {
+        let took =
+            self.log().running.remove(&report.path).map_or(Duration::ZERO, |begun| begun.elapsed());
+        let (outcome, why) = match &report.action {
+            Action::Packed => (Outcome::Packed, None),
+            Action::Unpacked => (Outcome::Unpacked, None),
+            Action::Copied => (Outcome::Copied, None),
+            Action::Linked => (Outcome::Linked, None),
+            Action::AlreadyDone => (Outcome::AlreadyDone, None),
+            Action::Skipped(why) => (Outcome::Skipped, Some(why.clone())),
         };
         self.add(Row {
-            path: outcome.path.clone(),
-            output: Some(outcome.output.clone()),
-            action,
+            path: report.path.clone(),
+            output: Some(report.output.clone()),
+            outcome,
             why,
-            original: outcome.original,
-            stored: outcome.stored,
+            original: report.original,
+            stored: report.stored,
             seconds: took.as_secs_f64(),
         });
     }

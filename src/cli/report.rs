@@ -1,4 +1,4 @@
-//! What the commands say: figures in words, lines, tables and JSON on standard output.
+//! The output of commands: figures, lines, tables and JSON on standard output.
 
 use crate::error::{Context, Result};
 use crate::escape;
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Standard output, as lines for people or as one JSON document.
+/// Standard output: lines for people, or one JSON document.
 ///
-/// A failed write is remembered, not returned: work on files goes on when whoever read the lines has
-/// gone, and [`finish`](Self::finish) says so at the end.
+/// A failed write is kept for [`finish`](Self::finish) to return: work on files goes on even if
+/// nobody reads the lines any more.
 pub struct Output {
     json: bool,
     quiet: bool,
@@ -23,14 +23,17 @@ impl Output {
         Self { json, quiet, failed: Mutex::new(None) }
     }
 
-    /// One line for people, made fit to be shown.
+    /// Print one line for people, escaped for a terminal.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
             self.write(&escape::text(text.as_ref()));
         }
     }
 
-    /// The JSON document, where it was asked for; then the outcome of all that was written.
+    /// Print the JSON document if it was asked for.
+    ///
+    /// # Errors
+    /// That of the first write that failed, here or before.
     pub fn finish(self, document: &impl Serialize) -> Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(document).map_err(io::Error::from);
@@ -51,16 +54,46 @@ impl Output {
     }
 }
 
-/// One file's outcome: a line of the report, and an object of the JSON.
+/// What became of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Packed,
+    Unpacked,
+    Copied,
+    Linked,
+    #[serde(rename = "already done")]
+    AlreadyDone,
+    Skipped,
+    Verified,
+    Damaged,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Packed => "packed",
+            Self::Unpacked => "unpacked",
+            Self::Copied => "copied",
+            Self::Linked => "linked",
+            Self::AlreadyDone => "already done",
+            Self::Skipped => "skipped",
+            Self::Verified => "verified",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// One file: a line of the report, and an object of the JSON.
 #[derive(Serialize)]
 pub struct Row {
     #[serde(flatten, serialize_with = "escape::field::path")]
     pub path: PathBuf,
     #[serde(flatten, serialize_with = "escape::field::output")]
     pub output: Option<PathBuf>,
-    /// `packed`, `copied`, `verified`, `damaged`, ...
-    pub action: &'static str,
-    /// Why it was skipped, or what is wrong with it.
+    #[serde(rename = "action")]
+    pub outcome: Outcome,
+    /// Why it was skipped, or how it is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// Bytes of the original, and of the archive.
@@ -70,27 +103,28 @@ pub struct Row {
 }
 
 impl Row {
-    /// The line for people; `None` for what is not worth one (copied files, links).
+    /// The line for people; `None` for copies and links, which are not worth one.
     pub fn line(&self) -> Option<String> {
         let path = escape::path(&self.path);
-        match (self.action, &self.why) {
-            ("copied" | "linked", _) => None,
-            (action, Some(why)) => Some(format!("{path}: {action}: {why}")),
-            ("already done", _) => Some(format!("{path}: already done")),
-            (action, None) => Some(format!(
-                "{path}: {action}, {}",
+        let word = self.outcome.word();
+        match (self.outcome, &self.why) {
+            (Outcome::Copied | Outcome::Linked, _) => None,
+            (_, Some(why)) => Some(format!("{path}: {word}: {why}")),
+            (Outcome::AlreadyDone, _) => Some(format!("{path}: {word}")),
+            (_, None) => Some(format!(
+                "{path}: {word}, {}",
                 figures(self.original, self.stored, self.seconds)
             )),
         }
     }
 }
 
-/// All files of one command, with their sum.
+/// All files of one command, with their totals.
 #[derive(Serialize)]
 pub struct Summary {
     pub files: Vec<Row>,
     pub warnings: Vec<String>,
-    /// What failed, and why.
+    /// The errors.
     pub failures: Vec<String>,
     original: u64,
     stored: u64,
@@ -109,23 +143,23 @@ impl Summary {
         Self { files, warnings, failures, original, stored, seconds: took.as_secs_f64() }
     }
 
-    /// The last line: how many files of which outcome, and the figures over all of them.
+    /// The last line: the number of files by outcome, and the total figures.
     pub fn line(&self) -> String {
-        let mut counts: Vec<(&str, usize)> = Vec::new();
+        let mut counts: Vec<(Outcome, usize)> = Vec::new();
         for row in &self.files {
-            match counts.iter_mut().find(|(action, _)| *action == row.action) {
+            match counts.iter_mut().find(|(outcome, _)| *outcome == row.outcome) {
                 Some((_, n)) => *n += 1,
-                None => counts.push((row.action, 1)),
+                None => counts.push((row.outcome, 1)),
             }
         }
         let counts: Vec<String> =
-            counts.iter().map(|(action, n)| format!("{n} {action}")).collect();
+            counts.iter().map(|(outcome, n)| format!("{n} {}", outcome.word())).collect();
         let counts = if counts.is_empty() { "no files".into() } else { counts.join(", ") };
         format!("total: {counts}, {}", figures(self.original, self.stored, self.seconds))
     }
 }
 
-/// `67.1 MB in 44.2 MB (65.9 %), 0.42 s, 0.16 GB/s`; the rate is that of the original's bytes.
+/// `67.1 MB in 44.2 MB (65.9 %), 0.42 s, 0.16 GB/s`; the rate is in bytes of the original.
 fn figures(original: u64, stored: u64, seconds: f64) -> String {
     format!(
         "{} in {} ({}), {seconds:.2} s, {}",
@@ -141,7 +175,7 @@ pub fn bytes(n: u64) -> String {
     indicatif::DecimalBytes(n).to_string()
 }
 
-/// `part` in percent of `whole`.
+/// `part` as a percentage of `whole`.
 pub fn ratio(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1} %", 100.0 * part as f64 / whole as f64) }
 }
@@ -151,9 +185,10 @@ pub fn rate(bytes: u64, seconds: f64) -> String {
     if seconds <= 0.0 { "-".into() } else { format!("{:.2} GB/s", bytes as f64 / seconds / 1e9) }
 }
 
-/// Rows as lines in aligned columns, made fit to be shown; the columns named in `right` are aligned to the right.
+/// Rows as lines in aligned columns, escaped for a terminal. The columns in `right` are
+/// right-aligned.
 pub fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
-    // Before they are measured.
+    // Escaped first, since that changes their width.
     let shown =
         |row: &Vec<String>| row.iter().map(|cell| escape::text(cell).into_owned()).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(shown).collect();

@@ -1,12 +1,12 @@
-//! Sizes as people write them on a command line.
+//! Sizes on the command line.
 
 use crate::format::MAX_CHUNK;
 use std::result::Result;
 
-/// Chunk sizes are multiples of this, in bytes.
+/// Chunk sizes are multiples of this many bytes.
 const CHUNK_STEP: u32 = 64 << 10;
 
-/// A number of bytes: plain, or in KiB, MiB, GiB, TiB (K, M, G, T for short), KB, MB, GB, TB.
+/// Parse a number of bytes: plain, or in KiB, MiB, GiB, TiB (K, M, G, T for short), KB, MB, GB, TB.
 pub fn parse(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -22,23 +22,21 @@ pub fn parse(text: &str) -> Result<u64, String> {
         "gb" => 1_000_000_000,
         "tb" => 1_000_000_000_000,
         _ => {
-            return Err(
-                "not a size: write bytes, or a number and a unit, as in 512M or 2GiB".into()
-            );
+            return Err("not a size: use bytes, or a number with a unit as in 512M or 2GiB".into());
         }
     };
-    let number: u64 = number.parse().map_err(|_| "not a size: it needs a number, as in 512M")?;
+    let number: u64 = number.parse().map_err(|_| "not a size: use a number, as in 512M")?;
     match number.checked_mul(scale) {
-        Some(0) => Err("a size of nothing".into()),
+        Some(0) => Err("must not be 0".into()),
         Some(bytes) => Ok(bytes),
-        None => Err("more bytes than can be counted".into()),
+        None => Err("too large".into()),
     }
 }
 
-/// The decoded size of a chunk, within what the format allows.
+/// Parse the decoded size of a chunk, within the limits of the format.
 pub fn parse_chunk(text: &str) -> Result<u32, String> {
     let allowed = |&n: &u32| n % CHUNK_STEP == 0 && n <= MAX_CHUNK;
-    let why = || format!("not a multiple of 64 KiB up to {} MiB", MAX_CHUNK >> 20);
+    let why = || format!("must be a multiple of 64 KiB, up to {} MiB", MAX_CHUNK >> 20);
     u32::try_from(parse(text)?).ok().filter(allowed).ok_or_else(why)
 }
 
@@ -47,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_in_the_units_people_write() {
+    fn sizes_may_have_the_usual_units() {
         for (text, bytes) in [
             ("4096", 4096),
             ("64MiB", 64 << 20),

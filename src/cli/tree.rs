@@ -1,13 +1,13 @@
-//! A directory that holds archives: walked for `verify` and `info`.
+//! Finding the archives in a directory, for `verify` and `info`.
 
 use crate::error::{Context, Error, Result};
 use crate::output::is_temporary;
-use crate::read::Archive;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// All archives in `path`, or `path` itself when it is not a directory. They are known by their name, so that a damaged
-/// one is not taken for something else. A directory that cannot be read is told to `fail`, and the others go on.
+/// All archives in the directory `path`, or `path` itself if it is not a directory. Archives are
+/// recognised by name, so that damaged ones are found, too. `fail` is told of directories that
+/// cannot be read.
 pub fn archives(path: &Path, fail: &mut dyn FnMut(Error)) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if fs::metadata(path).about_path(path)?.is_dir() {
@@ -24,7 +24,7 @@ fn find(dir: &Path, found: &mut Vec<PathBuf>, fail: &mut dyn FnMut(Error)) -> Re
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let path = entry.path();
-        // Links lead to what is found where it is, or elsewhere.
+        // Links are skipped: their targets are found where they are, or are elsewhere.
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => find(&path, found, fail).unwrap_or_else(&mut *fail),
             Ok(kind) if kind.is_file() && path.extension().is_some_and(|e| e == "bsz") => {
@@ -37,22 +37,4 @@ fn find(dir: &Path, found: &mut Vec<PathBuf>, fail: &mut dyn FnMut(Error)) -> Re
         }
     }
     Ok(())
-}
-
-/// Refuse an `output` that is `source` or inside it: the walk would meet what it writes.
-pub fn refuse_inside(source: &Path, output: &Path) -> Result<()> {
-    let source = source.canonicalize().about_path(source)?;
-    let absolute = std::path::absolute(output).about_path(output)?;
-    let there = absolute.ancestors().find_map(|dir| dir.canonicalize().ok());
-    match there.is_some_and(|dir| dir.starts_with(&source)) {
-        true => Err(Error::invalid("would be inside of what is read").about_path(output)),
-        false => Ok(()),
-    }
-}
-
-/// The name of the file that the archive at `path` was made from.
-pub fn original_name(archive: &Archive, path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|name| archive.footer().naming.original_name(name));
-    name.map(PathBuf::from)
-        .ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
 }

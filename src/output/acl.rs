@@ -1,12 +1,12 @@
-//! POSIX access control lists as the kernel keeps them in an extended attribute, and what is left of one where it
-//! cannot be kept: never more access than before.
+//! POSIX access control lists as the kernel stores them in an extended attribute, and the
+//! permission bits that replace one that cannot be kept: they never allow more than the list did.
 //!
-//! Layout: `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of Linux's `posix_acl_xattr.h`. How entries
-//! combine: acl(5).
+//! Layout: `struct posix_acl_xattr_header` and `posix_acl_xattr_entry` of Linux's
+//! `posix_acl_xattr.h`. How entries combine: acl(5).
 
-/// The attribute of a file's own list.
+/// The extended attribute of a file's own list.
 pub(super) const ACCESS: &str = "system.posix_acl_access";
-/// The attribute of the list that what is made in a directory inherits.
+/// The extended attribute of the list that new entries of a directory inherit.
 pub(super) const DEFAULT: &str = "system.posix_acl_default";
 
 const VERSION: u32 = 2;
@@ -19,12 +19,12 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// A list in the kernel's form.
+/// A list in the kernel's encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Acl(Vec<u8>);
 
 impl Acl {
-    /// Take the attribute's value.
+    /// Wrap the value of the extended attribute.
     pub(super) fn new(value: Vec<u8>) -> Self {
         Self(value)
     }
@@ -33,7 +33,7 @@ impl Acl {
         &self.0
     }
 
-    /// Tags and permissions (0 to 7) of the entries; `None` where this is not the form that is known.
+    /// The tags and permissions (0 to 7) of the entries; `None` if the encoding is unknown.
     fn entries(&self) -> Option<Vec<(u16, u32)>> {
         let (header, entries) = self.0.split_first_chunk::<HEADER>()?;
         let (entries, rest) = entries.as_chunks::<ENTRY>();
@@ -44,8 +44,9 @@ impl Acl {
         known.then(|| entries.iter().map(entry).collect())
     }
 
-    /// The widest permission bits within `mode` that let in nobody whom the list keeps out: for a file that cannot have
-    /// the list. The group's bits of a file with a list are its mask, which may be wider than what the group has.
+    /// The widest permission bits within `mode` that admit nobody whom the list excludes, for a
+    /// file that cannot have the list. The group bits of a file with a list are its mask, which may
+    /// be wider than the permissions of the group itself.
     pub(super) fn mode_without(&self, mode: u32) -> u32 {
         let Some(entries) = self.entries() else { return mode & 0o7700 };
         let all = |tags: u16| {
@@ -53,14 +54,14 @@ impl Acl {
             of.fold(7, |all, perm| all & perm)
         };
         let mask = all(MASK);
-        // Somebody whom the list names is of the group or of the others without it.
+        // Without the list, a user whom it names falls into the group or the others.
         let group = all(GROUP_OBJ | USER) & mask;
         let other = all(OTHER | USER | GROUP) & mask;
         mode & (0o7700 | group << 3 | other)
     }
 
-    /// The list for a file whose group is another one than before: those who were in the group are among the others now,
-    /// and others are in the group, so both get what both had.
+    /// The list for a file whose group has changed. Former members of the group are now among the
+    /// others, and some of the others are in the new group, so both get what both had.
     pub(super) fn with_other_group(&self) -> Option<Self> {
         let entries = self.entries()?;
         let of = |tag| entries.iter().find(|(t, _)| *t == tag).map_or(0, |(_, perm)| *perm);
@@ -73,10 +74,9 @@ impl Acl {
         }
         Some(Self(bytes))
     }
-}
 
-impl Acl {
-    /// The list without write permission for whom it names and for others: somebody else has named them.
+    /// The list without write permission for the users and groups it names, and for others: it was
+    /// written by somebody who is not trusted.
     pub(super) fn without_named_writers(&self) -> Option<Self> {
         let entries = self.entries()?;
         let mut bytes = self.0.clone();
@@ -89,7 +89,7 @@ impl Acl {
     }
 }
 
-/// `mode` for a file whose group is another one than before, as [`Acl::with_other_group`].
+/// `mode` for a file whose group has changed, as [`Acl::with_other_group`].
 pub(super) fn mode_with_other_group(mode: u32) -> u32 {
     let both = mode >> 3 & mode & 7;
     mode & 0o5700 | both << 3 | both
@@ -112,7 +112,7 @@ mod tests {
     const USER_OBJ: u16 = 0x01;
 
     #[test]
-    fn without_its_list_a_file_lets_nobody_in_who_was_kept_out() {
+    fn a_file_that_loses_its_list_admits_nobody_new() {
         // A user may read, the group may not, which the mode shows as 0640.
         let one = acl(&[(USER_OBJ, 6), (USER, 4), (GROUP_OBJ, 0), (MASK, 4), (OTHER, 0)]);
         assert_eq!(one.mode_without(0o640), 0o600);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn another_group_gets_no_more_than_everybody_had() {
+    fn another_group_gets_no_more_than_all_users_had() {
         assert_eq!(mode_with_other_group(0o640), 0o600);
         assert_eq!(mode_with_other_group(0o644), 0o644);
         assert_eq!(mode_with_other_group(0o2604), 0o600);

@@ -1,10 +1,12 @@
-//! What a file has besides its bytes: permissions, owner, times, access control lists, extended attributes.
+//! The attributes of a file besides its bytes: permissions, owner, times, access control lists and
+//! extended attributes.
 //!
-//! What cannot be kept is said, and never leaves a file open to more people than before.
+//! Attributes that cannot be kept are reported, and never leave a file open to more people than
+//! before.
 
 use super::{
     acl::{self, Acl},
-    dir::is_missing,
+    support::is_unsupported,
 };
 use rustix::{
     fs::{
@@ -16,16 +18,17 @@ use rustix::{
 };
 use std::{
     ffi::OsStr,
+    fmt,
     os::{fd::AsFd, unix::ffi::OsStrExt},
 };
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
 
-/// Setuid, setgid, and write permission for everybody.
+/// Setuid, setgid, and write permission for all users.
 const RISKY: u32 = 0o6002;
 
-/// Access control of other kinds than POSIX's: of network file systems, and labels.
+/// Access control other than POSIX ACLs: that of network file systems, and labels.
 const OTHER_ACLS: [&[u8]; 6] = [
     b"system.nfs4_acl",
     b"system.nfs4_acl_xattr",
@@ -34,13 +37,13 @@ const OTHER_ACLS: [&[u8]; 6] = [
     b"security.NTACL",
     b"security.SMACK64",
 ];
-/// A label that most users may not set, and without which a file has its directory's.
+/// A label that most users may not set. Without one, a file has the label of its directory.
 const SELINUX: &[u8] = b"security.selinux";
 
-/// More than the kernel lets an extended attribute, or a list of their names, have.
+/// More bytes than the kernel allows for an extended attribute, or for the list of their names.
 const MAX_VALUE: usize = 1 << 20;
 
-/// What a file or directory is to have besides its bytes.
+/// The attributes of a file or directory besides its bytes.
 #[derive(Clone, Debug)]
 pub struct Attributes {
     /// Permission bits (`0o7777`).
@@ -54,15 +57,65 @@ pub struct Attributes {
     access: Option<Acl>,
     default: Option<Acl>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Whether there are some that could not be read.
+    /// Whether some attributes could not be read.
     unread: bool,
 }
 
+/// An attribute that a copy could not be given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The owner.
+    Owner,
+    /// The group.
+    Group,
+    /// The permission bits.
+    Permissions,
+    /// The access control list.
+    Acl,
+    /// The list that new entries of a directory inherit.
+    DefaultAcl,
+    /// Extended attributes of these names.
+    Xattrs(Vec<String>),
+    /// The access and modification times.
+    Times,
+}
+
+impl Lost {
+    /// A message about the attributes `lost`, if there are any.
+    pub fn message(lost: &[Self]) -> Option<String> {
+        let names: Vec<String> = lost.iter().map(Self::to_string).collect();
+        (!names.is_empty()).then(|| format!("could not keep its {}", names.join(", ")))
+    }
+
+    /// The same without owner and group: a copy belongs to the user who makes it, unless that is
+    /// root.
+    pub fn message_for_copy(mut lost: Vec<Self>) -> Option<String> {
+        lost.retain(|what| !matches!(what, Self::Owner | Self::Group));
+        Self::message(&lost)
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Owner => "owner",
+            Self::Group => "group",
+            Self::Permissions => "permissions",
+            Self::Acl => "ACL",
+            Self::DefaultAcl => "default ACL",
+            Self::Times => "times",
+            Self::Xattrs(names) => {
+                return write!(f, "extended attributes ({})", names.join(", "));
+            }
+        })
+    }
+}
+
 impl Attributes {
-    /// Those of an open file or directory.
+    /// The attributes of an open file or directory.
     ///
     /// # Errors
-    /// Whatever `fstat` has.
+    /// Those of `fstat`.
     pub fn of(file: impl AsFd) -> Result<Self> {
         let file = file.as_fd();
         let stat = fstat(file)?;
@@ -77,25 +130,25 @@ impl Attributes {
             xattrs: Vec::new(),
             unread: false,
         };
-        // Listings leave these out on some file systems.
+        // Some file systems leave these out of their listings.
         for (name, list) in [(acl::ACCESS, &mut found.access), (acl::DEFAULT, &mut found.default)] {
             match value(|buffer| fgetxattr(file, name, buffer)) {
                 Ok(bytes) => *list = Some(Acl::new(bytes)),
-                Err(e) if e == Errno::NODATA || is_missing(e) => {}
+                Err(e) if e == Errno::NODATA || is_unsupported(e) => {}
                 Err(_) => found.unread = true,
             }
         }
         let names = match value(|buffer| flistxattr(file, buffer)) {
             Ok(names) => names,
             Err(e) => {
-                found.unread |= !is_missing(e);
+                found.unread |= !is_unsupported(e);
                 Vec::new()
             }
         };
         for name in names.split(|&b| b == 0).filter(|name| is_kept(name)) {
             match value(|buffer| fgetxattr(file, name, buffer)) {
                 Ok(bytes) => found.xattrs.push((name.to_vec(), bytes)),
-                // Gone since it was listed.
+                // Removed since it was listed.
                 Err(Errno::NODATA) => {}
                 Err(_) => found.unread = true,
             }
@@ -103,64 +156,64 @@ impl Attributes {
         Ok(found)
     }
 
-    /// Give them to a file or directory that is the caller's own. Returns what could not be kept, for a message.
+    /// Set them on a file or directory that the caller owns. Returns those that could not be kept.
     ///
     /// # Errors
-    /// Whatever says that the disk fails, not that it does not offer something.
-    pub fn apply(&self, to: impl AsFd) -> Result<Vec<String>> {
+    /// Failures of the disk; a file system that does not support an attribute is not an error.
+    pub fn apply(&self, to: impl AsFd) -> Result<Vec<Lost>> {
         let to = to.as_fd();
         let mut lost = Vec::new();
         let mut mode = self.mode;
         let now = fstat(to)?;
-        // Two attempts: a member of the group may keep that, but not the owner.
+        // Two calls: a member of the group may keep the group, but not the owner.
         let (uid, gid) = self.owner;
         if now.st_uid != uid && !kept(fchown(to, Some(Uid::from_raw(uid)), None))? {
-            lost.push("owner".to_owned());
+            lost.push(Lost::Owner);
             mode &= !SETUID;
         }
         let group = now.st_gid == gid || kept(fchown(to, None, Some(Gid::from_raw(gid))))?;
         if !group {
-            lost.push("group".to_owned());
+            lost.push(Lost::Group);
             mode &= !SETGID;
         }
         mode = self.apply_lists(to, mode, group, &mut lost)?;
         let mut names = self.apply_xattrs(to, &mut mode)?;
         if self.unread {
-            names.push("some that cannot be read".to_owned());
+            names.push("some that could not be read".to_owned());
         }
         if !kept(fchmod(to, Mode::from_raw_mode(mode)))? {
-            lost.push("permissions".to_owned());
+            lost.push(Lost::Permissions);
         }
         if !names.is_empty() {
-            lost.push(format!("extended attributes ({})", names.join(", ")));
+            lost.push(Lost::Xattrs(names));
         }
         let time = |(secs, nanos): (i64, u32)| Timespec { tv_sec: secs, tv_nsec: nanos.into() };
         let times =
             Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
         if !kept(futimens(to, &times))? {
-            lost.push("times".to_owned());
+            lost.push(Lost::Times);
         }
         Ok(lost)
     }
 
-    /// Set the access control lists; returns the permission bits that go with them.
+    /// Set the access control lists; returns the permission bits to go with them.
     fn apply_lists(
         &self,
         to: impl AsFd,
         mode: u32,
         group: bool,
-        lost: &mut Vec<String>,
+        lost: &mut Vec<Lost>,
     ) -> Result<u32> {
         let to = to.as_fd();
         let set = |name, list: &Acl| kept(fsetxattr(to, name, list.bytes(), XattrFlags::empty()));
-        // What a new file inherits from its directory is not what this one had.
+        // A new file inherits lists from its directory that the original did not have.
         let unset = |name| match fremovexattr(to, name) {
             Ok(()) | Err(Errno::NODATA) => Ok(()),
-            Err(e) if is_missing(e) => Ok(()),
+            Err(e) if is_unsupported(e) => Ok(()),
             Err(e) => Err(e),
         };
         match &self.default {
-            Some(list) if !set(acl::DEFAULT, list)? => lost.push("default ACL".to_owned()),
+            Some(list) if !set(acl::DEFAULT, list)? => lost.push(Lost::DefaultAcl),
             None if self.directory => unset(acl::DEFAULT)?,
             _ => {}
         }
@@ -174,13 +227,13 @@ impl Attributes {
         {
             return Ok(mode);
         }
-        lost.push("ACL".to_owned());
+        lost.push(Lost::Acl);
         let mode = list.mode_without(mode);
         Ok(if group { mode } else { acl::mode_with_other_group(mode) })
     }
 
-    /// Set the extended attributes; returns the names of those that could not be set. Without access control of its kind a
-    /// file is its owner's alone.
+    /// Set the extended attributes; returns the names of those that could not be set. A file that
+    /// loses its access control is left to its owner alone.
     fn apply_xattrs(&self, to: impl AsFd, mode: &mut u32) -> Result<Vec<String>> {
         let mut lost = Vec::new();
         for (name, value) in &self.xattrs {
@@ -197,13 +250,13 @@ impl Attributes {
         Ok(lost)
     }
 
-    /// Narrow the permission bits to what `mode` has, too.
+    /// Clear the permission bits that `mode` lacks.
     pub fn narrow(&mut self, mode: u32) {
         self.mode &= mode;
     }
 
-    /// Leave out what the owner, if that is not the caller, could have set to harm whoever restores the file: that it runs
-    /// as somebody, and that many can write to it.
+    /// Drop what an owner other than the caller could have set to harm whoever restores the file:
+    /// setuid, setgid, and write permission for others.
     pub fn distrust_others(&mut self) {
         if self.owner.0 == geteuid().as_raw() {
             return;
@@ -218,9 +271,9 @@ impl Attributes {
         }
     }
 
-    /// Whether a file with these has all that one with the `wanted` ones is to have. It may be the caller's own instead of
-    /// its owner's; when it was read last does not count.
-    pub fn serve_for(&self, wanted: &Self) -> bool {
+    /// Whether a file with these attributes has all of the `wanted` ones. It may belong to the
+    /// caller instead; the access time does not count.
+    pub fn satisfy(&self, wanted: &Self) -> bool {
         let lists = |a: &Self| (a.access.clone(), a.default.clone(), a.xattrs.clone());
         (self.mode, self.mtime, self.owner.1) == (wanted.mode, wanted.mtime, wanted.owner.1)
             && [wanted.owner.0, geteuid().as_raw()].contains(&self.owner.0)
@@ -235,23 +288,24 @@ pub fn mtime(stat: &Stat) -> (i64, u32) {
     (stat.st_mtime, stat.st_mtime_nsec as u32)
 }
 
-/// Whether an extended attribute goes along with a file's content. Capabilities and signatures do not: they vouch for bytes.
+/// Whether an extended attribute is copied along with a file. Capabilities and signatures are not:
+/// they vouch for the bytes.
 fn is_kept(name: &[u8]) -> bool {
     let user = name.starts_with(b"user.") && !name.starts_with(b"user.bsz.");
     user || name == SELINUX || OTHER_ACLS.contains(&name)
 }
 
-/// Whether it was done; an error that is the caller's lack of rights, or the file system's of means, is `false`.
+/// Whether a call succeeded; `false` if the caller lacks the right, or the file system the feature.
 fn kept(outcome: Result<()>) -> Result<bool> {
     match outcome {
         Ok(()) => Ok(true),
         Err(Errno::ACCESS | Errno::OVERFLOW) => Ok(false),
-        Err(e) if is_missing(e) => Ok(false),
+        Err(e) if is_unsupported(e) => Ok(false),
         Err(e) => Err(e),
     }
 }
 
-/// The same, where there may be no room for it.
+/// The same for a call that also fails for lack of space.
 fn kept_or_full(outcome: Result<()>) -> Result<bool> {
     match outcome {
         Err(Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG | Errno::RANGE) => Ok(false),
@@ -259,7 +313,7 @@ fn kept_or_full(outcome: Result<()>) -> Result<bool> {
     }
 }
 
-/// Read a value of whatever length it has.
+/// Read a value of unknown length.
 fn value(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
     let mut buffer = vec![0; 256];
     loop {
@@ -281,7 +335,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
-    fn a_file_gets_all_that_another_has() {
+    fn a_file_gets_the_attributes_of_another() {
         let dir = tempfile::tempdir().expect("a directory");
         let make = |name: &str| File::create_new(dir.path().join(name)).expect("made");
         let (a, b) = (make("a"), make("b"));
@@ -291,7 +345,7 @@ mod tests {
         futimens(&a, &Timestamps { last_access: when, last_modification: when }).expect("times");
         assert_eq!(
             Attributes::of(&a).expect("read").apply(&b).expect("applied"),
-            Vec::<String>::new()
+            Vec::<Lost>::new()
         );
         let (a, meta) = (a.metadata().expect("stat"), b.metadata().expect("stat"));
         assert_eq!(meta.mode(), a.mode());
@@ -304,16 +358,16 @@ mod tests {
     }
 
     #[test]
-    fn what_the_packer_may_not_set_is_said_and_widens_nothing() {
+    fn attributes_that_may_not_be_set_are_reported_and_widen_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = File::create_new(dir.path().join("a")).expect("made");
         let mut wanted = Attributes::of(&file).expect("read");
         (wanted.mode, wanted.owner) = (0o6640, (u32::MAX - 1, u32::MAX - 1));
         if geteuid().is_root() {
-            eprintln!("skipped: root may give a file to anybody");
+            eprintln!("skipped: root may give files away");
             return;
         }
-        assert_eq!(wanted.apply(&file).expect("applied"), ["owner", "group"]);
+        assert_eq!(wanted.apply(&file).expect("applied"), [Lost::Owner, Lost::Group]);
         assert_eq!(file.metadata().expect("stat").mode() & 0o7777, 0o600);
     }
 }

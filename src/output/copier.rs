@@ -1,6 +1,8 @@
-//! A tree made again elsewhere: files copied, links linked, directories with what they had.
+//! Copying a tree: files, symbolic and hard links, and the attributes of directories.
 
-use super::{Attributes, Dir, Existing, FileId, Output, again_if_taken, copy, file_id, same_bytes};
+use super::{
+    Attributes, Dir, Existing, FileId, Lost, Output, copy, file_id, retry_if_taken, same_bytes,
+};
 use crate::error::{Context, Error, Result};
 use rustix::fs::{FileType, Stat, fstat};
 use std::{
@@ -12,41 +14,41 @@ use std::{
     sync::Arc,
 };
 
-/// Makes files of one tree again in another. Names that are one file (hard links) are one file there, too.
+/// Copies files of one tree to another. Hard links to one file stay hard links to one file.
 pub struct Copier {
     to: Arc<Dir>,
     force: bool,
-    /// Whether files of other owners keep all permissions.
+    /// Whether the files of other owners keep all permissions.
     trust: bool,
-    /// Where the first name of a file with several went, by file and form.
+    /// Where the first name of each file with hard links went, by file and form.
     written: HashMap<(FileId, Form), (PathBuf, OsString)>,
 }
 
-/// In which form a file is written again: a name of one form cannot be linked to one of another.
+/// The form in which a file is written: names of different forms cannot be hard links of one file.
 pub type Form = u8;
 
-/// A file's place in the new tree.
+/// The place of a file in the new tree.
 pub struct Place<'a> {
     /// Its directory.
     pub dir: &'a Arc<Dir>,
-    /// The same, relative to the root.
+    /// The path of the directory, relative to the root.
     pub at: &'a Path,
     /// Its name.
     pub name: &'a OsStr,
 }
 
-/// How something came to be where it is.
+/// Whether a file or link had to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {
     /// It was made.
     Made,
-    /// It was there.
+    /// An earlier run made it.
     AlreadyThere,
 }
 
 impl Copier {
-    /// Copy to the tree at `to`; with `force`, files and links that are there are replaced. Without `trust`, what belongs to
-    /// others does not keep [what could do harm](Attributes::distrust_others).
+    /// Copy to the tree at `to`; `force` replaces existing files and links. Without `trust`, the
+    /// files of other owners lose [what could do harm](Attributes::distrust_others).
     pub fn new(to: Arc<Dir>, force: bool, trust: bool) -> Self {
         Self { to, force, trust, written: HashMap::new() }
     }
@@ -59,15 +61,16 @@ impl Copier {
         Ok(attributes)
     }
 
-    /// Copy the bytes and attributes of `from`, which messages call `path`. Returns the attributes that could not be kept.
+    /// Copy the bytes and attributes of `from`, which messages name `path`. Returns the attributes
+    /// that could not be kept.
     ///
     /// # Errors
-    /// Io; invalid argument, where something else is there.
-    pub fn file(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {
-        again_if_taken(|| self.file_once(from, path, to))
+    /// Io; invalid argument if something else has the name.
+    pub fn file(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<Lost>)> {
+        retry_if_taken(|| self.file_once(from, path, to))
     }
 
-    fn file_once(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<String>)> {
+    fn file_once(&self, from: &File, path: &Path, to: &Place<'_>) -> Result<(Copied, Vec<Lost>)> {
         let Place { dir, name, .. } = to;
         let out = dir.path(name);
         if let Some(existing) = dir.stat(name)? {
@@ -88,15 +91,14 @@ impl Copier {
         let state =
             |s: &Stat| (s.st_size, s.st_mtime, s.st_mtime_nsec, s.st_ctime, s.st_ctime_nsec);
         if state(&before) != state(&now) {
-            return Err(
-                Error::invalid("the file changed while it was being copied").about_path(path)
-            );
+            return Err(Error::invalid("changed while it was being copied").about_path(path));
         }
         output.commit(if self.force { Existing::Replace } else { Existing::Refuse })?;
         Ok((Copied::Made, lost))
     }
 
-    /// Give a file the name that it has further, if its first name was written in this form; whether it has it now.
+    /// Link a further name of a file to its first one, if that was written in this form. Returns
+    /// whether the name is linked.
     ///
     /// # Errors
     /// Io.
@@ -110,7 +112,7 @@ impl Copier {
             Err(e) if e.errno() == Some(libc::EEXIST) => {
                 Ok(id(&dir, first)? == id(to.dir, to.name)?)
             }
-            // No hard links here, or no more of them.
+            // The file system has no hard links, or the file has the maximum already.
             Err(e) => {
                 log::debug!("{e}");
                 Ok(false)
@@ -118,7 +120,7 @@ impl Copier {
         }
     }
 
-    /// A file was written in this form: its further names are linked to it.
+    /// Record that a file was written in this form: its further names will be linked to it.
     pub fn wrote(&mut self, file: &Stat, form: Form, to: &Place<'_>) {
         if file.st_nlink > 1 {
             let place = || (to.at.to_owned(), to.name.to_owned());
@@ -126,14 +128,14 @@ impl Copier {
         }
     }
 
-    /// Make a symbolic link to `target`.
+    /// Create a symbolic link to `target`.
     ///
     /// # Errors
-    /// Io; invalid argument, where something else is there.
+    /// Io; invalid argument if something else has the name.
     pub fn symlink(&self, target: &OsStr, dir: &Dir, name: &OsStr) -> Result<Copied> {
         match dir.stat(name)? {
             None => match dir.symlink(target, name) {
-                // Another run has just made it.
+                // Another run has just created it.
                 Err(e) if e.errno() == Some(libc::EEXIST) && dir.read_link(name)? == target => {}
                 made => made?,
             },
@@ -145,11 +147,12 @@ impl Copier {
         Ok(Copied::Made)
     }
 
-    /// Give a directory that is filled what its original has besides entries. Returns what could not be kept.
+    /// Give a complete directory the attributes of its original. Returns those that could not be
+    /// kept.
     ///
     /// # Errors
     /// Io.
-    pub fn finish_directory(&self, from: &Dir, to: &Dir) -> Result<Vec<String>> {
+    pub fn finish_directory(&self, from: &Dir, to: &Dir) -> Result<Vec<Lost>> {
         let path = from.own_path();
         to.mark_finished();
         let lost =
@@ -163,17 +166,5 @@ fn is(stat: &Stat, kind: FileType) -> bool {
 }
 
 fn in_the_way(path: &Path) -> Error {
-    Error::invalid("exists and is something else; remove it or use --force").about_path(path)
-}
-
-/// What is worth telling of the attributes that a copy could not keep. A copy belongs to whoever makes it, unless that is
-/// root.
-pub fn worth_telling(mut lost: Vec<String>) -> Option<String> {
-    lost.retain(|what| what != "owner" && what != "group");
-    (!lost.is_empty()).then(|| could_not_keep(&lost))
-}
-
-/// That these attributes could not be kept, in words.
-pub fn could_not_keep(lost: &[String]) -> String {
-    format!("could not keep its {}", lost.join(", "))
+    Error::invalid("exists and differs; remove it or use --force").about_path(path)
 }

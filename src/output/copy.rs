@@ -1,4 +1,4 @@
-//! Bytes from file to file: holes stay holes, and what is equal is found to be.
+//! Bytes from file to file, keeping holes; comparing and hashing files.
 
 use crate::{
     error::{Context, Result},
@@ -15,12 +15,13 @@ use std::{
     path::Path,
 };
 
-/// What a hole is made of at least: a page, and a block of most file systems.
+/// The smallest hole: a page, and a block of most file systems, in bytes.
 const BLOCK: usize = 4096;
 /// Bytes read at a time.
 const STEP: usize = 1 << 20;
 
-/// Copy all of `from` to the empty file `to`; returns how many bytes. Holes are kept where the file system tells them.
+/// Copy all of `from` to the empty file `to`; returns the number of bytes. Holes are kept if the
+/// file system reports them.
 ///
 /// # Errors
 /// Io.
@@ -29,9 +30,9 @@ pub fn copy(from: &File, to: &File) -> io::Result<u64> {
     loop {
         let start = match seek(from, SeekFrom::Data(at)) {
             Ok(start) => start,
-            // No data behind.
+            // No data follows.
             Err(Errno::NXIO) => break,
-            // All is data where holes are not told.
+            // Without support for holes, everything is data.
             Err(_) => at,
         };
         let end = match seek(from, SeekFrom::Hole(start)) {
@@ -51,13 +52,14 @@ pub fn copy(from: &File, to: &File) -> io::Result<u64> {
     Ok(len)
 }
 
-/// Write `bytes` at `at` of a file whose length is set already and which has no data there: blocks of zeros stay holes.
+/// Write `bytes` at `at` of a file whose length is set and which has no data there yet: blocks of
+/// zeros stay holes.
 ///
 /// # Errors
 /// Io.
 pub fn write_sparse(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
     let is_zero = |block: &[u8]| *block == [0; BLOCK][..block.len()];
-    // Blocks as the file has them.
+    // Blocks are aligned to the file, not to `bytes`.
     let first = (BLOCK - (at % BLOCK as u64) as usize).min(bytes.len());
     let (head, rest) = bytes.split_at(first);
     let mut start = 0;
@@ -98,7 +100,7 @@ pub fn same_bytes(a: &File, b: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// SHA-256 of a file, which messages call `path`.
+/// The SHA-256 of a file, which messages name `path`.
 ///
 /// # Errors
 /// Io.
@@ -122,7 +124,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn holes_stay_holes_and_bytes_stay_bytes() {
+    fn holes_and_data_are_preserved() {
         let made = || tempfile::tempfile().expect("a file");
         let source = made();
         source.set_len(3 << 20).expect("long");
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_copied_too() {
+    fn an_empty_file_is_copied() {
         let (a, b) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
         assert_eq!(copy(&a, &b).expect("copied"), 0);
         write_sparse(&b, &[], 0).expect("written");

@@ -1,7 +1,8 @@
-//! From a source's extents to chunks on disk: models first, then chunks in parallel, written in order.
+//! From the extents of a source to chunks on disk: entropy models first, then chunks encoded in
+//! parallel and written in order.
 //!
-//! While a window of the source is coded, the one before is written and the next one read; while extents are coded,
-//! those that follow are planned.
+//! While one window of the source is encoded, the previous one is written and the next one read.
+//! While one group of extents is encoded, the next group is planned.
 
 use super::{
     Options, Progress,
@@ -20,12 +21,13 @@ use crate::{
 use rayon::prelude::*;
 use std::{collections::HashMap, io::Write, ops::Range};
 
-/// Bytes of the source that are coded together. Two windows are in memory at a time, and what two come to when coded.
+/// Bytes of the source that are encoded together. Two windows are in memory at a time, and the
+/// encoded chunks of two.
 const WINDOW: usize = 16 << 20;
-/// Smaller extents are not looked for among those before them.
+/// Smaller extents are not deduplicated.
 const MIN_SHARED: u64 = 64 << 10;
 
-/// Write `source` to `output` as an archive; returns the archive's length.
+/// Write `source` to `output` as an archive; returns the length of the archive.
 pub(super) fn archive(
     source: &Source,
     output: &Output,
@@ -76,7 +78,7 @@ pub(super) fn archive(
     Ok(writer.at)
 }
 
-/// Extents in groups that fit into a window, of one at least.
+/// Groups of extents that fit into a window; each has at least one extent.
 struct Groups<'a>(&'a [Extent]);
 
 impl<'a> Iterator for Groups<'a> {
@@ -94,31 +96,39 @@ impl<'a> Iterator for Groups<'a> {
     }
 }
 
-/// The archive as far as it is written.
+/// The archive that is being written.
 struct Writer<'a> {
     output: &'a Output,
     at: u64,
     index: IndexWriter,
     hash: Hasher,
-    /// Coded chunks that are not yet written.
+    /// Encoded chunks that are not written yet.
     pending: Vec<Vec<u8>>,
-    /// The first extent of each length and checksum of its first chunk: one that is the same may share its chunks.
+    /// The first extent by length and checksum of its first chunk. A later extent with the same key
+    /// may share its chunks.
     extents: HashMap<(u64, u64), u64>,
 }
 
-/// Part of an extent, to become a chunk.
+/// A part of an extent that becomes a chunk.
 struct Part {
-    /// Which of the group.
+    /// The index of the extent in its group.
     extent: usize,
     original: Range<u64>,
 }
 
 /// How a part is stored.
 enum Stored {
-    /// As these bytes.
+    /// As its own bytes.
     Own(Coding, Vec<u8>),
-    /// As this chunk, which holds the same.
+    /// As an earlier chunk that holds the same bytes.
     Shared(Chunk),
+}
+
+impl Stored {
+    fn own(bytes: &[u8], encoder: Option<&Encoder>, planned: &Planned) -> Self {
+        let (coding, stored) = codec::encode(bytes, encoder, planned.try_zstd);
+        Self::Own(coding, stored)
+    }
 }
 
 impl Writer<'_> {
@@ -132,18 +142,10 @@ impl Writer<'_> {
     fn extents(&mut self, source: &Source, group: &[Planned], p: &dyn Progress) -> Result<()> {
         let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
         let twins = group.iter().map(|g| self.twin(source, g)).collect::<Result<Vec<_>>>()?;
-        let mut parts = Vec::new();
-        for (extent, g) in group.iter().enumerate() {
-            let end = g.extent.start + g.extent.len;
-            let chunks = (g.extent.start..end).step_by(g.chunk);
-            parts.extend(
-                chunks.map(|at| Part { extent, original: at..end.min(at + g.chunk as u64) }),
-            );
-        }
+        let parts = parts(group);
         let per_window =
             if group.len() > 1 { parts.len() } else { (WINDOW / group[0].chunk).max(1) };
         let windows: Vec<&[Part]> = parts.chunks(per_window).collect();
-        let range = |parts: &[Part]| parts[0].original.start..parts[parts.len() - 1].original.end;
         let read = |parts: &[Part], data: &mut Vec<u8>| {
             let range = range(parts);
             source.read(range.start, data, (range.end - range.start) as usize)
@@ -156,27 +158,22 @@ impl Writer<'_> {
         for (i, parts) in windows.iter().enumerate() {
             let start = range(parts).start;
             let index = &self.index;
-            let code = |part: &Part| -> Result<(u64, Stored)> {
+            let encode = |part: &Part| -> Result<(u64, Stored)> {
+                let Range { start: from, end: to } = part.original;
+                let bytes = &data[(from - start) as usize..(to - start) as usize];
                 let planned = &group[part.extent];
-                let local = |at: u64| (at - start) as usize;
-                let bytes = &data[local(part.original.start)..local(part.original.end)];
+                let twin = twins[part.extent].map(|twin| twin + from - planned.extent.start);
                 let checksum = codec::checksum(bytes);
-                let twin =
-                    twins[part.extent].map(|t| t + part.original.start - planned.extent.start);
                 let stored = match shared(source, index, twin, bytes, checksum)? {
                     Some(chunk) => Stored::Shared(chunk),
-                    None => {
-                        let (coding, stored) =
-                            codec::encode(bytes, encoders[part.extent].as_ref(), planned.try_zstd);
-                        Stored::Own(coding, stored)
-                    }
+                    None => Stored::own(bytes, encoders[part.extent].as_ref(), planned),
                 };
                 p.advance(bytes.len() as u64);
                 Ok((checksum, stored))
             };
             let (hash, output) = (&mut self.hash, self.output);
             let (coded, beside) = rayon::join(
-                || parts.par_iter().map(code).collect::<Result<Vec<_>>>(),
+                || parts.par_iter().map(encode).collect::<Result<Vec<_>>>(),
                 || {
                     hash.update(&data);
                     append(output, pending.drain(..))?;
@@ -185,14 +182,8 @@ impl Writer<'_> {
             );
             beside?;
             for (part, (checksum, stored)) in parts.iter().zip(coded?) {
-                let number = &mut numbers[part.extent];
-                pending.extend(self.describe(
-                    part,
-                    checksum,
-                    stored,
-                    &group[part.extent],
-                    number,
-                )?);
+                let (planned, number) = (&group[part.extent], &mut numbers[part.extent]);
+                pending.extend(self.describe(part, checksum, stored, planned, number)?);
             }
             std::mem::swap(&mut data, &mut next);
         }
@@ -200,7 +191,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Put a part into the index; returns the bytes that are to be written for it.
+    /// Add a part to the index; returns the bytes to write for it, if any.
     fn describe(
         &mut self,
         part: &Part,
@@ -235,7 +226,7 @@ impl Writer<'_> {
         Ok(Some(bytes))
     }
 
-    /// Where an extent of an earlier group starts that may hold the same bytes.
+    /// The start of an extent of an earlier group that may hold the same bytes.
     fn twin(&mut self, source: &Source, planned: &Planned) -> Result<Option<u64>> {
         let Extent { start, len, .. } = planned.extent;
         if len < MIN_SHARED {
@@ -248,12 +239,27 @@ impl Writer<'_> {
     }
 }
 
-/// Append to the archive.
+/// The parts of a group of extents, in order.
+fn parts(group: &[Planned]) -> Vec<Part> {
+    let parts = group.iter().enumerate().flat_map(|(extent, g)| {
+        let end = g.extent.start + g.extent.len;
+        let chunks = (g.extent.start..end).step_by(g.chunk);
+        chunks.map(move |at| Part { extent, original: at..end.min(at + g.chunk as u64) })
+    });
+    parts.collect()
+}
+
+/// The range of the original that neighbouring parts cover.
+fn range(parts: &[Part]) -> Range<u64> {
+    parts[0].original.start..parts[parts.len() - 1].original.end
+}
+
+/// Append encoded chunks to the archive.
 fn append(output: &Output, chunks: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
     chunks.into_iter().try_for_each(|c| output.file().write_all(&c).about_path(&output.path()))
 }
 
-/// The chunk that starts at `twin`, if it holds the same `bytes`.
+/// The chunk that starts at `twin`, if it holds exactly `bytes`.
 fn shared(
     source: &Source,
     index: &IndexWriter,

@@ -1,7 +1,7 @@
 //! One file to one archive.
 
 use super::{
-    Action, Check, FileReport, Options, Progress, encode,
+    Action, Check, FileReport, Options, Progress, Task, encode,
     lease::Lease,
     names::{Names, shown},
     source::{Kind, Source},
@@ -9,10 +9,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     format::{Footer, Naming, peek},
-    output::{
-        Attributes, Dir, Existing, FileId, Output, could_not_keep, file_id, sha256, sync_file,
-        worth_telling,
-    },
+    output::{Attributes, Dir, Existing, FileId, Lost, Output, file_id, sha256, sync_file},
 };
 use rustix::fs::{FileType, fstat};
 use std::{
@@ -23,17 +20,18 @@ use std::{
     sync::Arc,
 };
 
-/// How often a file is looked at anew when another run has just made its archive.
+/// How often to look at a file again when another run has just made its archive.
 const ATTEMPTS: usize = 3;
 
-/// Pack the file `src` to the archive `out`, and remove `src` afterwards if the options say so: then `out` is beside it.
+/// Pack the file `src` to the archive `out`. If the options say so, `out` is beside `src`, and
+/// `src` is removed afterwards.
 ///
 /// An `out` that holds the same bytes is kept.
 ///
 /// # Errors
-/// Io; invalid argument, where `src` is no regular file, is an archive itself, changes meanwhile or is to be removed
-/// while somebody can write to it or it is not whole, or where `out` exists and holds something else. `src` is then as
-/// it was and `out` too.
+/// Io; invalid argument if `src` is not a regular file, is an archive itself or changes meanwhile,
+/// or if `out` exists and differs. If `src` is to be removed, also if it is incomplete or if
+/// somebody may write to it. `src` and `out` are unchanged then.
 pub fn file(
     src: &Path,
     out: &Path,
@@ -54,7 +52,8 @@ pub fn file(
     let job = Job { o, check, p, only_smaller: o.in_place };
     if o.in_place {
         if source.stat().st_nlink > 1 {
-            let why = "has other names (hard links), so that packing it would free no space; left as it is";
+            let why =
+                "has other names (hard links), so packing it would free no space; left as it is";
             return Err(Error::invalid(why).about_path(src));
         }
         source.keep_writers_out()?;
@@ -71,7 +70,7 @@ pub fn file(
     job.run(&source, &Place { dir, name, naming })
 }
 
-/// Pack the file `src` to an archive without a name, in the directory at `dir`: it is gone when it is closed.
+/// Pack the file `src` to an unnamed archive in the directory `dir`: it is gone once it is closed.
 ///
 /// # Errors
 /// As [`file`].
@@ -86,7 +85,7 @@ pub fn unnamed(
     if source.is_archive() {
         return Err(Error::invalid("already a .bsz archive").about_path(src));
     }
-    p.begin(src, 2 * source.len());
+    p.begin(src, Task::Pack, source.len());
     let output = Output::create(&Dir::open(dir)?, OsStr::new("archive"))?;
     let stored = encode::archive(&source, &output, Naming::of(source.name()), o, p)?;
     source.unchanged()?;
@@ -98,8 +97,8 @@ pub fn unnamed(
     Ok((output.into_unnamed(), report))
 }
 
-/// What the archives of files called `originals` are called in the directory at `dir`, which may not be there yet. No two
-/// of them have one name, nor that of something else; `None` for a file to which all its names are lost.
+/// The names for the archives of `originals` in the directory `dir`, which need not exist yet. Each
+/// name is given once, and none that is taken; `None` for a file that can have no name.
 ///
 /// # Errors
 /// Io.
@@ -109,7 +108,7 @@ pub fn archive_names(dir: &Path, originals: &[OsString]) -> Result<Vec<Option<Os
     Ok(originals.iter().map(|name| given.get(name).map(|(name, _)| name.clone())).collect())
 }
 
-/// How an archive called `archive` is to show the name `original`.
+/// The naming by which an archive called `archive` shows the name `original`.
 fn naming(original: &OsStr, archive: &OsStr) -> Naming {
     if *archive == *Naming::Appended.archive_name(original) {
         Naming::Appended
@@ -126,17 +125,16 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether this very file is there.
+    /// Check that the archive `made` is still there.
     ///
     /// # Errors
-    /// Invalid argument, where it is not.
+    /// Invalid argument if it is not.
     pub(super) fn is(&self, made: &Made) -> Result<()> {
         made.lease.as_ref().map_or(Ok(()), Lease::check)?;
         match self.dir.has(&self.name, made.id)? {
             true => Ok(()),
-            false => {
-                Err(Error::invalid("the archive is gone").about_path(&self.dir.path(&self.name)))
-            }
+            false => Err(Error::invalid("the archive has disappeared")
+                .about_path(&self.dir.path(&self.name))),
         }
     }
 }
@@ -147,32 +145,32 @@ pub(super) struct Job<'a> {
     pub(super) o: &'a Options,
     pub(super) check: Check<'a>,
     pub(super) p: &'a dyn Progress,
-    /// Whether an archive that saves nothing is dropped.
+    /// Whether to drop an archive that saves nothing.
     pub(super) only_smaller: bool,
 }
 
-/// An archive that is there.
+/// An archive that is on disk.
 pub(super) struct Made {
-    /// Which file it is.
+    /// Its identity.
     pub(super) id: FileId,
-    /// That nobody writes to it, if it was found and not made.
+    /// Keeps writers out of an archive that was found, not made.
     lease: Option<Lease>,
 }
 
-/// What stands where an archive is to be.
-enum There {
+/// What has the name of an archive that is to be written.
+enum Occupant {
     Nothing,
-    /// The archive of the very same bytes, and its length.
+    /// The archive of the same bytes, and its length.
     Same(u64, Made),
-    /// What is to be replaced.
+    /// Something that is to be replaced.
     Stale,
 }
 
-/// What came of writing an archive.
+/// The outcome of writing an archive.
 enum Written {
-    /// It is there: its length, and which file it is.
+    /// Its length and identity.
     Archive(u64, FileId),
-    /// It is not, since this was found.
+    /// There is no archive, for this reason.
     Nothing(Action),
 }
 
@@ -181,17 +179,19 @@ impl Job<'_> {
     pub(super) fn run(self, source: &Source, to: &Place) -> Result<FileReport> {
         let (report, made) = self.archive(source, to)?;
         if let Some(made) = made.filter(|_| self.o.in_place) {
-            let beside = || self.p.warn(source.path(), "its archive is made and stays beside it");
+            let beside =
+                || self.p.warn(source.path(), "was not removed; its archive stays beside it");
             self.remove(source, to, &made).inspect_err(|_| beside())?;
         }
         self.p.end(&report);
         Ok(report)
     }
 
-    /// Have the archive of `source` stand at `to`, on disk; what it is, unless it was skipped.
+    /// Write the archive of `source` to `to`, unless it is there already. Returns the archive,
+    /// unless the source was skipped.
     pub(super) fn archive(self, source: &Source, to: &Place) -> Result<(FileReport, Option<Made>)> {
         let shadow = self.shadow(source, to)?;
-        self.p.begin(source.path(), 2 * source.len());
+        self.p.begin(source.path(), Task::Pack, source.len());
         let mut report = FileReport {
             path: source.path().to_owned(),
             output: to.dir.path(&to.name),
@@ -200,16 +200,16 @@ impl Job<'_> {
             action: Action::AlreadyDone,
         };
         for attempt in 1.. {
-            let existing = match self.there(source, to)? {
-                There::Same(stored, made) => {
+            let existing = match self.occupant(source, to)? {
+                Occupant::Same(stored, made) => {
                     report.stored = stored;
                     return Ok((report, Some(made)));
                 }
-                There::Nothing => Existing::Refuse,
-                There::Stale => Existing::Replace,
+                Occupant::Nothing => Existing::Refuse,
+                Occupant::Stale => Existing::Replace,
             };
             match self.write(source, to, existing) {
-                // Another run has just finished it.
+                // Another run has just made it.
                 Err(e) if e.errno() == Some(libc::EEXIST) && attempt < ATTEMPTS => {}
                 Err(e) => return Err(e),
                 Ok(Written::Archive(stored, id)) => {
@@ -228,7 +228,8 @@ impl Job<'_> {
         unreachable!("the last attempt returns");
     }
 
-    /// A file at the name that the archive shows, which would be shown instead: to be removed, if that is permitted.
+    /// A file that has the name the archive shows, so that a mount would show that file instead. It
+    /// is to be removed, if that is permitted.
     fn shadow(self, source: &Source, to: &Place) -> Result<Option<(OsString, FileId)>> {
         let Some(name) = to.naming.original_name(&to.name) else { return Ok(None) };
         let Some(stat) = to.dir.stat(&name)? else { return Ok(None) };
@@ -239,20 +240,21 @@ impl Job<'_> {
         if self.o.force && kind.is_file() {
             return Ok(Some((name, file_id(&stat))));
         }
-        let why = "is there and would be shown instead of the archive; remove it or use --force";
+        let why =
+            "exists, and a mount would show it instead of the archive; remove it or use --force";
         Err(Error::invalid(why).about_path(&to.dir.path(&name)))
     }
 
-    /// What stands where the archive is to be.
-    fn there(self, source: &Source, to: &Place) -> Result<There> {
+    /// What has the name of the archive.
+    fn occupant(self, source: &Source, to: &Place) -> Result<Occupant> {
         let path = to.dir.path(&to.name);
-        let Some(stat) = to.dir.stat(&to.name)? else { return Ok(There::Nothing) };
+        let Some(stat) = to.dir.stat(&to.name)? else { return Ok(Occupant::Nothing) };
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            let why = "is there and is not a regular file; nothing was replaced";
+            let why = "exists and is not a regular file; nothing was replaced";
             return Err(Error::invalid(why).about_path(&path));
         }
         if file_id(&stat) == source.id() {
-            return Err(Error::invalid("is the file itself that is to be packed").about_path(&path));
+            return Err(Error::invalid("is the file to be packed itself").about_path(&path));
         }
         let file = to.dir.open_file(&to.name)?;
         let footer = peek(&file).ok().flatten().filter(|f| f.naming == to.naming);
@@ -262,44 +264,48 @@ impl Job<'_> {
             let stat = fstat(&file).about_path(&path)?;
             let (stored, id) = (stat.st_size as u64, file_id(&stat));
             if !self.o.in_place {
-                return Ok(There::Same(stored, Made { id, lease: None }));
+                return Ok(Occupant::Same(stored, Made { id, lease: None }));
             }
-            if let Some(made) = self.may_stay(&file, id, &path, source)? {
+            if let Some(made) = self.as_replacement(&file, id, &path, source)? {
                 to.dir.sync()?;
-                return Ok(There::Same(stored, made));
+                return Ok(Occupant::Same(stored, made));
             }
         }
-        // In place, an archive that shows this name is of an older file: the one that is there now is the user's.
+        // In place, an archive that shows this name is that of an older file: the user has replaced
+        // it.
         if self.o.force || self.o.in_place && footer.is_some() {
-            return Ok(There::Stale);
+            return Ok(Occupant::Stale);
         }
         let todo = if self.o.in_place { "" } else { " or use --force" };
         let why = format!("exists and is not the archive of this file; remove it{todo}");
         Err(Error::invalid(why).about_path(&path))
     }
 
-    /// An archive that is to be all that is left of `source`, if it can be: it has what that has besides bytes, nobody can
-    /// write to it from now on, and all of it decodes.
-    fn may_stay(
+    /// The archive `file` as the replacement of `source`, if it qualifies: it has the same
+    /// attributes, all of it decodes, and nobody can write to it from now on.
+    fn as_replacement(
         self,
         file: &File,
         id: FileId,
         path: &Path,
         source: &Source,
     ) -> Result<Option<Made>> {
-        if !Attributes::of(file).about_path(path)?.serve_for(&source.attributes()?) {
+        if !Attributes::of(file).about_path(path)?.satisfy(&source.attributes()?) {
             return Ok(None);
         }
         let Ok(lease) = Lease::take_of_new(file, path) else { return Ok(None) };
         if let Err(e) = (self.check)(file, self.p) {
-            self.p.warn(source.path(), &format!("its archive is damaged and is made again: {e}"));
+            self.p.warn(
+                source.path(),
+                &format!("its archive is damaged and will be made again: {e}"),
+            );
             return Ok(None);
         }
         sync_file(file).about_path(path)?;
         Ok(Some(Made { id, lease: Some(lease) }))
     }
 
-    /// Whether an archive holds just what `source` does.
+    /// Whether an archive holds exactly the bytes of `source`.
     fn is_archive_of(self, footer: &Footer, source: &Source) -> Result<bool> {
         Ok(footer.original_len == source.len()
             && footer.sha256 == sha256(source.file(), source.path())?)
@@ -310,9 +316,7 @@ impl Job<'_> {
         let stored = encode::archive(source, &output, to.naming, self.o, self.p)?;
         let gone = || match shown(&to.dir, &to.name) {
             Some(name) if name == source.name() => Written::Nothing(Action::AlreadyDone),
-            _ => Written::Nothing(Action::Skipped(
-                "it is gone: somebody has renamed or removed it".to_owned(),
-            )),
+            _ => Written::Nothing(Action::Skipped("was renamed or removed meanwhile".to_owned())),
         };
         if !source.unchanged()? && self.o.in_place {
             return Ok(gone());
@@ -321,7 +325,7 @@ impl Job<'_> {
             let why = "packing would not make it smaller";
             return Ok(Written::Nothing(Action::Skipped(why.to_owned())));
         }
-        // The disk takes its time: what it is given is verified meanwhile.
+        // Syncing takes time: the archive is verified meanwhile.
         let attributes = source.attributes()?;
         let path = output.path();
         let (synced, checked) = std::thread::scope(|s| {
@@ -330,25 +334,23 @@ impl Job<'_> {
             (syncing.join(), checked)
         });
         checked?;
-        let lost =
-            synced.map_err(|_| Error::invalid("writing it panicked").about_path(&path))??;
+        let lost = synced.map_err(|_| {
+            Error::invalid("the thread that writes it panicked").about_path(&path)
+        })??;
         if self.o.in_place && !source.unchanged()? {
             return Ok(gone());
         }
         let id = output.commit(existing)?;
-        self.say_lost(source.path(), lost);
+        self.warn_of_lost(source.path(), lost);
         Ok(Written::Archive(stored, id))
     }
 
-    /// Say which attributes a file's archive or copy does not have.
-    pub(super) fn say_lost(self, path: &Path, lost: Vec<String>) {
-        let said = if self.o.in_place && !lost.is_empty() {
-            Some(could_not_keep(&lost))
-        } else {
-            worth_telling(lost)
-        };
-        if let Some(said) = said {
-            self.p.warn(path, &said);
+    /// Warn of the attributes that an archive could not be given.
+    fn warn_of_lost(self, path: &Path, lost: Vec<Lost>) {
+        let message =
+            if self.o.in_place { Lost::message(&lost) } else { Lost::message_for_copy(lost) };
+        if let Some(message) = message {
+            self.p.warn(path, &message);
         }
     }
 

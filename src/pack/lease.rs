@@ -1,8 +1,9 @@
-//! Proof that nobody can write to a file: a read lease, or what comes nearest where there is none.
+//! Proof that nobody can write to a file: a read lease, or the next best thing where there is none.
 //!
-//! A lease is refused while anybody has the file open for writing, or mapped that way after closing it, and whoever
-//! opens it for writing later waits until the lease is given up (fcntl(2), `F_SETLEASE`). It takes the file's owner or
-//! `CAP_LEASE`, and a file system that has leases.
+//! A lease is refused while a process has the file open for writing, or still has it mapped that
+//! way. Whoever opens it for writing later blocks until the lease is released (fcntl(2),
+//! `F_SETLEASE`). Only the owner, or a process with `CAP_LEASE`, can take one, and only on a file
+//! system that supports leases.
 
 #![allow(unsafe_code)]
 
@@ -24,12 +25,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// For how long a file must not have changed where no lease tells who writes to it.
+/// How long a file must not have changed if no lease reveals writers.
 const QUIET: Duration = Duration::from_secs(3);
-/// The same on file systems to which other machines may write, unseen.
+/// The same on file systems to which other machines may write unnoticed.
 const QUIET_SHARED: Duration = Duration::from_secs(60);
 
-/// File systems to which no other machine writes, by the numbers of statfs(2).
+/// File systems to which no other machine writes, by their magic numbers (statfs(2)).
 const LOCAL: [u32; 11] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -44,20 +45,20 @@ const LOCAL: [u32; 11] = [
     0x4d44,      // FAT
 ];
 
-/// See the module's documentation. Given up when dropped.
+/// See the documentation of the module. Released when dropped.
 pub(super) struct Lease {
-    /// Shares the open file of whoever took it, and so the lease.
+    /// A duplicate of the descriptor, which shares the lease.
     file: File,
     path: PathBuf,
-    /// Whether it is one of the kernel's.
+    /// Whether the kernel granted a lease.
     held: bool,
 }
 
 impl Lease {
-    /// Take one on a file that is open for reading only.
+    /// Take a lease on a file that is open for reading only.
     ///
     /// # Errors
-    /// Invalid argument, where somebody may be writing to the file.
+    /// Invalid argument if somebody may be writing to the file.
     pub(super) fn take(file: &File, path: &Path) -> Result<Self> {
         survive_breaks();
         let lease = |held| {
@@ -66,10 +67,10 @@ impl Lease {
         match set(file, libc::F_RDLCK) {
             Ok(()) => return lease(true),
             Err(Errno::AGAIN) => return Err(open_for_writing("somebody").about_path(path)),
-            // Not the owner, or no leases here.
+            // Not the owner, or the file system has no leases.
             Err(e) => log::debug!("{}: no lease: {e}", escape::path(path)),
         }
-        // Pages that a mapping has written are written back, so that the next change of one is noticed.
+        // Write back pages that a mapping has dirtied, so that the next change updates the times.
         let _ = crate::output::sync_file(file);
         wait_for_quiet(file, path)?;
         let lease = lease(false)?;
@@ -77,7 +78,7 @@ impl Lease {
         Ok(lease)
     }
 
-    /// The same of a file that another run may just have made, and not closed yet.
+    /// The same for a file that another run may have just made, and not closed yet.
     ///
     /// # Errors
     /// As [`Lease::take`].
@@ -93,10 +94,10 @@ impl Lease {
         Self::take(file, path)
     }
 
-    /// Whether still nobody can write to the file.
+    /// Check that still nobody can write to the file.
     ///
     /// # Errors
-    /// Invalid argument, where somebody can, or wants to.
+    /// Invalid argument if somebody can, or is trying to.
     pub(super) fn check(&self) -> Result<()> {
         if self.held {
             return match get(&self.file).about_path(&self.path)? {
@@ -109,14 +110,14 @@ impl Lease {
             Writers::None => return Ok(()),
             Writers::Found(pid) => open_for_writing(&format!("process {pid}")),
             Writers::Unknown { pid, uid } => Error::invalid(format!(
-                "process {pid} of user {uid} may be writing to it, which only its owner and root can tell; \
-                 nothing was replaced"
+                "process {pid} of user {uid} may be writing to it, which only that user and root \
+                 can tell; nothing was replaced"
             )),
         };
         Err(e.about_path(&self.path))
     }
 
-    /// The same, where that costs next to nothing.
+    /// The same, but only if that is cheap.
     ///
     /// # Errors
     /// As [`Lease::check`].
@@ -137,7 +138,7 @@ fn open_for_writing(who: &str) -> Error {
     Error::invalid(format!("{who} has it open for writing; nothing was replaced"))
 }
 
-/// A lease that somebody wants broken is a signal, SIGIO, which ends a process that does not expect it.
+/// The kernel announces the break of a lease by SIGIO, which by default ends the process.
 fn survive_breaks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -153,8 +154,8 @@ fn wait_for_quiet(file: &File, path: &Path) -> Result<()> {
     let since = unchanged_for(&stat);
     let local = fstatfs(file).is_ok_and(|fs| LOCAL.contains(&(fs.f_type as u32)));
     if !local && since.is_none_or(|since| since < QUIET_SHARED) {
-        let why = "changed less than a minute ago, and this file system does not tell who writes to it; try again \
-                   later";
+        let why = "changed less than a minute ago, and this file system does not reveal who writes \
+                   to it; try again later";
         return Err(Error::invalid(why).about_path(path));
     }
     if since.is_none_or(|since| since < QUIET) {
@@ -167,14 +168,14 @@ fn wait_for_quiet(file: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Since when nothing of a file was changed; `None` for times that are in the future.
+/// How long a file has not changed; `None` if its times are in the future.
 fn unchanged_for(stat: &Stat) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     let changed = stat.st_ctime.max(stat.st_mtime);
     now.checked_sub(Duration::from_secs(u64::try_from(changed).unwrap_or(0)))
 }
 
-/// Whether a file is what it was: the same one, neither written nor changed otherwise in between.
+/// Whether two looks at a file saw the same file, unchanged in between.
 pub(super) fn same_state(a: &Stat, b: &Stat) -> bool {
     let ctime = |s: &Stat| (s.st_ctime, s.st_ctime_nsec);
     (a.st_dev, a.st_ino, a.st_size, mtime(a), ctime(a))
@@ -203,7 +204,7 @@ mod tests {
     use std::fs::OpenOptions;
 
     #[test]
-    fn a_lease_is_refused_to_a_file_that_is_written_and_lost_to_one_who_wants_to() {
+    fn a_lease_is_refused_while_a_file_is_written_and_broken_by_a_writer() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         std::fs::write(&path, "content").expect("written");
@@ -219,14 +220,14 @@ mod tests {
             eprintln!("skipped in part: no leases on this file system");
             return;
         }
-        // It waits until the lease is given up.
+        // This blocks until the lease is released.
         let opening =
             std::thread::spawn(move || OpenOptions::new().append(true).open(other).map(drop));
         let lost = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             lease.check().is_err()
         });
-        assert!(lost, "somebody waits to write");
+        assert!(lost, "a writer is waiting");
         drop(lease);
         opening.join().expect("no panic").expect("opens");
     }

@@ -1,4 +1,4 @@
-//! Links of a tree: which names are one file, and where symbolic links lead.
+//! The links of a tree: which names are hard links to one file, and where symbolic links lead.
 
 use crate::{
     error::Result,
@@ -12,8 +12,8 @@ use std::{
     sync::Arc,
 };
 
-/// Directories that belong to a version control system. What is in them is looked up by its hash or listed elsewhere, and
-/// is not to be changed.
+/// Directories of version control systems. Their files are looked up by hash or listed elsewhere,
+/// and must not be changed.
 const REPOSITORIES: [&str; 7] = [".git", ".hg", ".svn", ".bzr", ".jj", ".dvc", ".xet"];
 
 /// Whether a directory belongs to a version control system.
@@ -22,28 +22,29 @@ pub(super) fn is_repository(name: &OsStr) -> bool {
         || name.as_encoded_bytes().ends_with(b".git")
 }
 
-/// A file's place in a tree: its directory, relative to the root, and its name.
+/// The place of a file in a tree: its directory, relative to the root, and its name.
 pub(super) type Place = (PathBuf, OsString);
 
-/// The places of the files in a tree that have several names (hard links).
+/// The places of all files in a tree that have several names (hard links).
 #[derive(Default)]
 pub(super) struct HardLinks {
     found: HashMap<FileId, Vec<Place>>,
-    /// Files whose places were asked for.
+    /// Files whose places were taken.
     taken: HashSet<FileId>,
 }
 
 /// The places of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Places {
-    /// All that are in the tree.
+    /// All those in the tree.
     All(Vec<Place>),
-    /// They were asked for already: the first who asks sees to all of them.
+    /// They were taken before: whoever takes them first handles them all.
     Taken,
 }
 
 impl HardLinks {
-    /// Look through the tree at `root`. What cannot be read is left out: its files fail when their turn comes.
+    /// Search the tree at `root`. Directories that cannot be read are left out; they fail when
+    /// their turn comes.
     pub(super) fn find(root: &Arc<Dir>) -> Self {
         let mut found = Self::default();
         let _ = found.look_into(root, Path::new(""));
@@ -67,7 +68,7 @@ impl HardLinks {
         Ok(())
     }
 
-    /// The places of a file. There are none of one that had no other name when the tree was looked through.
+    /// The places of a file: none if it had only one name when the tree was searched.
     pub(super) fn take(&mut self, id: FileId) -> Places {
         match self.taken.insert(id) {
             true => Places::All(self.found.remove(&id).unwrap_or_default()),
@@ -76,19 +77,19 @@ impl HardLinks {
     }
 }
 
-/// Where a symbolic link of a tree leads, by its text.
+/// Where a symbolic link of a tree leads, judged by its text alone.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Leads {
-    /// To something in the tree, by a relative path.
+pub(super) enum Leads {
+    /// Into the tree, by a relative path.
     Inside,
-    /// To something in the tree by its absolute path; this is the relative one.
+    /// Into the tree, by an absolute path; this is the relative one.
     Absolute(PathBuf),
     /// Out of the tree.
     Outside,
 }
 
-/// Where a link to `target` leads that is in the directory `at` of the tree at `root`, an absolute path.
-pub fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
+/// Where a link to `target` in the directory `at` of the tree at the absolute path `root` leads.
+pub(super) fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
     let folded = fold(&root.join(at), target);
     if let (true, Ok(inside)) = (target.is_absolute(), folded.strip_prefix(root)) {
         let up = at.components().map(|_| Component::ParentDir);
@@ -102,7 +103,7 @@ pub fn leads(root: &Path, at: &Path, target: &Path) -> Leads {
     if folded.starts_with(root) { Leads::Inside } else { Leads::Outside }
 }
 
-/// `target` as seen from the directory `from`, without `.` and `..`.
+/// `target` relative to the directory `from`, without `.` and `..`.
 fn fold(from: &Path, target: &Path) -> PathBuf {
     let mut path = from.to_owned();
     for component in target.components() {
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn repositories_are_known_by_their_names() {
+    fn repositories_are_recognised_by_name() {
         for name in [".git", "llama.git", ".hg"] {
             assert!(is_repository(name.as_ref()), "{name}");
         }
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn all_names_of_a_file_are_found_once() {
+    fn all_names_of_a_file_are_taken_once() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir_all(dir.path().join("sub")).expect("mkdir");
         std::fs::write(dir.path().join("a"), "x").expect("write");

@@ -1,22 +1,29 @@
-//! Files and directories to archives.
+//! Files and directories to archives, and back again.
 //!
-//! An archive is written without a name, synced, handed to a [`Check`] that decodes it, and linked; an original that
-//! is to be replaced is removed only after that, and only if nobody could write to it all the while. Interrupted at
-//! any moment, either is whole.
+//! An archive is written without a name, synced, handed to a [`Check`] that decodes it, and linked.
+//! An original that is to be replaced is removed only after that, and only if nobody could write to
+//! it in the meantime. Whenever the run is interrupted, the original or its archive is whole.
+//!
+//! This room knows no reader of archives: what verifies them is handed in as a [`Check`], what
+//! unpacks them as an [`Opener`].
 
 mod encode;
 mod file;
 mod lease;
 mod links;
+mod mirror;
 mod names;
 mod plan;
+mod replace;
 mod source;
 mod tree;
+mod unpack;
+mod unpack_tree;
 mod writers;
 
 use crate::{
     error::{Error, Result},
-    format::DEFAULT_CHUNK,
+    format::{DEFAULT_CHUNK, Footer},
 };
 use std::{
     fs::File,
@@ -24,15 +31,17 @@ use std::{
 };
 
 pub use file::{archive_names, file, unnamed};
-pub use links::{Leads, leads};
+pub use mirror::refuse_inside;
 pub use tree::tree;
+pub use unpack::unpack_file;
+pub use unpack_tree::unpack_tree;
 
 /// How to pack.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Decoded bytes of a chunk, a multiple of 64 KiB up to [`crate::format::MAX_CHUNK`].
+    /// Decoded bytes of a chunk: a multiple of 64 KiB, up to [`crate::format::MAX_CHUNK`].
     pub chunk_size: u32,
-    /// Remove each original once its archive stands beside it.
+    /// Remove each original once its archive is on disk beside it.
     pub in_place: bool,
     /// Replace existing outputs.
     pub force: bool,
@@ -44,59 +53,104 @@ impl Default for Options {
     }
 }
 
-/// Told how packing goes, from any thread.
+/// How to unpack.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnpackOptions {
+    /// Replace existing outputs.
+    pub force: bool,
+    /// Keep setuid, setgid and write permission for others on the files of other owners.
+    pub trust: bool,
+}
+
+/// What is being done with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// It is packed.
+    Pack,
+    /// It is copied as it is.
+    Copy,
+    /// It is an archive, and is unpacked.
+    Unpack,
+}
+
+impl Task {
+    /// How often [`Progress::advance`] counts each byte: packing codes it, then verifies it.
+    pub fn passes(self) -> u64 {
+        if self == Self::Pack { 2 } else { 1 }
+    }
+}
+
+/// Told about progress, from any thread.
 pub trait Progress: Sync {
-    /// A file is begun: `bytes` will be advanced over, each of its bytes twice where it is packed (once coded, once
-    /// verified).
-    fn begin(&self, path: &Path, bytes: u64);
-    /// Some bytes are done.
+    /// A file is begun; its original has `bytes` bytes.
+    fn begin(&self, path: &Path, task: Task, bytes: u64);
+    /// So many bytes more are done; see [`Task::passes`].
     fn advance(&self, bytes: u64);
     /// A file is done.
     fn end(&self, outcome: &FileReport);
-    /// Something the user should know of a file.
+    /// Something about a file that the user should know.
     fn warn(&self, _path: &Path, _what: &str) {}
-    /// A file failed, and others go on.
+    /// A file failed; others go on.
     fn fail(&self, _e: &Error) {}
 }
 
-/// Verifies a finished archive that is open, by decoding all of it.
+/// Verifies a complete archive by decoding all of it.
 pub type Check<'a> = &'a (dyn Fn(&File, &dyn Progress) -> Result<()> + Sync);
+
+/// Opens an archive for unpacking.
+pub type Opener<'a> = &'a (dyn Fn(File) -> Result<Box<dyn OpenArchive>> + Sync);
+
+/// An open archive that can be unpacked.
+pub trait OpenArchive {
+    /// Its footer.
+    fn footer(&self) -> &Footer;
+    /// Its file.
+    fn file(&self) -> &File;
+    /// Write the original to the empty file `out`, which messages name `path`, and check its
+    /// SHA-256.
+    ///
+    /// # Errors
+    /// Io and corruption; what `out` holds must not be used then.
+    fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> Result<()>;
+}
 
 /// What became of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It was packed.
     Packed,
+    /// It was unpacked.
+    Unpacked,
     /// It was copied as it is.
     Copied,
-    /// A link, made again.
+    /// A link was made again.
     Linked,
-    /// Its archive or copy was there from an earlier run.
+    /// An earlier run had written the output.
     AlreadyDone,
-    /// Nothing was done, for this reason.
+    /// It was left as it is, for this reason.
     Skipped(String),
 }
 
-/// What became of one file, in figures.
+/// The outcome of one file.
 #[derive(Clone, Debug)]
 pub struct FileReport {
     /// The file.
     pub path: PathBuf,
-    /// What was written.
+    /// The output.
     pub output: PathBuf,
-    /// Its bytes.
+    /// Bytes of the original.
     pub original: u64,
-    /// Bytes of the output.
+    /// Bytes of the archive, or of the copy.
     pub stored: u64,
-    /// What was done.
+    /// What became of it.
     pub action: Action,
 }
 
-/// What became of a directory.
+/// The outcome of a directory.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Every file and link, in the order of their paths.
+    /// Every file and link, in path order.
     pub files: Vec<FileReport>,
-    /// How many more failed; [`Progress::fail`] was told why.
+    /// The number of failures; [`Progress::fail`] was told the reasons.
     pub failed: usize,
 }

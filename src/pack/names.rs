@@ -1,4 +1,4 @@
-//! What the archives of a directory's files are called: each name is given once, and none that something else has.
+//! The names of the archives in a directory: each is given once, and none that is taken.
 
 use crate::{
     error::Result,
@@ -14,14 +14,14 @@ use std::{
 /// The longest name of a directory entry, in bytes.
 const NAME_MAX: usize = 255;
 
-/// Gives names to the archives in one directory.
+/// Names the archives in one directory.
 pub(super) struct Names<'a> {
-    /// Where they are to be, if that is there already.
+    /// The directory of the archives, if it exists already.
     dir: Option<&'a Dir>,
     taken: HashSet<OsString>,
 }
 
-/// What stands at a name.
+/// What has a name.
 enum Occupant {
     Nothing,
     /// An archive that shows this name.
@@ -30,13 +30,13 @@ enum Occupant {
 }
 
 impl<'a> Names<'a> {
-    /// For archives in `dir`, where other files called `taken` are going to be.
+    /// Name archives in `dir`, where other files are going to have the names `taken`.
     pub(super) fn new(dir: Option<&'a Dir>, taken: HashSet<OsString>) -> Self {
         Self { dir, taken }
     }
 
-    /// Names for the archives of all `originals`; none for those to which all possible names are lost. Originals of which
-    /// [`Naming`] knows one name only have theirs first.
+    /// Name the archives of all `originals`; those whose possible names are all taken get none.
+    /// Originals with a single possible name come first.
     pub(super) fn give(
         &mut self,
         originals: &[OsString],
@@ -52,7 +52,7 @@ impl<'a> Names<'a> {
         Ok(given)
     }
 
-    /// The name that is the original's with `.bsz` behind it, if that can be had.
+    /// The name of the original with `.bsz` appended, if it is free.
     pub(super) fn give_appended(&mut self, original: &OsStr) -> Result<Option<OsString>> {
         let name = (Naming::Appended.archive_name(original), Naming::Appended);
         Ok(self.give_one(original, &[name])?.map(|(name, _)| name))
@@ -66,7 +66,7 @@ impl<'a> Names<'a> {
         let mut free = None;
         for candidate in candidates.iter().filter(|(name, _)| !self.taken.contains(name)) {
             match self.occupant(&candidate.0)? {
-                // An older archive of this very name, or this one from an earlier run.
+                // The archive of an older file of this name, or this one from an earlier run.
                 Occupant::Shows(name) if name == original => {
                     free = Some(candidate);
                     break;
@@ -89,13 +89,13 @@ impl<'a> Names<'a> {
     }
 }
 
-/// The name that the archive `name` of `dir` shows; `None` where it is no archive that can be read.
+/// The name that the archive `name` of `dir` shows; `None` if it is not a readable archive.
 pub(super) fn shown(dir: &Dir, name: &OsStr) -> Option<OsString> {
     let footer = peek(&dir.open_file(name).ok()?).ok()??;
     footer.naming.original_name(name)
 }
 
-/// What the archive of `original` can be called, the best name first.
+/// The possible names of the archive of `original`, the best first.
 fn candidates(original: &OsStr) -> Vec<(OsString, Naming)> {
     let short = Naming::of(original);
     let all = match short {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn every_original_has_an_archive_of_its_own_name() {
+    fn every_archive_gets_a_name_of_its_own() {
         let some = |names: &[&str]| names.iter().map(|n| Some((*n).to_owned())).collect::<Vec<_>>();
         assert_eq!(give(&["model.safetensors"], &[]), some(&["model.bsz"]));
         let both = some(&["model.bsz", "model.safetensors.bsz"]);

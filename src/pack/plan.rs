@@ -1,4 +1,5 @@
-//! What to do with each extent, before it is coded: its model, the length of its chunks, whether zstd may do as well.
+//! Decisions about each extent before it is encoded: its entropy model, the length of its chunks,
+//! and whether to try zstd.
 
 use super::source::Source;
 use crate::{
@@ -9,14 +10,14 @@ use crate::{
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Smaller extents have no model: its table would cost more than it saves.
+/// Smaller extents have no model: its tables would cost more than they save. In bytes.
 const MIN_MODELLED: u64 = 8 << 10;
-/// Elements of a large tensor that its model is made from, about.
+/// The approximate number of elements of a large tensor that its model is built from.
 const SAMPLE: usize = 1 << 20;
-/// Elements of a piece of the sample, about.
+/// The approximate number of elements of one piece of that sample.
 const PIECE: usize = 16 << 10;
 
-/// A tensor, or what lies between tensors, ready to be coded.
+/// A tensor, or the bytes between tensors, ready to be encoded.
 pub(super) struct Planned {
     pub(super) extent: Extent,
     /// Decoded bytes of its chunks.
@@ -25,7 +26,7 @@ pub(super) struct Planned {
     pub(super) try_zstd: bool,
 }
 
-/// Models for a group of extents: many small ones at once, or a large one from parts of it.
+/// Plan a group of extents: many small ones at once, or a large one by a sample.
 pub(super) fn plan(source: &Source, group: &[Extent], chunk: usize) -> Result<Vec<Planned>> {
     if let [extent] = group {
         return Ok(vec![plan_large(source, *extent, chunk)?]);
@@ -61,7 +62,7 @@ fn plan_large(source: &Source, extent: Extent, chunk: usize) -> Result<Planned> 
     Ok(planned(extent, chunk, model, &[&a?, &b?, &c?]))
 }
 
-/// Which bytes of an extent its model is made from: all, or pieces of whole rows, evenly spread.
+/// The bytes of an extent that its model is built from: all, or evenly spread pieces of whole rows.
 fn sampled(extent: Extent) -> impl Iterator<Item = Range<usize>> {
     let len = extent.len as usize;
     let width = extent.kind.map_or(1, |k| k.width());
@@ -82,12 +83,13 @@ fn model(extent: Extent, chunk: usize, sample: &[u8]) -> Result<Option<EntropyMo
     codec::fit(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
 }
 
-/// Elements of an extent's rows, if they are short enough for chunks to consist of whole ones.
+/// The elements of a row of an extent, if rows are short enough for chunks to consist of whole
+/// rows.
 fn short_row(extent: Extent, chunk: usize) -> Option<usize> {
     extent.row.filter(|&r| extent.kind.is_some_and(|k| r <= chunk / 4 / k.width()))
 }
 
-/// Decoded bytes of an extent's chunks.
+/// The decoded bytes of each chunk of an extent.
 fn chunk_len(extent: Extent, chunk: usize) -> usize {
     let row = short_row(extent, chunk).zip(extent.kind).map(|(r, k)| r * k.width());
     row.map_or(chunk, |row| chunk / row * row)

@@ -1,4 +1,4 @@
-//! The file being packed: read by position, watched for change, and known for what it is.
+//! The file being packed: read by position, watched for changes, and classified by content.
 
 use super::lease::{Lease, same_state};
 use crate::{
@@ -16,35 +16,35 @@ use std::{
     sync::Arc,
 };
 
-/// A regular file, open, with what it looked like at the start.
+/// An open regular file, and its attributes when it was opened.
 pub(super) struct Source {
     file: File,
     dir: Arc<Dir>,
     name: OsString,
-    /// What messages call it.
+    /// The path that messages name it by.
     path: PathBuf,
     stat: Stat,
     lease: Option<Lease>,
 }
 
-/// What a file is to the packer.
+/// What a file is, as far as packing is concerned.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Safetensors, whole.
+    /// A complete safetensors file.
     Model,
     /// An archive.
     Archive,
-    /// What is not to be packed though its name says that it could be, and why.
+    /// Not to be packed despite its name, for this reason.
     Unfit(String),
     /// Anything else.
     Other,
 }
 
-/// What has become of a file since it was opened.
+/// What has happened to a file since it was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Since {
     Same,
-    /// Its name is gone.
+    /// It no longer has its name.
     Gone,
     Changed,
 }
@@ -57,14 +57,14 @@ impl Source {
         Ok(Self { file, dir: Arc::clone(dir), name: name.to_owned(), path, stat, lease: None })
     }
 
-    /// Open the file at `path`, or what the link there leads to.
+    /// Open the file at `path`; links are followed.
     pub(super) fn follow(path: &Path) -> Result<Self> {
         let file = input::open(path)?;
         let (dir, name) =
             fs::canonicalize(path).about_path(path).and_then(|real| Dir::of(&real))?;
         let stat = fstat(&file).about_path(path)?;
         if !dir.has(&name, file_id(&stat))? {
-            return Err(Error::invalid("it was removed just now").about_path(path));
+            return Err(Error::invalid("was removed meanwhile").about_path(path));
         }
         Ok(Self { file, dir, name, path: path.to_owned(), stat, lease: None })
     }
@@ -81,7 +81,7 @@ impl Source {
         &self.name
     }
 
-    /// What messages call it.
+    /// The path that messages name it by.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -102,23 +102,24 @@ impl Source {
         self.stat.st_size as u64
     }
 
-    /// From now on, until this is dropped, nobody can write to the file, or [`Source::since`] notices.
+    /// Make sure that until this is dropped, nobody can write to the file, or that
+    /// [`Source::since`] detects it.
     ///
     /// # Errors
-    /// Invalid argument, where somebody may be writing to it.
+    /// Invalid argument if somebody may be writing to it.
     pub(super) fn keep_writers_out(&mut self) -> Result<()> {
         self.lease = Some(Lease::take(&self.file, &self.path)?);
         self.stat = fstat(&self.file).about_path(&self.path)?;
         Ok(())
     }
 
-    /// Whether the file starts as an archive does.
+    /// Whether the file starts like an archive.
     pub(super) fn is_archive(&self) -> bool {
         let mut start = [0; HEADER_LEN as usize];
         self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header()[..8]
     }
 
-    /// What the file is, by its content, and by its name where that says more.
+    /// What the file is, by its content and its name.
     pub(super) fn kind(&self) -> Result<Kind> {
         if self.is_archive() {
             return Ok(Kind::Archive);
@@ -142,15 +143,15 @@ impl Source {
         let why = match start {
             [] => "is empty",
             _ if start.starts_with(b"version https://git-lfs") => {
-                "is a pointer of Git LFS, not the model"
+                "is a Git LFS pointer, not the model"
             }
-            [b'<', ..] => "is a page of HTML or XML, not a model",
+            [b'<', ..] => "is an HTML or XML page, not a model",
             _ => "has no safetensors header",
         };
         Ok(Kind::Unfit(why.to_owned()))
     }
 
-    /// That the file is shorter than its own header says, in words.
+    /// A message that the file is shorter than its header says, if it is.
     pub(super) fn incomplete(&self) -> Result<Option<String>> {
         let mut prefix = [0; 9];
         if self.len() < 9 {
@@ -167,11 +168,11 @@ impl Source {
         let claimed = claimed.filter(|&claimed| claimed > self.len());
         let have = self.len();
         Ok(claimed.map(|of| {
-            format!("is incomplete: it has {have} bytes of the {of} that its header says")
+            format!("is incomplete: it has {have} of the {of} bytes that its header declares")
         }))
     }
 
-    /// `len` bytes from `start` on, into all of `out`.
+    /// Read `len` bytes at `start`; `out` is resized to hold them.
     pub(super) fn read(&self, start: u64, out: &mut Vec<u8>, len: usize) -> Result<()> {
         if let Some(lease) = &self.lease {
             lease.check_quickly()?;
@@ -192,7 +193,7 @@ impl Source {
         self.read_at(0, &mut prefix)?;
         let Some(n) = header_len(prefix, self.len()) else { return Ok(None) };
         debug_assert!(n <= MAX_HEADER);
-        // Not read where it cannot be one: the lengths of other files' first bytes can be anything.
+        // Checked first: in other files, the first bytes can amount to any length.
         let mut brace = [0];
         self.read_at(8, &mut brace)?;
         if !matches!(brace, [b'{'] | [b' '] | [b'\t'] | [b'\n'] | [b'\r']) {
@@ -203,58 +204,57 @@ impl Source {
         Ok(Some(json))
     }
 
-    /// The safetensors header, if there is one that can be read.
+    /// The safetensors header, if there is a valid one.
     pub(super) fn header(&self) -> Result<Option<Header>> {
         Ok(self.header_json()?.and_then(|json| Header::parse(&json, self.len())))
     }
 
-    /// The extents of the file: those of its header, or a single one.
+    /// The extents of the file: those of its header, or one for everything.
     pub(super) fn extents(&self) -> Result<Vec<Extent>> {
         Ok(self.header()?.unwrap_or_default().extents(self.len()))
     }
 
-    /// What has become of the file and its name.
+    /// What has happened to the file and its name.
     pub(super) fn since(&self) -> Result<Since> {
         let Some(named) = self.dir.stat(&self.name)? else { return Ok(Since::Gone) };
         let now = fstat(&self.file).about_path(&self.path)?;
         let same = same_state(&now, &self.stat) && same_state(&named, &self.stat);
         Ok(match same {
             true => Since::Same,
-            // Losing its name between the two changes a file, too.
+            // Losing its name between the two looks changes a file, too.
             false if self.dir.stat(&self.name)?.is_none() => Since::Gone,
             false => Since::Changed,
         })
     }
 
-    /// That the file is what it was, or its name is gone; whether it is there.
+    /// Check that the file is unchanged; returns whether it still has its name.
     ///
     /// # Errors
-    /// Invalid argument, where it has changed, or somebody can write to it.
+    /// Invalid argument if it has changed, or if somebody can write to it.
     pub(super) fn unchanged(&self) -> Result<bool> {
-        // First, for who has written and gone meanwhile shows below.
+        // First: a writer that is gone by now is detected below.
         self.lease.as_ref().map_or(Ok(()), Lease::check)?;
         match self.since()? {
             Since::Gone => return Ok(false),
             Since::Same => {}
             Since::Changed => {
-                let why = "the file changed while it was being packed; nothing was replaced";
+                let why = "changed while it was being packed; nothing was replaced";
                 return Err(Error::invalid(why).about_path(&self.path));
             }
         }
         Ok(true)
     }
-}
 
-impl Source {
-    /// The same as [`Source::unchanged`] of a file that is being renamed or unlinked, which changes its ctime.
+    /// The same as [`Source::unchanged`] for a file that is being renamed or unlinked, which
+    /// changes its ctime.
     ///
     /// # Errors
-    /// Invalid argument, where it has other bytes now, or somebody can write to it.
+    /// Invalid argument if its bytes have changed, or if somebody can write to it.
     pub(super) fn keeps_its_bytes(&self) -> Result<()> {
         self.lease.as_ref().map_or(Ok(()), Lease::check)?;
         let now = fstat(&self.file).about_path(&self.path)?;
         if (now.st_size, mtime(&now)) != (self.stat.st_size, mtime(&self.stat)) {
-            let why = "the file changed while it was being packed";
+            let why = "changed while it was being packed";
             return Err(Error::invalid(why).about_path(&self.path));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Who has a file open for writing, by what /proc tells of other processes.
+//! Which processes have a file open for writing, according to /proc.
 
 use rustix::{
     fs::{AtFlags, CWD, OFlags, Stat, StatxFlags, fgetxattr, fstat, major, minor, statx},
@@ -11,29 +11,29 @@ use std::{
     path::Path,
 };
 
-/// What is known of a file's writers.
+/// The writers of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Writers {
-    /// There are none among the processes that can be looked into, nor may others be.
+    /// No process has it open for writing: those that cannot be inspected may not write to it.
     None,
-    /// This process has it open for writing, or mapped.
+    /// This process has it open, or mapped, for writing.
     Found(u32),
-    /// This one cannot be looked into, and its user may write to the file.
+    /// This process cannot be inspected, and its user may write to the file.
     Unknown { pid: u32, uid: u32 },
 }
 
-/// Look through the processes of this machine.
+/// Search the processes of this machine.
 ///
 /// # Errors
-/// Io, where there is no /proc.
+/// Io if /proc is missing or hides processes.
 pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
     let stat = fstat(file)?;
     let (me, my_uid) = (getpid().as_raw_nonzero().get() as u32, geteuid().as_raw());
     let mut unknown = Writers::None;
-    // Whether all processes are shown: without /proc none is, and it can be mounted so as to hide those of others.
+    // Whether /proc shows all processes: it can be mounted to hide those of other users.
     let (mut shows_me, mut shows_first) = (false, false);
     let hidden = || {
-        io::Error::other("not all processes are seen in /proc, so nobody can tell who writes to it")
+        io::Error::other("/proc does not show all processes, so its writers cannot be determined")
     };
     let list = has_list(file) && stat.st_mode & 0o020 != 0;
     for entry in fs::read_dir("/proc").map_err(|_| hidden())? {
@@ -42,7 +42,7 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
             continue;
         };
         shows_first |= pid == 1;
-        // This process opened it for reading.
+        // This process has it open for reading only.
         if pid == me {
             shows_me = true;
             continue;
@@ -50,7 +50,7 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
         match writes(&entry.path(), &stat) {
             Ok(true) => return Ok(Writers::Found(pid)),
             Ok(false) => {}
-            // It has ended, or may not be looked into.
+            // It has ended, or may not be inspected.
             Err(_) => {
                 if let Some(uid) =
                     may_write(&entry.path(), &stat, list).filter(|&uid| uid != 0 && uid != my_uid)
@@ -63,7 +63,8 @@ pub(super) fn find_writers(file: &File) -> io::Result<Writers> {
     if shows_me && shows_first { Ok(unknown) } else { Err(hidden()) }
 }
 
-/// Whether a file has an access control list, by which users may write to it who are neither its owner nor of its group.
+/// Whether a file has an access control list, which can allow writing to users other than its owner
+/// and group.
 fn has_list(file: &File) -> bool {
     !matches!(
         fgetxattr(file, "system.posix_acl_access", &mut [0u8; 1]),
@@ -71,11 +72,11 @@ fn has_list(file: &File) -> bool {
     )
 }
 
-/// Whether a process has the file open for writing, or mapped.
+/// Whether a process has the file open, or mapped, for writing.
 fn writes(process: &Path, stat: &Stat) -> io::Result<bool> {
     for fd in fs::read_dir(process.join("fd"))? {
         let fd = fd?;
-        // Not asked anew, for the server of another file system may not answer.
+        // Cached attributes, since the server of another file system may hang.
         let flags = AtFlags::STATX_DONT_SYNC;
         let Ok(open) = statx(CWD, fd.path(), flags, StatxFlags::INO) else { continue };
         let device = (open.stx_dev_major, open.stx_dev_minor);
@@ -84,18 +85,18 @@ fn writes(process: &Path, stat: &Stat) -> io::Result<bool> {
                 fs::read_to_string(process.join("fdinfo").join(fd.file_name())).unwrap_or_default();
             let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
             let flags = flags.and_then(|f| u32::from_str_radix(f.trim(), 8).ok());
-            // In doubt it writes.
+            // If in doubt, it writes.
             if flags.is_none_or(|flags| flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits()) {
                 return Ok(true);
             }
         }
     }
-    // A mapping outlives its descriptor. Devices are not compared, for btrfs shows others here.
+    // A mapping outlives its descriptor. Devices are not compared, since btrfs shows others here.
     let maps = fs::read(process.join("maps"))?;
     Ok(maps.split(|&b| b == b'\n').any(|line| maps_for_writing(line, stat.st_ino)))
 }
 
-/// Whether a line of `maps` is of a shared mapping of this inode that can be written to.
+/// Whether a line of `maps` describes a shared writable mapping of this inode.
 fn maps_for_writing(line: &[u8], ino: u64) -> bool {
     let line = String::from_utf8_lossy(line);
     let mut fields = line.split_ascii_whitespace();
@@ -103,7 +104,7 @@ fn maps_for_writing(line: &[u8], ino: u64) -> bool {
     access.contains('w') && access.ends_with('s') && inode.parse() == Ok(ino)
 }
 
-/// The user of a process, if permissions let that user write to the file.
+/// The user of a process, if that user may write to the file.
 fn may_write(process: &Path, stat: &Stat, list: bool) -> Option<u32> {
     let status = fs::read_to_string(process.join("status")).ok()?;
     let numbers = |name: &str| -> Option<Vec<u32>> {
@@ -127,7 +128,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     #[test]
-    fn another_process_that_can_write_is_found() {
+    fn a_process_that_can_write_is_found() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         fs::write(&path, "content").expect("written");
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_mappings_are_told_from_others() {
+    fn only_shared_writable_mappings_count() {
         let line = |access: &str| {
             format!("7f0000000000-7f0000001000 {access} 00000000 08:01 4711      /a b")
         };

@@ -283,7 +283,7 @@ pub fn samples() -> Vec<(String, Vec<u8>)> {
 pub struct Silent;
 
 impl pack::Progress for Silent {
-    fn begin(&self, _: &Path, _: u64) {}
+    fn begin(&self, _: &Path, _: pack::Task, _: u64) {}
     fn advance(&self, _: u64) {}
     fn end(&self, _: &pack::FileReport) {}
 }

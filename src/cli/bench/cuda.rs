@@ -1,4 +1,4 @@
-//! `bsz bench --cuda`: what a GPU decodes, beside what it copies.
+//! `bsz bench --cuda`: the rates at which a GPU decodes and copies.
 
 use super::measure::{best, spread};
 use crate::cli::progress::Bar;
@@ -11,25 +11,25 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
 
-/// Decoded bytes of the chunks that are measured, at most, about.
+/// The most decoded bytes of chunks to measure, approximately.
 const MOST: u64 = 2 << 30;
-/// Bytes that are copied to and fro.
+/// Bytes that are copied back and forth.
 const COPIED: usize = 64 << 20;
 
-/// What was measured, as the JSON has it; rates in GB/s, of decoded bytes except in copies.
+/// The measurements, as in the JSON. Rates are in GB/s, of decoded bytes unless they are copies.
 #[derive(Serialize)]
 pub struct Figures {
     device: String,
-    /// Decoded and stored bytes of the chunks that were measured.
+    /// Decoded bytes of the measured chunks; `stored` is their stored bytes.
     bytes: u64,
     stored: u64,
     upload_gbs: f64,
     download_gbs: f64,
-    /// On the device already, and staying there.
+    /// From device memory to device memory.
     resident_gbs: f64,
-    /// From the host's memory to the device's, decoded there.
+    /// From host memory to device memory, decoded there.
     to_device_gbs: f64,
-    /// From the host's memory and back to it, checksums verified.
+    /// From host memory to host memory, with checksums verified.
     to_host_gbs: f64,
 }
 
@@ -48,11 +48,11 @@ impl Chunk {
         if checksum(decoded) == self.checksum {
             return Ok(());
         }
-        Err(Error::corrupt("what the GPU decoded does not match its checksum"))
+        Err(Error::corrupt("the data that the GPU decoded does not match its checksum"))
     }
 }
 
-/// Measure each row for about so many seconds.
+/// Measure each row for about `seconds`.
 pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<Figures> {
     bar.say("loading chunks");
     let chunks = load(archive, MOST.min(gpu.free_memory()? as u64 / 3))?;
@@ -102,14 +102,14 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
     })
 }
 
-/// Chunks that a GPU decodes, of `most` decoded bytes, about, evenly spread over the archive.
+/// Chunks that a GPU can decode, about `most` decoded bytes, evenly spread over the archive.
 fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
     let index = archive.index();
     let chunks =
         (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
     let known: Vec<_> = chunks.into_iter().filter(|(_, chunk)| gpu::takes(chunk.coding)).collect();
     if known.is_empty() {
-        return Err(Error::invalid("the file has no chunks that a GPU decodes"));
+        return Err(Error::invalid("contains no chunks that a GPU can decode"));
     }
     let bytes = known.iter().map(|(_, chunk)| chunk.len() as u64).sum();
     let load = |i: usize| {
@@ -138,9 +138,9 @@ impl Figures {
         let header = ["", "rate", "of download"].map(String::from).to_vec();
         let rows = [
             header,
-            row("decode, from and to the device's memory", self.resident_gbs, None),
-            row("decode, from the host's memory to the device's", self.to_device_gbs, None),
-            row("decode, from and to the host's memory", self.to_host_gbs, Some(self.download_gbs)),
+            row("decode, device memory to device memory", self.resident_gbs, None),
+            row("decode, host memory to device memory", self.to_device_gbs, None),
+            row("decode, host memory to host memory", self.to_host_gbs, Some(self.download_gbs)),
             row("upload", self.upload_gbs, None),
             row("download", self.download_gbs, None),
         ];

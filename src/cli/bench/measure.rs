@@ -1,4 +1,4 @@
-//! The measurements: passes that are repeated for a while, over chunks in memory and over an open archive.
+//! The measurements: passes over chunks in memory, and over an open archive, repeated for a while.
 
 use crate::cli::generate::Random;
 use crate::codec::ChunkDecoder;
@@ -12,26 +12,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Stored bytes of the chunks that are held in memory, at most, about.
+/// The most stored bytes of chunks to hold in memory, approximately.
 const MOST_STORED: u64 = 1 << 30;
-/// Bytes that copies are made from, at most, about: more than caches hold.
+/// The most bytes to copy from, approximately: more than the processor caches hold.
 const MOST_COPIED: usize = 256 << 20;
-/// A shorter pass says more of clocks and of threads that start than of the work.
+/// The shortest pass, in seconds. A shorter one would measure clocks and thread starts, not work.
 const SHORTEST: f64 = 0.02;
 /// Bytes of a random read.
 const READ: u64 = 4 << 10;
-/// Fewer random reads have no percentiles.
+/// The fewest random reads that give percentiles.
 const FEWEST_READS: usize = 100;
 
-/// `threads` threads that start no work of their own.
+/// A pool of `threads` threads, separate from the global one.
 pub fn pool(threads: usize) -> Result<ThreadPool> {
     let pool =
         ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("bsz-{i}")).build();
     pool.map_err(|e| Error::invalid(e.to_string()).about("threads"))
 }
 
-/// The rate of the best of the passes that fit into `seconds`, of one at least, in GB/s. `pass` does work on `bytes`
-/// bytes as many times as it is told.
+/// The best rate of the passes that fit into `seconds`, but of at least one, in GB/s. `pass` works
+/// on `bytes` bytes, as many times as its argument says.
 pub fn best(bytes: u64, seconds: f64, mut pass: impl FnMut(usize) -> Result<()>) -> Result<f64> {
     let (mut times, mut best) = (1, 0f64);
     let begun = Instant::now();
@@ -50,24 +50,25 @@ pub fn best(bytes: u64, seconds: f64, mut pass: impl FnMut(usize) -> Result<()>)
     }
 }
 
-/// Of `count` chunks that are stored in `stored` bytes, those that take about `most`, evenly spread; all, if they fit.
+/// An evenly spread selection of `count` chunks of `stored` bytes that takes about `most` bytes, or
+/// all of them if they fit.
 pub fn spread(count: usize, stored: u64, most: u64) -> Vec<usize> {
     let taken =
         (count as u128 * u128::from(most) / u128::from(stored.max(1))).clamp(1, count as u128);
     (0..taken).map(|i| (i * count as u128 / taken) as usize).collect()
 }
 
-/// Chunks of an archive in memory, as they are stored: all, or so many, evenly spread.
+/// Stored chunks of an archive in memory: all, or an evenly spread selection.
 pub struct Sample {
     chunks: Vec<StoredChunk>,
-    /// What copies are made from: places of the longest chunk's length.
+    /// The source of copies: slots of the length of the longest chunk.
     source: Vec<u8>,
     /// Decoded bytes of the longest chunk.
     longest: usize,
 }
 
 impl Sample {
-    /// Read them, and decode each once, so that their tables are there.
+    /// Read the chunks, and decode each once, so that their tables are built.
     ///
     /// # Errors
     /// As [`Archive::stored_chunk`] and [`StoredChunk::decode`].
@@ -86,7 +87,7 @@ impl Sample {
             .collect::<Result<Vec<_>>>()?;
         let longest = chunks.iter().map(StoredChunk::decoded_len).max().unwrap_or(0);
         let places = (MOST_COPIED / longest.max(1)).clamp(1, chunks.len());
-        // Not of zeros, which would be one page, mapped again and again.
+        // Not zeros: those would all map to one page.
         Ok(Self { chunks, source: vec![1; places * longest], longest })
     }
 
@@ -95,7 +96,7 @@ impl Sample {
         self.chunks.iter().map(|c| c.decoded_len() as u64).sum()
     }
 
-    /// GB/s of decoding with `threads` threads.
+    /// The rate of decoding with `threads` threads, in GB/s.
     ///
     /// # Errors
     /// As [`StoredChunk::decode`].
@@ -103,10 +104,10 @@ impl Sample {
         self.rate(threads, seconds, &|i, out| self.chunks[i].decode(decoder, out))
     }
 
-    /// GB/s of copying as many bytes in the same pieces.
+    /// The rate of copying the same number of bytes in the same pieces, in GB/s.
     ///
     /// # Errors
-    /// Where the threads do not start.
+    /// If the threads cannot be started.
     pub fn copy(&self, threads: usize, seconds: f64) -> Result<f64> {
         let places = self.source.len() / self.longest;
         self.rate(threads, seconds, &|i, out| {
@@ -115,7 +116,8 @@ impl Sample {
         })
     }
 
-    /// The rate of `work`, which makes the bytes of a chunk, by its number. Each thread has one buffer.
+    /// The rate of `work`, which produces the bytes of the chunk of a number. Each thread has one
+    /// buffer.
     fn rate(
         &self,
         threads: usize,
@@ -145,7 +147,7 @@ impl Sample {
     }
 }
 
-/// How long it takes to read a page of the original from an open archive.
+/// The latency of reading 4 KiB of the original from an open archive.
 #[derive(Serialize)]
 pub struct RandomReads {
     pub reads_per_s: f64,
@@ -154,7 +156,7 @@ pub struct RandomReads {
     pub p99_us: f64,
 }
 
-/// Read 4 KiB at random places, one after the other, each by decoding what holds it.
+/// Read 4 KiB at random offsets, one after the other, decoding the chunk for each.
 ///
 /// # Errors
 /// As [`Archive::read_at`].

@@ -1,17 +1,17 @@
-//! `bsz bench`: what compression gains and costs on the user's own file and machine.
+//! `bsz bench`: what compression gains and costs for the user's file on the user's machine.
 
 #[cfg(feature = "cuda")]
 mod cuda;
 mod measure;
 
-use super::archive::{check, naming};
+use super::common::check;
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Bar;
 use super::report::{self, Output};
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::pack::{self, FileReport, Options};
+use crate::pack::{self, FileReport, Options, Task};
 use crate::read::{self, Archive};
 use clap::Args;
 use measure::{RandomReads, Sample, best, pool, random_reads};
@@ -23,30 +23,36 @@ use std::time::Instant;
 
 /// Measure size and speed on this machine
 ///
-/// Packs FILE to a temporary archive, or takes FILE if it is one; then times checking all of it, decoding its
-/// chunks from memory to memory, copying as many bytes, and reading 4 KiB at random places. Rates are of decoded
-/// bytes, the best of the passes that fit into the time. FILE is only read.
+/// Packs FILE to a temporary archive, unless FILE is an archive. Then measures verification,
+/// decoding from memory to memory, copying the same number of bytes, and random reads of 4 KiB.
+/// Each rate is in decoded bytes, and is the best of the passes that fit into the time. FILE is
+/// only read.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz bench model.safetensors            packs it to a temporary archive first
-  bsz bench model.bsz                    an archive that is there
-  bsz bench --threads 1,8 model.bsz      one thread and eight
-  bsz bench --seconds 5 model.bsz        five seconds for each row: steadier figures
-  bsz bench --cuda model.bsz             what a GPU does instead
-  bsz bench --json model.bsz             the figures for a program to read
+  bsz bench model.bsz                    uses an existing archive
+  bsz bench --threads 1,8 model.bsz      with one thread and with eight
+  bsz bench --seconds 5 model.bsz        five seconds per row, for steadier figures
+  bsz bench --cuda model.bsz             decodes on a GPU
+  bsz bench --json model.bsz             the figures as JSON
 
-The temporary archive is written to $TMPDIR where that is set, else beside FILE, and removed again.")]
+The temporary archive is written to $TMPDIR if that is set, else beside FILE, and removed.")]
 pub struct BenchArgs {
     /// A model or any other file, or a .bsz archive
     file: PathBuf,
-    /// Numbers of threads that decode; 1 is always among them, the largest also packs and verifies [default: 1, 2,
-    /// 4 and so on up to the number of cores]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    /// Decode with these numbers of threads, and with 1; pack and verify with the largest [default:
+    /// 1, 2, 4 and so on, up to the number of cores]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u16).range(1..=4096)
+    )]
     threads: Vec<u16>,
-    /// Time for each row; a pass that takes longer is finished
+    /// Measure each row for N seconds, or for one pass if that takes longer
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_seconds)]
     seconds: f64,
-    /// Time decoding on a GPU instead, beside copies to and from it
+    /// Measure decoding on a GPU instead, and copies to and from it
     #[cfg(feature = "cuda")]
     #[arg(long)]
     cuda: bool,
@@ -57,11 +63,11 @@ pub struct BenchArgs {
 
 fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     let seconds = text.parse().ok().filter(|s| (0.001..=86_400.0).contains(s));
-    seconds.ok_or_else(|| "not a number of seconds between 0.001 and 86400".into())
+    seconds.ok_or_else(|| "must be a number of seconds between 0.001 and 86400".into())
 }
 
 impl BenchArgs {
-    /// Ascending, from 1 on.
+    /// The numbers of threads, ascending from 1.
     fn threads(&self) -> Vec<usize> {
         let mut list: Vec<usize> = self.threads.iter().copied().map(usize::from).collect();
         if list.is_empty() {
@@ -76,25 +82,25 @@ impl BenchArgs {
     }
 }
 
-/// What was measured, as the JSON has it; rates in GB/s of decoded bytes.
+/// The measurements, as in the JSON. Rates are in GB/s of decoded bytes.
 #[derive(Serialize)]
 struct Figures {
     #[serde(flatten, serialize_with = "escape::field::file")]
     file: PathBuf,
-    /// Bytes of the original, and of the archive.
+    /// Bytes of the original; `stored` is bytes of the archive.
     bytes: u64,
     stored: u64,
     ratio: f64,
-    /// Verification included; `null` for an archive, which is not packed.
+    /// Includes verification; `null` if FILE is an archive.
     pack_gbs: Option<f64>,
     decoders: Vec<DecoderRate>,
     memcpy: Vec<CopyRate>,
     verify_gbs: f64,
     random: RandomReads,
-    /// What the rows without a number of their own use.
+    /// The threads of rows without a number of their own.
     #[serde(skip)]
     most_threads: usize,
-    /// Decoded bytes of the chunks that were decoded, where these are not all.
+    /// Decoded bytes of the measured chunks, if these are not all.
     #[serde(skip)]
     sampled: Option<u64>,
 }
@@ -118,12 +124,12 @@ pub fn bench(args: BenchArgs, quiet: bool) -> Result<()> {
     let output = Output::new(args.json, quiet);
     #[cfg(feature = "cuda")]
     if args.cuda {
-        // Before anything takes long.
+        // First, so that a missing GPU is reported at once.
         let gpu = crate::gpu::Gpu::open()?;
         let bar = Bar::new(quiet);
         let (archive, _) = open(&args.file, &pool(*args.threads().last().unwrap_or(&1))?, &bar)?;
         let figures = cuda::figures(&gpu, &archive, args.seconds, &bar);
-        let figures = figures.map_err(|e| naming(e, &args.file, &args.file))?;
+        let figures = figures.about_path(&args.file)?;
         figures.lines().iter().for_each(|line| output.line(line));
         return output.finish(&figures);
     }
@@ -139,21 +145,20 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
     let (archive, pack_gbs) = open(file, &pool, bar)?;
     let bytes = archive.footer().original_len;
     let decoder = codec::fastest();
-    let named = |e| naming(e, file, file);
 
-    // Once for the page cache, and so that nothing damaged is measured.
+    // Fills the page cache, and makes sure that no damaged archive is measured.
     bar.start("reading", file, bytes, 1);
-    pool.install(|| read::verify(&archive, &*decoder, &|n| bar.advance(n))).map_err(named)?;
+    pool.install(|| read::verify(&archive, &*decoder, &|n| bar.advance(n))).about_path(file)?;
     bar.say("verify");
     let verify = || pool.install(|| read::verify(&archive, &*decoder, &|_| ()));
     let verify_gbs =
-        best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).map_err(named)?;
+        best(bytes, seconds, |times| (0..times).try_for_each(|_| verify())).about_path(file)?;
     bar.say("random reads");
-    let random = random_reads(&archive, &*decoder, seconds).map_err(named)?;
+    let random = random_reads(&archive, &*decoder, seconds).about_path(file)?;
 
     bar.say("loading chunks");
-    let sample = pool.install(|| Sample::load(&archive, &*decoder)).map_err(named)?;
-    let (decoders, memcpy) = chunks(&sample, &*decoder, &threads, seconds, bar).map_err(named)?;
+    let sample = pool.install(|| Sample::load(&archive, &*decoder)).about_path(file)?;
+    let (decoders, memcpy) = chunks(&sample, &*decoder, &threads, seconds, bar).about_path(file)?;
     let stored = archive.stored_len();
     Ok(Figures {
         file: file.clone(),
@@ -170,7 +175,7 @@ fn figures(args: &BenchArgs, bar: &Bar) -> Result<Figures> {
     })
 }
 
-/// The archive `file`, or a temporary one of it with the rate at which it was made.
+/// Open the archive `file`, or make a temporary one from it; returns the rate of that, too.
 fn open(file: &Path, pool: &ThreadPool, bar: &Bar) -> Result<(Archive, Option<f64>)> {
     let (archive, pack_gbs) = if file.extension().is_some_and(|e| e == "bsz") {
         (Archive::open(file)?, None)
@@ -179,12 +184,13 @@ fn open(file: &Path, pool: &ThreadPool, bar: &Bar) -> Result<(Archive, Option<f6
         (archive, Some(gbs))
     };
     if archive.index().is_empty() {
-        return Err(Error::invalid("empty: there is nothing to measure").about_path(file));
+        return Err(Error::invalid("is empty: there is nothing to measure").about_path(file));
     }
     Ok((archive, pack_gbs))
 }
 
-/// What memory to memory takes: the decoder with each number of threads, as memcpy, then the others with one.
+/// Measure memory to memory: the decoder and memcpy with each number of threads, then the other
+/// decoders with one.
 fn chunks(
     sample: &Sample,
     decoder: &dyn ChunkDecoder,
@@ -199,7 +205,7 @@ fn chunks(
     };
     let (mut decoders, mut memcpy) = (Vec::new(), Vec::new());
     for &threads in threads {
-        // In turns, since machines drift.
+        // In turns, since clock rates drift.
         bar.say(&format!("memcpy, threads: {threads}"));
         memcpy.push(CopyRate { threads, gbs: sample.copy(threads, seconds)? });
         decoders.push(decode(decoder, threads)?);
@@ -210,7 +216,7 @@ fn chunks(
     Ok((decoders, memcpy))
 }
 
-/// The archive of `file`, whose name is gone already, and the rate at which it was made.
+/// Pack `file` to an unnamed archive; returns the rate, too.
 fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
     let beside = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let named = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
@@ -221,7 +227,7 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
     if room < bytes {
         let [room, bytes] = [room, bytes].map(report::bytes);
         let why = format!(
-            "has {room} free, and the archive may take {bytes}; TMPDIR can name another directory"
+            "has {room} free, but the archive may take {bytes}; set TMPDIR to another directory"
         );
         return Err(Error::invalid(why).about_path(dir));
     }
@@ -233,12 +239,12 @@ fn pack(file: &Path, bar: &Bar) -> Result<(Archive, f64)> {
     Ok((Archive::from_file(archive).about_path(file)?, gbs))
 }
 
-/// Shows the packing of the one file.
+/// Shows the progress of packing.
 struct Packing<'a>(&'a Bar);
 
 impl pack::Progress for Packing<'_> {
-    fn begin(&self, path: &Path, bytes: u64) {
-        self.0.start("packing", path, bytes, 2);
+    fn begin(&self, path: &Path, task: Task, bytes: u64) {
+        self.0.start("packing", path, bytes, task.passes());
     }
 
     fn advance(&self, bytes: u64) {
@@ -273,10 +279,11 @@ impl Figures {
             report::ratio(self.stored, self.bytes),
         );
         let sampled = self.sampled.map(|bytes| {
-            format!("decoded: chunks of {}, evenly spread over the file", report::bytes(bytes))
+            format!("decoded: a sample of {}, evenly spread over the file", report::bytes(bytes))
         });
         let random = format!(
-            "random reads of 4 KiB, without a cache: {:.0} a second, median {:.0} µs, 99 % within {:.0} µs",
+            "random reads of 4 KiB, uncached: {:.0} per second, median {:.0} µs, \
+             99 % within {:.0} µs",
             self.random.reads_per_s, self.random.median_us, self.random.p99_us
         );
         let table = report::table(&rows, &[1, 2, 3]);

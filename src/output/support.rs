@@ -1,0 +1,29 @@
+//! What a file system, a kernel or a sandbox may not offer, and syncing in spite of that.
+
+use rustix::{
+    fs::{fsync, syncfs},
+    io::Errno,
+};
+use std::fs::File;
+
+/// Whether an error says that a file system, a kernel or a sandbox does not offer a call.
+pub(super) fn is_unsupported(e: Errno) -> bool {
+    matches!(
+        e,
+        Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY | Errno::BADF | Errno::PERM
+    )
+}
+
+/// Sync a file's bytes and attributes to disk.
+///
+/// # Errors
+/// Failures of the disk; a file system that offers no syncing is not an error.
+pub fn sync_file(file: &File) -> Result<(), Errno> {
+    match fsync(file) {
+        Err(e) if is_unsupported(e) => match syncfs(file) {
+            Err(e) if is_unsupported(e) => Ok(()),
+            other => other,
+        },
+        other => other,
+    }
+}

@@ -1,0 +1,135 @@
+//! One archive to the file it was made from.
+
+use super::{Action, FileReport, OpenArchive, Opener, Progress, Task, UnpackOptions};
+use crate::{
+    error::{Context, Error, Result},
+    input,
+    output::{Attributes, Dir, Existing, Lost, Output, file_id, retry_if_taken, sha256},
+};
+use rustix::fs::{FileType, fstat};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Unpack the archive `src` to the file `out`, or under its original name: in the directory `out`,
+/// or beside `src`.
+///
+/// # Errors
+/// Io, corruption; invalid argument if `src` is not an archive, or if the output exists and
+/// differs.
+pub fn unpack_file(
+    src: &Path,
+    out: Option<&Path>,
+    o: UnpackOptions,
+    open: Opener<'_>,
+    p: &dyn Progress,
+) -> Result<FileReport> {
+    let archive = open(input::open(src)?).about_path(src)?;
+    let original = || original_name(&*archive, src);
+    let out = match out {
+        Some(out) if out.is_dir() => out.join(original()?),
+        Some(out) => out.to_owned(),
+        None => src.with_file_name(original()?),
+    };
+    let (dir, name) = Dir::of(&out)?;
+    Unpacker { o, open, p }.run(&*archive, src, &dir, &name)
+}
+
+/// The name of the file that the archive at `path` was made from.
+fn original_name(archive: &dyn OpenArchive, path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().and_then(|name| archive.footer().naming.original_name(name));
+    name.map(PathBuf::from)
+        .ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
+}
+
+/// How archives are unpacked.
+#[derive(Clone, Copy)]
+pub(super) struct Unpacker<'a> {
+    pub(super) o: UnpackOptions,
+    pub(super) open: Opener<'a>,
+    pub(super) p: &'a dyn Progress,
+}
+
+/// What has the name of the file that is to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occupant {
+    Nothing,
+    /// A file of the same bytes.
+    Same,
+    Other,
+}
+
+impl Unpacker<'_> {
+    /// Unpack the archive at `path` to the file `name` of `out`.
+    pub(super) fn run(
+        self,
+        archive: &dyn OpenArchive,
+        path: &Path,
+        out: &Arc<Dir>,
+        name: &OsStr,
+    ) -> Result<FileReport> {
+        let footer = archive.footer();
+        self.p.begin(path, Task::Unpack, footer.original_len);
+        let action = retry_if_taken(|| match occupant(out, name, archive)? {
+            Occupant::Same => Ok(Action::AlreadyDone),
+            Occupant::Other if !self.o.force => {
+                let why = "exists and differs; remove it or use --force";
+                Err(Error::invalid(why).about_path(&out.path(name)))
+            }
+            Occupant::Nothing | Occupant::Other => {
+                self.write(archive, path, out, name).map(|()| Action::Unpacked)
+            }
+        })?;
+        let report = FileReport {
+            path: path.to_owned(),
+            output: out.path(name),
+            original: footer.original_len,
+            stored: fstat(archive.file()).about_path(path)?.st_size as u64,
+            action,
+        };
+        self.p.end(&report);
+        Ok(report)
+    }
+
+    fn write(
+        self,
+        archive: &dyn OpenArchive,
+        path: &Path,
+        out: &Arc<Dir>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let output = Output::create(out, name)?;
+        archive.unpack(output.file(), &out.path(name), self.p).about_path(path)?;
+        let lost = output.sync(&self.attributes(archive, path)?)?;
+        output.commit(if self.o.force { Existing::Replace } else { Existing::Refuse })?;
+        if let Some(message) = Lost::message_for_copy(lost) {
+            self.p.warn(path, &message);
+        }
+        Ok(())
+    }
+
+    /// The attributes of the archive, with no more permissions than the original had.
+    fn attributes(self, archive: &dyn OpenArchive, path: &Path) -> Result<Attributes> {
+        let mut attributes = Attributes::of(archive.file()).about_path(path)?;
+        attributes.narrow(archive.footer().mode);
+        attributes.mtime = archive.footer().mtime;
+        if !self.o.trust {
+            attributes.distrust_others();
+        }
+        Ok(attributes)
+    }
+}
+
+fn occupant(out: &Dir, name: &OsStr, archive: &dyn OpenArchive) -> Result<Occupant> {
+    let footer = archive.footer();
+    let Some(stat) = out.stat(name)? else { return Ok(Occupant::Nothing) };
+    if file_id(&stat) == file_id(&fstat(archive.file()).about_path(&out.path(name))?) {
+        return Err(Error::invalid("is the archive itself").about_path(&out.path(name)));
+    }
+    let alike = FileType::from_raw_mode(stat.st_mode).is_file()
+        && stat.st_size as u64 == footer.original_len;
+    let same = alike && sha256(&out.open_file(name)?, &out.path(name))? == footer.sha256;
+    Ok(if same { Occupant::Same } else { Occupant::Other })
+}
