@@ -78,7 +78,7 @@ impl Chunk {
         let row = matches!(weights, Weights::F16Classes).then_some(ROW);
         let sample =
             Sample { kind: weights.kind(), bytes: &bytes, row, tensor: bytes.len() as u64 };
-        let model = codec::model(sample).expect("a model").expect("worth one");
+        let model = codec::fit(sample).expect("a model").expect("worth one");
         assert_eq!(model.classes() > 1, row.is_some(), "{weights:?}: {} classes", model.classes());
         bytes.truncate(CHUNK);
         let (coding, stored) = codec::encode(&bytes, Some(&Encoder::new(&model)), false);

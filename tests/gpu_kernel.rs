@@ -5,7 +5,7 @@
 
 use bszfs::{
     ErrorKind,
-    codec::{self, Coding, Encoder, EntropyModel, LANES, model::Table, planes::Layout},
+    codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout},
     gpu::{
         Gpu, LEAST_MEMORY, Piece,
         batch::{Batch, Item},
@@ -364,7 +364,7 @@ fn random_model(r: &mut Random) -> EntropyModel {
                 _ if i == likely => 1 << 20,
                 _ => shape as u64 / 4,
             };
-            Table::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>())
+            FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>())
         })
         .collect();
     EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds")
@@ -376,8 +376,12 @@ fn elements(r: &mut Random, model: &EntropyModel, count: usize) -> Vec<u8> {
     let width = usize::from(layout.width());
     let constant = below(r, 16) == 0;
     let modes: Vec<u8> = layout.planes().iter().map(|_| r.next() as u8).collect();
-    let symbols = |t: &Table| -> Vec<usize> {
-        t.freqs().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s, f.into())).collect()
+    let symbols = |t: &FrequencyTable| -> Vec<usize> {
+        t.frequencies()
+            .iter()
+            .enumerate()
+            .flat_map(|(s, &f)| std::iter::repeat_n(s, f.into()))
+            .collect()
     };
     let draws: Vec<_> = model.tables().iter().map(symbols).collect();
     let choices: [usize; 16] = std::array::from_fn(|_| below(r, model.choices()));

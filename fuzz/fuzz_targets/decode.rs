@@ -6,7 +6,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, Encoder, LANES, EntropyModel, model::Table, planes::Layout};
+use bszfs::codec::{self, Coding, Encoder, LANES, EntropyModel, model::FrequencyTable, planes::Layout};
 use bszfs_fuzz::{Random, Tested, decode};
 use libfuzzer_sys::fuzz_target;
 
@@ -115,7 +115,7 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyM
                 }
             }
         };
-        tables.push(Table::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
+        tables.push(FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
     }
     Ok(EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds"))
 }
@@ -161,6 +161,6 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> a
 }
 
 /// Each symbol as often as its frequency.
-fn slots(table: &Table) -> Vec<u8> {
-    table.freqs().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
+fn slots(table: &FrequencyTable) -> Vec<u8> {
+    table.frequencies().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
 }

@@ -25,7 +25,7 @@ fn tensor(u: &mut Unstructured<'_>) -> arbitrary::Result<Tested> {
     let known = if flags & 8 == 8 { usize::from(sampled) % (bytes.len() + 1) } else { bytes.len() };
     let known = &bytes[..known / kind.width() * kind.width()];
     let sample = Sample { kind, bytes: known, row, tensor: tensor.unwrap_or(bytes.len() as u64) };
-    let model = codec::model(sample).expect("a model or none");
+    let model = codec::fit(sample).expect("a model or none");
     let encoder = model.as_ref().map(Encoder::new);
     let read = model.as_ref().map(|model| {
         let mut wire = Vec::new();

@@ -1,23 +1,24 @@
-//! Elements as bit planes: how each type is cut, and how a plane that is not coded is packed into bytes.
+//! Elements as symbol values and bit planes: how each type is cut, and how a plane, which is not
+//! entropy-coded, is packed into bytes.
 
 use crate::error::{Error, Result};
 
-/// Values that are packed together.
+/// Values of a plane that are packed together.
 pub const GROUP: usize = 64;
 
-/// What a tensor's elements are, as far as their bits matter.
+/// The type of a tensor's elements, as far as their bits matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElementKind {
-    /// Sign, exponent, mantissa, from the top; `width` bytes, little-endian.
+    /// Little-endian floats: sign, exponent and mantissa, from the top bit.
     Float {
         /// Bytes of an element: 2, 4 or 8.
         width: u8,
         /// Exponent bits.
         exponent: u8,
     },
-    /// Integers and packed formats of `width` bytes (1, 2, 4 or 8).
+    /// Integers and packed formats.
     Bytes {
-        /// Bytes of an element.
+        /// Bytes of an element: 1, 2, 4 or 8.
         width: u8,
     },
 }
@@ -31,23 +32,24 @@ impl ElementKind {
     }
 }
 
-/// Some neighbouring bits of every element, all within one of its bytes.
+/// Some adjacent bits of every element, all within one of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
-    /// Its lowest bit in the (rotated) element.
+    /// The plane's lowest bit in the (rotated) element.
     pub low: u8,
-    /// How many bits, 1–8.
+    /// The number of bits, 1–8.
     pub bits: u8,
 }
 
 impl Plane {
-    /// All ones, `bits` of them.
+    /// The largest value, a mask of [`Self::bits`] ones.
     pub fn mask(self) -> u8 {
         u8::MAX >> (8 - self.bits)
     }
 }
 
-/// How elements are cut: a symbol of their top bits, and planes from there down to the lowest bit.
+/// How elements are cut: a symbol value of their top bits, and planes from there down to the lowest
+/// bit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     width: u8,
@@ -57,26 +59,25 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A layout of elements of `width` bytes, which are rotated left by one bit first if `rotated`, with planes of
-    /// `plane_bits`.
+    /// A layout of elements of `width` bytes. If `rotated`, they are rotated left by one bit first.
+    /// `plane_bits` holds the number of bits of each plane, top first.
     ///
     /// # Errors
-    /// Corruption, where symbol and planes do not cover every bit once, or a plane crosses a byte.
+    /// Corruption if symbol value and planes do not cover every bit exactly once, or if a plane
+    /// crosses a byte boundary.
     pub fn new(width: u8, rotated: bool, symbol_bits: u8, plane_bits: &[u8]) -> Result<Self> {
         if !matches!(width, 1 | 2 | 4 | 8) {
             return Err(Error::corrupt(format!("elements of {width} bytes are unknown")));
         }
         let mut low = (width * 8).wrapping_sub(symbol_bits);
         if !(1..=16).contains(&symbol_bits) || symbol_bits > width * 8 {
-            return Err(Error::corrupt("a model's symbols do not fit its elements"));
+            return Err(Error::corrupt("a model's symbol values do not fit its elements"));
         }
         let mut planes = Vec::with_capacity(plane_bits.len());
         for &bits in plane_bits {
-            // A plane's top bit and its lowest are in the same byte.
+            // A plane's top bit and its lowest bit are in the same byte.
             if !(1..=8).contains(&bits) || bits > low || (low - 1) / 8 != (low - bits) / 8 {
-                return Err(Error::corrupt(
-                    "a model's planes do not follow each other within bytes",
-                ));
+                return Err(Error::corrupt("a plane of a model crosses a byte boundary"));
             }
             low -= bits;
             planes.push(Plane { low, bits });
@@ -87,7 +88,8 @@ impl Layout {
         Ok(Self { width, rotated, symbol_bits, planes })
     }
 
-    /// A layout with as few planes as possible in which the `zeros` lowest bits, the sign aside, are planes of their own.
+    /// The layout with the fewest planes in which the `zeros` lowest bits, not counting the sign,
+    /// have planes of their own.
     pub fn cut(width: u8, rotated: bool, symbol_bits: u8, zeros: u8) -> Self {
         let rest = width * 8 - symbol_bits;
         // Bit 0 of a rotated element is its sign.
@@ -99,7 +101,7 @@ impl Layout {
         edges.reverse();
         let bits: Vec<u8> = edges.windows(2).map(|w| w[0] - w[1]).collect();
         Self::new(width, rotated, symbol_bits, &bits)
-            .unwrap_or_else(|e| unreachable!("edges in order at every byte make a layout: {e}"))
+            .unwrap_or_else(|e| unreachable!("sorted edges at every byte make a layout: {e}"))
     }
 
     /// Bytes of an element.
@@ -107,12 +109,12 @@ impl Layout {
         self.width
     }
 
-    /// Whether elements are rotated left by one bit, so that the sign comes lowest.
+    /// Whether elements are rotated left by one bit, which makes the sign the lowest bit.
     pub fn rotated(&self) -> bool {
         self.rotated
     }
 
-    /// How many of an element's top bits its symbol stands for.
+    /// The number of top bits that make up an element's symbol value.
     pub fn symbol_bits(&self) -> u8 {
         self.symbol_bits
     }
@@ -122,21 +124,22 @@ impl Layout {
         &self.planes
     }
 
-    /// The top bits of the elements of `chunk`, a whole number of them.
-    pub fn tops(&self, chunk: &[u8], out: &mut Vec<u16>) {
+    /// Replaces `out` by the symbol values of the elements of `chunk`, a whole number of elements.
+    pub fn symbol_values(&self, chunk: &[u8], out: &mut Vec<u16>) {
         let low = self.width * 8 - self.symbol_bits;
         self.field(chunk, low, |v| v as u16, out);
     }
 
-    /// The values of `plane` in the elements of `chunk`, a whole number of them.
-    pub fn values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u8>) {
+    /// Replaces `out` by the values of `plane` in the elements of `chunk`, a whole number of
+    /// elements.
+    pub fn plane_values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u8>) {
         let mask = plane.mask();
         self.field(chunk, plane.low, |v| v as u8 & mask, out);
     }
 
     fn field<T>(&self, chunk: &[u8], low: u8, value: impl Fn(u64) -> T, out: &mut Vec<T>) {
         out.clear();
-        // The shifts in the element's own type: many at a time.
+        // Shifting in the element's own type lets the loop be vectorised.
         macro_rules! field {
             ($t:ty) => {{
                 let elements = chunk.as_chunks().0.iter().map(|&e| <$t>::from_le_bytes(e));
@@ -156,33 +159,34 @@ impl Layout {
     }
 }
 
-/// Bytes that a plane of `count` values of `bits` bits takes when stored as it is.
+/// Bytes that a plane of `count` values of `bits` bits takes when stored in full.
 pub fn packed_len(bits: u8, count: usize) -> usize {
     count.div_ceil(GROUP) * GROUP * usize::from(bits) / 8
 }
 
-/// Store values of `bits` (1–8) bits: see [`unpack_group`].
+/// Appends packed values of `bits` (1–8) bits. See [`unpack_group`] for the format.
 pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
-    for block in values.chunks(GROUP) {
-        let mut round = [0u8; GROUP];
-        round[..block.len()].copy_from_slice(block);
+    for values in values.chunks(GROUP) {
+        let mut group = [0u8; GROUP];
+        group[..values.len()].copy_from_slice(values);
         let mut shift = 0;
         for part in parts(bits) {
             match part {
-                8 => out.extend_from_slice(&round),
-                4 => pack_part::<2, 32>(&round, shift, out),
-                2 => pack_part::<4, 16>(&round, shift, out),
-                _ => pack_part::<8, 8>(&round, shift, out),
+                8 => out.extend_from_slice(&group),
+                4 => pack_part::<2, 32>(&group, shift, out),
+                2 => pack_part::<4, 16>(&group, shift, out),
+                _ => pack_part::<8, 8>(&group, shift, out),
             }
             shift += part;
         }
     }
 }
 
-/// The bits of a round from `shift` on, `PER` values to a byte, those of one byte `STRIDE` apart.
+/// Appends the bits from `shift` of a group's values: `PER` values per byte, which are `STRIDE`
+/// apart in the group.
 #[inline(always)]
 fn pack_part<const PER: usize, const STRIDE: usize>(
-    round: &[u8; GROUP],
+    group: &[u8; GROUP],
     shift: u8,
     out: &mut Vec<u8>,
 ) {
@@ -191,22 +195,24 @@ fn pack_part<const PER: usize, const STRIDE: usize>(
     let mut bytes = [0u8; STRIDE];
     for i in 0..PER {
         for (j, byte) in bytes.iter_mut().enumerate() {
-            *byte |= (round[i * STRIDE + j] >> shift & mask) << (i * bits);
+            *byte |= (group[i * STRIDE + j] >> shift & mask) << (i * bits);
         }
     }
     out.extend_from_slice(&bytes);
 }
 
-/// The powers of two that `bits` (1–8) is the sum of, greatest first: the widths that are packed apart.
+/// The powers of two that add up to `bits` (1–8), largest first: the widths of the parts that are
+/// packed separately.
 fn parts(bits: u8) -> impl Iterator<Item = u8> {
     [8, 4, 2, 1].into_iter().filter(move |part| bits & part != 0)
 }
 
-/// Restore one round of values of `bits` (1–8) bits from its `8 * bits` packed bytes.
+/// Unpacks one group of values of `bits` (1–8) bits from its `8 * bits` packed bytes.
 ///
-/// A round is cut into parts of 8, 4, 2 and 1 bits, the greatest holding the values' lowest bits. A part of
-/// `p` bits is `8 * p` bytes, where byte `j` holds, lowest first, the values `j`, `j + 8p`, `j + 16p`, …; so
-/// that a vector of bytes becomes vectors of neighbouring values with shifts and masks alone.
+/// A group is cut into parts of 8, 4, 2 and 1 bits; the largest holds the lowest bits of the
+/// values. A part of `p` bits takes `8 * p` bytes. Its byte `j` holds, lowest bits first, the
+/// values `j`, `j + 8p`, `j + 16p`, …, so that shifts and masks alone turn a vector of bytes into
+/// vectors of adjacent values.
 #[inline(always)]
 pub fn unpack_group(packed: &[u8], bits: u8, out: &mut [u8; GROUP]) {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -214,7 +220,7 @@ pub fn unpack_group(packed: &[u8], bits: u8, out: &mut [u8; GROUP]) {
         out.copy_from_slice(&packed[..GROUP]);
         return;
     }
-    // Eight values at a time: shifts move bits between the bytes of a word, and masks take them away again.
+    // Eight values at a time. The masks remove the bits that shifts move across bytes of a word.
     let mut words = packed.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
     let mut next = || words.next().unwrap_or_default();
     let mut values = [0u64; GROUP / 8];
@@ -260,9 +266,9 @@ mod tests {
                 assert_eq!(packed.len(), packed_len(bits, count));
                 let mut back = Vec::new();
                 for block in packed.chunks_exact(8 * usize::from(bits)) {
-                    let mut round = [0xaa; GROUP];
-                    unpack_group(block, bits, &mut round);
-                    back.extend(round);
+                    let mut group = [0xaa; GROUP];
+                    unpack_group(block, bits, &mut group);
+                    back.extend(group);
                 }
                 assert_eq!(&back[..count], &values, "{bits} bits, {count} values");
             }
@@ -280,16 +286,16 @@ mod tests {
                 }
             }
         }
-        assert!(Layout::new(4, true, 10, &[7, 8, 7]).is_err(), "a plane crosses a byte");
-        assert!(Layout::new(4, true, 10, &[6, 8]).is_err(), "bits are left over");
+        assert!(Layout::new(4, true, 10, &[7, 8, 7]).is_err(), "a plane crosses a byte boundary");
+        assert!(Layout::new(4, true, 10, &[6, 8]).is_err(), "bits without a plane");
         assert!(Layout::new(1, false, 8, &[8; 32]).is_err(), "planes below the lowest bit");
         assert!(Layout::new(2, true, 17, &[]).is_err() && Layout::new(1, false, 9, &[]).is_err());
     }
 
     #[test]
-    fn zero_bits_have_planes_of_their_own() {
+    fn zero_bits_get_planes_of_their_own() {
         let bits = |l: Layout| l.planes().iter().map(|p| (p.low, p.bits)).collect::<Vec<_>>();
-        // Rotated, bit 0 is the sign; thirteen zero bits come above it.
+        // In rotated elements, bit 0 is the sign and the thirteen zero bits are above it.
         assert_eq!(bits(Layout::cut(4, true, 10, 13)), [(16, 6), (14, 2), (8, 6), (1, 7), (0, 1)]);
         assert_eq!(bits(Layout::cut(4, false, 10, 13)), [(16, 6), (13, 3), (8, 5), (0, 8)]);
         assert_eq!(bits(Layout::cut(4, true, 10, 0)), [(16, 6), (8, 8), (0, 8)]);
@@ -300,11 +306,11 @@ mod tests {
         for (width, chunk) in [(2, &[1u8, 0x80][..]), (8, &[0, 0, 0, 0, 0, 0, 0, 0x80])] {
             let layout = Layout::cut(width, true, 10, 0);
             let mut values = Vec::new();
-            layout.values(*layout.planes().last().expect("has planes"), chunk, &mut values);
+            layout.plane_values(*layout.planes().last().expect("has planes"), chunk, &mut values);
             assert_eq!(values[0] & 1, 1);
-            let mut tops = Vec::new();
-            layout.tops(chunk, &mut tops);
-            assert_eq!(tops, [0]);
+            let mut symbol_values = Vec::new();
+            layout.symbol_values(chunk, &mut symbol_values);
+            assert_eq!(symbol_values, [0]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{MAX_CHUNK, Naming, VERSION};
 use crate::{
-    codec::{checksum, model::MOST_WIRE},
+    codec::{checksum, model::MAX_WIRE_LEN},
     error::{Error, ErrorKind, Result},
     sha256,
 };
@@ -115,7 +115,7 @@ impl Footer {
 
     /// No index of so many chunks and models is longer.
     fn most_index(&self) -> u64 {
-        MAX_INDEX.min(self.tables_len() + MOST_WIRE as u64 * u64::from(self.model_count))
+        MAX_INDEX.min(self.tables_len() + MAX_WIRE_LEN as u64 * u64::from(self.model_count))
     }
 
     /// Read the footer of an archive of `file_len` bytes.

@@ -5,7 +5,7 @@ use super::{
     parts::{Checker, IndexMemory, PART, Parts, ReadIndex, Reservation},
 };
 use crate::{
-    codec::{Coding, EntropyModel, checksum, model::MOST_WIRE},
+    codec::{Coding, EntropyModel, checksum, model::MAX_WIRE_LEN},
     error::{Error, Result},
     sha256::{self, State},
 };
@@ -189,7 +189,7 @@ impl Index {
         let end = self.model_end(id)?;
         let models_at = self.ends_at + 4 * self.footer.model_count as usize;
         let models = self.footer.index_len as usize - models_at;
-        if start > end || end > models || end - start > MOST_WIRE {
+        if start > end || end > models || end - start > MAX_WIRE_LEN {
             return Err(Error::corrupt("the archive's models are out of bounds"));
         }
         match &self.bytes {

@@ -20,8 +20,8 @@ pub(super) fn len(model: &EntropyModel) -> usize {
 /// Append `model` to `words`, which ends at a multiple of 16 bytes and will so again. Returns how many bytes of shared
 /// memory a block needs that decodes with it.
 pub(super) fn write_to(model: &EntropyModel, words: &mut Vec<u32>) -> usize {
-    let (layout, tables, columns) = (model.layout(), model.decoder(), model.columns());
-    let mut shared = model.tops().map(u32::from).to_vec();
+    let (layout, tables, columns) = (model.layout(), model.decode_tables(), model.columns());
+    let mut shared = model.aligned_values().map(u32::from).to_vec();
     tables.iter().for_each(|t| shared.extend(table(t)));
     shared.extend(layout.planes().iter().map(|p| u32::from(p.bits) | u32::from(p.low) << 8));
     shared.resize(shared.len().next_multiple_of(4), 0);
@@ -55,7 +55,7 @@ pub(super) fn write_to(model: &EntropyModel, words: &mut Vec<u32>) -> usize {
 /// the other one, its shift and four times its number, and how many slots are the bucket's own.
 fn table(table: &DecodeTable) -> [u32; TABLE] {
     std::array::from_fn(|i| {
-        let [own, other] = table.sides[i % 64];
+        let [own, other] = table.entries[i % 64];
         let frequency = |side: u64| side as u32 >> 16;
         if i < 64 {
             frequency(own) | frequency(other) << 16

@@ -79,7 +79,7 @@ fn sampled(extent: Extent) -> impl Iterator<Item = Range<usize>> {
 fn model(extent: Extent, chunk: usize, sample: &[u8]) -> Result<Option<EntropyModel>> {
     let Some(kind) = extent.kind.filter(|_| extent.len >= MIN_MODELLED) else { return Ok(None) };
     let bytes = &sample[..sample.len() / kind.width() * kind.width()];
-    codec::model(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
+    codec::fit(Sample { kind, bytes, row: short_row(extent, chunk), tensor: extent.len })
 }
 
 /// Elements of an extent's rows, if they are short enough for chunks to consist of whole ones.

@@ -49,7 +49,7 @@ pub fn archive(path: &Path, head: &[u8], blob: &[u8], lens: impl Iterator<Item =
 /// An archive of `chunks` chunks of `blob`, and as many models, which no chunk has, of as many bytes as a model may have. It
 /// is sparse: a model is a hole.
 pub fn sparse(path: &Path, blob: &[u8], chunks: u32) {
-    let most = bszfs::codec::model::MOST_WIRE as u64;
+    let most = bszfs::codec::model::MAX_WIRE_LEN as u64;
     archive(path, &[], blob, (0..chunks).map(|_| blob.len()));
     let file = File::options().read(true).write(true).open(path).expect("opens");
     let footer = bszfs::read::peek(&file).expect("sound").expect("an archive");

@@ -1,50 +1,37 @@
-//! The fast copies of the decoder and of the encoder's inner loop: chosen at run time, each tested against the scalar
-//! one.
+//! Fast copies of the decoder's and the encoder's inner loops. They are chosen at run time, and
+//! tests compare each with the scalar one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx2_tables;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
-mod encode;
+mod features;
+#[cfg(target_arch = "x86_64")]
+mod kernels;
 #[cfg(target_arch = "x86_64")]
 mod prefetch;
 
-use super::{
-    ChunkDecoder, LANES,
-    encode::{Costs, TableEncoder, Words, scalar_costs, scalar_rounds},
-    model::MAX_CHOICES,
-};
+use super::{ChunkDecoder, encode::EncodeKernel};
 use std::sync::Arc;
 
-/// Codes whole rounds of symbols, each with its table.
-pub(super) type EncodeRounds = fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &mut Words);
-
-/// The encoder's inner loops.
-pub(super) struct EncodeKernel {
-    pub(super) rounds: EncodeRounds,
-    /// What symbols cost.
-    pub(super) costs: fn(&Costs, &[u8]) -> [u32; MAX_CHOICES],
-}
-
 /// The SIMD decoders that this machine can run, fastest first.
-pub fn detect() -> Vec<Arc<dyn ChunkDecoder>> {
+pub(super) fn decoders() -> Vec<Arc<dyn ChunkDecoder>> {
     let mut found: Vec<Arc<dyn ChunkDecoder>> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        found.extend(avx512::Avx512::new().map(|d| Arc::new(d) as _));
-        found.extend(avx2::Avx2::new().map(|d| Arc::new(d) as _));
+        use super::decode::KernelDecoder;
+        found.extend(features::Avx512::detect().map(|k| Arc::new(KernelDecoder(k)) as _));
+        found.extend(features::Avx2::detect().map(|k| Arc::new(KernelDecoder(k)) as _));
     }
     found
 }
 
-/// The fastest encoder's inner loops.
-pub(super) fn encode_kernel() -> EncodeKernel {
+/// The SIMD encoder's inner loops, if this machine can run them.
+pub(super) fn encode_kernel() -> Option<EncodeKernel> {
     #[cfg(target_arch = "x86_64")]
-    if encode::present() {
-        return EncodeKernel { rounds: encode::rounds, costs: encode::costs };
+    if features::Avx512::detect().is_some() {
+        return Some(avx512::ENCODE_KERNEL);
     }
-    EncodeKernel { rounds: scalar_rounds, costs: scalar_costs }
+    None
 }

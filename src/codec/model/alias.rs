@@ -1,59 +1,62 @@
-//! Which symbol owns which slots: each bucket of slots belongs to at most two symbols (the alias method, Walker 1974),
-//! so that a decoder can find a slot's symbol with tables small enough for registers.
+//! Which symbol owns which slots. Each bucket of slots belongs to at most two symbols (the alias
+//! method, Walker 1974), so that a decoder can look up a slot's symbol in tables small enough for
+//! registers.
 
-use super::model::{Freqs, TOTAL};
+use super::frequencies::{ALPHABET, Frequencies, TOTAL};
 use std::collections::VecDeque;
 
-/// Buckets, and the most symbols that a table can have.
-pub const BUCKETS: usize = 64;
-/// Slots of a bucket: a slot's low byte is its place in its bucket.
-pub const BUCKET: u16 = (TOTAL as usize / BUCKETS) as u16;
+/// One bucket for each symbol of the largest alphabet.
+pub const BUCKETS: usize = ALPHABET;
+/// Slots of a bucket. A slot's low byte is its place in its bucket.
+pub const BUCKET_LEN: u16 = (TOTAL as usize / BUCKETS) as u16;
 
 /// A table's slots, by bucket. See `docs/FORMAT.md`, "Slots".
 #[derive(Clone, Debug)]
 pub struct Buckets {
-    /// Slots of bucket `b` that belong to symbol `b`, from the first on.
+    /// How many slots of bucket `b`, from the first, belong to symbol `b`.
     pub own: [u16; BUCKETS],
-    /// The symbol to which the others belong.
+    /// The symbol that owns the rest of the bucket.
     pub other: [u8; BUCKETS],
-    /// What to add to a place in the bucket, if it is one of the others', for the slot's number among those of its
-    /// symbol; modulo 2^16.
+    /// Added modulo 2^16 to the place of a slot of the other symbol, this gives the slot's number
+    /// among those of its symbol.
     pub shift: [u16; BUCKETS],
 }
 
 impl Buckets {
-    /// Deal out the slots.
-    pub fn new(freqs: &Freqs) -> Self {
+    /// Assigns the slots.
+    pub fn new(freqs: &Frequencies) -> Self {
         let mut own = *freqs;
         let mut other: [u8; BUCKETS] = std::array::from_fn(|b| b as u8);
         let (mut small, mut large): (VecDeque<usize>, VecDeque<usize>) =
-            (0..BUCKETS).partition(|&b| own[b] < BUCKET);
-        // What a small symbol leaves of its bucket goes to the first large one, until that is small itself.
+            (0..BUCKETS).partition(|&b| own[b] < BUCKET_LEN);
+        // The first large symbol fills what small symbols leave of their buckets, until it is small
+        // itself.
         while let (Some(s), Some(&l)) = (small.pop_front(), large.front()) {
             other[s] = l as u8;
-            own[l] -= BUCKET - own[s];
-            if own[l] < BUCKET {
+            own[l] -= BUCKET_LEN - own[s];
+            if own[l] < BUCKET_LEN {
                 large.pop_front();
                 small.push_back(l);
             }
         }
         let mut next = own;
-        // A full bucket's others would be its own symbol's, so that its number of own slots needs no ninth bit.
+        // A full bucket is its own `other` with shift 0: its count of own slots, 256, then needs no
+        // ninth bit.
         let shift = std::array::from_fn(|b| {
             let owner = usize::from(other[b]);
             if owner == b {
                 return 0;
             }
             let before = next[owner];
-            next[owner] += BUCKET - own[b];
+            next[owner] += BUCKET_LEN - own[b];
             before.wrapping_sub(own[b])
         });
         Self { own, other, shift }
     }
 
-    /// The symbol of `slot`, and the slot's number among those of its symbol.
+    /// The symbol of `slot` and the slot's number among those of the symbol.
     pub fn symbol(&self, slot: u16) -> (u8, u16) {
-        let (bucket, place) = (usize::from(slot / BUCKET), slot % BUCKET);
+        let (bucket, place) = (usize::from(slot / BUCKET_LEN), slot % BUCKET_LEN);
         if place < self.own[bucket] {
             (bucket as u8, place)
         } else {
@@ -61,25 +64,25 @@ impl Buckets {
         }
     }
 
-    /// For the `i`-th slot of each symbol, symbols in order: its number. One more entry is 0.
-    pub fn numbers(&self, freqs: &Freqs) -> Box<[u16; TOTAL as usize + 1]> {
+    /// The slots of every symbol, symbols in order. One more entry is 0.
+    pub fn slots_by_symbol(&self, freqs: &Frequencies) -> Box<[u16; TOTAL as usize + 1]> {
         let mut starts = [0; BUCKETS];
         for s in 1..BUCKETS {
             starts[s] = starts[s - 1] + usize::from(freqs[s - 1]);
         }
-        let mut numbers = Box::new([0; TOTAL as usize + 1]);
+        let mut slots = Box::new([0; TOTAL as usize + 1]);
         for slot in 0..TOTAL as u16 {
             let (symbol, i) = self.symbol(slot);
-            numbers[starts[usize::from(symbol)] + usize::from(i)] = slot;
+            slots[starts[usize::from(symbol)] + usize::from(i)] = slot;
         }
-        numbers
+        slots
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::model::normalise;
+    use crate::codec::model::FrequencyTable;
 
     #[test]
     fn every_symbol_owns_as_many_slots_as_its_frequency_numbered_from_zero() {
@@ -92,7 +95,7 @@ mod tests {
         ];
         counts.push(counts[2].iter().rev().copied().collect());
         for counts in counts {
-            let freqs = normalise(&counts);
+            let freqs = *FrequencyTable::from_counts(&counts).frequencies();
             let buckets = Buckets::new(&freqs);
             let mut seen: Vec<Vec<u16>> = vec![Vec::new(); BUCKETS];
             for slot in 0..TOTAL as u16 {

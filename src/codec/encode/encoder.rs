@@ -1,0 +1,197 @@
+//! A chunk as planes: the encoder of a model.
+
+use super::{
+    kernel::{EncodeKernel, Words, encode_round},
+    table::{Costs, TableEncoder},
+};
+use crate::codec::{
+    EntropyModel, LANES, PROB_BITS, STATE_LOW,
+    model::{ALPHABET, MAX_CHOICES},
+    planes::{Plane, pack, packed_len},
+    wire::{CARRIED, StorageMode},
+};
+
+/// A model prepared for encoding.
+pub struct Encoder<'a> {
+    model: &'a EntropyModel,
+    /// By symbol value: its symbol.
+    symbols: Box<[u8; 1 << 16]>,
+    tables: Vec<TableEncoder>,
+    /// By class: what symbols cost.
+    costs: Vec<Costs>,
+    kernel: EncodeKernel,
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder of `model` that uses `kernel`.
+    pub(in crate::codec) fn with_kernel(model: &'a EntropyModel, kernel: EncodeKernel) -> Self {
+        let mut symbols = Box::new([model.escape(); 1 << 16]);
+        model.values().iter().enumerate().for_each(|(s, &v)| symbols[usize::from(v)] = s as u8);
+        let classes = model.classes();
+        let mut costs: Vec<Costs> = vec![[[u8::MAX; ALPHABET]; MAX_CHOICES]; classes];
+        for (i, table) in model.tables().iter().enumerate() {
+            let cost =
+                |f: u16| (16.0 * (PROB_BITS as f32 - f32::from(f.max(1)).log2())).round() as u8;
+            costs[i % classes][i / classes] = table.frequencies().map(cost);
+        }
+        let tables = model.tables().iter().map(TableEncoder::new).collect();
+        Self { model, symbols, tables, costs, kernel }
+    }
+
+    /// The chunk as [`crate::codec::Coding::Planes`], or `None` if it is not a whole number of
+    /// elements.
+    pub(super) fn planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
+        let layout = self.model.layout();
+        let width = usize::from(layout.width());
+        if !chunk.len().is_multiple_of(width) {
+            return None;
+        }
+        let count = chunk.len() / width;
+        let mut symbol_values = Vec::with_capacity(count);
+        layout.symbol_values(chunk, &mut symbol_values);
+        let first = symbol_values[0];
+        let constant = symbol_values.iter().all(|&v| v == first);
+        let mode = if constant { StorageMode::Constant } else { StorageMode::Stored };
+        let mut head = vec![mode as u8, 0];
+        head.extend_from_slice(&if constant { first.to_le_bytes() } else { [0, 0] });
+        let mut packed = Vec::with_capacity(chunk.len());
+        let mut values = Vec::with_capacity(count);
+        // The end of the plane that will end in the states: the last one that is long enough.
+        let mut carrier = None;
+        for &plane in layout.planes() {
+            layout.plane_values(plane, chunk, &mut values);
+            let start = packed.len();
+            let (mode, value) = self.plane(plane, &values, &mut packed);
+            head.extend_from_slice(&[mode as u8, value]);
+            if mode == StorageMode::Stored && packed.len() - start >= CARRIED {
+                carrier = Some(packed.len());
+            }
+        }
+        if !constant {
+            let carried = carrier.map(|end| packed.drain(end - CARRIED..end).collect::<Vec<u8>>());
+            self.symbols(&symbol_values, carried.as_deref(), &mut head);
+        }
+        head.append(&mut packed);
+        Some(head)
+    }
+
+    /// Appends a plane in the smallest way.
+    fn plane(&self, plane: Plane, values: &[u8], out: &mut Vec<u8>) -> (StorageMode, u8) {
+        if values.iter().all(|&v| v == values[0]) {
+            return (StorageMode::Constant, values[0]);
+        }
+        let block = self.model.block();
+        let present: Vec<bool> =
+            values.chunks(block).map(|b| b.iter().fold(0, |any, v| any | v) != 0).collect();
+        let absent = present.iter().filter(|p| !**p).count();
+        if absent * packed_len(plane.bits, block) <= present.len().div_ceil(8) {
+            pack(values, plane.bits, out);
+            return (StorageMode::Stored, 0);
+        }
+        let bits = |eight: &[bool]| eight.iter().rev().fold(0, |byte, &p| byte << 1 | u8::from(p));
+        out.extend(present.chunks(8).map(bits));
+        for (block, _) in values.chunks(block).zip(&present).filter(|(_, p)| **p) {
+            pack(block, plane.bits, out);
+        }
+        (StorageMode::Sparse, 0)
+    }
+
+    /// Appends the entropy-coded symbols of the elements with these symbol values. The initial
+    /// states take up what is `carried`.
+    fn symbols(&self, symbol_values: &[u16], carried: Option<&[u8]>, out: &mut Vec<u8>) {
+        let rounds = symbol_values.len().div_ceil(LANES);
+        let mut symbols = Vec::with_capacity(rounds * LANES);
+        symbols.extend(symbol_values.iter().map(|&v| self.symbols[usize::from(v)]));
+        let escapes = self.escapes(&symbols, symbol_values);
+        let choices = self.choices(&symbols);
+        let per_block = self.model.block() / LANES;
+        let classes = self.model.classes();
+        let first_table = |round: usize| usize::from(choices[round / per_block]) * classes;
+        let columns = self.model.columns();
+        while symbols.len() < rounds * LANES {
+            // The padding gets the symbol that costs least.
+            let class =
+                columns.get(symbols.len() % columns.len().max(1)).map_or(0, |&c| usize::from(c));
+            symbols.push(self.tables[first_table(rounds - 1) + class].likely);
+        }
+        let mut states = initial_states(carried);
+        let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
+        if classes == 1 {
+            let tables: Vec<&TableEncoder> =
+                (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
+            (self.kernel.rounds)(&tables, &symbols, &mut states, &mut words);
+        } else {
+            for (i, symbols) in symbols.as_chunks().0.iter().enumerate().rev() {
+                let tables = &self.tables[first_table(i)..];
+                let class = self.model.classes_from(i * LANES % columns.len());
+                let table = |lane: usize| &tables[usize::from(class[lane])];
+                encode_round(table, symbols, &mut states, &mut words);
+            }
+        }
+        let words = &words.buffer[words.free..];
+        out.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(escapes.len() as u32 / 2).to_le_bytes());
+        if self.model.choices() > 1 {
+            out.extend(
+                choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)),
+            );
+        }
+        states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
+        out.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+        out.extend_from_slice(&escapes);
+    }
+
+    /// The symbol values whose symbol is the escape, two bytes each.
+    fn escapes(&self, symbols: &[u8], symbol_values: &[u16]) -> Vec<u8> {
+        let escape = self.model.escape();
+        let mut escapes = Vec::new();
+        for (symbols, values) in symbols.chunks(LANES).zip(symbol_values.chunks(LANES)) {
+            if symbols.iter().fold(false, |any, &s| any | (s == escape)) {
+                let escaped = symbols.iter().zip(values).filter(|(s, _)| **s == escape);
+                escapes.extend(escaped.flat_map(|(_, v)| v.to_le_bytes()));
+            }
+        }
+        escapes
+    }
+
+    /// The best choice for each block.
+    fn choices(&self, symbols: &[u8]) -> Vec<u8> {
+        let block = self.model.block();
+        if self.model.choices() == 1 {
+            return vec![0; symbols.len().div_ceil(block)];
+        }
+        let columns = self.model.columns();
+        let best = |costs: [u32; MAX_CHOICES]| {
+            (0..self.model.choices()).min_by_key(|&choice| costs[choice]).unwrap_or(0) as u8
+        };
+        if columns.is_empty() {
+            return symbols
+                .chunks(block)
+                .map(|b| best((self.kernel.costs)(&self.costs[0], b)))
+                .collect();
+        }
+        let mut column = 0;
+        let blocks = symbols.chunks(block).map(|symbols| {
+            let mut sums = [0; MAX_CHOICES];
+            for &s in symbols {
+                let costs = &self.costs[usize::from(columns[column])];
+                sums.iter_mut()
+                    .zip(costs)
+                    .for_each(|(sum, c)| *sum += u32::from(c[usize::from(s & 63)]));
+                column = if column + 1 == columns.len() { 0 } else { column + 1 };
+            }
+            best(sums)
+        });
+        blocks.collect()
+    }
+}
+
+/// The states that the encoder starts from. Their lower halves hold what is `carried`.
+fn initial_states(carried: Option<&[u8]>) -> [u32; LANES] {
+    let mut states = [STATE_LOW; LANES];
+    if let Some(carried) = carried {
+        let halves = carried.as_chunks().0.iter();
+        states.iter_mut().zip(halves).for_each(|(s, &c)| *s |= u32::from(u16::from_le_bytes(c)));
+    }
+    states
+}

@@ -1,0 +1,35 @@
+//! The AVX-512 kernels for decoding and encoding.
+#![allow(unsafe_code)]
+
+mod encode;
+mod rounds;
+mod unpack;
+
+use crate::codec::decode::{RoundTables, Rounds, Stream};
+use std::arch::x86_64::{__m512i, _mm512_loadu_si512};
+
+pub(super) use encode::KERNEL as ENCODE_KERNEL;
+pub(super) use unpack::unpack;
+
+/// Decodes rounds while there are enough words whatever they decode to; returns how many.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
+pub(super) fn decode_rounds(
+    stream: &mut Stream<'_>,
+    tables: &mut RoundTables<'_>,
+    out: &mut Rounds<'_>,
+) -> usize {
+    if tables.model.classes() == 1 {
+        rounds::decode_rounds::<false>(stream, tables, out)
+    } else {
+        rounds::decode_rounds::<true>(stream, tables, out)
+    }
+}
+
+/// A vector of these bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: the array is 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}

@@ -1,0 +1,63 @@
+//! The decoding kernels: what those of all instruction sets share.
+#![allow(unsafe_code)]
+
+use super::{
+    avx2, avx512,
+    features::{Avx2, Avx512},
+};
+use crate::codec::{
+    ChunkError, EntropyModel,
+    decode::{Kernel, RoundTables, Rounds, ScalarKernel, Stream},
+};
+
+/// Makes the inner loops of an instruction set, `$module`, a [`Kernel`].
+macro_rules! simd_kernel {
+    ($features:ident, $name:literal, $module:ident) => {
+        impl Kernel for $features {
+            const NAME: &'static str = $name;
+
+            fn decode_planes(
+                self,
+                model: &EntropyModel,
+                payload: &[u8],
+                out: &mut [u8],
+            ) -> Result<(), ChunkError> {
+                // SAFETY: `self` proves that the CPU has the features.
+                unsafe { self.run_pipeline(model, payload, out) }
+            }
+
+            #[inline(always)]
+            fn symbols(
+                self,
+                stream: &mut Stream<'_>,
+                mut tables: RoundTables<'_>,
+                mut out: Rounds<'_>,
+            ) -> Result<(), ChunkError> {
+                // SAFETY: as above.
+                let done = unsafe { $module::decode_rounds(stream, &mut tables, &mut out) };
+                // The last rounds may need words that are not there.
+                ScalarKernel.symbols(stream, tables, out.after(done))
+            }
+
+            #[inline(always)]
+            fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]) {
+                // SAFETY: as above.
+                unsafe {
+                    match bits {
+                        1 => $module::unpack::<1>(packed, shift, keep, bytes),
+                        2 => $module::unpack::<2>(packed, shift, keep, bytes),
+                        3 => $module::unpack::<3>(packed, shift, keep, bytes),
+                        4 => $module::unpack::<4>(packed, shift, keep, bytes),
+                        5 => $module::unpack::<5>(packed, shift, keep, bytes),
+                        6 => $module::unpack::<6>(packed, shift, keep, bytes),
+                        7 => $module::unpack::<7>(packed, shift, keep, bytes),
+                        _ => $module::unpack::<8>(packed, shift, keep, bytes),
+                    }
+                }
+            }
+        }
+    };
+}
+
+simd_kernel!(Avx2, "avx2", avx2);
+simd_kernel!(Avx512, "avx512", avx512);
