@@ -86,7 +86,7 @@ impl Cuda {
         for owed in owed {
             let chunk = owed.chunk();
             // A model that is malformed is for the cache's threads to tell.
-            if gpu::takes(chunk.coding)
+            if gpu::supports(chunk.coding)
                 && let Ok(model) = owed.archive().model_of(chunk)
             {
                 let (stored_len, len) = (chunk.stored_len as usize, chunk.len());

@@ -107,7 +107,8 @@ fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
     let index = archive.index();
     let chunks =
         (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
-    let known: Vec<_> = chunks.into_iter().filter(|(_, chunk)| gpu::takes(chunk.coding)).collect();
+    let known: Vec<_> =
+        chunks.into_iter().filter(|(_, chunk)| gpu::supports(chunk.coding)).collect();
     if known.is_empty() {
         return Err(Error::invalid("the file has no chunks that a GPU decodes"));
     }
