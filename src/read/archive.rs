@@ -2,7 +2,7 @@
 
 use super::{pages, passed::Passed, scratch::Scratch, storage::Storage};
 use crate::{
-    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
     error::{Context, Error, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, IndexMemory, NO_MODEL, peek},
     input,
@@ -234,10 +234,7 @@ impl Archive {
     ) -> Result<()> {
         let model = self.model_of(chunk)?;
         decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
-        if checksum(out) != chunk.checksum {
-            return Err(Error::corrupt("the decoded bytes do not match their checksum"));
-        }
-        Ok(())
+        Ok(verify_checksum(out, chunk.checksum)?)
     }
 
     /// Chunk `id` as it is stored, for decoding without the archive.

@@ -3,7 +3,7 @@
 use super::measure::{best, spread};
 use crate::cli::progress::Bar;
 use crate::cli::report;
-use crate::codec::checksum;
+use crate::codec::verify_checksum;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu, Piece};
 use crate::read::{Archive, StoredChunk};
@@ -45,10 +45,7 @@ impl Chunk {
     }
 
     fn verify(&self, decoded: &[u8]) -> Result<()> {
-        if checksum(decoded) == self.checksum {
-            return Ok(());
-        }
-        Err(Error::corrupt("what the GPU decoded does not match its checksum"))
+        Ok(verify_checksum(decoded, self.checksum)?)
     }
 }
 
