@@ -16,7 +16,7 @@ pub const MAX_CHUNK: usize = 4 << 20;
 pub const THREADS: u32 = 128;
 /// Warps of a CUDA block, each of which decodes one chunk.
 const WARPS: usize = 4;
-/// The coding of records that only pad a block.
+/// The coding of records that only pad a block: `NOTHING` in `parse.cuh`.
 const PADDING: u32 = 3;
 /// Payloads start at a multiple of this many bytes, or one byte after it. Models start at one.
 const ALIGN: usize = 16;
