@@ -6,7 +6,7 @@ use bszfs::{
     ErrorKind,
     codec::{self, checksum},
     error::{Error, Result},
-    gpu::{self, Gpu, LEAST_MEMORY, Piece, Session},
+    gpu::{self, Gpu, MIN_MEMORY, Piece, Session},
     read::{Archive, StoredChunk},
 };
 use common::cxx::{self, Built};
@@ -163,7 +163,7 @@ fn an_archive_is_resident() {
 fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
     let index = archive.index();
     let ids: Vec<usize> = (0..index.len())
-        .filter(|&id| gpu::takes(index.chunk(id).expect("indexed").coding))
+        .filter(|&id| gpu::supports(index.chunk(id).expect("indexed").coding))
         .collect();
     assert!(ids.len() < index.len(), "the sample has no chunk of zstd");
     let raw = |id: usize| index.chunk(id).expect("indexed").coding == codec::Coding::Raw;
@@ -215,10 +215,10 @@ fn a_session_decodes() {
     let (_, archive) = sample(dir.path());
     let (chunks, pieces) = pieces(&archive);
     let gpu = Gpu::open().expect("a driver");
-    assert!(gpu.session(LEAST_MEMORY - 1).is_err());
-    let mut session = gpu.session(LEAST_MEMORY).expect("memory");
+    assert!(gpu.session(MIN_MEMORY - 1).is_err());
+    let mut session = gpu.session(MIN_MEMORY).expect("memory");
     let total: usize = pieces.iter().map(|p| p.len).sum();
-    assert!(total > 4 * LEAST_MEMORY / 8, "fewer batches than lanes: {total} bytes");
+    assert!(total > 4 * MIN_MEMORY / 8, "fewer batches than slots: {total} bytes");
     for _ in 0..2 {
         let outcomes = decode(&mut session, &chunks, &pieces).expect("CUDA works");
         for (i, outcome) in outcomes.into_iter().enumerate() {
@@ -243,10 +243,10 @@ fn the_device_fails() {
     let (_, archive) = sample(dir.path());
     let (chunks, pieces) = pieces(&archive);
     let gpu = Gpu::open().expect("a driver");
-    let mut session = gpu.session(LEAST_MEMORY).expect("memory");
-    // Even the fewest launches that the batches can take are more than the device survives.
+    let mut session = gpu.session(MIN_MEMORY).expect("memory");
+    // The fewest launches that all batches can take are more than the device bears.
     let e = decode(&mut session, &chunks, &pieces).expect_err("the device fails");
-    assert_eq!(e.to_string(), "CUDA: a launch: unspecified launch failure");
+    assert_eq!(e.to_string(), "CUDA: cannot launch a kernel: unspecified launch failure");
     drop(session);
     let e = gpu.load(&archive, &*codec::fastest()).err().expect("the device fails");
     assert_eq!(e.kind(), ErrorKind::Io);

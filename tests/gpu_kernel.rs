@@ -9,7 +9,7 @@ use bszfs::{
     ErrorKind,
     codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout},
     gpu::{
-        Gpu, LEAST_MEMORY, Piece,
+        Gpu, MIN_MEMORY, Piece,
         batch::{Batch, Item},
     },
     read::Archive,
@@ -81,7 +81,7 @@ fn run_on_gpu(cases: &[Case]) -> Vec<Outcome> {
             decoded.map(<[u8]>::to_vec).map_err(|e| e.kind());
     };
     let gpu = Gpu::open().expect("a GPU");
-    let mut session = gpu.session(LEAST_MEMORY).expect("memory");
+    let mut session = gpu.session(MIN_MEMORY).expect("memory");
     session.decode(&cases.iter().map(piece).collect::<Vec<_>>(), &fill, &take).expect("CUDA works");
     outcomes.into_inner().expect("not poisoned")
 }

@@ -164,12 +164,7 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> a
     Ok(out)
 }
 
-/// Each symbol, repeated as often as its frequency.
+/// Each symbol as often as its frequency.
 fn slots(table: &FrequencyTable) -> Vec<u8> {
-    table
-        .frequencies()
-        .iter()
-        .enumerate()
-        .flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into()))
-        .collect()
+    table.frequencies().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::{file::CachedFile, store::ChunkStore};
 use crate::{
-    codec::{ChunkDecoder, checksum},
+    codec::{ChunkDecoder, verify_checksum},
     error::{Error, ErrorKind, Result},
     format::Chunk,
     read::{Archive, IndexedChunk, Scratch, are_adjacent, scratch_len},
@@ -116,7 +116,7 @@ impl PendingChunk {
     /// chunk was reclaimed meanwhile, they are ignored.
     pub fn supply(&self, decoded: &[u8]) {
         let chunk = self.chunk();
-        if decoded.len() != chunk.len() || checksum(decoded) != chunk.checksum {
+        if decoded.len() != chunk.len() || verify_checksum(decoded, chunk.checksum).is_err() {
             log::warn!("chunk {} was decoded incorrectly and is decoded again", self.id());
         } else if let Some(flight) = self.take() {
             flight.complete(|_, out| {

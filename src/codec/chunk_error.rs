@@ -19,7 +19,8 @@ pub enum ChunkError {
     NoModel,
     /// A reserved byte is not zero.
     ReservedByte,
-    /// The symbols or a plane have a storage mode of a newer version; its number, where it is known.
+    /// The symbols or a plane have a storage mode of a newer version; its number, where it is
+    /// known.
     UnknownMode(Option<u8>),
     /// The record of the symbols or of a plane has a mode or a value that it cannot have.
     InvalidRecord,

@@ -88,8 +88,8 @@ impl Layout {
         Ok(Self { width, rotated, symbol_bits, planes })
     }
 
-    /// The layout with the fewest planes in which the `zeros` lowest bits, not counting the sign, have
-    /// planes of their own.
+    /// The layout with the fewest planes in which the `zeros` lowest bits, not counting the sign,
+    /// have planes of their own.
     pub fn cut(width: u8, rotated: bool, symbol_bits: u8, zeros: u8) -> Self {
         let rest = width * 8 - symbol_bits;
         // Bit 0 of a rotated element is its sign.
@@ -130,7 +130,8 @@ impl Layout {
         self.field(chunk, low, |v| v as u16, out);
     }
 
-    /// Replaces `out` by the values of `plane` in the elements of `chunk`, a whole number of elements.
+    /// Replaces `out` by the values of `plane` in the elements of `chunk`, a whole number of
+    /// elements.
     pub fn plane_values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u8>) {
         let mask = plane.mask();
         self.field(chunk, plane.low, |v| v as u8 & mask, out);
@@ -181,8 +182,8 @@ pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the bits from `shift` of a group's values: `PER` values per byte, which are `STRIDE` apart
-/// in the group.
+/// Appends the bits from `shift` of a group's values: `PER` values per byte, which are `STRIDE`
+/// apart in the group.
 #[inline(always)]
 fn pack_part<const PER: usize, const STRIDE: usize>(
     group: &[u8; GROUP],
@@ -208,10 +209,10 @@ fn parts(bits: u8) -> impl Iterator<Item = u8> {
 
 /// Unpacks one group of values of `bits` (1–8) bits from its `8 * bits` packed bytes.
 ///
-/// A group is cut into parts of 8, 4, 2 and 1 bits; the largest holds the lowest bits of the values. A
-/// part of `p` bits takes `8 * p` bytes. Its byte `j` holds, lowest bits first, the values `j`,
-/// `j + 8p`, `j + 16p`, …, so that shifts and masks alone turn a vector of bytes into vectors of
-/// adjacent values.
+/// A group is cut into parts of 8, 4, 2 and 1 bits; the largest holds the lowest bits of the
+/// values. A part of `p` bits takes `8 * p` bytes. Its byte `j` holds, lowest bits first, the
+/// values `j`, `j + 8p`, `j + 16p`, …, so that shifts and masks alone turn a vector of bytes into
+/// vectors of adjacent values.
 #[inline(always)]
 pub fn unpack_group(packed: &[u8], bits: u8, out: &mut [u8; GROUP]) {
     const ONES: u64 = 0x0101_0101_0101_0101;

@@ -8,7 +8,8 @@ use super::{
     *,
 };
 
-/// Elements of `width` bytes. Their top eight bits are mostly one of 16 values, the others are noise.
+/// Elements of `width` bytes. Their top eight bits are mostly one of 16 values, the others are
+/// noise.
 fn elements(width: usize, count: usize) -> Vec<u8> {
     let mut seed = 1u64;
     let mut element = || {

@@ -14,6 +14,6 @@ pub(super) enum StorageMode {
     Sparse = 2,
 }
 
-/// Bytes of a plane that the encoder's initial states carry, 16 bits each. The decoder finds them in
-/// its final states.
+/// Bytes of a plane that the encoder's initial states carry, 16 bits each. The decoder finds them
+/// in its final states.
 pub(super) const CARRIED: usize = 2 * LANES;

@@ -1,6 +1,6 @@
 //! The fixed ends of an archive: 16 bytes of header, 128 bytes of footer.
 
-use super::{MAX_CHUNK, Naming, VERSION};
+use super::{HEADER_LEN, MAX_CHUNK, VERSION, naming::Naming, record::RECORD};
 use crate::{
     codec::{checksum, model::MAX_WIRE_LEN},
     error::{Error, ErrorKind, Result},
@@ -8,17 +8,15 @@ use crate::{
 };
 use std::{fs::File, os::unix::fs::FileExt};
 
-/// Bytes before the first chunk.
-pub const HEADER_LEN: u64 = 16;
-/// Bytes of the footer, which ends the archive.
+/// Bytes of the footer, which is at the end of the archive.
 pub const FOOTER_LEN: u64 = 128;
 
-/// Neither text nor UTF-8, and broken by whatever translates line ends.
+/// Neither text nor valid UTF-8, and damaged by anything that converts line endings.
 const HEADER_MAGIC: [u8; 8] = *b"\x89BSZ\r\n\x1a\n";
 const FOOTER_MAGIC: [u8; 6] = *b"BSZEND";
-/// Where the checksum stands; it covers everything else in the footer.
+/// The position of the checksum, which covers the rest of the footer.
 const CHECKSUM_AT: usize = 112;
-/// No index is longer: that of a model of 8 TiB.
+/// The longest index, in bytes: that of a model of 8 TiB.
 const MAX_INDEX: u64 = 1 << 30;
 
 /// The header of an archive.
@@ -29,10 +27,10 @@ pub fn header() -> [u8; HEADER_LEN as usize] {
     h
 }
 
-/// `Ok(false)` where `start` is not the start of an archive.
+/// Whether a file that begins with `start` is an archive.
 ///
 /// # Errors
-/// Compatibility, where it is one of another version; corruption, where its reserved bytes are set.
+/// Compatibility if it is one of another version; corruption if reserved bytes are set.
 fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
     if start[..8] != HEADER_MAGIC {
         return Ok(false);
@@ -47,13 +45,13 @@ fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
 fn check_version(version: u16) -> Result<()> {
     if version != VERSION {
         return Err(Error::unsupported(format!(
-            "the archive has format version {version} and this bsz reads version {VERSION}"
+            "the archive has format version {version}, but this bsz reads version {VERSION}"
         )));
     }
     Ok(())
 }
 
-/// What is known of an archive without its index.
+/// What the footer says about an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footer {
     /// Bytes of the original file.
@@ -72,11 +70,11 @@ pub struct Footer {
     pub index_len: u64,
     /// Checksum of the index.
     pub index_checksum: u64,
-    /// Chunks in the index.
+    /// The number of chunks.
     pub chunk_count: u32,
-    /// Models in the index.
+    /// The number of models.
     pub model_count: u32,
-    /// No chunk decodes to more bytes.
+    /// The decoded length of the longest chunk, or more.
     pub max_chunk: u32,
 }
 
@@ -108,21 +106,21 @@ impl Footer {
 
     /// Bytes of the index before the models.
     pub(super) fn tables_len(&self) -> u64 {
-        super::index::RECORD as u64 * u64::from(self.chunk_count)
+        RECORD as u64 * u64::from(self.chunk_count)
             + 32 * sha256::state_count(self.original_len)
             + 4 * u64::from(self.model_count)
     }
 
-    /// No index of so many chunks and models is longer.
-    fn most_index(&self) -> u64 {
+    /// The longest index with these numbers of chunks and models.
+    fn max_index_len(&self) -> u64 {
         MAX_INDEX.min(self.tables_len() + MAX_WIRE_LEN as u64 * u64::from(self.model_count))
     }
 
-    /// Read the footer of an archive of `file_len` bytes.
+    /// Reads the footer of an archive of `file_len` bytes.
     ///
     /// # Errors
-    /// Truncated, where the archive does not end in a footer; compatibility, where its version is unknown;
-    /// corruption, where its checksum or its bounds do not hold.
+    /// Truncated if the archive does not end in a footer; compatibility if its version is unknown;
+    /// corruption if its checksum does not match or a value is out of bounds.
     pub fn from_bytes(b: &[u8; FOOTER_LEN as usize], file_len: u64) -> Result<Self> {
         if b[122..] != FOOTER_MAGIC {
             return Err(Error::truncated(
@@ -159,7 +157,7 @@ impl Footer {
             && footer.original_len <= i64::MAX as u64
             && u64::from(footer.chunk_count) <= footer.original_len
             && footer.model_count <= footer.chunk_count
-            && (footer.tables_len()..=footer.most_index()).contains(&footer.index_len)
+            && (footer.tables_len()..=footer.max_index_len()).contains(&footer.index_len)
             && footer.mode <= 0o7777
             && footer.mtime.1 < 1_000_000_000
             && footer.max_chunk <= MAX_CHUNK;
@@ -176,10 +174,10 @@ fn footer_checksum(b: &[u8]) -> u64 {
     checksum(&covered)
 }
 
-/// The footer of `file`, or `None` where it is no archive. Reads 144 bytes.
+/// The footer of `file`, or `None` if that is not an archive. Reads 144 bytes.
 ///
 /// # Errors
-/// Where it is an archive but a damaged or unknown one.
+/// If the archive is damaged or of an unknown version.
 pub fn peek(file: &File) -> Result<Option<Footer>> {
     let len = file.metadata()?.len();
     let mut start = [0; HEADER_LEN as usize];
@@ -197,7 +195,7 @@ pub fn peek(file: &File) -> Result<Option<Footer>> {
     Footer::from_bytes(&end, len).map(Some)
 }
 
-/// `read_exact_at`, with a file that has become shorter told apart from other errors.
+/// `read_exact_at`, with an error of its own for a file that is too short.
 pub fn read_exact(file: &File, out: &mut [u8], at: u64) -> Result<()> {
     file.read_exact_at(out, at).map_err(|e| match Error::from(e) {
         e if e.kind() == ErrorKind::Truncated => {

@@ -1,22 +1,32 @@
-//! The bytes on disk: header and footer, index, names, and the safetensors header that extents come from.
+//! The bytes on disk: header and footer, index, names, and the safetensors header that the extents
+//! of a file follow from.
 //!
 //! `docs/FORMAT.md` is the specification; the constants here are its numbers.
 
+mod check;
 mod footer;
 mod index;
+mod memory;
 mod naming;
 mod parts;
+mod record;
 mod safetensors;
+mod writer;
 
-pub use footer::{FOOTER_LEN, Footer, HEADER_LEN, header, peek, read_exact};
-pub use index::{Chunk, Index, IndexWriter, NO_MODEL};
+pub use footer::{FOOTER_LEN, Footer, header, peek, read_exact};
+pub use index::Index;
+pub use memory::IndexMemory;
 pub use naming::Naming;
-pub use parts::{IndexMemory, ReadIndex};
+pub use parts::ReadIndex;
+pub use record::{Chunk, NO_MODEL};
 pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, claimed_len, header_len};
+pub use writer::IndexWriter;
 
-/// The version written, and the only one read.
+/// The version that is written, and the only one that can be read.
 pub const VERSION: u16 = 1;
-/// Decoded bytes of a chunk unless told otherwise.
+/// Bytes of the header, which precedes the first chunk.
+pub const HEADER_LEN: u64 = 16;
+/// Default decoded length of a chunk, in bytes.
 pub const DEFAULT_CHUNK: u32 = 256 << 10;
-/// No chunk decodes to more than this.
+/// The longest decoded length of a chunk, in bytes.
 pub const MAX_CHUNK: u32 = 4 << 20;

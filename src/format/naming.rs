@@ -1,4 +1,4 @@
-//! Names: what an archive is called, and what it shows.
+//! File names: how the name of an archive and that of its original map to each other.
 
 use crate::error::{Error, Result};
 use std::{
@@ -6,13 +6,13 @@ use std::{
     os::unix::ffi::{OsStrExt, OsStringExt},
 };
 
-/// How an original's name follows from its archive's.
+/// How the name of an original follows from that of its archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Naming {
     /// `X.bsz` shows `X.safetensors`.
     Safetensors = 0,
-    /// `X.bsz` shows `X`, such as a hub's blob named by its hash.
+    /// `X.bsz` shows `X`: for example, a blob of a hub's cache, which is named by its hash.
     Appended = 1,
 }
 
@@ -20,7 +20,7 @@ const ARCHIVE: &[u8] = b".bsz";
 const ORIGINAL: &[u8] = b".safetensors";
 
 impl Naming {
-    /// The naming of an original called `name`.
+    /// The naming for an original called `name`.
     pub fn of(name: &OsStr) -> Self {
         match name.as_bytes().strip_suffix(ORIGINAL) {
             Some(stem) if !stem.is_empty() => Self::Safetensors,
@@ -28,8 +28,8 @@ impl Naming {
         }
     }
 
-    /// What the archive of `original` is called under this naming, which is [that of](Naming::of) the original, or
-    /// [`Naming::Appended`].
+    /// The name of the archive of `original` under this naming, which must be [`Naming::of`] the
+    /// original or [`Naming::Appended`].
     pub fn archive_name(self, original: &OsStr) -> OsString {
         let name = original.as_bytes();
         let stem = match self {
@@ -39,7 +39,8 @@ impl Naming {
         OsString::from_vec([stem, ARCHIVE].concat())
     }
 
-    /// What an archive called `archive` shows; `None` where that is no name for an archive.
+    /// The name that an archive called `archive` shows, or `None` if that is not a name of an
+    /// archive.
     pub fn original_name(self, archive: &OsStr) -> Option<OsString> {
         let stem = archive.as_bytes().strip_suffix(ARCHIVE).filter(|s| !s.is_empty())?;
         let name = OsString::from_vec(match self {
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_map_there_and_back() {
+    fn names_map_to_archives_and_back() {
         for (original, archive) in [
             ("model.safetensors", "model.bsz"),
             ("a.b.safetensors", "a.b.bsz"),

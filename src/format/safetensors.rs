@@ -1,16 +1,16 @@
-//! The safetensors header, which nobody vouches for, and the extents of a file that follow from it.
+//! The safetensors header, which is untrusted, and the extents of a file that follow from it.
 //!
-//! A header that lies costs compression, never a byte: what it does not describe consistently is packed as
-//! plain bytes. Header format: <https://github.com/huggingface/safetensors#format>.
+//! A wrong header costs compression but no data: what it does not describe consistently is packed
+//! as plain bytes. Header format: <https://github.com/huggingface/safetensors#format>.
 
 use crate::codec::ElementKind;
 use ::safetensors::{Dtype, tensor::TensorInfo};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-/// Headers are at most this long, as the format's own readers have it.
+/// The longest header in bytes, as in the readers of the format's authors.
 pub const MAX_HEADER: u64 = 100_000_000;
-/// Bytes of the length in front of the header.
+/// Bytes of the length that precedes the header.
 const PREFIX: u64 = 8;
 
 /// A tensor that the header describes.
@@ -24,40 +24,41 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// Its first byte in the file.
     pub start: u64,
-    /// The byte behind its last in the file.
+    /// The end of its bytes in the file.
     pub end: u64,
 }
 
-/// A part of a file whose bytes are of one kind. Extents cover a file without gaps.
+/// A part of a file whose bytes are of one kind. The extents of a file cover it without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Its first byte in the file.
     pub start: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// What it holds; `None` for headers, gaps and whatever is not known.
+    /// Its element type; `None` for headers, gaps and anything unknown.
     pub kind: Option<ElementKind>,
-    /// Elements of a row of a matrix.
+    /// Elements of a row, if it holds a matrix.
     pub row: Option<usize>,
 }
 
-/// What a file's header says, as far as it can be believed.
+/// What a file's header says, as far as it is consistent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
-    /// Bytes before the tensors' data: the length and the header itself.
+    /// Bytes before the tensors' data: the prefix and the header itself.
     pub data_start: u64,
     /// The tensors in the order of their data; no two overlap and all end within the file.
     pub tensors: Vec<Tensor>,
 }
 
-/// How long the header of a file of `file_len` bytes that starts with `prefix` is, without the prefix; `None`
-/// where it is no safetensors file.
+/// The length of the header, without the prefix, of a file of `file_len` bytes that starts with
+/// `prefix`; `None` if it is not a safetensors file.
 pub fn header_len(prefix: [u8; PREFIX as usize], file_len: u64) -> Option<u64> {
     let n = u64::from_le_bytes(prefix);
     ((2..=MAX_HEADER).contains(&n) && PREFIX + n <= file_len).then_some(n)
 }
 
-/// How long a file is with the header `json`, by what that says of its tensors; `None` where it is no JSON object.
+/// The length of a file with the header `json`, according to its tensors; `None` if the header is
+/// not a JSON object.
 pub fn claimed_len(json: &[u8]) -> Option<u64> {
     let entries: BTreeMap<String, &RawValue> = serde_json::from_slice(json).ok()?;
     let data_start = PREFIX + json.len() as u64;
@@ -70,9 +71,9 @@ pub fn claimed_len(json: &[u8]) -> Option<u64> {
 }
 
 impl Header {
-    /// Parse the header `json` of a file of `file_len` bytes; `None` where it is no JSON object.
+    /// Parses the header `json` of a file of `file_len` bytes; `None` if it is not a JSON object.
     ///
-    /// Tensors that are unknown, out of bounds or overlapping are left out.
+    /// Tensors that are of an unknown type, out of bounds or overlapping are left out.
     pub fn parse(json: &[u8], file_len: u64) -> Option<Self> {
         let entries: BTreeMap<String, &RawValue> = serde_json::from_slice(json).ok()?;
         let data_start = PREFIX + json.len() as u64;
@@ -123,14 +124,16 @@ impl Header {
         extents
     }
 
-    /// Whether the header describes the whole file: what a valid safetensors file is, and hardly anything else.
+    /// Whether the tensors cover the whole file, as they do in a valid safetensors file and hardly
+    /// anywhere else.
     pub fn covers(&self, file_len: u64) -> bool {
         self.tensors.iter().map(|t| t.end - t.start).sum::<u64>() + self.data_start == file_len
     }
 }
 
-/// Elements of a row: the last dimension, or as many of the last ones as make a row worth the name (the kernels of a
-/// convolution are short). Types narrower than a byte have none: their rows need not end where bytes do.
+/// Elements of a row: the last dimension, or the last ones together if it is too short (as in the
+/// kernels of a convolution). Types narrower than a byte have no rows: these need not end at a byte
+/// boundary.
 fn row(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     const SHORT: usize = 128;
     // A complex number is two elements.
@@ -148,7 +151,8 @@ fn row(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     None
 }
 
-/// How elements of a type are coded. Types narrower than a byte are packed; their bytes are the elements.
+/// The element kind of a type. Types narrower than a byte are packed, and their bytes are the
+/// elements.
 fn kind(dtype: Dtype) -> ElementKind {
     match dtype {
         Dtype::F16 => ElementKind::Float { width: 2, exponent: 5 },
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_not_headers() {
+    fn impossible_lengths_are_not_headers() {
         assert_eq!(header_len(u64::MAX.to_le_bytes(), 1 << 40), None);
         assert_eq!(header_len(93u64.to_le_bytes(), 100), None);
         assert_eq!(header_len(92u64.to_le_bytes(), 100), Some(92));

@@ -1,38 +1,43 @@
-//! Chunks that are decoded together: where each is in the memory of the device, in the order that the kernels want, and
-//! what these say of them.
+//! A batch of chunks that are decoded together: where each is in device memory, in the order that
+//! the kernels expect.
 
-use super::model;
+use super::{model, status};
 use crate::{
     codec::{Coding, EntropyModel, LANES},
     error::{Error, Result},
 };
 use std::collections::HashMap;
 
-/// Bytes behind a payload that the kernel may read.
+/// Bytes after a payload that the kernel may read.
 pub const SLACK: usize = 272;
-/// Longer chunks are not for the kernel; the format has none.
-pub const LONGEST: usize = 4 << 20;
-/// Threads of a block.
+/// The longest chunk that the kernel decodes, in bytes. The format allows none longer.
+pub const MAX_CHUNK: usize = 4 << 20;
+/// Threads of a CUDA block.
 pub const THREADS: u32 = 128;
-/// Chunks of a block.
+/// Warps of a CUDA block, each of which decodes one chunk.
 const WARPS: usize = 4;
-/// The coding of records that only fill up a block.
-const NOTHING: u32 = 3;
-/// Payloads, and the model of the first record of a block, begin at multiples of this many bytes or one behind them.
+/// The coding of records that only pad a block: `NOTHING` in `parse.cuh`.
+const PADDING: u32 = 3;
+/// Payloads start at a multiple of this many bytes, or one byte after it. Models start at one.
 const ALIGN: usize = 16;
 
-/// A chunk as it is stored, and where its decoded bytes are wanted.
+/// Whether the kernels decode this coding.
+pub fn supports(coding: Coding) -> bool {
+    matches!(coding, Coding::Raw | Coding::Planes)
+}
+
+/// A stored chunk, and where in the output its decoded bytes go.
 #[derive(Clone, Copy)]
 pub struct Item<'a> {
-    /// Raw or planes.
+    /// Raw or planes: see [`supports`].
     pub coding: Coding,
-    /// The model of planes. Chunks of a tensor should name the same one, not an equal one.
+    /// The model of a chunk of planes. Chunks of a tensor should share one object, not equal ones.
     pub model: Option<&'a EntropyModel>,
     /// Stored bytes.
     pub stored_len: usize,
     /// Decoded bytes.
     pub len: usize,
-    /// Where these begin in the output.
+    /// The position of the decoded bytes in the output.
     pub out: usize,
 }
 
@@ -53,13 +58,13 @@ struct Record {
 pub const RECORD: usize = size_of::<Record>();
 
 impl Record {
-    const NOTHING: Self = Self {
+    const PADDING: Self = Self {
         payload: 0,
         out: 0,
         model: 0,
         payload_len: 0,
         out_len: 0,
-        coding: NOTHING,
+        coding: PADDING,
         reserved: 0,
     };
 
@@ -72,16 +77,16 @@ impl Record {
     }
 }
 
-/// Neighbouring records that one kernel decodes.
+/// Consecutive records that one kernel decodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
-    /// Bytes of an element, which say what kernel it is; 0 for raw chunks.
+    /// Bytes of an element, which select the kernel; 0 for raw chunks.
     pub width: u8,
     /// The first record.
     pub first: usize,
-    /// Blocks of [`THREADS`] threads.
+    /// CUDA blocks of [`THREADS`] threads.
     pub blocks: usize,
-    /// Bytes of shared memory that a block needs.
+    /// Bytes of shared memory that a CUDA block needs.
     pub shared_len: usize,
 }
 
@@ -90,19 +95,19 @@ pub struct Batch {
     records: Vec<Record>,
     launches: Vec<Launch>,
     models: Vec<u32>,
-    /// By item: its record.
-    places: Vec<usize>,
+    /// By item: the number of its record.
+    record_of: Vec<usize>,
     stored_len: usize,
     out_len: usize,
 }
 
 impl Batch {
-    /// Lay out `items`.
+    /// Lays out `items`.
     ///
     /// # Errors
-    /// Invalid argument, where one is not for the kernel.
+    /// Invalid argument if the kernels cannot decode one of them.
     pub fn new(items: &[Item<'_>]) -> Result<Self> {
-        // Those of one model are next to each other, in the order in which models come first.
+        // Items of the same model are consecutive. Models are in the order of their first item.
         let mut groups: Vec<(Option<&EntropyModel>, Vec<usize>)> = Vec::new();
         let mut of_model = HashMap::new();
         for (i, item) in items.iter().enumerate() {
@@ -110,8 +115,8 @@ impl Batch {
                 (item.coding, item.model),
                 (Coding::Raw, None) | (Coding::Planes, Some(_))
             );
-            if !known || item.len == 0 || item.len.max(item.stored_len) > LONGEST {
-                return Err(Error::invalid("a chunk that is not for the GPU"));
+            if !known || item.len == 0 || item.len.max(item.stored_len) > MAX_CHUNK {
+                return Err(Error::invalid("the GPU cannot decode such a chunk"));
             }
             let group = *of_model.entry(item.model.map(std::ptr::from_ref)).or_insert(groups.len());
             if group == groups.len() {
@@ -125,20 +130,20 @@ impl Batch {
             records: Vec::with_capacity(items.len() + WARPS),
             launches: Vec::new(),
             models: Vec::new(),
-            places: vec![0; items.len()],
+            record_of: vec![0; items.len()],
             stored_len: 0,
             out_len: items.iter().map(|i| i.out + i.len).max().unwrap_or(0),
         };
         for (model, members) in groups {
             let (first, at) = (batch.records.len(), 4 * batch.models.len() as u64);
-            let shared_len = model.map_or(0, |m| model::write_to(m, &mut batch.models));
+            let shared_len = model.map_or(0, |m| model::write_to(m, WARPS, &mut batch.models));
             for i in members {
-                batch.places[i] = batch.records.len();
+                batch.record_of[i] = batch.records.len();
                 let record = batch.record(&items[i], at);
                 batch.records.push(record);
             }
             let whole = batch.records.len().next_multiple_of(WARPS);
-            batch.records.resize(whole, Record::NOTHING);
+            batch.records.resize(whole, Record::PADDING);
             let (width, blocks) = (width(model), (whole - first) / WARPS);
             match batch.launches.last_mut().filter(|l| l.width == width) {
                 Some(launch) => {
@@ -151,9 +156,9 @@ impl Batch {
         Ok(batch)
     }
 
-    /// The record of an item, whose stored bytes get a place behind all others.
+    /// The record of an item. Its stored bytes go after all others.
     fn record(&mut self, item: &Item<'_>, model: u64) -> Record {
-        // Where the kernel reads 16 bits at a time they must be aligned.
+        // The kernel reads words of 16 bits, which must be aligned.
         let payload = self.stored_len + item.model.map_or(0, |m| words_at(m, item.len) % 2);
         self.stored_len = (payload + item.stored_len + SLACK).next_multiple_of(ALIGN);
         Record {
@@ -167,22 +172,22 @@ impl Batch {
         }
     }
 
-    /// What is to be launched.
+    /// The kernel launches.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
 
-    /// How many records there are, and so statuses.
+    /// The number of records, which is also that of statuses.
     pub fn record_count(&self) -> usize {
         self.records.len()
     }
 
-    /// Append the records as the kernel reads them.
+    /// Appends the records in the form that the kernel reads.
     pub fn write_records(&self, out: &mut Vec<u8>) {
         self.records.iter().for_each(|r| r.write_to(out));
     }
 
-    /// Append the models as the kernel reads them.
+    /// Appends the models in the form that the kernel reads.
     pub fn write_models(&self, out: &mut Vec<u8>) {
         self.models.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
     }
@@ -192,51 +197,33 @@ impl Batch {
         4 * self.models.len()
     }
 
-    /// Bytes of all that is stored.
+    /// Bytes of all payloads, with alignment and [`SLACK`].
     pub fn stored_len(&self) -> usize {
         self.stored_len
     }
 
-    /// Bytes up to the end of the last one in the output.
+    /// Bytes of the output, up to the end of the last item.
     pub fn out_len(&self) -> usize {
         self.out_len
     }
 
-    /// Where the stored bytes of item `i` go.
+    /// Where the stored bytes of item `i` go, among those of the batch.
     pub fn payload(&self, i: usize) -> std::ops::Range<usize> {
-        let record = &self.records[self.places[i]];
+        let record = &self.records[self.record_of[i]];
         record.payload as usize..record.payload as usize + record.payload_len as usize
     }
 
-    /// What became of item `i`, by the kernel's statuses of all records.
+    /// The outcome of item `i`, given the statuses of all records.
     ///
     /// # Errors
-    /// Corruption and compatibility, as [`crate::codec::ChunkDecoder::decode`] has them; Io, where the kernel did not
-    /// look at it.
+    /// A [`ChunkError`](crate::codec::ChunkError), as for any other decoder; Io if the kernel did
+    /// not look at the item.
     pub fn outcome(&self, i: usize, statuses: &[u32]) -> Result<()> {
-        Err(match statuses.get(self.places[i]).copied().unwrap_or(0) {
-            1 => return Ok(()),
-            2 => Error::corrupt("a chunk ends too early"),
-            3 => Error::corrupt("a chunk's reserved byte is not zero"),
-            4 => Error::unsupported("a storage mode is unknown; a newer bsz is needed"),
-            5 => Error::corrupt("a block chooses a table that is not there"),
-            6 => Error::corrupt("a state is lower than states are"),
-            7 => Error::corrupt("an escaped value has more bits than symbols have"),
-            8 => Error::corrupt("symbols or a plane have a mode or a value that they cannot have"),
-            9 => Error::corrupt("a sparse plane has more blocks than the chunk"),
-            10 => Error::corrupt("a chunk has trailing bytes"),
-            11 => Error::corrupt("an entropy-coded stream does not end where it should"),
-            12 => Error::corrupt("a chunk has escapes left"),
-            13 => Error::corrupt("a chunk is not as long as what it holds"),
-            status => Error::new(
-                crate::ErrorKind::Io,
-                format!("the GPU did not decode a chunk (status {status})"),
-            ),
-        })
+        status::outcome(statuses.get(self.record_of[i]).copied().unwrap_or(0))
     }
 }
 
-/// Where the words of a chunk's coded symbols begin in its payload.
+/// Where in its payload the words of a chunk with coded symbols start.
 fn words_at(model: &EntropyModel, len: usize) -> usize {
     let count = len / usize::from(model.layout().width());
     let blocks = if model.choices() > 1 { count.div_ceil(model.block()) } else { 0 };

@@ -1,5 +1,5 @@
-//! The CUDA driver, as far as it is needed here: one device, its memory, and streams of work. What is got is released
-//! when dropped, and every call's failure is an error.
+//! The part of the CUDA driver that is needed here: one device, its memory, and streams of work.
+//! Resources are released when dropped, and every failed call is an error.
 
 #![allow(unsafe_code)]
 
@@ -15,9 +15,9 @@ use std::{
     sync::Arc,
 };
 
-/// What NVRTC makes of `kernel.cu`: `make ptx`.
+/// `kernel.cu`, compiled by NVRTC: `make ptx`.
 const PTX: &str = include_str!("kernel.ptx");
-/// The kernels, with the width of elements that each is for.
+/// The kernels by the width of their elements, in bytes; 0 stands for raw chunks.
 const KERNELS: [(u8, &CStr); 5] = [
     (0, c"bszfs_copy"),
     (1, c"bszfs_decode_1"),
@@ -26,10 +26,10 @@ const KERNELS: [(u8, &CStr); 5] = [
     (8, c"bszfs_decode_8"),
 ];
 
-/// A place in the device's memory.
-pub(super) type Place = sys::CUdeviceptr;
+/// An address in device memory.
+pub(super) type DevicePtr = sys::CUdeviceptr;
 
-/// A driver's error as one of ours.
+/// Converts an error of the driver.
 fn failed(what: &'static str) -> impl Fn(DriverError) -> Error {
     move |e| {
         let why = match e.error_string() {
@@ -40,7 +40,7 @@ fn failed(what: &'static str) -> impl Fn(DriverError) -> Error {
     }
 }
 
-/// A device that is ready, with the kernels.
+/// A device with the kernels loaded.
 pub(super) struct Device {
     device: sys::CUdevice,
     context: sys::CUcontext,
@@ -49,28 +49,29 @@ pub(super) struct Device {
     name: String,
 }
 
-// SAFETY: the driver's handles may be used by any thread, and by several at once, once the context is current there,
-// which every function here sees to.
+// SAFETY: any thread may use the driver's handles, even several at once, if the context is current
+// in it. Every function here makes it current.
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// The first device.
+    /// Opens the first device.
     pub(super) fn open() -> Result<Arc<Self>> {
-        // SAFETY: it loads a library and looks at nothing in it. Without the library any other call would panic.
+        // SAFETY: this only loads a library. Without the library, any other call would panic.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error::invalid("there is no NVIDIA driver here").about("CUDA"));
+            return Err(Error::invalid("no NVIDIA driver is installed").about("CUDA"));
         }
-        result::init().map_err(failed("the driver does not start"))?;
-        if result::device::get_count().map_err(failed("no devices"))? == 0 {
-            return Err(Error::invalid("the driver has no device").about("CUDA"));
+        result::init().map_err(failed("cannot initialise the driver"))?;
+        if result::device::get_count().map_err(failed("cannot count the devices"))? == 0 {
+            return Err(Error::invalid("the driver reports no device").about("CUDA"));
         }
-        let device = result::device::get(0).map_err(failed("the first device"))?;
-        let name = result::device::get_name(device).map_err(failed("the first device"))?;
-        // SAFETY: the device is one that the driver named.
-        let context =
-            unsafe { result::primary_ctx::retain(device) }.map_err(failed("no context"))?;
+        let device = result::device::get(0).map_err(failed("cannot open the first device"))?;
+        let name =
+            result::device::get_name(device).map_err(failed("cannot name the first device"))?;
+        // SAFETY: the driver returned the device.
+        let context = unsafe { result::primary_ctx::retain(device) }
+            .map_err(failed("cannot create a context"))?;
         let mut opened =
             Self { device, context, module: std::ptr::null_mut(), kernels: Vec::new(), name };
         opened.load()?;
@@ -80,12 +81,12 @@ impl Device {
     fn load(&mut self) -> Result<()> {
         self.enter()?;
         let text = CString::new(PTX)
-            .map_err(|_| Error::invalid("the kernels' PTX has a zero").about("CUDA"))?;
-        // SAFETY: the text ends in a zero, and the driver copies what it needs.
+            .map_err(|_| Error::invalid("the kernels' PTX contains a zero byte").about("CUDA"))?;
+        // SAFETY: the text ends in a zero byte, and the driver copies what it needs.
         self.module = unsafe { result::module::load_data(text.as_ptr().cast()) }
-            .map_err(failed("the kernels do not load"))?;
+            .map_err(failed("cannot load the kernels"))?;
         for (width, name) in KERNELS {
-            // SAFETY: the module was loaded just now.
+            // SAFETY: the module was just loaded.
             let kernel = unsafe { result::module::get_function(self.module, name.into()) }
                 .map_err(failed("a kernel is missing"))?;
             self.kernels.push((width, kernel));
@@ -93,38 +94,39 @@ impl Device {
         Ok(())
     }
 
-    /// For people.
+    /// The name for users.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Free bytes of its memory.
+    /// Free bytes of device memory.
     pub(super) fn free_memory(&self) -> Result<usize> {
         self.enter()?;
-        Ok(result::mem_get_info().map_err(failed("the device's memory"))?.0)
+        Ok(result::mem_get_info().map_err(failed("cannot query the device's memory"))?.0)
     }
 
-    /// Make the context that of the current thread.
+    /// Makes the context current in this thread.
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
-        unsafe { result::ctx::set_current(self.context) }.map_err(failed("no context"))
+        unsafe { result::ctx::set_current(self.context) }
+            .map_err(failed("cannot enter the context"))
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         if self.enter().is_ok() && !self.module.is_null() {
-            // SAFETY: whatever uses the module's kernels holds an `Arc` of `self`, so that nothing does.
+            // SAFETY: all users of the kernels hold an `Arc` of `self`, so there are none left.
             let _ = unsafe { result::module::unload(self.module) };
         }
-        // SAFETY: retained once, in `open`.
+        // SAFETY: it was retained once, in `open`.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }
 
-/// Memory of the device.
+/// Device memory.
 pub(super) struct DeviceMemory {
-    place: Place,
+    ptr: DevicePtr,
     len: usize,
     device: Arc<Device>,
 }
@@ -132,73 +134,75 @@ pub(super) struct DeviceMemory {
 impl DeviceMemory {
     pub(super) fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
         device.enter()?;
-        // SAFETY: any size may be asked for; what is got is never read before it was written.
-        let place =
-            unsafe { result::malloc_sync(len.max(1)) }.map_err(failed("memory of the device"))?;
-        Ok(Self { place, len, device: Arc::clone(device) })
+        // SAFETY: any size may be requested, and nothing is read before it is written.
+        let ptr = unsafe { result::malloc_sync(len.max(1)) }
+            .map_err(failed("cannot allocate device memory"))?;
+        Ok(Self { ptr, len, device: Arc::clone(device) })
     }
 
-    /// Where it begins: at a multiple of 256 bytes.
-    pub(super) fn place(&self) -> Place {
-        self.place
+    /// Its address, a multiple of 256 bytes.
+    pub(super) fn ptr(&self) -> DevicePtr {
+        self.ptr
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Read from byte `at` on, when no work that writes there is under way.
+    /// Reads all of `out` from byte `at`. No work that writes there may be in flight.
     pub(super) fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
         assert!(
             at.checked_add(out.len()).is_some_and(|end| end <= self.len),
-            "behind the device's memory"
+            "beyond the end of the device memory"
         );
         self.device.enter()?;
-        // SAFETY: the range was checked, and the call returns when the bytes are there.
-        unsafe { result::memcpy_dtoh_sync(out, self.place + at as Place) }
-            .map_err(failed("a download"))
+        // SAFETY: the range was checked, and the call returns once the bytes have arrived.
+        unsafe { result::memcpy_dtoh_sync(out, self.ptr + at as DevicePtr) }
+            .map_err(failed("cannot download"))
     }
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.device.enter().is_ok() {
-            // SAFETY: allocated in `new`; the driver waits for work that uses it.
-            let _ = unsafe { result::free_sync(self.place) };
+            // SAFETY: it was allocated in `new`, and the driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(self.ptr) };
         }
     }
 }
 
-/// Memory of the host that the device reads and writes at full speed. Not write-combined: we read it.
+/// Page-locked host memory, which the device reads and writes at full speed. It is not
+/// write-combined, because the host reads it, too.
 pub(super) struct PinnedMemory {
     at: *mut u8,
     len: usize,
     device: Arc<Device>,
 }
 
-// SAFETY: it is memory that only its owner uses.
+// SAFETY: only its owner uses the memory.
 unsafe impl Send for PinnedMemory {}
-// SAFETY: through a shared reference it is only read.
+// SAFETY: shared references only allow reading.
 unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
     pub(super) fn new(device: &Arc<Device>, len: usize) -> Result<Self> {
         device.enter()?;
-        // SAFETY: any size may be asked for.
-        let at: *mut u8 =
-            unsafe { result::malloc_host(len.max(1), 0) }.map_err(failed("pinned memory"))?.cast();
-        // SAFETY: allocated just now; from here on it is initialised.
+        // SAFETY: any size may be requested.
+        let at: *mut u8 = unsafe { result::malloc_host(len.max(1), 0) }
+            .map_err(failed("cannot allocate page-locked memory"))?
+            .cast();
+        // SAFETY: it was just allocated. This initialises it.
         unsafe { at.write_bytes(0, len) };
         Ok(Self { at, len, device: Arc::clone(device) })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated and initialised in `new`, for as long as `self` lives.
+        // SAFETY: it was allocated and initialised in `new`, and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and nobody else has a reference.
+        // SAFETY: as above, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
     }
 }
@@ -206,13 +210,13 @@ impl PinnedMemory {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         if self.device.enter().is_ok() {
-            // SAFETY: allocated in `new`.
+            // SAFETY: it was allocated in `new`.
             let _ = unsafe { result::free_host(self.at.cast()) };
         }
     }
 }
 
-/// Work that the device does in order. Waits for all of it when dropped.
+/// Work that the device does in order. Dropping it waits for all work.
 pub(super) struct Stream {
     stream: sys::CUstream,
     device: Arc<Device>,
@@ -221,76 +225,81 @@ pub(super) struct Stream {
 // SAFETY: see `Device`.
 unsafe impl Send for Stream {}
 
-/// Where the kernels find things.
+/// The buffers that the kernels work on.
 #[derive(Clone, Copy)]
-pub(super) struct Places {
-    pub(super) records: Place,
-    pub(super) stored: Place,
-    pub(super) models: Place,
-    pub(super) out: Place,
-    pub(super) statuses: Place,
+pub(super) struct Buffers {
+    pub(super) records: DevicePtr,
+    pub(super) stored: DevicePtr,
+    pub(super) models: DevicePtr,
+    pub(super) out: DevicePtr,
+    pub(super) statuses: DevicePtr,
 }
 
 impl Stream {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self> {
         device.enter()?;
-        let stream = result::stream::create(StreamKind::NonBlocking).map_err(failed("a stream"))?;
+        let stream = result::stream::create(StreamKind::NonBlocking)
+            .map_err(failed("cannot create a stream"))?;
         Ok(Self { stream, device: Arc::clone(device) })
     }
 
-    /// Upload `from`.
+    /// Uploads `from`.
     ///
     /// # Safety
-    /// As many bytes must be at `to`; both must stay, and `from` as it is, until the stream was waited for.
-    pub(super) unsafe fn upload(&self, from: &[u8], to: Place) -> Result<()> {
+    /// There must be as many bytes at `to`. Until the stream is waited for, both must stay
+    /// allocated and `from` unchanged.
+    pub(super) unsafe fn upload(&self, from: &[u8], to: DevicePtr) -> Result<()> {
         self.device.enter()?;
         // SAFETY: the caller vouches for both.
-        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("an upload"))
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(failed("cannot upload"))
     }
 
-    /// Download to all of `to`.
+    /// Downloads to all of `to`.
     ///
     /// # Safety
-    /// As many bytes must be at `from`; both must stay, and nothing look at `to`, until the stream was waited for.
-    pub(super) unsafe fn download(&self, from: Place, to: &mut [u8]) -> Result<()> {
+    /// There must be as many bytes at `from`. Until the stream is waited for, both must stay
+    /// allocated and nothing may access `to`.
+    pub(super) unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) -> Result<()> {
         self.device.enter()?;
         // SAFETY: the caller vouches for both.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(failed("a download"))
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream) }
+            .map_err(failed("cannot download"))
     }
 
-    /// Fill with zeros.
+    /// Fills with zeros.
     ///
     /// # Safety
-    /// `len` bytes must be at `at`, and stay until the stream was waited for.
-    pub(super) unsafe fn clear(&self, at: Place, len: usize) -> Result<()> {
+    /// There must be `len` bytes at `at`, which must stay allocated until the stream is waited for.
+    pub(super) unsafe fn clear(&self, at: DevicePtr, len: usize) -> Result<()> {
         self.device.enter()?;
-        // SAFETY: the caller vouches for the place.
+        // SAFETY: the caller vouches for the bytes.
         unsafe { result::memset_d8_async(at, 0, len, self.stream) }
-            .map_err(failed("clearing memory"))
+            .map_err(failed("cannot clear memory"))
     }
 
-    /// Launch a kernel.
+    /// Launches a kernel.
     ///
     /// # Safety
-    /// The places must hold what the launch's batch has laid out, and stay until the stream was waited for.
-    pub(super) unsafe fn launch(&self, launch: &Launch, places: Places) -> Result<()> {
+    /// The buffers must hold what the batch of the launch has laid out, and must stay allocated
+    /// until the stream is waited for.
+    pub(super) unsafe fn launch(&self, launch: &Launch, buffers: Buffers) -> Result<()> {
         self.device.enter()?;
         let known = self.device.kernels.iter().find(|(width, _)| *width == launch.width);
         let (_, kernel) =
             known.ok_or_else(|| Error::invalid("no kernel for such elements").about("CUDA"))?;
         let mut arguments = [
-            places.records + (launch.first * super::batch::RECORD) as Place,
-            places.stored,
-            places.models,
-            places.out,
-            places.statuses + (launch.first * size_of::<u32>()) as Place,
+            buffers.records + (launch.first * super::batch::RECORD) as DevicePtr,
+            buffers.stored,
+            buffers.models,
+            buffers.out,
+            buffers.statuses + (launch.first * size_of::<u32>()) as DevicePtr,
         ];
         let mut pointers = arguments.each_mut().map(|a| std::ptr::from_mut(a).cast::<c_void>());
         debug_assert_eq!(size_of_val(&arguments[0]), 8);
         let grid = (launch.blocks as u32, 1, 1);
         let shared = launch.shared_len as u32;
-        // SAFETY: the kernel belongs to the device; it has five parameters of eight bytes, which the driver copies; the
-        // caller vouches for what they point to.
+        // SAFETY: the kernel belongs to the device and has five parameters of eight bytes, which
+        // the driver copies. The caller vouches for what they point to.
         unsafe {
             result::launch_kernel(
                 *kernel,
@@ -301,22 +310,22 @@ impl Stream {
                 &mut pointers,
             )
         }
-        .map_err(failed("a launch"))
+        .map_err(failed("cannot launch a kernel"))
     }
 
-    /// Wait until all is done.
+    /// Waits until all work is done.
     pub(super) fn wait(&self) -> Result<()> {
         self.device.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the device"))
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the device failed"))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Where waiting fails, the context is lost and all work with it.
+        // If waiting fails, the context is lost, and all work with it.
         if self.wait().is_ok() || self.device.enter().is_ok() {
-            // SAFETY: created in `new`.
+            // SAFETY: it was created in `new`.
             let _ = unsafe { result::stream::destroy(self.stream) };
         }
     }

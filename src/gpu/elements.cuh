@@ -1,14 +1,16 @@
-// Elements of a round, four a thread: from the planes and the tops to memory.
+// Elements of a round, four per thread: merged from planes and symbol values, and written to
+// memory.
 
 #pragma once
 
 #include "parse.cuh"
 
-// A plane's values in this thread's elements of a round, a byte each. `load` has the words of the plane's groups.
+// A plane's values in this thread's elements of a round, one byte each. `load` reads the words of
+// the plane's groups.
 template <class Load>
 __device__ u32 unpack(u32 bits, u32 round, Load load) {
     u32 thread = threadIdx.x % WARP;
-    // Of the first of the elements, in its group.
+    // The position of the first element in its group.
     u32 e = MINE * (thread % (GROUP / MINE));
     u32 at = (2 * round + thread / (GROUP / MINE)) * 8 * bits;
     if (bits == 8) return load(at + e);
@@ -28,7 +30,8 @@ __device__ u32 unpack(u32 bits, u32 round, Load load) {
     return values;
 }
 
-// Put `values`, a byte for each element, at bit `low` of the elements, whose bytes are in a word for each place.
+// ORs `values`, one byte for each element, into the elements from bit `low`. Each word of `bytes`
+// holds the same byte of all four elements.
 template <int WIDTH>
 __device__ void put(u32 values, u32 low, u32 (&bytes)[WIDTH]) {
     values <<= low % 8;
@@ -38,15 +41,16 @@ __device__ void put(u32 values, u32 low, u32 (&bytes)[WIDTH]) {
     }
 }
 
-// The planes of this thread's elements of a round.
+// Reads the planes of this thread's elements of a round.
 template <int WIDTH>
-__device__ void load_planes(const Plane* planes, u32 count, const Payload& in, u32 round, u32 (&bytes)[WIDTH]) {
+__device__ void load_planes(const Plane* planes, u32 count, const Payload& in, u32 round,
+                            u32 (&bytes)[WIDTH]) {
 #pragma unroll 1
     for (u32 p = 0; p < count; p++) {
         Plane plane = planes[p];
         u32 values = plane.value * 0x01010101u;
         if (plane.mode != CONSTANT) {
-            // Groups are whole words long: all parts are as far from being aligned as the first.
+            // Groups are whole words, so all parts have the same misalignment.
             u32 shift = (plane.at & 3) << 3;
             values = unpack(plane.bits_low & 0xff, round, [&](u32 at) -> u32 {
                 at += plane.at;
@@ -59,26 +63,30 @@ __device__ void load_planes(const Plane* planes, u32 count, const Payload& in, u
     }
 }
 
-// Each half, or byte, of `x` rotated right by a bit.
+// Each half, or each byte, of `x` rotated right by one bit.
 __device__ u32 rotate_halves(u32 x) { return (x >> 1 & 0x7fff7fffu) | (x & 0x00010001u) << 15; }
 __device__ u32 rotate_bytes(u32 x) { return (x >> 1 & 0x7f7f7f7fu) | (x & 0x01010101u) << 7; }
 
-// Elements from their tops and from the bytes below, as they lie in memory.
-__device__ void assemble(const u32 (&tops)[MINE], const u32 (&bytes)[1], bool rotated, u32 (&out)[1]) {
-    u32 low = __byte_perm(tops[0], tops[1], 0x0051);
-    u32 high = __byte_perm(tops[2], tops[3], 0x0051);
+// Elements as they are in memory, from their symbol values and the bytes below.
+__device__ void assemble(const u32 (&symbol_values)[MINE], const u32 (&bytes)[1], bool rotated,
+                         u32 (&out)[1]) {
+    u32 low = __byte_perm(symbol_values[0], symbol_values[1], 0x0051);
+    u32 high = __byte_perm(symbol_values[2], symbol_values[3], 0x0051);
     u32 x = __byte_perm(low, high, 0x5410) | bytes[0];
     out[0] = rotated ? rotate_bytes(x) : x;
 }
 
-__device__ void assemble(const u32 (&tops)[MINE], const u32 (&bytes)[2], bool rotated, u32 (&out)[2]) {
-    u32 low = __byte_perm(tops[0], tops[1], 0x5410) | __byte_perm(bytes[0], bytes[1], 0x5140);
-    u32 high = __byte_perm(tops[2], tops[3], 0x5410) | __byte_perm(bytes[0], bytes[1], 0x7362);
+__device__ void assemble(const u32 (&symbol_values)[MINE], const u32 (&bytes)[2], bool rotated,
+                         u32 (&out)[2]) {
+    u32 low = __byte_perm(symbol_values[0], symbol_values[1], 0x5410) |
+              __byte_perm(bytes[0], bytes[1], 0x5140);
+    u32 high = __byte_perm(symbol_values[2], symbol_values[3], 0x5410) |
+               __byte_perm(bytes[0], bytes[1], 0x7362);
     out[0] = rotated ? rotate_halves(low) : low;
     out[1] = rotated ? rotate_halves(high) : high;
 }
 
-// Four bytes of each element, from words that have a byte of all four.
+// Four bytes of each element, from words that hold one byte of all four elements.
 __device__ void transpose(u32 a, u32 b, u32 c, u32 d, u32 (&out)[MINE]) {
     u32 ab = __byte_perm(a, b, 0x5140);
     u32 cd = __byte_perm(c, d, 0x5140);
@@ -90,38 +98,42 @@ __device__ void transpose(u32 a, u32 b, u32 c, u32 d, u32 (&out)[MINE]) {
     out[3] = __byte_perm(ab, cd, 0x7632);
 }
 
-__device__ void assemble(const u32 (&tops)[MINE], const u32 (&bytes)[4], bool rotated, u32 (&out)[4]) {
+__device__ void assemble(const u32 (&symbol_values)[MINE], const u32 (&bytes)[4], bool rotated,
+                         u32 (&out)[4]) {
     transpose(bytes[0], bytes[1], bytes[2], bytes[3], out);
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
-        u32 x = out[j] | tops[j] << 16;
+        u32 x = out[j] | symbol_values[j] << 16;
         out[j] = rotated ? __funnelshift_r(x, x, 1) : x;
     }
 }
 
-__device__ void assemble(const u32 (&tops)[MINE], const u32 (&bytes)[8], bool rotated, u32 (&out)[8]) {
+__device__ void assemble(const u32 (&symbol_values)[MINE], const u32 (&bytes)[8], bool rotated,
+                         u32 (&out)[8]) {
     u32 low[MINE];
     u32 high[MINE];
     transpose(bytes[0], bytes[1], bytes[2], bytes[3], low);
     transpose(bytes[4], bytes[5], bytes[6], bytes[7], high);
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
-        u32 top = high[j] | tops[j] << 16;
-        out[2 * j] = rotated ? __funnelshift_r(low[j], top, 1) : low[j];
-        out[2 * j + 1] = rotated ? __funnelshift_r(top, low[j], 1) : top;
+        u32 upper = high[j] | symbol_values[j] << 16;
+        out[2 * j] = rotated ? __funnelshift_r(low[j], upper, 1) : low[j];
+        out[2 * j + 1] = rotated ? __funnelshift_r(upper, low[j], 1) : upper;
     }
 }
 
-// Write a thread's elements of a round, to where they are aligned.
+// Writes a thread's elements of a round to an aligned address.
 __device__ void store(u8* out, const u32 (&x)[1]) { *(u32*)out = x[0]; }
 __device__ void store(u8* out, const u32 (&x)[2]) { *(uint2*)out = make_uint2(x[0], x[1]); }
-__device__ void store(u8* out, const u32 (&x)[4]) { *(uint4*)out = make_uint4(x[0], x[1], x[2], x[3]); }
+__device__ void store(u8* out, const u32 (&x)[4]) {
+    *(uint4*)out = make_uint4(x[0], x[1], x[2], x[3]);
+}
 __device__ void store(u8* out, const u32 (&x)[8]) {
     *(uint4*)out = make_uint4(x[0], x[1], x[2], x[3]);
     *(uint4*)(out + 16) = make_uint4(x[4], x[5], x[6], x[7]);
 }
 
-// Write the first `len` bytes only, one by one; if `add`, their bits are added to what is there.
+// Writes the first `len` bytes one by one. If `add`, they are ORed into memory.
 template <int WIDTH>
 __device__ void store_bytes(u8* out, const u32 (&x)[WIDTH], u32 len, bool add) {
 #pragma unroll

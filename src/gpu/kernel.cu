@@ -1,18 +1,22 @@
-// Decodes chunks on a GPU: docs/FORMAT.md, "Decoding a chunk". What it accepts, and what it makes of it, is what
-// src/codec/decode.rs does; tests/gpu_kernel.rs compiles this file for the CPU and compares.
+// Decodes chunks on a GPU: docs/FORMAT.md, "Decoding a chunk". It accepts the same chunks as the
+// scalar decoder of src/codec/decode, and decodes them to the same bytes; tests/gpu_kernel.rs
+// compiles this file for the CPU and compares.
 //
-// A warp decodes a chunk: each thread has four neighbouring lanes, and so four neighbouring elements of every round,
-// which it merges in its registers and writes at once. Its four steps hide each other's latency, and many warps hide
-// the rest: no warp waits for another. The four warps of a block share the tables of one model.
+// A warp decodes a chunk. Each thread has four adjacent lanes, and so four adjacent elements of
+// every round, which it merges in registers and writes at once. Its four steps hide each other's
+// latency, and many warps hide the rest: no warp waits for another. The four warps of a block share
+// the tables of one model.
 //
-// A chunk is untrusted. All reads are within its payload and SLACK bytes behind it, all writes within its output.
+// A chunk is untrusted. All reads are within its payload or SLACK bytes after it, all writes within
+// its output.
 
 #include "elements.cuh"
 #include "parse.cuh"
 #include "symbols.cuh"
 
-// Put the planes that lack blocks where `block` begins, which is with round `round`.
-__device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 block, u32 round, u32 block_elements) {
+// Moves sparse planes to `block`, which starts with round `round`.
+__device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 block, u32 round,
+                            u32 block_elements) {
     __syncwarp();
 #pragma unroll 1
     for (u32 p = threadIdx.x % WARP; p < count; p += WARP) {
@@ -29,10 +33,11 @@ __device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 blo
     __syncwarp();
 }
 
-// Add to the output what the states carry: the end of a plane of `bits` bits from bit `low` up, behind `stored` bytes.
+// ORs into the output what the states carry: the end of a plane of `bits` bits, from bit `low`,
+// that follows its first `stored` bytes.
 template <int WIDTH>
-__device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 count, bool rotated, u32* scratch,
-                            u8* out) {
+__device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 count, bool rotated,
+                            u32* scratch, u8* out) {
     u32 thread = threadIdx.x % WARP;
     scratch[2 * thread] = (s.states[0] & 0xffff) | s.states[1] << 16;
     scratch[2 * thread + 1] = (s.states[2] & 0xffff) | s.states[3] << 16;
@@ -42,27 +47,28 @@ __device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 
         u32 values = unpack(bits, round, [&](u32 at) -> u32 {
             return at >= stored && at < stored + CARRIED ? scratch[(at - stored) / 4] : 0;
         });
-        u32 tops[MINE] = {};
+        u32 symbol_values[MINE] = {};
         u32 bytes[WIDTH] = {};
         u32 elements[WIDTH];
         put<WIDTH>(values, low, bytes);
-        assemble(tops, bytes, rotated, elements);
+        assemble(symbol_values, bytes, rotated, elements);
         u32 first = first_of(round);
-        // A thread wrote these elements that adds to them now.
-        store_bytes<WIDTH>(out + first * WIDTH, elements, elements_there(first, count) * WIDTH, true);
+        // The same thread has written these elements before.
+        store_bytes<WIDTH>(out + first * WIDTH, elements, elements_there(first, count) * WIDTH,
+                           true);
     }
 }
 
-// Decode a chunk of `count` elements of WIDTH bytes. All threads of the warp come here.
+// Decodes a chunk of `count` elements of WIDTH bytes. All threads of the warp must call this.
 template <int WIDTH>
-__device__ u32 decode(const Model model, const u8* classes, const u32* shared, const Payload& in, u32 count, u32* scratch,
-                      u8* out) {
+__device__ u32 decode(const Model model, const u8* classes, const u32* shared, const Payload& in,
+                      u32 count, u32* scratch, u8* out) {
     const u32* tables = shared + SYMBOLS;
     const u32* shapes = tables + model.table_count * TABLE;
     Plane* planes = (Plane*)(scratch + CARRIED / 4);
     u32 thread = threadIdx.x % WARP;
     u32 rounds = parts_of(count, LANES);
-    // No block is longer than the chunk, for all that matters here.
+    // Blocks longer than the chunk need not be told apart.
     u32 block_rounds = least(model.block / LANES, rounds);
     Layout l;
     u32 status = parse(model, shapes, in, block_rounds * LANES, count, l, planes);
@@ -74,45 +80,52 @@ __device__ u32 decode(const Model model, const u8* classes, const u32* shared, c
     s.word_count = l.word_count;
     s.escape_count = l.escape_count;
     s.words_taken = s.escapes_taken = 0;
-    u32 tops[MINE];
+    u32 symbol_values[MINE];
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
         s.states[j] = l.coded ? in.word(l.states_at + 4 * (MINE * thread + j)) : 0;
-        tops[j] = l.constant << (16 - model.symbol_bits);
+        symbol_values[j] = l.constant << (16 - model.symbol_bits);
     }
-    // Of which a thread can write all that is its own at once.
+    // Rounds of which each thread can write its elements at once.
     u32 whole_rounds = (u64)out % (4 * (WIDTH < 4 ? WIDTH : 4)) == 0 ? count / LANES : 0;
     u32 column = 0;
     u32 round = 0;
 #pragma unroll 1
     for (u32 block = 0; round < rounds; block++) {
-        if (l.sparse) enter_block(planes, model.plane_count, in, block, round, block_rounds * LANES);
-        u32 choice = l.coded && model.choices > 1 ? in.byte(l.choices_at + block / 4) >> (block % 4 * 2) & 3 : 0;
+        if (l.sparse) {
+            enter_block(planes, model.plane_count, in, block, round, block_rounds * LANES);
+        }
+        u32 choice = l.coded && model.choices > 1
+                         ? in.byte(l.choices_at + block / 4) >> (block % 4 * 2) & 3
+                         : 0;
         const u32* table = tables + choice * model.classes * TABLE;
         const u32* mine[MINE] = {table, table, table, table};
         u32 stop = least(rounds, round + block_rounds);
 #pragma unroll 1
         for (; round < stop; round++) {
             u32 bytes[WIDTH] = {};
-            // Before the symbols, which take longer.
+            // Read planes before symbols are decoded, which takes longer.
             load_planes<WIDTH>(planes, model.plane_count, in, round, bytes);
             if (l.coded) {
                 if (model.classes > 1) {
 #pragma unroll
-                    for (u32 j = 0; j < MINE; j++) mine[j] = table + __ldg(classes + column + MINE * thread + j) * TABLE;
+                    for (u32 j = 0; j < MINE; j++) {
+                        mine[j] = table + __ldg(classes + column + MINE * thread + j) * TABLE;
+                    }
                     column += LANES;
                     if (column >= model.columns) column -= model.columns;
                 }
-                next_round(model, shared, s, round, count, mine, tops);
+                next_round(model, shared, s, round, count, mine, symbol_values);
                 if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
             }
             u32 elements[WIDTH];
-            assemble(tops, bytes, model.rotated, elements);
+            assemble(symbol_values, bytes, model.rotated, elements);
             u32 first = first_of(round);
             if (round < whole_rounds) {
                 store(out + first * WIDTH, elements);
             } else {
-                store_bytes<WIDTH>(out + first * WIDTH, elements, elements_there(first, count) * WIDTH, false);
+                store_bytes<WIDTH>(out + first * WIDTH, elements,
+                                   elements_there(first, count) * WIDTH, false);
             }
         }
     }
@@ -120,12 +133,13 @@ __device__ u32 decode(const Model model, const u8* classes, const u32* shared, c
     status = finish(s, l.carrier != NONE);
     if (status == DONE && l.carrier != NONE) {
         u32 shape = shapes[l.carrier];
-        add_carried<WIDTH>(s, shape & 0xff, shape >> 8, l.carrier_stored, count, model.rotated, scratch, out);
+        add_carried<WIDTH>(s, shape & 0xff, shape >> 8, l.carrier_stored, count, model.rotated,
+                           scratch, out);
     }
     return status;
 }
 
-// A raw chunk: whole words of the output, and what is before and behind them.
+// Copies a raw chunk: whole words of the output, and the bytes before and after them.
 __device__ u32 copy(const Payload& in, u32 len, u8* out) {
     if (in.len != len) return BAD_LENGTH;
     u32 thread = threadIdx.x % WARP;
@@ -144,10 +158,12 @@ __device__ Payload payload_of(const Chunk& chunk, const u8* stored) {
     return {(const u32*)(begin & ~3ull), (u32)(begin & 3), chunk.payload_len};
 }
 
-// Four chunks a block, of one model, which is kept in shared memory: the symbols' tops, the tables, the planes' shapes;
-// behind them, for each warp, CARRIED bytes and the planes of its chunk.
+// Decodes the four chunks of a block, which have the same model. Shared memory holds the symbol
+// values, the tables and the shapes of the planes of the model, followed for each warp by CARRIED
+// bytes and the planes of its chunk.
 template <int WIDTH>
-__device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* models, u8* out, u32* statuses) {
+__device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* models, u8* out,
+                             u32* statuses) {
     extern __shared__ __align__(16) u32 shared[];
     u32 warp = threadIdx.x / WARP;
     chunks += blockIdx.x * WARPS;
@@ -164,13 +180,16 @@ __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* mo
         u32* scratch = shared + shared_words + warp * scratch_words;
         const u8* classes = (const u8*)model + model->classes_at;
         u32 count = chunk.out_len / WIDTH;
-        status = count == 0 || chunk.out_len % WIDTH != 0 ? BAD_LENGTH
-                 : decode<WIDTH>(*model, classes, shared, payload_of(chunk, stored), count, scratch, out + chunk.out);
+        status = count == 0 || chunk.out_len % WIDTH != 0
+                     ? BAD_LENGTH
+                     : decode<WIDTH>(*model, classes, shared, payload_of(chunk, stored), count,
+                                     scratch, out + chunk.out);
     }
     if (threadIdx.x % WARP == 0) statuses[blockIdx.x * WARPS + warp] = status;
 }
 
-// The kernels: one for each width of elements, so that none takes the registers of another, and one for raw chunks.
+// The kernels: one for each element width, so that none needs the registers of another, and one for
+// raw chunks.
 
 #define KERNEL(name) \
     extern "C" __global__ void __launch_bounds__(WARP * WARPS) \
@@ -186,6 +205,8 @@ KERNEL(bszfs_copy) {
     u32 id = blockIdx.x * WARPS + threadIdx.x / WARP;
     const Chunk chunk = chunks[id];
     if (chunk.coding == NOTHING) return;
-    u32 status = chunk.coding == RAW ? copy(payload_of(chunk, stored), chunk.out_len, out + chunk.out) : BAD_BATCH;
+    u32 status = chunk.coding == RAW
+                     ? copy(payload_of(chunk, stored), chunk.out_len, out + chunk.out)
+                     : BAD_BATCH;
     if (threadIdx.x % WARP == 0) statuses[id] = status;
 }

@@ -1,4 +1,5 @@
-//! What `bsz bench --cuda` times: copies between host and device, and decoding of chunks that are on the device already.
+//! What `bsz bench --cuda` measures: copies between host and device, and the decoding of chunks
+//! that are already on the device.
 
 #![allow(unsafe_code)]
 
@@ -6,13 +7,13 @@ use super::{
     Gpu,
     batch::{Batch, Item},
     driver::{DeviceMemory, PinnedMemory, Stream},
-    lane::{Lane, OVERHEAD, input_cost, output_cost},
     session::{Fill, Piece},
+    slot::{OVERHEAD, Slot, input_cost, output_cost},
 };
 use crate::error::Result;
 use std::{collections::HashSet, sync::Arc};
 
-/// Memory on both sides that is copied to and fro.
+/// Memory on host and device that is copied back and forth.
 pub struct Transfer {
     stream: Stream,
     pinned: PinnedMemory,
@@ -20,65 +21,66 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Upload everything so many times.
+    /// Uploads everything `times` times.
     ///
     /// # Errors
-    /// Io, where CUDA fails.
+    /// Io if CUDA fails.
     pub fn up(&mut self, times: usize) -> Result<()> {
         for _ in 0..times {
-            // SAFETY: both are of one length, and stay as they are until the end of this function, or of `self`, whose
-            // stream is dropped first.
-            unsafe { self.stream.upload(self.pinned.bytes(), self.memory.place()) }?;
+            // SAFETY: both have the same length, and stay as they are until the stream is waited
+            // for, at the end of this function or when `self`, whose stream is dropped first, is
+            // dropped.
+            unsafe { self.stream.upload(self.pinned.bytes(), self.memory.ptr()) }?;
         }
         self.stream.wait()
     }
 
-    /// Download everything so many times.
+    /// Downloads everything `times` times.
     ///
     /// # Errors
-    /// Io, where CUDA fails.
+    /// Io if CUDA fails.
     pub fn down(&mut self, times: usize) -> Result<()> {
         for _ in 0..times {
             // SAFETY: as above.
-            unsafe { self.stream.download(self.memory.place(), self.pinned.bytes_mut()) }?;
+            unsafe { self.stream.download(self.memory.ptr(), self.pinned.bytes_mut()) }?;
         }
         self.stream.wait()
     }
 }
 
-/// Chunks on the device, with room for what they decode to.
+/// Chunks on the device, with memory for their decoded bytes.
 pub struct Placed {
-    lane: Lane,
+    slot: Slot,
     out: Arc<DeviceMemory>,
     batch: Batch,
-    /// By piece: where it is in `out`, and its length.
+    /// By piece: its position in `out`, and its length.
     outs: Vec<(usize, usize)>,
 }
 
 impl Placed {
-    /// Upload and decode all so many times.
+    /// Uploads and decodes all pieces `times` times.
     ///
     /// # Errors
-    /// Io, where CUDA fails.
+    /// Io if CUDA fails.
     pub fn upload_and_decode(&mut self, times: usize) -> Result<()> {
-        (0..times).try_for_each(|_| self.lane.start(&self.batch))?;
-        self.lane.wait()
+        (0..times).try_for_each(|_| self.slot.start(&self.batch))?;
+        self.slot.wait()
     }
 
-    /// Decode all so many times.
+    /// Decodes all pieces `times` times.
     ///
     /// # Errors
-    /// Io, where CUDA fails.
+    /// Io if CUDA fails.
     pub fn decode(&mut self, times: usize) -> Result<()> {
-        self.lane.repeat(&self.batch, times)
+        self.slot.repeat(&self.batch, times)
     }
 
-    /// Give every piece, by its number, to `take`, as it was decoded last.
+    /// Passes the number and the decoded bytes of every piece to `take`.
     ///
     /// # Errors
-    /// Io, where CUDA fails; corruption, where a piece is damaged; and what `take` returns.
+    /// Io if CUDA fails; corruption if a piece is damaged; any error of `take`.
     pub fn results(&mut self, take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
-        let (statuses, _) = self.lane.results(&self.batch)?;
+        let (statuses, _) = self.slot.results(&self.batch)?;
         let mut bytes = Vec::new();
         for (i, &(at, len)) in self.outs.iter().enumerate() {
             self.batch.outcome(i, &statuses)?;
@@ -91,10 +93,10 @@ impl Placed {
 }
 
 impl Gpu {
-    /// Memory of `len` bytes to copy to and fro.
+    /// Memory of `len` bytes to copy back and forth.
     ///
     /// # Errors
-    /// Io, where it is not to be had.
+    /// Io if it cannot be allocated.
     pub fn transfer(&self, len: usize) -> Result<Transfer> {
         Ok(Transfer {
             stream: Stream::new(&self.device)?,
@@ -103,18 +105,18 @@ impl Gpu {
         })
     }
 
-    /// Free bytes of the device's memory.
+    /// Free bytes of device memory.
     ///
     /// # Errors
-    /// Io, where CUDA fails.
+    /// Io if CUDA fails.
     pub fn free_memory(&self) -> Result<usize> {
         self.device.free_memory()
     }
 
-    /// Upload `pieces`, which `fill` writes.
+    /// Uploads `pieces`, whose stored bytes `fill` writes.
     ///
     /// # Errors
-    /// As [`super::Session::decode`], and what `fill` returns.
+    /// As [`super::Session::decode`], and any error of `fill`.
     pub fn place(&self, pieces: &[Piece], fill: &Fill<'_>) -> Result<Placed> {
         let (mut input, mut output, mut end) = (OVERHEAD, OVERHEAD, 0);
         let mut models = HashSet::new();
@@ -133,10 +135,10 @@ impl Gpu {
             .collect();
         let batch = Batch::new(&items)?;
         let out = Arc::new(DeviceMemory::new(&self.device, end)?);
-        let mut lane = Lane::new(&self.device, input, output, Some((Arc::clone(&out), 0)))?;
-        lane.fill(&batch, items.len(), fill)?.into_iter().collect::<Result<()>>()?;
-        lane.start(&batch)?;
-        lane.wait()?;
-        Ok(Placed { lane, out, batch, outs })
+        let mut slot = Slot::new(&self.device, input, output, Some((Arc::clone(&out), 0)))?;
+        slot.fill(&batch, items.len(), fill)?.into_iter().collect::<Result<()>>()?;
+        slot.start(&batch)?;
+        slot.wait()?;
+        Ok(Placed { slot, out, batch, outs })
     }
 }

@@ -1,69 +1,64 @@
-//! Chunks decoded by an NVIDIA GPU, where there is one. `docs/GPU.md` says how.
+//! Decoding of chunks by an NVIDIA GPU. `docs/GPU.md` explains how it works.
 //!
-//! The driver's library is looked for when [`Gpu::open`] is called, and nothing else of CUDA is needed: the kernels are
-//! in the program, as PTX, which the driver compiles. Any failure of CUDA is an error, after which whoever called goes
-//! on without a GPU, for good.
+//! [`Gpu::open`] looks for the driver's library, and nothing else of CUDA is needed: the program
+//! contains the kernels as PTX, which the driver compiles. Any failure of CUDA is an error, after
+//! which callers continue without a GPU for good.
 
 pub mod batch;
 
 mod driver;
-mod lane;
 mod measure;
 mod model;
 mod resident;
 mod session;
+mod slot;
+mod status;
 
+pub use batch::supports;
 pub use measure::{Placed, Transfer};
 pub use resident::Resident;
-pub use session::{Fill, LEAST_MEMORY, Piece, Session, Take};
+pub use session::{Deliver, Fill, MIN_MEMORY, Piece, Session};
 
-use crate::{
-    codec::{ChunkDecoder, Coding},
-    error::Result,
-    read::Archive,
-};
+use crate::{codec::ChunkDecoder, error::Result, read::Archive};
 use std::sync::Arc;
 
-/// Memory of the device that a session takes unless told otherwise.
+/// Default device memory of a session, in bytes.
 pub const DEFAULT_MEMORY: usize = 256 << 20;
 
-/// Whether the kernels know a coding.
-pub fn takes(coding: Coding) -> bool {
-    matches!(coding, Coding::Raw | Coding::Planes)
-}
-
-/// A GPU that is ready. It holds no memory but what the driver needs for itself.
+/// A GPU that is ready for use. It holds no memory except the driver's own.
 pub struct Gpu {
     device: Arc<driver::Device>,
 }
 
 impl Gpu {
-    /// The first GPU.
+    /// Opens the first GPU.
     ///
     /// # Errors
-    /// Invalid argument, where there is no driver or no GPU; Io, where the driver says why it cannot be used.
+    /// Invalid argument if there is no driver or no GPU; Io if the driver cannot use it.
     pub fn open() -> Result<Self> {
         Ok(Self { device: driver::Device::open()? })
     }
 
-    /// What it is called.
+    /// The GPU's name, for users.
     pub fn name(&self) -> &str {
         self.device.name()
     }
 
-    /// Something that decodes to the host's memory, with `memory` bytes of the device's and as many of the host's.
+    /// A session that decodes to host memory. It takes `memory` bytes of the device and as many of
+    /// the host.
     ///
     /// # Errors
-    /// Invalid argument, where that is too little; Io, where it is not to be had.
+    /// Invalid argument if that is less than [`MIN_MEMORY`]; Io if the memory cannot be allocated.
     pub fn session(&self, memory: usize) -> Result<Session> {
-        Session::new(self, memory)
+        Session::new(&self.device, memory)
     }
 
-    /// All of `archive`, decoded into the device's memory.
+    /// Decodes all of `archive` into device memory. `decoder` decodes the chunks that the kernels
+    /// do not support.
     ///
     /// # Errors
-    /// Io, where CUDA fails, for lack of memory above all; corruption, where the archive is damaged.
+    /// Io if CUDA fails, usually for lack of memory; corruption if the archive is damaged.
     pub fn load(&self, archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Resident> {
-        Resident::load(self, archive, decoder, DEFAULT_MEMORY)
+        Resident::load(&self.device, archive, decoder, DEFAULT_MEMORY)
     }
 }

@@ -1,15 +1,16 @@
-//! A model as the kernel reads it: `struct Model` of `kernel.cu` and what follows it, in words of 32 bits.
+//! A model in the form that the kernels read: `struct Model` of `parse.cuh` and what follows it, in
+//! words of 32 bits.
 
 use crate::codec::{EntropyModel, LANES, model::DecodeTable};
 
-/// Words of a table, and of what comes before what blocks keep in shared memory.
+/// Words of a table.
 const TABLE: usize = 128;
+/// Words of `struct Model`, which precedes what a block keeps in shared memory.
 const HEAD: usize = 12;
-/// Bytes that a warp has in shared memory: what its states carry, and for each plane.
+/// Bytes of shared memory in which a warp collects what its states carry.
 const CARRIED: usize = 256;
+/// Bytes of shared memory that a warp needs for each plane.
 const PLANE: usize = 32;
-/// As in the kernel.
-const WARPS: usize = 4;
 
 /// Bytes that [`write_to`] appends, at most.
 pub(super) fn len(model: &EntropyModel) -> usize {
@@ -17,9 +18,9 @@ pub(super) fn len(model: &EntropyModel) -> usize {
     4 * (HEAD + 64 + TABLE * model.tables().len() + planes) + model.columns().len() + LANES + 3 * 16
 }
 
-/// Append `model` to `words`, which ends at a multiple of 16 bytes and will so again. Returns how many bytes of shared
-/// memory a block needs that decodes with it.
-pub(super) fn write_to(model: &EntropyModel, words: &mut Vec<u32>) -> usize {
+/// Appends `model` to `words`, whose length is a multiple of 16 bytes before and after. Returns how
+/// many bytes of shared memory a block of `warps` warps needs to decode with it.
+pub(super) fn write_to(model: &EntropyModel, warps: usize, words: &mut Vec<u32>) -> usize {
     let (layout, tables, columns) = (model.layout(), model.decode_tables(), model.columns());
     let mut shared = model.aligned_values().map(u32::from).to_vec();
     tables.iter().for_each(|t| shared.extend(table(t)));
@@ -48,11 +49,12 @@ pub(super) fn write_to(model: &EntropyModel, words: &mut Vec<u32>) -> usize {
             .map(|c| c.iter().rev().fold(0, |word, &class| word << 8 | u32::from(class))),
     );
     words.resize(words.len().next_multiple_of(4), 0);
-    4 * shared.len() + WARPS * (CARRIED + PLANE * layout.planes().len())
+    4 * shared.len() + warps * (CARRIED + PLANE * layout.planes().len())
 }
 
-/// A table's words: of each bucket, the frequencies of its own symbol and of the other one; then what else there is of
-/// the other one, its shift and four times its number, and how many slots are the bucket's own.
+/// The words of a table. The first 64 hold the frequencies of the bucket's own symbol and of the
+/// other one; the last 64 hold the shift and four times the number of the other symbol, and how
+/// many slots belong to the bucket's own.
 fn table(table: &DecodeTable) -> [u32; TABLE] {
     std::array::from_fn(|i| {
         let [own, other] = table.entries[i % 64];

@@ -1,4 +1,4 @@
-// A chunk as it is stored, and where its parts are: untrusted until it was parsed.
+// The stored form of a chunk, and the parser, which finds and checks its parts.
 
 #pragma once
 
@@ -9,22 +9,23 @@ typedef unsigned long long u64;
 
 #define ALL 0xffffffffu
 #define WARP 32u
-// Warps of a block, and chunks.
+// Warps, and so chunks, of a block.
 #define WARPS 4u
-// Lanes of a thread.
+// Lanes that a thread decodes.
 #define MINE 4u
 #define LANES 128u
 #define PROB_BITS 14u
 #define STATE_LOW 0x10000u
-// Elements that a plane packs together.
+// Values of a plane that are packed together.
 #define GROUP 64u
-// Bytes that the states at the end give back.
+// Bytes that the final states carry.
 #define CARRIED 256u
 #define SYMBOLS 64u
-// Words of a table: by bucket, both frequencies; by bucket, everything else.
+// Words of a table: both frequencies of each bucket, then everything else about each bucket.
 #define TABLE 128u
 
-// What became of a chunk, as src/gpu/batch.rs has it. 0, which was there before, says that it was not looked at.
+// The outcome of a chunk, as src/gpu/status.rs reads it. 0, the initial value, means that no kernel
+// has looked at the chunk.
 enum Status : u32 {
     DONE = 1,
     SHORT,
@@ -39,19 +40,20 @@ enum Status : u32 {
     BAD_END,
     ESCAPES_LEFT,
     BAD_LENGTH,
-    // The host has made a mistake.
+    // A bug of the host.
     BAD_BATCH,
 };
 
+// NOTHING pads the chunks of a launch to a multiple of four.
 enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
 
-// One chunk of a batch. Those whose numbers differ in their last two bits only have the same model, if any.
+// A chunk of a batch. Chunks whose numbers differ only in the last two bits have the same model, or
+// none.
 struct Chunk {
-    // Bytes from the beginning of what is stored, of the output, and of the models.
+    // Positions in bytes: among the stored bytes, in the output, and among the models.
     u64 payload, out, model;
     u32 payload_len, out_len;
     u32 coding;
-    // How many chunks a launch has is a multiple of four: it ends in chunks of NOTHING.
     u32 reserved;
 };
 
@@ -60,17 +62,19 @@ struct Model {
     u32 width, rotated, symbol_bits, plane_count;
     u32 block, columns, classes, choices;
     u32 escape;
-    // Words behind this that a block keeps in shared memory: the tops of all SYMBOLS, aligned to 16 bits; the tables; for
-    // each plane its bits, in the low byte, and its lowest bit, in the byte above; zeros up to 16 bytes.
+    // Words that follow this struct and that a block keeps in shared memory: the symbol values of
+    // all SYMBOLS, left-aligned in 16 bits; the tables; for each plane its number of bits, in the
+    // low byte, and its lowest bit, in the byte above; zeros up to a multiple of 16 bytes.
     u32 shared_words;
-    // Bytes from the model's beginning to the classes of its columns, a byte each, and of the first ones again.
+    // The position of the classes of the columns, one byte each, from the start of the model. The
+    // classes of the first columns are repeated at the end.
     u32 classes_at;
     u32 table_count;
 };
 
 // A chunk's stored bytes.
 struct Payload {
-    // Its beginning, rounded down to whole words, and by how many bytes it was.
+    // Their address, rounded down to whole words, and the bytes by which it was rounded.
     const u32* words;
     u32 skew;
     u32 len;
@@ -81,7 +85,7 @@ struct Payload {
         const u32* w = words + ((skew + at) >> 2);
         return __funnelshift_r(__ldg(w), __ldg(w + 1), ((skew + at) & 3) << 3);
     }
-    // Whether `n` bytes from `at` on are there, which is then moved behind them.
+    // Moves `at` past `n` bytes, if there are as many.
     __device__ bool take(u32 n, u32& at) const {
         if (n > len - at) return false;
         at += n;
@@ -89,33 +93,34 @@ struct Payload {
     }
 };
 
-// A plane of the chunk that a warp decodes, in shared memory. The first two positions are counted from the payload's first
-// word, the others from its first byte.
+// A plane of the chunk that a warp decodes, in shared memory. `at` and `end` are relative to the
+// first word of the payload, all other positions to its first byte.
 struct __align__(16) Plane {
-    // Where its groups would begin if all were there. It may have wrapped.
+    // Where its groups would start if all were present. May have wrapped around.
     u32 at;
-    // What is there ends here: the rest is 0. At a block that is not there, all is.
+    // The end of the bytes that are present; the rest is 0. In an absent block, everything is.
     u32 end;
     u32 bits_low;
-    // 1: one value for all.
+    // A PlaneMode.
     u32 mode;
     u32 value;
-    // Of a plane without its zero blocks: which are there, where the next one begins, and the last one ends.
+    // Of a sparse plane: the bitmap of its present blocks, the start of the next one, and the end
+    // of the last one.
     u32 bitmap, next, limit;
 };
 
 enum PlaneMode : u32 { STORED = 0, CONSTANT = 1, SPARSE = 2 };
 
-// Where the parts of a chunk are in its payload.
+// The positions of the parts of a chunk in its payload.
 struct Layout {
     bool coded;
-    // Some plane lacks blocks.
+    // Whether any plane is sparse.
     bool sparse;
-    // The top of all elements, where it is not coded.
+    // The symbol value of all elements, if the symbols are not coded.
     u32 constant;
     u32 word_count, escape_count;
     u32 choices_at, states_at, words_at, escapes_at;
-    // The plane that ends in the states, and the bytes it has before; NONE where there is no such plane.
+    // The plane that ends in the states, or NONE, and its bytes that precede those.
     u32 carrier, carrier_stored;
 };
 
@@ -127,10 +132,12 @@ __device__ u32 packed_len(u32 bits, u32 n) { return parts_of(n, GROUP) * 8 * bit
 
 // This thread's first element of a round.
 __device__ u32 first_of(u32 round) { return round * LANES + MINE * (threadIdx.x % WARP); }
-// How many of the four elements from `first` on are there.
-__device__ u32 elements_there(u32 first, u32 count) { return count > first ? least(count - first, MINE) : 0; }
+// How many of the four elements from `first` are part of the chunk.
+__device__ u32 elements_there(u32 first, u32 count) {
+    return count > first ? least(count - first, MINE) : 0;
+}
 
-// Whether the choices of `blocks` blocks are choices that there are. All threads come here.
+// Whether all choices of `blocks` blocks exist. All threads must call this.
 __device__ bool choices_hold(const Payload& in, u32 at, u32 blocks, u32 choices) {
     bool hold = true;
 #pragma unroll 1
@@ -144,7 +151,7 @@ __device__ bool choices_hold(const Payload& in, u32 at, u32 blocks, u32 choices)
     return __all_sync(ALL, hold);
 }
 
-// The parts of coded symbols. All threads come here.
+// Parses coded symbols. All threads must call this.
 __device__ u32 parse_coded(const Model& model, const Payload& in, u32 count, u32& at, Layout& l) {
     u32 head = at;
     if (!in.take(8, at)) return SHORT;
@@ -172,13 +179,14 @@ __device__ u32 parse_coded(const Model& model, const Payload& in, u32 count, u32
         hold &= in.half(l.escapes_at + 2 * i) >> model.symbol_bits == 0;
     }
     if (!__all_sync(ALL, hold)) return BAD_ESCAPE;
-    // The host places payloads such that words are aligned.
+    // The host places payloads such that their words are aligned.
     if ((in.skew + l.words_at) % 2 != 0) return BAD_BATCH;
     return DONE;
 }
 
-// A plane without the blocks in which it is zero.
-__device__ u32 parse_sparse(const Payload& in, u32 block, u32 count, u32& at, u32 bits, Plane& plane) {
+// Parses a sparse plane.
+__device__ u32 parse_sparse(const Payload& in, u32 block, u32 count, u32& at, u32 bits,
+                            Plane& plane) {
     u32 blocks = parts_of(count, block);
     plane.bitmap = at;
     if (!in.take(parts_of(blocks, 8), at)) return SHORT;
@@ -192,21 +200,25 @@ __device__ u32 parse_sparse(const Payload& in, u32 block, u32 count, u32& at, u3
     u32 used = (blocks - 1) % 8 + 1;
     if (last >> used != 0) return BAD_BITMAP;
     u32 len = present * packed_len(bits, block);
-    if (last >> (used - 1) == 1) len -= packed_len(bits, block) - packed_len(bits, count - (blocks - 1) * block);
+    if (last >> (used - 1) == 1) {
+        len -= packed_len(bits, block) - packed_len(bits, count - (blocks - 1) * block);
+    }
     plane.next = at;
     if (!in.take(len, at)) return SHORT;
     plane.limit = at;
     return DONE;
 }
 
-// What the records say of the planes, and where these are. All threads come here.
-__device__ u32 parse_planes(const Model& model, const u32* shapes, const Payload& in, u32 block, u32 count, u32& at,
-                            Layout& l, Plane* planes) {
-    // The last plane that is stored and long enough ends in the states.
+// Parses the records of the planes and the planes. All threads must call this.
+__device__ u32 parse_planes(const Model& model, const u32* shapes, const Payload& in, u32 block,
+                            u32 count, u32& at, Layout& l, Plane* planes) {
+    // The last plane that is stored in full and long enough ends in the states.
     l.carrier = NONE;
 #pragma unroll 1
     for (u32 p = 0; p < model.plane_count && l.coded; p++) {
-        if (in.byte(4 + 2 * p) == STORED && packed_len(shapes[p] & 0xff, count) >= CARRIED) l.carrier = p;
+        if (in.byte(4 + 2 * p) == STORED && packed_len(shapes[p] & 0xff, count) >= CARRIED) {
+            l.carrier = p;
+        }
     }
     l.sparse = false;
 #pragma unroll 1
@@ -228,24 +240,27 @@ __device__ u32 parse_planes(const Model& model, const u32* shapes, const Payload
         } else if (plane.value >> bits != 0) {
             return BAD_PLANE;
         }
-        // All have the same.
+        // All threads have the same value.
         if (threadIdx.x % WARP == p % WARP) planes[p] = plane;
     }
     __syncwarp();
     return at == in.len ? DONE : TRAILING;
 }
 
-__device__ u32 parse(const Model& model, const u32* shapes, const Payload& in, u32 block, u32 count, Layout& l,
-                     Plane* planes) {
+__device__ u32 parse(const Model& model, const u32* shapes, const Payload& in, u32 block, u32 count,
+                     Layout& l, Plane* planes) {
     u32 at = 0;
     if (!in.take(4 + 2 * model.plane_count, at)) return SHORT;
     u32 mode = in.byte(0);
     l.constant = in.half(2);
     l.coded = mode == 0;
-    l.word_count = l.escape_count = l.choices_at = l.states_at = l.words_at = l.escapes_at = l.carrier_stored = 0;
+    l.word_count = l.escape_count = l.choices_at = l.states_at = l.words_at = l.escapes_at = 0;
+    l.carrier_stored = 0;
     if (in.byte(1) != 0) return RESERVED;
     if (mode > 2) return UNKNOWN_MODE;
-    if (mode == 2 || (mode == 0 ? l.constant != 0 : l.constant >> model.symbol_bits != 0)) return BAD_PLANE;
+    if (mode == 2 || (mode == 0 ? l.constant != 0 : l.constant >> model.symbol_bits != 0)) {
+        return BAD_PLANE;
+    }
     if (l.coded) {
         u32 status = parse_coded(model, in, count, at, l);
         if (status != DONE) return status;

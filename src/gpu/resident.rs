@@ -1,26 +1,24 @@
-//! A whole original in the memory of the device: stored bytes go up, and are decoded there.
+//! A whole original in device memory: stored bytes are uploaded and decoded there.
 
 use super::{
-    Gpu,
-    batch::{Batch, Item},
-    driver::{DeviceMemory, Place},
-    lane::{Lane, OVERHEAD, input_cost},
-    takes,
+    batch::{Batch, Item, supports},
+    driver::{Device, DeviceMemory, DevicePtr},
+    slot::{OVERHEAD, Slot, input_cost},
 };
 use crate::{
-    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
     error::{Context, Error, Result},
     format::{Header, Tensor},
     read::{Archive, Scratch, header},
 };
 use std::{collections::HashSet, sync::Arc};
 
-/// Batches that are under way at once.
-const LANES: usize = 2;
-/// Where tensors' data begin is a multiple of this many bytes, in the device's memory.
+/// Batches in flight at the same time.
+const SLOTS: usize = 2;
+/// The alignment of the tensors' data in device memory, in bytes.
 const ALIGN: usize = 256;
 
-/// An original in the memory of the device, for as long as this lives.
+/// An original in device memory, which is freed when this is dropped.
 pub struct Resident {
     memory: Arc<DeviceMemory>,
     /// Bytes before the original.
@@ -29,11 +27,12 @@ pub struct Resident {
     len: usize,
 }
 
-/// A chunk of the archive on its way up.
+/// A chunk of the archive to upload.
 struct Chunk {
     id: usize,
     model: Option<Arc<EntropyModel>>,
-    /// What goes up: stored bytes, or decoded ones, where the kernel does not know the coding.
+    /// The coding of what is uploaded: the stored bytes, or decoded ones if the kernels do not
+    /// support the coding.
     coding: Coding,
     stored_len: usize,
     len: usize,
@@ -41,15 +40,16 @@ struct Chunk {
 }
 
 impl Resident {
-    /// Decode all of `archive` into the device's memory, with `staging` bytes more meanwhile. What the kernel does not
-    /// know is decoded by `decoder`, and the header is.
+    /// Decodes all of `archive` into device memory, with `staging` bytes more in the meantime. The
+    /// header, and chunks that the kernels do not support, are decoded by `decoder`.
     ///
-    /// The checks of the coding are made; the checksums of decoded bytes are not, which takes [`Resident::verify`].
+    /// The kernels check the structure of chunks, but not the checksums of decoded bytes; see
+    /// [`Resident::verify`].
     ///
     /// # Errors
-    /// Io, where CUDA fails or a read does; corruption, naming a chunk that is damaged.
+    /// Io if CUDA or a read fails; corruption, naming the chunk, if one is damaged.
     pub(super) fn load(
-        gpu: &Gpu,
+        device: &Arc<Device>,
         archive: &Archive,
         decoder: &dyn ChunkDecoder,
         staging: usize,
@@ -59,31 +59,31 @@ impl Resident {
         let header = header(archive, decoder)?;
         let before =
             (header.data_start as usize).next_multiple_of(ALIGN) - header.data_start as usize;
-        let memory = Arc::new(DeviceMemory::new(&gpu.device, before + len)?);
+        let memory = Arc::new(DeviceMemory::new(device, before + len)?);
         let resident = Self { memory, before, header, len };
-        resident.fill(gpu, archive, decoder, staging / LANES)?;
+        resident.fill(device, archive, decoder, staging / SLOTS)?;
         Ok(resident)
     }
 
     fn fill(
         &self,
-        gpu: &Gpu,
+        device: &Arc<Device>,
         archive: &Archive,
         decoder: &dyn ChunkDecoder,
         room: usize,
     ) -> Result<()> {
         let target = || Some((Arc::clone(&self.memory), self.before));
-        // A status is four bytes; an item takes some hundred of the input.
+        // A status is four bytes; an item takes a few hundred bytes of the input.
         let statuses = room / 16;
-        let mut lanes = (0..LANES)
-            .map(|_| Lane::new(&gpu.device, room, statuses, target()))
+        let mut slots = (0..SLOTS)
+            .map(|_| Slot::new(device, room, statuses, target()))
             .collect::<Result<Vec<_>>>()?;
-        let mut under_way: Vec<Option<(Batch, Vec<Chunk>)>> = lanes.iter().map(|_| None).collect();
+        let mut in_flight: Vec<Option<(Batch, Vec<Chunk>)>> = slots.iter().map(|_| None).collect();
         let (mut next, mut turn) = (0, 0);
-        while next < archive.index().len() || under_way.iter().any(Option::is_some) {
-            let lane = &mut lanes[turn];
-            if let Some((batch, chunks)) = under_way[turn].take() {
-                let (statuses, _) = lane.results(&batch)?;
+        while next < archive.index().len() || in_flight.iter().any(Option::is_some) {
+            let slot = &mut slots[turn];
+            if let Some((batch, chunks)) = in_flight[turn].take() {
+                let (statuses, _) = slot.results(&batch)?;
                 for (i, chunk) in chunks.iter().enumerate() {
                     batch.outcome(i, &statuses).about(format_args!("chunk {}", chunk.id))?;
                 }
@@ -92,19 +92,19 @@ impl Resident {
             if !chunks.is_empty() {
                 let items: Vec<Item<'_>> = chunks.iter().map(Chunk::item).collect();
                 let batch = Batch::new(&items)?;
-                let fill = |i: usize, place: &mut [u8]| chunks[i].fill(archive, decoder, place);
-                lane.fill(&batch, chunks.len(), &fill)?.into_iter().collect::<Result<()>>()?;
-                lane.start(&batch)?;
-                under_way[turn] = Some((batch, chunks));
+                let fill = |i: usize, payload: &mut [u8]| chunks[i].fill(archive, decoder, payload);
+                slot.fill(&batch, chunks.len(), &fill)?.into_iter().collect::<Result<()>>()?;
+                slot.start(&batch)?;
+                in_flight[turn] = Some((batch, chunks));
             }
-            turn = (turn + 1) % LANES;
+            turn = (turn + 1) % SLOTS;
         }
         Ok(())
     }
 
-    /// The address of the original's first byte on the device.
+    /// The device address of the original's first byte.
     pub fn address(&self) -> u64 {
-        self.memory.place() + self.before as Place
+        self.memory.ptr() + self.before as DevicePtr
     }
 
     /// Bytes of the original.
@@ -117,36 +117,35 @@ impl Resident {
         self.len == 0
     }
 
-    /// The tensors, in the order of their data. One begins at [`Resident::address`] plus its `start`.
+    /// The tensors, in the order of their data. Each starts at [`Resident::address`] plus its
+    /// `start`.
     pub fn tensors(&self) -> &[Tensor] {
         &self.header.tensors
     }
 
-    /// Download the original's bytes from `at` on to all of `out`.
+    /// Downloads the original's bytes from `at` to all of `out`.
     ///
     /// # Errors
-    /// Io, where CUDA fails; invalid argument, where there are fewer bytes.
+    /// Io if CUDA fails; invalid argument if the original has fewer bytes.
     pub fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
         if at.checked_add(out.len()).is_none_or(|end| end > self.len) {
-            return Err(Error::invalid("bytes behind the original's end"));
+            return Err(Error::invalid("the range ends after the original"));
         }
         self.memory.read(self.before + at, out)
     }
 
-    /// Download everything, and hold it to the checksums of `archive`, from which it was loaded.
+    /// Downloads everything and compares it with the checksums of `archive`, which it was loaded
+    /// from.
     ///
     /// # Errors
-    /// As [`Resident::read`]; corruption, naming the chunk that does not match.
+    /// As [`Resident::read`]; corruption, naming the chunk, if one does not match.
     pub fn verify(&self, archive: &Archive) -> Result<()> {
         let mut bytes = Vec::new();
         for id in 0..archive.index().len() {
             let chunk = archive.index().chunk(id)?;
             bytes.resize(chunk.len(), 0);
             self.read(chunk.original.start as usize, &mut bytes)?;
-            if checksum(&bytes) != chunk.checksum {
-                return Err(Error::corrupt("the decoded bytes do not match their checksum"))
-                    .about(format_args!("chunk {id}"));
-            }
+            verify_checksum(&bytes, chunk.checksum).about(format_args!("chunk {id}"))?;
         }
         Ok(())
     }
@@ -155,7 +154,7 @@ impl Resident {
 impl Chunk {
     fn new(archive: &Archive, id: usize) -> Result<Self> {
         let c = archive.index().chunk(id)?;
-        let (coding, stored_len) = if takes(c.coding) {
+        let (coding, stored_len) = if supports(c.coding) {
             (c.coding, c.stored_len as usize)
         } else {
             (Coding::Raw, c.len())
@@ -174,16 +173,21 @@ impl Chunk {
         }
     }
 
-    fn fill(&self, archive: &Archive, decoder: &dyn ChunkDecoder, place: &mut [u8]) -> Result<()> {
-        if takes(archive.index().chunk(self.id)?.coding) {
-            archive.read_stored(self.id, place)
+    fn fill(
+        &self,
+        archive: &Archive,
+        decoder: &dyn ChunkDecoder,
+        payload: &mut [u8],
+    ) -> Result<()> {
+        if supports(archive.index().chunk(self.id)?.coding) {
+            archive.read_stored(self.id, payload)
         } else {
-            archive.read_chunk(self.id, decoder, &mut Scratch::default(), place)
+            archive.read_chunk(self.id, decoder, &mut Scratch::default(), payload)
         }
     }
 }
 
-/// The chunks from `next` on that fit into `room` bytes, one at least; moves `next` behind them.
+/// The chunks from `next` that fit into `room` bytes, but at least one. Moves `next` past them.
 fn gather(archive: &Archive, next: &mut usize, room: usize) -> Result<Vec<Chunk>> {
     let (mut chunks, mut cost) = (Vec::new(), OVERHEAD);
     let mut models = HashSet::new();

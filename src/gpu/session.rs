@@ -1,9 +1,10 @@
-//! Chunks decoded to the host's memory: batches that are read, uploaded, decoded and downloaded while others are, too.
+//! Decoding of chunks to host memory: while one batch is decoded, others are read, uploaded and
+//! downloaded.
 
 use super::{
-    Gpu,
-    batch::{Batch, Item, LONGEST},
-    lane::{Lane, OVERHEAD, input_cost, output_cost},
+    batch::{Batch, Item, MAX_CHUNK},
+    driver::Device,
+    slot::{OVERHEAD, Slot, input_cost, output_cost},
 };
 use crate::{
     codec::{Coding, EntropyModel},
@@ -12,18 +13,18 @@ use crate::{
 use rayon::prelude::*;
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
-/// Batches that are under way at once: one that is filled in or handed out, one on its way to the device, one that is
-/// decoded, one on its way back.
-const LANES: usize = 4;
-/// The least memory of a session: any chunk fits into a lane, on either side.
-pub const LEAST_MEMORY: usize = LANES * 2 * (LONGEST + (1 << 20));
+/// Batches in flight at the same time: one being filled in or delivered, one being uploaded, one
+/// being decoded, and one being downloaded.
+const SLOTS: usize = 4;
+/// The minimum memory of a session, in bytes: any chunk fits into a slot, as input and as output.
+pub const MIN_MEMORY: usize = SLOTS * 2 * (MAX_CHUNK + (1 << 20));
 
 /// A chunk to decode.
 #[derive(Clone)]
 pub struct Piece {
-    /// Raw or planes: see [`super::takes`].
+    /// Raw or planes: see [`super::supports`].
     pub coding: Coding,
-    /// The model of planes. Chunks of a tensor should share it.
+    /// The model of a chunk of planes. Chunks of a tensor should share it.
     pub model: Option<Arc<EntropyModel>>,
     /// Stored bytes.
     pub stored_len: usize,
@@ -32,77 +33,79 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// The piece, with its place in an output.
+    /// The piece at position `out` of an output.
     pub(super) fn item(&self, out: usize) -> Item<'_> {
         let (coding, model) = (self.coding, self.model.as_deref());
         Item { coding, model, stored_len: self.stored_len, len: self.len, out }
     }
 }
 
-/// Writes the stored bytes of a piece, by its number, to all of the slice.
+/// Writes the stored bytes of the piece with this number to all of the slice.
 pub type Fill<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Sync + 'a;
-/// Gets the decoded bytes of a piece, by its number, or why there are none. Checksums are the receiver's to verify.
-pub type Take<'a> = dyn Fn(usize, Result<&[u8]>) + Sync + 'a;
+/// Receives the decoded bytes of the piece with this number, or an error. Verifying the checksum is
+/// left to the receiver.
+pub type Deliver<'a> = dyn Fn(usize, Result<&[u8]>) + Sync + 'a;
 
-/// Decodes to the host's memory. It holds memory of the device, and as much of the host's that is pinned: drop it when
-/// there is nothing to do.
+/// Decodes to host memory. A session holds device memory and as much page-locked host memory: drop
+/// it when there is nothing to decode.
 pub struct Session {
-    lanes: Vec<Lane>,
-    /// Bytes of a lane on either side.
+    slots: Vec<Slot>,
+    /// Bytes of input, and of output, of a slot.
     room: usize,
 }
 
-/// A batch that is under way.
-struct UnderWay {
+/// A batch in flight.
+struct InFlight {
     batch: Batch,
     pieces: Range<usize>,
-    /// By item: where it is in the output, and whether it could be filled in.
+    /// By item: where it is in the output.
     outs: Vec<Range<usize>>,
+    /// By item: whether it could be filled in.
     filled: Vec<Result<()>>,
 }
 
 impl Session {
-    /// A session that takes `memory` bytes of the device, and as many of the host.
+    /// A session that takes `memory` bytes of the device and as many of the host.
     ///
     /// # Errors
-    /// Invalid argument, where that is less than [`LEAST_MEMORY`]; Io, where it is not to be had.
-    pub(super) fn new(gpu: &Gpu, memory: usize) -> Result<Self> {
-        if memory < LEAST_MEMORY {
-            let why = format!("less than the {} MiB of memory that are needed", LEAST_MEMORY >> 20);
+    /// Invalid argument if that is less than [`MIN_MEMORY`]; Io if the memory cannot be allocated.
+    pub(super) fn new(device: &Arc<Device>, memory: usize) -> Result<Self> {
+        if memory < MIN_MEMORY {
+            let why = format!("at least {} MiB of memory are needed", MIN_MEMORY >> 20);
             return Err(Error::invalid(why).about("CUDA"));
         }
-        let room = memory / (2 * LANES);
-        let lanes =
-            (0..LANES).map(|_| Lane::new(&gpu.device, room, room, None)).collect::<Result<_>>()?;
-        Ok(Self { lanes, room })
+        let room = memory / (2 * SLOTS);
+        let slots =
+            (0..SLOTS).map(|_| Slot::new(device, room, room, None)).collect::<Result<_>>()?;
+        Ok(Self { slots, room })
     }
 
-    /// Decode `pieces`. `fill` and `take` are called for each of them, on threads of the current rayon pool, in about the
-    /// order of the pieces.
+    /// Decodes `pieces`. `fill` and `take` are called for each of them, on threads of the current
+    /// rayon pool, approximately in the order of the pieces.
     ///
     /// # Errors
-    /// Io, where CUDA fails: then `take` was not called for all, and the session is of no more use. Invalid argument,
-    /// where a piece is not for a GPU.
-    pub fn decode(&mut self, pieces: &[Piece], fill: &Fill<'_>, take: &Take<'_>) -> Result<()> {
-        let mut under_way: Vec<Option<UnderWay>> = self.lanes.iter().map(|_| None).collect();
+    /// Io if CUDA fails: then `take` was not called for all pieces, and the session cannot be used
+    /// any more. Invalid argument if the GPU cannot decode a piece.
+    pub fn decode(&mut self, pieces: &[Piece], fill: &Fill<'_>, take: &Deliver<'_>) -> Result<()> {
+        let mut in_flight: Vec<Option<InFlight>> = self.slots.iter().map(|_| None).collect();
         let (mut next, mut turn) = (0, 0);
-        while next < pieces.len() || under_way.iter().any(Option::is_some) {
-            let lane = &mut self.lanes[turn];
-            if let Some(done) = under_way[turn].take() {
-                deliver(lane, &done, take)?;
+        while next < pieces.len() || in_flight.iter().any(Option::is_some) {
+            let slot = &mut self.slots[turn];
+            if let Some(done) = in_flight[turn].take() {
+                deliver(slot, &done, take)?;
             }
             if next < pieces.len() {
                 let count = fitting(&pieces[next..], self.room);
-                under_way[turn] = Some(start(lane, pieces, next..next + count, fill)?);
+                in_flight[turn] = Some(start(slot, pieces, next..next + count, fill)?);
                 next += count;
             }
-            turn = (turn + 1) % LANES;
+            turn = (turn + 1) % SLOTS;
         }
         Ok(())
     }
 }
 
-/// How many of the first `pieces` fit into `room` bytes on either side, one at least.
+/// How many of the first `pieces` fit into `room` bytes of input and of output, but at least one.
 fn fitting(pieces: &[Piece], room: usize) -> usize {
     let (mut input, mut output) = (OVERHEAD, OVERHEAD);
     let mut models = HashSet::new();
@@ -116,13 +119,13 @@ fn fitting(pieces: &[Piece], room: usize) -> usize {
     pieces.iter().map(fits).take_while(|fits| *fits).count().max(1)
 }
 
-/// Fill in a batch of some of the pieces, and start it.
+/// Fills in a batch of the pieces in `range`, and starts it.
 fn start(
-    lane: &mut Lane,
+    slot: &mut Slot,
     pieces: &[Piece],
     range: Range<usize>,
     fill: &Fill<'_>,
-) -> Result<UnderWay> {
+) -> Result<InFlight> {
     let mut end = 0;
     let items: Vec<Item<'_>> = pieces[range.clone()]
         .iter()
@@ -133,15 +136,15 @@ fn start(
         })
         .collect();
     let batch = Batch::new(&items)?;
-    let filled = lane.fill(&batch, items.len(), &|i, place| fill(range.start + i, place))?;
-    lane.start(&batch)?;
+    let filled = slot.fill(&batch, items.len(), &|i, place| fill(range.start + i, place))?;
+    slot.start(&batch)?;
     let outs = items.iter().map(|i| i.out..i.out + i.len).collect();
-    Ok(UnderWay { batch, pieces: range, outs, filled })
+    Ok(InFlight { batch, pieces: range, outs, filled })
 }
 
-/// Hand out what was decoded.
-fn deliver(lane: &mut Lane, done: &UnderWay, take: &Take<'_>) -> Result<()> {
-    let (statuses, decoded) = lane.results(&done.batch)?;
+/// Waits for a batch and delivers its pieces.
+fn deliver(slot: &mut Slot, done: &InFlight, take: &Deliver<'_>) -> Result<()> {
+    let (statuses, decoded) = slot.results(&done.batch)?;
     (0..done.outs.len()).into_par_iter().for_each(|i| {
         let outcome = done.filled[i].clone().and_then(|()| done.batch.outcome(i, &statuses));
         take(done.pieces.start + i, outcome.map(|()| &decoded[done.outs[i].clone()]));
@@ -154,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_keep_within_their_room() {
+    fn batches_stay_within_their_room() {
         let piece = |len| Piece { coding: Coding::Raw, model: None, stored_len: len, len };
         let pieces = vec![piece(1 << 18); 100];
         let count = fitting(&pieces, 4 << 20);
@@ -164,9 +167,8 @@ mod tests {
         let mut items: Vec<Item<'_>> = small[..count].iter().map(|p| p.item(0)).collect();
         items.iter_mut().enumerate().for_each(|(i, item)| item.out = i * 256);
         let batch = Batch::new(&items).expect("raw");
-        let used =
-            batch.record_count() * super::super::batch::RECORD + batch.stored_len() + OVERHEAD;
+        let used = batch.record_count() * crate::gpu::batch::RECORD + batch.stored_len() + OVERHEAD;
         assert!(used <= 1 << 20, "{used} bytes for {count}");
-        assert_eq!(fitting(&[piece(LONGEST)], 1), 1, "at least one");
+        assert_eq!(fitting(&[piece(MAX_CHUNK)], 1), 1, "at least one");
     }
 }

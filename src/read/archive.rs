@@ -6,7 +6,7 @@ use super::{
     storage::Storage,
 };
 use crate::{
-    codec::{ChunkDecoder, Coding, EntropyModel, checksum},
+    codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
     error::{Context, Error, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek},
     input,
@@ -174,10 +174,7 @@ impl Archive {
     ) -> Result<()> {
         let model = self.model_of(chunk)?;
         decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
-        if checksum(out) != chunk.checksum {
-            return Err(Error::corrupt("the decoded bytes do not match their checksum"));
-        }
-        Ok(())
+        Ok(verify_checksum(out, chunk.checksum)?)
     }
 
     /// The stored bytes of chunk `id`, to decode them without the archive.

@@ -5,7 +5,7 @@ use crate::{
     codec::ChunkDecoder,
     error::{Context, Error, Result},
     output::write_sparse,
-    sha256::{BLOCK, INITIAL, SEGMENT, State, Stretches, finish},
+    sha256::{BLOCK, INITIAL, SEGMENT, SegmentHasher, State, finish},
 };
 use rayon::prelude::*;
 use std::{
@@ -84,7 +84,7 @@ fn stretches(
     // the same.
     let segments = len.div_ceil(SEGMENT).max(1);
     let threads = rayon::current_num_threads();
-    let at_once = match Stretches::at_once() as u64 {
+    let at_once = match SegmentHasher::at_once() as u64 {
         n if archive.footer().max_chunk as usize > WIDEST_CHUNK || segments <= n => 2,
         n => n,
     };
@@ -117,8 +117,9 @@ fn group(
     for (i, cursor) in cursors.iter_mut().enumerate() {
         cursor.seek(archive, edge(i)..edge(i + 1))?;
     }
-    let mut hashes =
-        Stretches::new((0..cursors.len()).map(|i| state(archive, edge(i))).collect::<Result<_>>()?);
+    let mut hashes = SegmentHasher::new(
+        (0..cursors.len()).map(|i| state(archive, edge(i))).collect::<Result<_>>()?,
+    );
     loop {
         for cursor in cursors.iter_mut().filter(|c| c.ready().is_empty()) {
             cursor.refill(archive, decoder, &mut |bytes, at| {

@@ -92,7 +92,7 @@ impl CudaDecoder {
         for chunk in pending {
             let indexed = chunk.chunk();
             // The cache's threads report malformed models.
-            if gpu::takes(indexed.coding)
+            if gpu::supports(indexed.coding)
                 && let Ok(model) = chunk.archive().model_of(indexed)
             {
                 let (stored_len, len) = (indexed.stored_len as usize, indexed.len());

@@ -1,15 +1,16 @@
-//! SHA-256 that can be checked in parallel: the states at fixed places are kept, so that each stretch between two of
-//! them can be hashed on its own.
+//! SHA-256 that can be verified in parallel: the states at fixed positions are kept, so that each
+//! segment between two of them can be hashed independently.
 //!
-//! A stretch that leads from one state to the next proves nothing alone; all of them together, from SHA-256's initial
-//! state to the final one, are exactly the computation of the hash (FIPS 180-4, 6.2).
+//! A segment that leads from one state to the next proves nothing by itself. All of them together,
+//! from SHA-256's initial state to the final one, are exactly the computation of the hash (FIPS
+//! 180-4, 6.2).
 
 #[cfg(target_arch = "x86_64")]
 mod simd;
 
 use sha2::block_api::compress256;
 
-/// Bytes between two kept states; a multiple of SHA-256's block.
+/// Bytes between two kept states: a multiple of [`BLOCK`].
 pub const SEGMENT: u64 = 1 << 20;
 /// The initial state (FIPS 180-4, 5.3.3).
 pub const INITIAL: State = [
@@ -23,66 +24,68 @@ pub const INITIAL: State = [
     0x5be0_cd19,
 ];
 
-/// Bytes that SHA-256 takes at once.
+/// Bytes of a block of SHA-256.
 pub const BLOCK: usize = 64;
 
-/// The state between two blocks.
+/// The state between two blocks: eight words.
 pub type State = [u32; 8];
 
-/// How many states are kept of `len` bytes: one at each multiple of [`SEGMENT`] inside.
+/// The number of states that are kept for `len` bytes: one at each multiple of [`SEGMENT`] before
+/// the end.
 pub fn state_count(len: u64) -> u64 {
     len.saturating_sub(1) / SEGMENT
 }
 
-/// Hashing of several stretches at once, on one thread.
-pub struct Stretches {
+/// Hashes several segments at once on one thread.
+pub struct SegmentHasher {
     states: Vec<State>,
     #[cfg(target_arch = "x86_64")]
-    wide: Option<simd::Wide>,
+    x16: Option<simd::Sha256x16>,
 }
 
-impl Stretches {
-    /// How many stretches to hash at once: as many as are fastest here.
+impl SegmentHasher {
+    /// The number of segments that are hashed fastest at once on this machine.
     pub fn at_once() -> usize {
         #[cfg(target_arch = "x86_64")]
-        if simd::Wide::new().is_some() {
+        if simd::Sha256x16::new().is_some() {
             return simd::LANES;
         }
-        // A processor that waits for one can work on the other, which is a third faster than one after the other.
+        // The CPU works on one while the other waits: a third faster than one after the other.
         2
     }
 
-    /// Go on from `states`.
+    /// Continues from `states`, one for each segment.
     pub fn new(states: Vec<State>) -> Self {
         #[cfg(target_arch = "x86_64")]
-        let wide = simd::Wide::new().filter(|_| states.len() == simd::LANES);
+        let x16 = simd::Sha256x16::new().filter(|_| states.len() == simd::LANES);
         Self {
             states,
             #[cfg(target_arch = "x86_64")]
-            wide,
+            x16,
         }
     }
 
-    /// The states behind the blocks so far.
+    /// The states after the blocks hashed so far.
     pub fn states(&self) -> &[State] {
         &self.states
     }
 
-    /// Hash the next blocks of each stretch: one length for all, in bytes a multiple of [`BLOCK`], or nothing for a
-    /// stretch that is at its end.
+    /// Hashes the next blocks of each segment. All slices have the same length, a multiple of
+    /// [`BLOCK`], except that those of segments that have ended are empty.
     pub fn update(&mut self, bytes: &[&[u8]]) {
         #[cfg(target_arch = "x86_64")]
-        if let (Some(wide), Ok(states), Ok(bytes)) = (
-            self.wide,
+        if let (Some(x16), Ok(states), Ok(bytes)) = (
+            self.x16,
             <&mut [State; simd::LANES]>::try_from(self.states.as_mut_slice()),
             bytes.try_into(),
         ) {
             let bytes: &[&[u8]; simd::LANES] = bytes;
-            // Stretches that are at their end go along with any bytes, and keep their state.
+            // Segments that have ended are hashed with the bytes of another one, and keep their
+            // state.
             let Some(some) = bytes.iter().copied().find(|b| !b.is_empty()) else { return };
             let ended = bytes.each_ref().map(|b| b.is_empty());
             let before = *states;
-            wide.compress(states, bytes.map(|b| if b.is_empty() { some } else { b }));
+            x16.compress(states, bytes.map(|b| if b.is_empty() { some } else { b }));
             for ((state, before), ended) in states.iter_mut().zip(before).zip(ended) {
                 *state = if ended { before } else { *state };
             }
@@ -108,7 +111,8 @@ impl Stretches {
     }
 }
 
-/// SHA-256 of `len` bytes, of which the state covers all whole blocks and `tail` is what follows them.
+/// The SHA-256 of `len` bytes, given the state after all whole blocks and the bytes that follow,
+/// `tail`.
 pub fn finish(mut state: State, tail: &[u8], len: u64) -> [u8; 32] {
     debug_assert!(tail.len() < BLOCK);
     let mut last = tail.to_vec();
@@ -123,7 +127,7 @@ pub fn finish(mut state: State, tail: &[u8], len: u64) -> [u8; 32] {
     out
 }
 
-/// Hashes a file in order and keeps the states.
+/// Hashes a file in order and keeps the states at multiples of [`SEGMENT`].
 pub struct Hasher {
     state: State,
     partial: Vec<u8>,
@@ -138,10 +142,10 @@ impl Default for Hasher {
 }
 
 impl Hasher {
-    /// Hash the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            // A state belongs to the boundary only if bytes follow it.
+            // The state at a boundary is kept only if bytes follow.
             if self.len > 0 && self.len.is_multiple_of(SEGMENT) {
                 self.kept.push(self.state);
             }
@@ -168,7 +172,7 @@ impl Hasher {
         self.partial.extend_from_slice(tail);
     }
 
-    /// The hash of all bytes, and the states kept on the way.
+    /// The hash of all bytes, and the kept states.
     pub fn finish(self) -> ([u8; 32], Vec<State>) {
         (finish(self.state, &self.partial, self.len), self.kept)
     }
@@ -180,7 +184,7 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     #[test]
-    fn the_hash_is_sha256_however_the_bytes_come() {
+    fn the_hash_is_sha256_however_the_input_is_split() {
         let data: Vec<u8> =
             (0..SEGMENT as usize * 2 + 100).map(|i| ((i * 31) >> 3) as u8).collect();
         for len in
@@ -197,17 +201,17 @@ mod tests {
     }
 
     #[test]
-    fn stretches_lead_from_each_kept_state_to_the_next() {
+    fn each_segment_leads_from_its_state_to_the_next() {
         let segment = SEGMENT as usize;
-        for count in [1, 2, 3, Stretches::at_once()] {
+        for count in [1, 2, 3, SegmentHasher::at_once()] {
             let data: Vec<u8> = (0..segment * count + 100).map(|i| ((i * 17) >> 2) as u8).collect();
             let mut h = Hasher::default();
             h.update(&data);
             let (digest, kept) = h.finish();
             let mut states = vec![INITIAL];
             states.extend_from_slice(&kept[..count - 1]);
-            let mut all = Stretches::new(states);
-            // Pieces of different lengths; the last stretch gets its first part only.
+            let mut all = SegmentHasher::new(states);
+            // Pieces of different lengths. The last segment ends early.
             let mut at = 0;
             for piece in (1..).map(|i| i * BLOCK * 7) {
                 let piece = piece.min(segment - at);
@@ -227,7 +231,7 @@ mod tests {
                 }
             }
             assert_eq!(all.states()[..count - 1], kept[..count - 1]);
-            let mut last = Stretches::new(vec![kept[count - 1]]);
+            let mut last = SegmentHasher::new(vec![kept[count - 1]]);
             let tail = &data[count * segment..];
             last.update(&[&tail[..BLOCK]]);
             assert_eq!(finish(last.states()[0], &tail[BLOCK..], data.len() as u64), digest);

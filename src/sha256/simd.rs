@@ -1,65 +1,61 @@
-//! SHA-256's compression of sixteen streams at once, one in each 32-bit lane of AVX-512 registers.
+//! SHA-256's compression function on sixteen streams at once, one in each 32-bit lane of AVX-512
+//! registers.
 #![allow(unsafe_code)]
 
-use super::State;
+use super::{BLOCK, State};
 use std::{arch::x86_64::*, array::from_fn};
 
-/// How many streams go together.
+/// Streams that are compressed at once.
 pub(super) const LANES: usize = 16;
 
-const BLOCK: usize = 64;
-
-/// The constants of the rounds (FIPS 180-4, 4.2.2).
+/// The round constants (FIPS 180-4, 4.2.2).
 #[rustfmt::skip]
-static K: [[u32; 16]; 4] = [
-    [
-        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-    ], [
-        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-    ], [
-        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-    ], [
-        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
-    ],
-];
+static K: [[u32; 16]; 4] = [[
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+], [
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+], [
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+], [
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+]];
 
-/// What `_mm512_ternarylogic_epi32` computes: the table's index is the bits of the three operands.
+/// Truth tables for `_mm512_ternarylogic_epi32`, indexed by the bits of the three operands.
 const XOR: i32 = 0b1001_0110;
 const CHOOSE: i32 = 0b1100_1010;
 const MAJORITY: i32 = 0b1110_1000;
 
-/// The streams' compression; a value exists only where the processor has what it takes.
+/// The compression of sixteen streams. A value exists only if the CPU has the features.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wide(());
+pub(super) struct Sha256x16(());
 
-impl Wide {
-    /// `None` where the processor lacks AVX-512.
+impl Sha256x16 {
+    /// `None` if the CPU lacks AVX-512.
     pub(super) fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"))
             .then_some(Self(()))
     }
 
-    /// Take each state over its blocks.
+    /// Advances each state over its blocks.
     ///
     /// # Panics
-    ///
-    /// If the blocks are not all of one length, a multiple of 64.
+    /// If the slices differ in length, or if the length is not a multiple of [`BLOCK`].
     pub(super) fn compress(self, states: &mut [State; LANES], blocks: [&[u8]; LANES]) {
         let len = blocks[0].len();
         assert!(
             len.is_multiple_of(BLOCK) && blocks.iter().all(|b| b.len() == len),
             "whole blocks of one length"
         );
-        // SAFETY: `new` has seen the features.
+        // SAFETY: `new` has detected the features.
         unsafe { compress(states, blocks.map(|b| b.as_chunks().0)) }
     }
 }
 
-/// Repeat a macro for the sixteen words of a block.
+/// Repeats a macro for the sixteen words of a block.
 #[rustfmt::skip]
 macro_rules! sixteen {
     ($m:ident) => {
@@ -68,8 +64,8 @@ macro_rules! sixteen {
     };
 }
 
-/// The blocks must be equally many. Vectors go through loops here, not through closures: `from_fn` has not the features,
-/// so that what it is given is not always inlined.
+/// Each stream must have the same number of blocks. Vectors are handled in loops, not in closures:
+/// `from_fn` is compiled without the features, so closures passed to it are not always inlined.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
     let mut state = [_mm512_setzero_si512(); 8];
@@ -79,7 +75,8 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
     let count = blocks[0].len();
     for at in 0..count {
         let mut s = state;
-        // Word j of stream i goes to lane i of vector j: within each four streams, then across the fours.
+        // Move word j of stream i to lane i of vector j: within four streams, then across the
+        // fours.
         let mut four = [[state[0]; 4]; 4];
         for (four, [a, b, c, d]) in four.iter_mut().zip(blocks.as_chunks().0) {
             *four = transpose_words([words(&a[at]), words(&b[at]), words(&c[at]), words(&d[at])]);
@@ -89,7 +86,7 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
             [w[p], w[p + 4], w[p + 8], w[p + 12]] =
                 transpose_quarters([four[0][p], four[1][p], four[2][p], four[3][p]]);
         }
-        // One round; the places of a..h in `s` go round instead of the values.
+        // One round. Instead of the values, the positions of a..h in `s` rotate.
         macro_rules! round {
             ($k:expr, $i:literal) => {
                 let [a, b, c, d, e, f, g, h]: [usize; 8] =
@@ -113,7 +110,7 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
             };
         }
         for k in &K[..3] {
-            // A round, and the word for the round sixteen later in the word's place.
+            // One round, which replaces its word by that of the round sixteen later.
             macro_rules! step {
                 ($i:literal) => {
                     round!(k, $i);
@@ -144,7 +141,7 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
         }
     }
     for (word, lanes) in state.into_iter().enumerate() {
-        // SAFETY: both are 64 bytes, and any bits are valid for either.
+        // SAFETY: both types have 64 bytes, and any bits are valid for either.
         let lanes: [u32; LANES] = unsafe { std::mem::transmute(lanes) };
         states.iter_mut().zip(lanes).for_each(|(state, lane)| state[word] = lane);
     }
@@ -153,11 +150,11 @@ fn compress(states: &mut [State; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load(from: &[u32; LANES]) -> __m512i {
-    // SAFETY: the 64 bytes can be read, and the load asks for no alignment.
+    // SAFETY: the array is 64 bytes, and the load needs no alignment.
     unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
 }
 
-/// The sixteen words of a stream's block.
+/// The sixteen words of a block, in native byte order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn words(block: &[u8; BLOCK]) -> __m512i {
@@ -181,7 +178,7 @@ fn transpose_words([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// The 128 bits j of vector i become the 128 bits i of vector j.
+/// 128-bit part j of vector i becomes part i of vector j.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {

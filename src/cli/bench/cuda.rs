@@ -3,7 +3,7 @@
 use super::measure::{best, spread};
 use crate::cli::progress::Bar;
 use crate::cli::report;
-use crate::codec::checksum;
+use crate::codec::verify_checksum;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu, Piece};
 use crate::read::{Archive, StoredChunk};
@@ -45,10 +45,7 @@ impl Chunk {
     }
 
     fn verify(&self, decoded: &[u8]) -> Result<()> {
-        if checksum(decoded) == self.checksum {
-            return Ok(());
-        }
-        Err(Error::corrupt("the data that the GPU decoded does not match its checksum"))
+        Ok(verify_checksum(decoded, self.checksum)?)
     }
 }
 
@@ -107,7 +104,8 @@ fn load(archive: &Archive, most: u64) -> Result<Vec<Chunk>> {
     let index = archive.index();
     let chunks =
         (0..index.len()).map(|id| Ok((id, index.chunk(id)?))).collect::<Result<Vec<_>>>()?;
-    let known: Vec<_> = chunks.into_iter().filter(|(_, chunk)| gpu::takes(chunk.coding)).collect();
+    let known: Vec<_> =
+        chunks.into_iter().filter(|(_, chunk)| gpu::supports(chunk.coding)).collect();
     if known.is_empty() {
         return Err(Error::invalid("contains no chunks that a GPU can decode"));
     }

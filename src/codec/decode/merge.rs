@@ -29,9 +29,9 @@ impl<'a> Merge<'a> {
         Self { layout, bytes: vec![[0; MAX_STEP]; used.into()] }
     }
 
-    /// Writes the elements from `first`, a multiple of [`STEP`], to all of `out`. Their top bits are
-    /// the left-aligned symbol values `values`; the others come from `planes`. The last step gets the
-    /// bytes that the states carry.
+    /// Writes the elements from `first`, a multiple of [`STEP`], to all of `out`. Their top bits
+    /// are the left-aligned symbol values `values`; the others come from `planes`. The last step
+    /// gets the bytes that the states carry.
     #[inline(always)]
     pub(super) fn step<E: Element, K: Kernel>(
         &mut self,

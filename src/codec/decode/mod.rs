@@ -1,8 +1,8 @@
 //! Decoding one chunk: the interface, and the decoder that any kernel makes.
 //!
 //! The [`parser`] takes the stored bytes apart. The [`pipeline`] then alternates between two inner
-//! loops, which a [`kernel`] provides: decoding symbols, and unpacking planes, whose values [`merge`]
-//! puts together with the symbol values. The [`scalar`] kernel defines the bits; those in
+//! loops, which a [`kernel`] provides: decoding symbols, and unpacking planes, whose values
+//! [`merge`] puts together with the symbol values. The [`scalar`] kernel defines the bits; those in
 //! [`super::simd`] decode the same faster.
 
 mod kernel;

@@ -1,6 +1,7 @@
 //! Takes the stored bytes of a chunk apart (`docs/FORMAT.md`, "Planes").
 //!
-//! Everything that can be checked before decoding is checked here. [`Coded::finish`] checks the rest.
+//! Everything that can be checked before decoding is checked here. [`Coded::finish`] checks the
+//! rest.
 
 use super::kernel::Stream;
 use crate::codec::{
@@ -103,8 +104,8 @@ impl<'a> Coded<'a> {
         Ok(Self { stream, rest, escapes, choices })
     }
 
-    /// Checks that exactly the words were consumed and that every lane is back in the state that the
-    /// encoder started from. Returns the bytes that the states carry.
+    /// Checks that exactly the words were consumed and that every lane is back in the state that
+    /// the encoder started from. Returns the bytes that the states carry.
     pub(super) fn finish(&self, carried: bool) -> Result<[u8; CARRIED], ChunkError> {
         let states = &self.stream.states;
         let back = |&s: &u32| if carried { s >> 16 == STATE_LOW >> 16 } else { s == STATE_LOW };
@@ -137,8 +138,9 @@ fn parse_choices(
 }
 
 impl<'a> Planes<'a> {
-    /// Takes the planes of `count` elements from `input`, as `records` describe them. If the symbols
-    /// are entropy-coded, the last plane that is stored in full and long enough ends in the states.
+    /// Takes the planes of `count` elements from `input`, as `records` describe them. If the
+    /// symbols are entropy-coded, the last plane that is stored in full and long enough ends in the
+    /// states.
     fn parse(
         model: &EntropyModel,
         records: &[[u8; 2]],

@@ -96,8 +96,8 @@ impl<'a> Encoder<'a> {
         (StorageMode::Sparse, 0)
     }
 
-    /// Appends the entropy-coded symbols of the elements with these symbol values. The initial states
-    /// take up what is `carried`.
+    /// Appends the entropy-coded symbols of the elements with these symbol values. The initial
+    /// states take up what is `carried`.
     fn symbols(&self, symbol_values: &[u16], carried: Option<&[u8]>, out: &mut Vec<u8>) {
         let rounds = symbol_values.len().div_ceil(LANES);
         let mut symbols = Vec::with_capacity(rounds * LANES);

@@ -13,7 +13,8 @@ pub(super) use table::{Costs, TableEncoder};
 /// The zstd level for chunks on which zstd is tried: matches matter there, speed hardly does.
 const ZSTD_LEVEL: i32 = 9;
 
-/// Encodes a chunk in the smallest way: in the planes of its model, with zstd if `try_zstd`, or raw.
+/// Encodes a chunk in the smallest way: in the planes of its model, with zstd if `try_zstd`, or
+/// raw.
 pub fn encode(chunk: &[u8], encoder: Option<&Encoder<'_>>, try_zstd: bool) -> (Coding, Vec<u8>) {
     let mut best = (Coding::Raw, None);
     let mut size = chunk.len();

@@ -1,5 +1,5 @@
-//! Clusters histograms into classes, each with a table of its own: rows and columns of a weight matrix
-//! differ in scale and mean.
+//! Clusters histograms into classes, each with a table of its own: rows and columns of a weight
+//! matrix differ in scale and mean.
 //!
 //! This is Lloyd's algorithm (1982) with the coded size as the distance: each histogram joins the
 //! class that codes it in the fewest bits, and each class takes the frequencies of its members.
@@ -10,12 +10,12 @@ use crate::codec::{PROB_BITS, model::ALPHABET};
 pub(super) type Histogram = [f32; ALPHABET];
 
 const ITERATIONS: usize = 6;
-/// The weight of the overall frequencies in those of a class, in symbols: a class alone estimates its
-/// rare symbols badly.
+/// The weight of the overall frequencies in those of a class, in symbols: a class alone estimates
+/// its rare symbols badly.
 const PRIOR: f32 = 64.0;
 
-/// Classes of items that have a histogram for each of several contexts. A block, for example, has one
-/// for each class of columns.
+/// Classes of items that have a histogram for each of several contexts. A block, for example, has
+/// one for each class of columns.
 pub(super) struct Classes {
     /// By item: its class.
     pub(super) members: Vec<u8>,
@@ -24,8 +24,8 @@ pub(super) struct Classes {
 }
 
 impl Classes {
-    /// Clusters items into `count` classes. The histograms of an item, one for each of the `contexts`,
-    /// are contiguous.
+    /// Clusters items into `count` classes. The histograms of an item, one for each of the
+    /// `contexts`, are contiguous.
     pub(super) fn new(histograms: &[Histogram], contexts: usize, count: usize) -> Self {
         let mut whole = vec![[0.0; ALPHABET]; contexts];
         for item in histograms.chunks(contexts) {

@@ -22,8 +22,8 @@ pub(super) struct Cut {
     pub bits: f64,
 }
 
-/// The cuts that are worth a closer look: the best one with the sign among the low bits, and the best
-/// one with the sign in the symbol value.
+/// The cuts that are worth a closer look: the best one with the sign among the low bits, and the
+/// best one with the sign in the symbol value.
 pub(super) fn cuts(sample: &Sample<'_>) -> Vec<Cut> {
     let (width, options): (u8, Vec<Vec<(bool, u8)>>) = match sample.kind {
         ElementKind::Float { width, exponent } => {
@@ -88,8 +88,8 @@ pub(super) fn symbols(sample: &Sample<'_>, cut: &Cut) -> Vec<u8> {
     symbol_values.iter().map(|&v| index[usize::from(v)]).collect()
 }
 
-/// How many low bits get planes of their own because they are zero in whole blocks, as in floats that
-/// were widened from narrower ones, and the share of the sample that this saves.
+/// How many low bits get planes of their own because they are zero in whole blocks, as in floats
+/// that were widened from narrower ones, and the share of the sample that this saves.
 pub(super) fn zero_bits(sample: &Sample<'_>, block: usize) -> Option<(u8, f64)> {
     let ElementKind::Float { width, .. } = sample.kind else { return None };
     let width = usize::from(width);

@@ -1,5 +1,5 @@
-//! Fits an entropy model to a sample of a tensor: which bits are the symbol value, which values get a
-//! symbol, and which tables the symbols share.
+//! Fits an entropy model to a sample of a tensor: which bits are the symbol value, which values get
+//! a symbol, and which tables the symbols share.
 //!
 //! Nothing here has to be exact. A value that the sample lacks is escaped, and the encoder decides
 //! anew how to store each plane of a chunk.

@@ -10,8 +10,8 @@ use crate::codec::model::{ALPHABET, FrequencyTable, MAX_CHOICES, MAX_CLASSES};
 
 /// The share of the sample that several tables to choose from must save.
 const WORTH_CHOICES: f64 = 0.0002;
-/// The share that classes of columns must save: a vector of symbols then needs several tables, which
-/// halves the decoding speed.
+/// The share that classes of columns must save: a vector of symbols then needs several tables,
+/// which halves the decoding speed.
 const WORTH_CLASSES: f64 = 0.003;
 /// Bits of a table's wire form, approximately.
 const TABLE: f64 = 10.0 * ALPHABET as f64;

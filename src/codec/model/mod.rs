@@ -55,10 +55,10 @@ impl EntropyModel {
     /// A model of elements cut by `layout`. Symbol `s` stands for the symbol value `values[s]`, the
     /// last symbol, the escape, for all others.
     ///
-    /// Blocks of `block` elements, a multiple of [`LANES`], share a choice. `columns` holds the class
-    /// of each column, or nothing. Element `i` of a chunk is coded with table
-    /// `choice * classes + class`, where `choice` is that of its block and `class` that of column
-    /// `i mod columns`.
+    /// Blocks of `block` elements, a multiple of [`LANES`], share a choice. `columns` holds the
+    /// class of each column, or nothing. Element `i` of a chunk is coded with table `choice *
+    /// classes + class`, where `choice` is that of its block and `class` that of column `i mod
+    /// columns`.
     ///
     /// # Errors
     /// Corruption if anything is out of bounds.

@@ -12,8 +12,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The longest wire form, in bytes: 14 of numbers, a plane for each bit of 64, symbol values, classes
-/// and tables.
+/// The longest wire form, in bytes: 14 of numbers, a plane for each bit of 64, symbol values,
+/// classes and tables.
 pub const MAX_WIRE_LEN: usize =
     14 + 64 + 2 * MAX_VALUES + MAX_COLUMNS / 2 + MAX_CHOICES * MAX_CLASSES * 2 * ALPHABET;
 

@@ -1,5 +1,5 @@
-//! The CPU features that the kernels of an instruction set use. Each list exists once: detection and
-//! the code compiled for it cannot disagree.
+//! The CPU features that the kernels of an instruction set use. Each list exists once: detection
+//! and the code compiled for it cannot disagree.
 #![allow(unsafe_code)]
 
 use crate::codec::{ChunkError, EntropyModel, decode::decode_planes};

@@ -1,5 +1,5 @@
-//! Fast copies of the decoder's and the encoder's inner loops. They are chosen at run time, and tests
-//! compare each with the scalar one.
+//! Fast copies of the decoder's and the encoder's inner loops. They are chosen at run time, and
+//! tests compare each with the scalar one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -15,8 +15,8 @@ pub(super) fn to_read(bytes: &[u8]) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(AHEAD).cast()) };
 }
 
-/// Prefetches `bytes`, all of which will be written: a store waits for its line, and only few can wait
-/// at the same time.
+/// Prefetches `bytes`, all of which will be written: a store waits for its line, and only few can
+/// wait at the same time.
 #[inline(always)]
 pub(super) fn to_write(bytes: &[u8]) {
     for line in bytes.chunks(LINE) {

@@ -1,5 +1,5 @@
-//! Decoding of rounds whose lanes have tables of different classes: eight lanes at a time gather what
-//! they need.
+//! Decoding of rounds whose lanes have tables of different classes: eight lanes at a time gather
+//! what they need.
 #![allow(unsafe_code)]
 
 use super::{
@@ -39,8 +39,8 @@ pub(super) fn decode_class_rounds(
         for ((states, classes), out) in
             lanes.zip(classes.as_chunks().0).zip(symbols.as_chunks_mut().0)
         {
-            // SAFETY: every eight lanes take at most eight words, so all are within REACH; the model
-            // has tables for all of its classes.
+            // SAFETY: every eight lanes take at most eight words, so all are within REACH; the
+            // model has tables for all of its classes.
             taken += unsafe {
                 gather(states, of_round, classes, stream.words.as_ptr().add(2 * taken), out)
             };
@@ -84,7 +84,8 @@ unsafe fn gather(
     let table = _mm256_mullo_epi32(class, _mm256_set1_epi32(size_of::<DecodeTable>() as i32));
     let place = _mm256_and_si256(x, _mm256_set1_epi32(0xff));
     let bucket = _mm256_and_si256(_mm256_srli_epi32::<8>(x), _mm256_set1_epi32(63));
-    // A bucket has two entries of eight bytes. The second is for places that are not the bucket's own.
+    // A bucket has two entries of eight bytes. The second is for places that are not the bucket's
+    // own.
     let at = _mm256_add_epi32(table, _mm256_slli_epi32::<4>(bucket));
     // SAFETY: an entry is eight bytes, and each table has 128 of them.
     let (low, high) = unsafe {

@@ -19,8 +19,8 @@ impl Indices {
         Self { index, quarter: [_mm256_slli_epi16::<3>(index), _mm256_slli_epi16::<2>(index)] }
     }
 
-    /// The entries of `table` at each of the `indices`. A shuffle of each quarter of the table uses the
-    /// low four bits of an index, and blends select the quarter.
+    /// The entries of `table` at each of the `indices`. A shuffle of each quarter of the table uses
+    /// the low four bits of an index, and blends select the quarter.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn of<const N: usize>(indices: &[Self; N], table: &[u8; 64]) -> [__m256i; N] {

@@ -4,12 +4,12 @@
 use crate::codec::LANES;
 use std::arch::x86_64::*;
 
-/// Bytes of words that a round may read: a vector for every eight lanes, which starts behind the words
-/// that the lanes before have taken.
+/// Bytes of words that a round may read: a vector for every eight lanes, which starts behind the
+/// words that the lanes before have taken.
 pub(super) const REACH: usize = 2 * LANES;
 
-/// By mask of the lanes, out of eight, that take a word: the shuffle that moves the next words to these
-/// lanes and zeroes the others.
+/// By mask of the lanes, out of eight, that take a word: the shuffle that moves the next words to
+/// these lanes and zeroes the others.
 static TAKE: [[u8; 16]; 256] = {
     let mut table = [[0x80; 16]; 256];
     let mut mask = 0;
@@ -35,8 +35,8 @@ static TAKE: [[u8; 16]; 256] = {
 #[inline]
 #[target_feature(enable = "avx2,popcnt")]
 pub(super) unsafe fn take(mask: u8, words: *const u8) -> (__m128i, *const u8) {
-    // SAFETY: an entry is 16 bytes. The caller vouches for 16 bytes of words, and the pointer moves over
-    // eight words at most.
+    // SAFETY: an entry is 16 bytes. The caller vouches for 16 bytes of words, and the pointer moves
+    // over eight words at most.
     unsafe {
         let order = _mm_loadu_si128(TAKE[usize::from(mask)].as_ptr().cast());
         let taken = _mm_shuffle_epi8(_mm_loadu_si128(words.cast()), order);

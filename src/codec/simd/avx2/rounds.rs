@@ -110,8 +110,8 @@ unsafe fn next_symbols(
     (out, values): (&mut [u8; 64], &mut [u16; 64]),
 ) -> usize {
     let zero = _mm256_setzero_si256();
-    // A slot's low byte is its place in its bucket; the six bits above are the bucket. Packing works
-    // within 128-bit halves: eight bytes of one vector, then eight of the other.
+    // A slot's low byte is its place in its bucket; the six bits above are the bucket. Packing
+    // works within 128-bit halves: eight bytes of one vector, then eight of the other.
     let places = low.map(|l| _mm256_and_si256(l, _mm256_set1_epi16(0xff)));
     let upper = low.map(|l| _mm256_srli_epi16::<8>(l));
     let place =
@@ -146,8 +146,8 @@ unsafe fn next_symbols(
         let shift = unpack(
             shift.map(|s| [_mm256_and_si256(s[0], other[0]), _mm256_and_si256(s[1], other[1])]),
         );
-        // frequency * (x >> 14) + number. The quotient x >> 14 is four times the state's high half plus
-        // the two top bits of its low half.
+        // frequency * (x >> 14) + number. The quotient x >> 14 is four times the state's high half
+        // plus the two top bits of its low half.
         let top = _mm256_and_si256(low[v], _mm256_set1_epi16(-1 << PROB_BITS));
         let number = _mm256_add_epi16(places[v], shift);
         let number = _mm256_add_epi16(number, _mm256_mulhi_epu16(scaled, top));
@@ -164,7 +164,8 @@ unsafe fn next_symbols(
     for (v, low) in low.iter_mut().enumerate() {
         // Two bits per lane.
         let mask = _mm256_movemask_epi8(_mm256_packs_epi16(short[v], zero)) as u32;
-        // SAFETY: the caller vouches for 128 bytes, and eight lanes take at most eight words, 16 bytes.
+        // SAFETY: the caller vouches for 128 bytes, and eight lanes take at most eight words, 16
+        // bytes.
         unsafe {
             let (first, behind) = take(mask as u8, next);
             let (second, behind) = take((mask >> 16) as u8, behind);

@@ -1,5 +1,5 @@
-//! The encoder's inner loops: sixteen states in each vector. States are divided by the frequencies of
-//! their symbols in single-precision floats, which makes the quotient at most one too small.
+//! The encoder's inner loops: sixteen states in each vector. States are divided by the frequencies
+//! of their symbols in single-precision floats, which makes the quotient at most one too small.
 #![allow(unsafe_code)]
 
 use super::load;
@@ -72,7 +72,8 @@ fn encode(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], w
     }
 }
 
-/// Encodes a symbol for each of sixteen states. Writes the words just before `end`; returns how many.
+/// Encodes a symbol for each of sixteen states. Writes the words just before `end`; returns how
+/// many.
 ///
 /// # Safety
 /// There must be room for sixteen words before `end`.
@@ -114,8 +115,8 @@ unsafe fn step(x: &mut __m512i, table: &TableEncoder, symbols: &[u8; 16], end: *
     let number = _mm512_add_epi32(_mm512_srli_epi32::<16>(entry), remainder);
     // The mask changes nothing, but keeps the gather below within the table whatever happens.
     let number = _mm512_and_si512(number, _mm512_set1_epi32((1 << PROB_BITS) - 1));
-    // SAFETY: a gather reads four bytes where a slot has two. The table has one entry more than there
-    // are numbers for the last read.
+    // SAFETY: a gather reads four bytes where a slot has two. The table has one entry more than
+    // there are numbers for the last read.
     let slot = unsafe { _mm512_i32gather_epi32::<2>(number, table.slots.as_ptr().cast()) };
     let slot = _mm512_and_si512(slot, _mm512_set1_epi32(0xffff));
     *x = _mm512_or_si512(_mm512_slli_epi32::<PROB_BITS>(quotient), slot);

@@ -1,10 +1,10 @@
-//! Decoding of rounds with AVX-512 with VBMI and VBMI2, as of Ice Lake and Zen 4. A table stays in six
-//! registers, and 64 lanes look their symbols up at once, as bytes. The two halves of a round hide
-//! each other's latency.
+//! Decoding of rounds with AVX-512 with VBMI and VBMI2, as of Ice Lake and Zen 4. A table stays in
+//! six registers, and 64 lanes look their symbols up at once, as bytes. The two halves of a round
+//! hide each other's latency.
 //!
-//! A state is kept as its low and its high 16 bits, 32 lanes in each vector: renormalisation then moves
-//! whole elements, and the product of a frequency and the upper bits of a state is one of two 16-bit
-//! numbers.
+//! A state is kept as its low and its high 16 bits, 32 lanes in each vector: renormalisation then
+//! moves whole elements, and the product of a frequency and the upper bits of a state is one of two
+//! 16-bit numbers.
 #![allow(unsafe_code)]
 
 use super::load;
@@ -55,8 +55,8 @@ impl States {
         }
     }
 
-    /// Decodes a symbol for each of the lanes. If `CLASSES`, `classes` holds the class of each lane.
-    /// Returns how many words the lanes took.
+    /// Decodes a symbol for each of the lanes. If `CLASSES`, `classes` holds the class of each
+    /// lane. Returns how many words the lanes took.
     ///
     /// # Safety
     /// 128 bytes must be readable at `words`.
@@ -71,8 +71,8 @@ impl States {
         (out, values): (&mut [u8; 64], &mut [u16; 64]),
     ) -> usize {
         let low_byte = _mm512_set1_epi16(0xff);
-        // A slot's low byte is its place in its bucket; the six bits above are the bucket. Packing works
-        // within 128-bit parts: eight bytes of one vector, then eight of the other.
+        // A slot's low byte is its place in its bucket; the six bits above are the bucket. Packing
+        // works within 128-bit parts: eight bytes of one vector, then eight of the other.
         let places =
             [_mm512_and_si512(self.low[0], low_byte), _mm512_and_si512(self.low[1], low_byte)];
         let place = _mm512_packus_epi16(places[0], places[1]);
@@ -233,8 +233,8 @@ unsafe fn advance(
     number: __m512i,
     words: *const u8,
 ) -> usize {
-    // frequency * (x >> 14) + number. The quotient x >> 14 is four times the state's high half plus the
-    // two top bits of its low half.
+    // frequency * (x >> 14) + number. The quotient x >> 14 is four times the state's high half plus
+    // the two top bits of its low half.
     let top = _mm512_and_si512(*low, _mm512_set1_epi16(-1 << PROB_BITS));
     let number = _mm512_add_epi16(number, _mm512_mulhi_epu16(scaled, top));
     let product = _mm512_mullo_epi16(scaled, *high);

@@ -27,8 +27,8 @@ fn unpack_group<const BITS: u8>(packed: &[u8], shift: u8, keep: bool, out: &mut 
     let mut values = _mm512_setzero_si512();
     let mut rest = packed;
     let mut at = u32::from(shift);
-    // Copies of each part fill the vector. Each copy is shifted to its values, masked, and shifted to
-    // the position of the part.
+    // Copies of each part fill the vector. Each copy is shifted to its values, masked, and shifted
+    // to the position of the part.
     if let (8, Some(part)) = (BITS & 8, rest.first_chunk::<64>()) {
         values = load(part);
     }

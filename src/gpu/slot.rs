@@ -1,32 +1,33 @@
-//! One of several batches that are under way at once: its stream, and its memory on both sides.
+//! The resources of one batch in flight: its stream, and its memory on host and device.
 
 #![allow(unsafe_code)]
 
 use super::{
     batch::{Batch, Item, RECORD},
-    driver::{Device, DeviceMemory, PinnedMemory, Place, Places, Stream},
+    driver::{Buffers, Device, DeviceMemory, DevicePtr, PinnedMemory, Stream},
 };
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
-/// Parts of memory begin at multiples of this many bytes.
+/// Parts of a buffer start at multiples of this many bytes.
 const ALIGN: usize = 256;
 
-/// A lane. Work that is under way is waited for before its memory goes: fields are dropped in this order.
-pub(super) struct Lane {
+/// A slot for one batch at a time. Fields are dropped in this order: the stream waits for work in
+/// flight before its memory is freed.
+pub(super) struct Slot {
     stream: Stream,
     input: PinnedMemory,
     output: PinnedMemory,
     device_input: DeviceMemory,
     device_output: DeviceMemory,
-    /// Where decoded bytes go, and from what byte on, if they stay on the device.
+    /// Where decoded bytes go if they stay on the device: memory, and the position in it.
     target: Option<(Arc<DeviceMemory>, usize)>,
-    /// Whether the stream has something that was not waited for.
+    /// Whether work of the stream may be in flight.
     busy: bool,
 }
 
-/// Where the parts of a batch are in a lane's input.
+/// Where the parts of a batch are in the input.
 struct Parts {
     records: Range<usize>,
     models: Range<usize>,
@@ -49,15 +50,15 @@ fn statuses_len(batch: &Batch) -> usize {
     batch.record_count() * size_of::<u32>()
 }
 
-/// Where in the output decoded bytes begin.
+/// Where in the output the decoded bytes start.
 fn decoded_at(batch: &Batch) -> usize {
     statuses_len(batch).next_multiple_of(ALIGN)
 }
 
-/// Bytes of the input that an item takes at most, with its model if it is the first one of that.
+/// Bytes of the input that an item takes at most. The first item of a model pays for the model.
 pub(super) fn input_cost(item: &Item<'_>, first_of_model: bool) -> usize {
     let model = if first_of_model { item.model.map_or(0, super::model::len) } else { 0 };
-    // It may be alone in its block, with three records that say nothing.
+    // The item may be alone in its block, with three records of padding.
     item.stored_len + super::batch::SLACK + 64 + 4 * RECORD + model
 }
 
@@ -66,12 +67,12 @@ pub(super) fn output_cost(item: &Item<'_>) -> usize {
     item.len.next_multiple_of(ALIGN) + 4 * size_of::<u32>()
 }
 
-/// Bytes that a lane needs besides its items'.
+/// Bytes of the input, and of the output, that a batch takes besides its items.
 pub(super) const OVERHEAD: usize = 4 * ALIGN;
 
-impl Lane {
-    /// A lane for batches of so many bytes of input and of output. The latter are statuses only where decoded bytes go to
-    /// `target`, from some byte on.
+impl Slot {
+    /// A slot for batches that take up to `input` and `output` bytes. With a `target`, decoded
+    /// bytes go there, from the given position, and the output only holds statuses.
     pub(super) fn new(
         device: &Arc<Device>,
         input: usize,
@@ -89,7 +90,8 @@ impl Lane {
         })
     }
 
-    /// Fill in the batch: `fill` gets each item's place for its stored bytes. Returns what it says.
+    /// Fills in the payloads of a batch: `fill` gets the number and the buffer of each item.
+    /// Returns the results of `fill`, by item.
     pub(super) fn fill<T: Send>(
         &mut self,
         batch: &Batch,
@@ -99,7 +101,7 @@ impl Lane {
         self.wait()?;
         let parts = Parts::new(batch);
         if parts.stored.end > self.input.bytes().len() {
-            return Err(Error::invalid("a batch that is too large for its lane").about("CUDA"));
+            return Err(Error::invalid("the batch is too large for its buffers").about("CUDA"));
         }
         let mut head = Vec::with_capacity(parts.models.end);
         batch.write_records(&mut head);
@@ -111,95 +113,96 @@ impl Lane {
         let mut order: Vec<usize> = (0..count).collect();
         order.sort_unstable_by_key(|&i| batch.payload(i).start);
         let mut at = 0;
-        let mut places: Vec<(usize, &mut [u8])> = Vec::with_capacity(count);
+        let mut payloads: Vec<(usize, &mut [u8])> = Vec::with_capacity(count);
         for i in order {
-            let payload = batch.payload(i);
-            let (_, tail) = std::mem::take(&mut rest).split_at_mut(payload.start - at);
-            let (place, behind) = tail.split_at_mut(payload.len());
-            places.push((i, place));
-            (rest, at) = (behind, payload.end);
+            let range = batch.payload(i);
+            let (_, tail) = std::mem::take(&mut rest).split_at_mut(range.start - at);
+            let (payload, after) = tail.split_at_mut(range.len());
+            payloads.push((i, payload));
+            (rest, at) = (after, range.end);
         }
         let mut results: Vec<(usize, T)> =
-            places.into_par_iter().map(|(i, place)| (i, fill(i, place))).collect();
+            payloads.into_par_iter().map(|(i, payload)| (i, fill(i, payload))).collect();
         results.sort_unstable_by_key(|(i, _)| *i);
         Ok(results.into_iter().map(|(_, result)| result).collect())
     }
 
-    /// Upload the batch that was filled in last, decode it, and download statuses, and what was decoded unless that is to
-    /// stay on the device.
+    /// Starts the batch that was filled in last: uploads it, decodes it, and downloads the statuses
+    /// and, unless they stay on the device, the decoded bytes.
     pub(super) fn start(&mut self, batch: &Batch) -> Result<()> {
         self.wait()?;
-        let (places, returned) = self.places(batch)?;
+        let (buffers, returned) = self.buffers(batch)?;
         let parts = Parts::new(batch);
         self.busy = true;
-        // SAFETY: `places` has held all to the lengths of the memory, which is neither used nor freed before the stream was
-        // waited for: every function here does so first, and so does dropping the stream.
+        // SAFETY: `buffers` has checked all lengths. The memory is neither used nor freed before
+        // the stream is waited for: every function here does that first, and so does dropping the
+        // stream.
         unsafe {
-            self.stream
-                .upload(&self.input.bytes()[..parts.stored.end], self.device_input.place())?;
-            self.stream.clear(places.statuses, statuses_len(batch))?;
+            self.stream.upload(&self.input.bytes()[..parts.stored.end], self.device_input.ptr())?;
+            self.stream.clear(buffers.statuses, statuses_len(batch))?;
             for launch in batch.launches() {
-                self.stream.launch(launch, places)?;
+                self.stream.launch(launch, buffers)?;
             }
-            self.stream.download(places.statuses, &mut self.output.bytes_mut()[..returned])
+            self.stream.download(buffers.statuses, &mut self.output.bytes_mut()[..returned])
         }
     }
 
-    /// Decode the batch that was started last again, so many times, and wait.
+    /// Decodes the batch that was started last again, `times` times, and waits.
     pub(super) fn repeat(&mut self, batch: &Batch, times: usize) -> Result<()> {
         self.wait()?;
-        let (places, _) = self.places(batch)?;
+        let (buffers, _) = self.buffers(batch)?;
         self.busy = true;
-        // SAFETY: as in `start`; what was uploaded there is still in its place.
+        // SAFETY: as in `start`, which has uploaded the batch.
         unsafe {
-            self.stream.clear(places.statuses, statuses_len(batch))?;
+            self.stream.clear(buffers.statuses, statuses_len(batch))?;
             for launch in (0..times).flat_map(|_| batch.launches()) {
-                self.stream.launch(launch, places)?;
+                self.stream.launch(launch, buffers)?;
             }
             self.stream
-                .download(places.statuses, &mut self.output.bytes_mut()[..statuses_len(batch)])?;
+                .download(buffers.statuses, &mut self.output.bytes_mut()[..statuses_len(batch)])?;
         }
         self.wait()
     }
 
-    /// Where everything is on the device, and how many bytes come back. An error, if there is no room for it.
-    fn places(&self, batch: &Batch) -> Result<(Places, usize)> {
+    /// The buffers on the device, and how many bytes are downloaded. An error if the batch is too
+    /// large.
+    fn buffers(&self, batch: &Batch) -> Result<(Buffers, usize)> {
         let parts = Parts::new(batch);
-        let (input, statuses) = (self.device_input.place(), self.device_output.place());
+        let (input, statuses) = (self.device_input.ptr(), self.device_output.ptr());
         let (out, room, returned) = match &self.target {
             Some((memory, from)) => (
-                memory.place() + *from as Place,
+                memory.ptr() + *from as DevicePtr,
                 memory.len().saturating_sub(*from),
                 statuses_len(batch),
             ),
             None => {
                 let at = decoded_at(batch);
                 let room = self.device_output.len().saturating_sub(at);
-                (statuses + at as Place, room, at + batch.out_len())
+                (statuses + at as DevicePtr, room, at + batch.out_len())
             }
         };
         let fits = parts.stored.end <= self.device_input.len()
             && batch.out_len() <= room
             && returned <= self.device_output.len();
         if !fits {
-            return Err(Error::invalid("a batch that is too large for its lane").about("CUDA"));
+            return Err(Error::invalid("the batch is too large for its buffers").about("CUDA"));
         }
-        let places = Places {
-            records: input + parts.records.start as Place,
-            models: input + parts.models.start as Place,
-            stored: input + parts.stored.start as Place,
+        let buffers = Buffers {
+            records: input + parts.records.start as DevicePtr,
+            models: input + parts.models.start as DevicePtr,
+            stored: input + parts.stored.start as DevicePtr,
             out,
             statuses,
         };
-        Ok((places, returned))
+        Ok((buffers, returned))
     }
 
-    /// Wait for what was started.
+    /// Waits for work in flight.
     pub(super) fn wait(&mut self) -> Result<()> {
         if std::mem::take(&mut self.busy) { self.stream.wait() } else { Ok(()) }
     }
 
-    /// When the batch is done: the statuses of its records, and what was decoded.
+    /// Waits for the batch. Returns the statuses of its records and the decoded bytes.
     pub(super) fn results(&mut self, batch: &Batch) -> Result<(Vec<u32>, &[u8])> {
         self.wait()?;
         let (statuses, _) = self.output.bytes().split_at(statuses_len(batch));
