@@ -70,7 +70,8 @@ def machine(f):
             f"- **Machine**: {m['cores']} cores of {m['cpu']} ({m['simd']}),"
             f"\n  {m['memory_gib']:.0f} GiB of memory, Linux {m['kernel']}, {m['file_system']}",
             f"- **bszfs**: {m['version']}, commit {m['commit']}",
-            f"- **References**: {versions};\n  Python {m['python']}, safetensors {m['safetensors']}",
+            f"- **References**: {versions};\n  Python {m['python']},"
+            f" safetensors {m['safetensors']}",
             f"- **Run**: {m['date']}, best of {f.run['runs']} runs; load average at the start"
             f" {m['load']:.2f}",
         ]
