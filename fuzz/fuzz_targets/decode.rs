@@ -6,7 +6,7 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, Encoder, LANES, EntropyModel, model::FrequencyTable, planes::Layout};
+use bszfs::codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout};
 use bszfs_fuzz::{Random, Tested, decode};
 use libfuzzer_sys::fuzz_target;
 

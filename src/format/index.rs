@@ -148,7 +148,7 @@ impl Index {
         Ok(std::array::from_fn(|j| u32::from_le_bytes(std::array::from_fn(|k| bytes[4 * j + k]))))
     }
 
-    /// EntropyModel `id`.
+    /// Model `id`.
     ///
     /// # Errors
     /// Corruption if the model is malformed; otherwise as [`Index::chunk`].
