@@ -125,7 +125,7 @@ fn an_attribute_does_not_make_a_directory_a_mount_and_no_process_a_daemon() {
     } else {
         for command in [&["cache", "drop"][..], &["status"]] {
             let said = bsz_fails(command.iter().map(Path::new).chain([dir.path()]));
-            assert!(said.contains("is no bszfs mount"), "{said}");
+            assert!(said.contains("is not a bszfs mount"), "{said}");
         }
     }
     assert!(innocent.try_wait().unwrap().is_none());
@@ -155,7 +155,7 @@ fn a_cache_is_dropped_when_the_command_returns_and_not_for_just_anybody() {
             let output =
                 as_nobody(&program, &[Path::new("cache"), Path::new("drop"), mount.root()]);
             let said = String::from_utf8_lossy(&output.stderr);
-            assert!(said.contains("is for root and the user who mounted it"), "{said}");
+            assert!(said.contains("only root and the user who mounted it"), "{said}");
             assert!(held() > 0);
         }
         bsz([Path::new("cache"), Path::new("drop"), mount.root()]);

@@ -5,7 +5,7 @@ use super::report::{Output, bytes, ratio, table};
 use super::{complain, for_each};
 use crate::cache::CacheStats;
 use crate::error::{Context, Error, Result};
-use crate::mount::{self, Question, Space, Status};
+use crate::mount::{self, Probe, Space, Status};
 use crate::{escape, input};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -79,21 +79,21 @@ pub struct WarmArgs {
     jobs: NonZeroUsize,
 }
 
-/// Answer a question that may take for ever: what other commands start
+/// Run an operation that may hang, in a process that other commands start for that
 #[derive(Args)]
 pub struct AskArgs {
-    #[arg(value_parser = question)]
-    question: Question,
+    #[arg(value_parser = probe)]
+    probe: Probe,
     path: PathBuf,
 }
 
-fn question(name: &str) -> std::result::Result<Question, String> {
-    Question::named(name).ok_or_else(|| "is no question".into())
+fn probe(name: &str) -> std::result::Result<Probe, String> {
+    Probe::named(name).ok_or_else(|| "is not a probe".into())
 }
 
 /// `bsz ask`
 pub fn answer(args: &AskArgs) -> Result<()> {
-    mount::answer(args.question, &args.path)
+    mount::run_probe(args.probe, &args.path)
 }
 
 /// `bsz status`
@@ -365,7 +365,7 @@ pub fn cache(args: &CacheArgs) -> Result<()> {
 /// `bsz warm`
 pub fn warm(args: &WarmArgs, quiet: bool) -> Result<()> {
     if let ([mountpoint], true) = (&args.paths[..], args.requests) {
-        return mount::warm_on_standard_request(mountpoint);
+        return mount::serve_warm_requests(mountpoint);
     }
     let mut files = Vec::new();
     // What cannot be found is said, and the rest is warmed.
