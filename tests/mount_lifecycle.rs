@@ -261,7 +261,7 @@ fn a_mount_that_fails_says_why() {
             ),
             (&source, &source, "is the source itself"),
             (&source, &inside, "is inside the source"),
-            (&inside, &source, "has the source inside"),
+            (&inside, &source, "contains the source"),
             (&source, &mount.root().to_owned(), "is already a bszfs mount"),
         ] {
             for args in [&["mount"][..], &["mount", "--foreground"]] {

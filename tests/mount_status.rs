@@ -410,10 +410,10 @@ fn status_shows_the_mounts_and_their_activity() {
         let space =
             serde_json::json!({"archives": 2, "original_bytes": all, "stored_bytes": stored});
         assert_eq!(json[0]["space"], space);
-        assert!(bsz_fails([Path::new("status"), &packed]).contains("is no bszfs mount"));
+        assert!(bsz_fails([Path::new("status"), &packed]).contains("is not a bszfs mount"));
         assert!(
             bsz_fails([Path::new("cache"), Path::new("drop"), &packed])
-                .contains("is no bszfs mount")
+                .contains("is not a bszfs mount")
         );
         assert!(bsz_fails([Path::new("warm"), &rig.path("none")]).contains("none"));
     });

@@ -123,7 +123,7 @@ fn a_forged_attribute_passes_neither_for_a_mount_nor_for_a_daemon() {
     } else {
         for command in [&["cache", "drop"][..], &["status"]] {
             let said = bsz_fails(command.iter().map(Path::new).chain([dir.path()]));
-            assert!(said.contains("is no bszfs mount"), "{said}");
+            assert!(said.contains("is not a bszfs mount"), "{said}");
         }
     }
     assert!(innocent.try_wait().unwrap().is_none());
@@ -153,7 +153,7 @@ fn the_cache_is_empty_when_drop_cache_returns_and_not_everybody_may_drop_it() {
             let output =
                 as_nobody(&program, &[Path::new("cache"), Path::new("drop"), mount.root()]);
             let said = String::from_utf8_lossy(&output.stderr);
-            assert!(said.contains("is for root and the user who mounted it"), "{said}");
+            assert!(said.contains("only root and the user who mounted it"), "{said}");
             assert!(held() > 0);
         }
         bsz([Path::new("cache"), Path::new("drop"), mount.root()]);

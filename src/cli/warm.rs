@@ -32,7 +32,7 @@ pub struct WarmArgs {
 /// `bsz warm`
 pub fn warm(args: &WarmArgs, quiet: bool) -> Result<()> {
     if let ([mountpoint], true) = (&args.paths[..], args.requests) {
-        return mount::warm_on_standard_request(mountpoint);
+        return mount::serve_warm_requests(mountpoint);
     }
     let mut files = Vec::new();
     // Paths that cannot be found are reported, and the others warmed.

@@ -1,8 +1,9 @@
-//! Who may read, beyond permission bits: POSIX ACLs, which the kernel applies to the view as it does to the source,
-//! and other rules, which it cannot.
+//! Access control beyond permission bits: POSIX ACLs, which the kernel applies to the view as it
+//! does to the source, and ACLs of other kinds, which it does not.
 //!
-//! On any doubt fewer are let in. Where a file has rules that the kernel cannot apply here, group and others
-//! are shut out of it, since its bits alone could let in whom those rules keep out.
+//! In doubt, access is denied. If a file has an ACL that the kernel cannot apply here, group and
+//! others lose access to it, because its permission bits alone could admit users whom the ACL
+//! denies.
 
 use super::attr::Packed;
 use super::source::Entry;
@@ -12,18 +13,18 @@ use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// The ACL of a file or directory, and what a directory's new files would inherit (acl(5)).
+/// The ACL of a file or a directory, and the one that new files in a directory inherit (acl(5)).
 pub(super) const ACL: &str = "system.posix_acl_access";
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
-/// Rules of other kinds: of NFS 4, of ZFS with NFS 4's rules, of kernels with rich ACLs.
+/// ACLs that the kernel cannot apply: of NFS 4, of ZFS with NFS 4 ACLs, of kernels with richacls.
 const NFS4_ACL: &str = "system.nfs4_acl";
-const OTHER_RULES: [&str; 3] = [NFS4_ACL, "system.nfs4_acl_xdr", "system.richacl"];
+const UNSUPPORTED_ACLS: [&str; 3] = [NFS4_ACL, "system.nfs4_acl_xdr", "system.richacl"];
 
-/// The bits that are left where group and others are shut out.
+/// The permission bits that remain if group and others lose access.
 const OWNER_ONLY: u16 = 0o7700;
 
-/// The layout of an ACL's attribute: a version, and entries of tag, permissions, and whose they are
+/// The layout of a POSIX ACL attribute: a version, and entries of tag, permissions and id
 /// (include/uapi/linux/posix_acl_xattr.h of Linux).
 const VERSION: [u8; 4] = 2u32.to_le_bytes();
 const ENTRY: usize = 8;
@@ -32,22 +33,23 @@ const GROUP_OBJ: u8 = 0x04;
 const MASK: u8 = 0x10;
 const OTHER: u8 = 0x20;
 
-/// Which rules there are, and who applies them.
+/// Which kinds of ACLs exist, and whether the kernel applies them.
 #[derive(Default)]
 pub(super) struct Access {
-    /// Whether the kernel asks for ACLs and applies them.
+    /// Whether the kernel applies POSIX ACLs.
     kernel_applies_acls: AtomicBool,
-    /// The devices of the source that were seen, and which of the other rules' attributes they know.
+    /// For each device of the source that was seen: the unsupported ACLs that it can have.
     devices: Mutex<HashMap<u64, Vec<&'static str>>>,
 }
 
 impl Access {
-    /// The kernel will ask for ACLs and apply them.
+    /// The kernel will request POSIX ACLs and apply them.
     pub fn kernel_applies_acls(&self) {
         self.kernel_applies_acls.store(true, Ordering::Relaxed);
     }
 
-    /// Those of an entry's permission bits that may be shown. `entry` gives the entry, which is seldom needed.
+    /// The permission bits to show for an entry on device `dev`. `entry` opens it, which is rarely
+    /// necessary.
     pub fn bits(&self, perm: u16, dev: u64, entry: impl Fn() -> Result<Entry>) -> u16 {
         let acls = self.kernel_applies_acls.load(Ordering::Relaxed);
         let known = self.devices().get(&dev).cloned();
@@ -55,28 +57,28 @@ impl Access {
             return perm;
         }
         let Ok(entry) = entry() else { return perm & OWNER_ONLY };
-        let others = known.unwrap_or_else(|| self.other_rules_of(dev, &entry));
-        let open = (acls || is_none(&entry.xattr(OsStr::new(ACL))))
-            && others.iter().all(|&name| match entry.xattr(OsStr::new(name)) {
-                Ok(acl) => name == NFS4_ACL && says_what_bits_say(&acl),
-                none => is_none(&none),
+        let unsupported = known.unwrap_or_else(|| self.unsupported_acls(dev, &entry));
+        let bits_suffice = (acls || is_absent(&entry.xattr(OsStr::new(ACL))))
+            && unsupported.iter().all(|&name| match entry.xattr(OsStr::new(name)) {
+                Ok(acl) => name == NFS4_ACL && is_trivial_nfs4_acl(&acl),
+                other => is_absent(&other),
             });
-        if open { perm } else { perm & OWNER_ONLY }
+        if bits_suffice { perm } else { perm & OWNER_ONLY }
     }
 
-    /// Learn which other rules a device knows, from one entry of it.
-    fn other_rules_of(&self, dev: u64, entry: &Entry) -> Vec<&'static str> {
-        let knows = |name: &str| !matches!(entry.xattr(OsStr::new(name)), Err(Errno::OPNOTSUPP));
-        let others: Vec<&str> = OTHER_RULES.into_iter().filter(|name| knows(name)).collect();
-        if !others.is_empty() {
+    /// Find out from one entry which unsupported ACLs its device can have.
+    fn unsupported_acls(&self, dev: u64, entry: &Entry) -> Vec<&'static str> {
+        let can_have = |name: &str| !matches!(entry.xattr(OsStr::new(name)), Err(Errno::OPNOTSUPP));
+        let found: Vec<&str> = UNSUPPORTED_ACLS.into_iter().filter(|name| can_have(name)).collect();
+        if !found.is_empty() {
             log::warn!(
-                "the source has access rules that a mount cannot have ({}): group and others are shut out of \
-                 files which those rules do not leave to their permission bits",
-                others.join(", ")
+                "the source has ACLs that a mount does not support ({}): files with an ACL that \
+                 permission bits cannot express are accessible to their owners only",
+                found.join(", ")
             );
         }
-        self.devices().insert(dev, others.clone());
-        others
+        self.devices().insert(dev, found.clone());
+        found
     }
 
     fn devices(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Vec<&'static str>>> {
@@ -84,17 +86,17 @@ impl Access {
     }
 }
 
-/// Whether there is no such attribute, for sure.
-fn is_none(value: &Result<Vec<u8>>) -> bool {
+/// Whether the attribute certainly does not exist.
+fn is_absent(value: &Result<Vec<u8>>) -> bool {
     matches!(value, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
-/// An ACL of an entry. The kernel takes every error but `ENODATA` for a reason to let nobody in.
+/// A POSIX ACL of an entry. After every error but `ENODATA`, the kernel denies all access.
 pub(super) fn acl(entry: &Entry, name: &OsStr, packed: Option<&Packed>) -> Result<Vec<u8>> {
     let mut acl = match entry.xattr(name) {
-        // A file system that has no ACLs applies none.
-        none if is_none(&none) => return Err(Errno::NODATA),
-        // A reason of its own to refuse, not one for the kernel to stop asking.
+        // The file system may have no ACLs at all.
+        absent if is_absent(&absent) => return Err(Errno::NODATA),
+        // Some errors would make the kernel stop requesting ACLs.
         other => other.map_err(|_| Errno::IO)?,
     };
     if let Some(packed) = packed {
@@ -103,7 +105,7 @@ pub(super) fn acl(entry: &Entry, name: &OsStr, packed: Option<&Packed>) -> Resul
     Ok(acl)
 }
 
-/// Take from an ACL what the permission bits `mode` do not allow.
+/// Remove the permissions from a POSIX ACL that the permission bits `mode` do not grant.
 fn restrict(acl: &mut [u8], mode: u32) -> Option<()> {
     let (version, entries) = acl.split_at_mut_checked(VERSION.len())?;
     let (entries, rest): (&mut [[u8; ENTRY]], _) = entries.as_chunks_mut();
@@ -112,7 +114,7 @@ fn restrict(acl: &mut [u8], mode: u32) -> Option<()> {
     for entry in entries {
         let allowed = match entry[0] {
             USER_OBJ => mode >> 6,
-            // Where there is a mask, that is what the group's bits stand for.
+            // If there is a mask, the bits of the group are those of the mask.
             MASK => mode >> 3,
             GROUP_OBJ if !has_mask => mode >> 3,
             OTHER => mode,
@@ -123,14 +125,14 @@ fn restrict(acl: &mut [u8], mode: u32) -> Option<()> {
     Some(())
 }
 
-/// Whether an ACL of NFS 4 is of the owner, the group and everyone alone, which is what the server makes
-/// the permission bits of (RFC 8881, 6.2.1 and 6.4; nfs4_acl(5)).
-fn says_what_bits_say(acl: &[u8]) -> bool {
+/// Whether an NFS 4 ACL names only the owner, the group and everyone. The server derives the
+/// permission bits from these (RFC 8881, 6.2.1 and 6.4; nfs4_acl(5)).
+fn is_trivial_nfs4_acl(acl: &[u8]) -> bool {
     let word = |at: usize| Some(u32::from_be_bytes(*acl.get(at..)?.first_chunk()?) as usize);
     let end = || {
         let mut at = 4;
         for _ in 0..word(0)? {
-            // A type, flags and a mask; then who.
+            // Type, flags and access mask, 4 bytes each; then the name and its length.
             let len = word(at + 12)?;
             let who = acl.get(at + 16..)?.get(..len)?;
             [&b"OWNER@"[..], b"GROUP@", b"EVERYONE@"].contains(&who).then_some(())?;
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acl_is_restricted_to_what_the_originals_bits_allow() {
+    fn an_acl_is_restricted_to_the_permission_bits_of_the_original() {
         const USER: u8 = 2;
         for (mode, acl, restricted) in [
             (
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_nfs_acl_without_named_users_is_left_to_the_bits() {
+    fn an_nfs4_acl_that_names_a_user_is_not_trivial() {
         let nfs = |who: &[&str]| {
             let mut acl = (who.len() as u32).to_be_bytes().to_vec();
             for who in who {
@@ -186,12 +188,12 @@ mod tests {
             }
             acl
         };
-        assert!(says_what_bits_say(&nfs(&["OWNER@", "GROUP@", "EVERYONE@"])));
-        assert!(!says_what_bits_say(&nfs(&["OWNER@", "7003@example.org", "EVERYONE@"])));
+        assert!(is_trivial_nfs4_acl(&nfs(&["OWNER@", "GROUP@", "EVERYONE@"])));
+        assert!(!is_trivial_nfs4_acl(&nfs(&["OWNER@", "7003@example.org", "EVERYONE@"])));
         let whole = nfs(&["OWNER@", "GROUP@"]);
         for len in 0..whole.len() {
-            assert!(!says_what_bits_say(&whole[..len]), "{len} bytes");
+            assert!(!is_trivial_nfs4_acl(&whole[..len]), "{len} bytes");
         }
-        assert!(!says_what_bits_say(&[0xff; 64]));
+        assert!(!is_trivial_nfs4_acl(&[0xff; 64]));
     }
 }

@@ -1,4 +1,4 @@
-//! What `stat` shows, and when two looks at a file saw the same file.
+//! File attributes: what stat(2) shows, inode numbers, and how a changed file is recognized.
 
 use crate::codec::checksum;
 use rustix::fs::{FileType, Stat};
@@ -9,15 +9,15 @@ use rustix::time::{ClockId, clock_gettime};
 pub(super) struct Attr {
     pub ino: u64,
     pub kind: FileType,
-    /// Permission bits, with set-user-id and its like.
+    /// Permission bits, including set-user-id, set-group-id and sticky.
     pub perm: u16,
     pub nlink: u32,
     pub uid: u32,
     pub gid: u32,
     pub rdev: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What the file takes on disk, in blocks of 512 bytes.
+    /// Space on disk, in blocks of 512 bytes.
     pub blocks: u64,
     pub blksize: u32,
     pub atime: (i64, u32),
@@ -25,7 +25,7 @@ pub(super) struct Attr {
     pub ctime: (i64, u32),
 }
 
-/// What an archive's footer says about the file that it shows.
+/// The attributes of a packed file, from the footer of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
     pub size: u64,
@@ -35,7 +35,8 @@ pub(super) struct Packed {
     pub sha256: [u8; 32],
 }
 
-/// One state of one source file: while this is equal, what was learned of the file's bytes holds.
+/// Identifies one state of one source file. While it stays equal, the content of the file has not
+/// changed, provided that it [is settled](Identity::is_settled).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub dev: u64,
@@ -45,8 +46,9 @@ pub(super) struct Identity {
     ctime: (i64, u32),
 }
 
-/// How old a time of change must be before another change is sure to get another time: a kernel's clock
-/// ticks every 10 ms at most, but some file systems count in steps of two seconds.
+/// How old a ctime must be so that another change is sure to get another ctime. The clock of a
+/// kernel ticks at least every 10 ms, but the timestamps of some file systems have a granularity of
+/// 2 s.
 const TICK: (i64, u32) = (0, 50_000_000);
 const COARSE_TICK: (i64, u32) = (2, 0);
 
@@ -63,15 +65,15 @@ impl Identity {
         }
     }
 
-    /// Whether a change from now on would be seen in another identity. A file that was changed within the
-    /// present tick of its file system's clock can be changed once more without a trace.
+    /// Whether any change from now on leads to another identity. A file that has changed within the
+    /// current tick of its file system's clock can change again and keep its ctime.
     pub fn is_settled(&self) -> bool {
         let now = clock_gettime(ClockId::Realtime);
         self.is_settled_at((now.tv_sec as i64, now.tv_nsec as u32))
     }
 
     fn is_settled_at(&self, (secs, nanos): (i64, u32)) -> bool {
-        // A time without nanoseconds is that of a file system which has none.
+        // A file system with coarse timestamps has no nanoseconds.
         let tick = if self.ctime.1 == 0 { COARSE_TICK } else { TICK };
         let age = (secs - self.ctime.0, i64::from(nanos) - i64::from(self.ctime.1));
         let age = if age.1 < 0 { (age.0 - 1, age.1 + 1_000_000_000) } else { age };
@@ -84,35 +86,38 @@ fn mtime(s: &Stat) -> (i64, u32) {
     (s.st_mtime as i64, s.st_mtime_nsec as u32)
 }
 
-/// The number of the view's root.
+/// The inode number of the view's root.
 pub(super) const ROOT: u64 = 1;
 
-/// Numbers of decoded archives on the root's device have this bit, and those of files which cannot keep
-/// their own number have the next one. Both are positive in 64 bits with a sign, as databases have them.
+/// Set in the inode numbers of decoded archives on the root's device.
 const DECODED: u64 = 1 << 61;
-const MIXED: u64 = 1 << 62;
 
-/// The inode number in the view of the file `ino` on device `dev`: the same after every mount, and for all
-/// names of the file. An archive that is shown decoded is another file than the archive itself, which a
-/// hard link without the suffix can show at the same time.
-pub(super) fn number(root_dev: u64, dev: u64, ino: u64, decoded: bool) -> u64 {
+/// Set in the inode numbers of files that cannot keep the number of the source. Numbers stay
+/// positive as signed 64-bit integers, which is how databases store them.
+const HASHED: u64 = 1 << 62;
+
+/// The inode number in the view of the file `ino` on device `dev`. It is the same after every
+/// mount, and for all names of the file. A decoded archive is not the same file as the archive
+/// itself, which may be visible at the same time through a hard link without the suffix.
+pub(super) fn inode_number(root_dev: u64, dev: u64, ino: u64, decoded: bool) -> u64 {
     match dev == root_dev {
         true if (ROOT + 1..DECODED).contains(&ino) => ino | if decoded { DECODED } else { 0 },
-        // The root's device counts as 0: its number may be another one after each boot.
-        at_root => mixed(if at_root { 0 } else { dev }, ino, decoded),
+        // The root's device counts as 0, because its number may change with each boot.
+        is_root => hashed(if is_root { 0 } else { dev }, ino, decoded),
     }
 }
 
-fn mixed(dev: u64, ino: u64, decoded: bool) -> u64 {
+fn hashed(dev: u64, ino: u64, decoded: bool) -> u64 {
     let key = [dev.to_le_bytes(), ino.to_le_bytes(), u64::from(decoded).to_le_bytes()].concat();
-    MIXED | checksum(&key) >> 2
+    HASHED | checksum(&key) >> 2
 }
 
-/// The attributes of source file `s` as inode `ino`; an archive shows what it was made from.
+/// The attributes of the source file `s` as inode `ino`. An archive has the size and the mtime
+/// of the packed file.
 ///
-/// Its blocks stay those of the archive, so that `du` tells the saving, but never none: programs take a file
-/// without blocks for a hole. Its permissions are those that both have, so that neither closing the
-/// archive nor having packed a closed file is undone by the view.
+/// The blocks are those of the archive, so that `du` reports the space that it takes; but at least
+/// one, because programs take a file without blocks for a hole. The permissions are those that the
+/// archive and the packed file have in common, so that the view respects a chmod of either.
 #[allow(clippy::unnecessary_cast)]
 pub(super) fn attr(ino: u64, s: &Stat, packed: Option<&Packed>) -> Attr {
     let mode = packed.map_or(!0, |p| p.mode) & s.st_mode as u32;
@@ -139,12 +144,12 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn numbers_keep_files_devices_and_decoded_archives_apart() {
+    fn inode_numbers_are_unique_across_devices_and_decoded_archives() {
         let mut seen = HashSet::from([0, ROOT]);
         for dev in [7, 8] {
-            for ino in [0, 1, 2, 12, DECODED - 1, DECODED, DECODED | 12, MIXED, u64::MAX] {
+            for ino in [0, 1, 2, 12, DECODED - 1, DECODED, DECODED | 12, HASHED, u64::MAX] {
                 for decoded in [false, true] {
-                    let n = number(7, dev, ino, decoded);
+                    let n = inode_number(7, dev, ino, decoded);
                     assert!(
                         seen.insert(n) && i64::try_from(n).is_ok(),
                         "{dev} {ino} {decoded}: {n}"
@@ -152,16 +157,16 @@ mod tests {
                 }
             }
         }
-        assert_eq!(number(7, 7, 12, false), 12, "the source's own number, where that is free");
+        assert_eq!(inode_number(7, 7, 12, false), 12, "the number of the source, if possible");
         assert_eq!(
-            number(7, 7, 1, false),
-            number(9, 9, 1, false),
-            "whatever the root's device is called"
+            inode_number(7, 7, 1, false),
+            inode_number(9, 9, 1, false),
+            "whatever the number of the root's device"
         );
     }
 
     #[test]
-    fn a_file_changed_within_a_tick_of_its_clock_may_change_unseen() {
+    fn a_file_is_settled_once_its_clock_has_ticked() {
         let at = |ctime| Identity { dev: 1, ino: 2, size: 3, mtime: (0, 0), ctime };
         for (ctime, now, settled) in [
             ((100, 5), (100, 5), false),

@@ -1,7 +1,9 @@
-//! What can be asked of a daemon: what it does, and to drop what its cache holds. It is asked through its mount, by
-//! extended attributes of the root, which also a read-only mount can be asked for, and the kernel says by whom.
+//! The control interface of a daemon: its status, and a request to drop its cache.
+//!
+//! Both are extended attributes of the mount's root. Thus even a read-only mount can be controlled,
+//! no other channel is needed, and the kernel tells which user makes the request.
 
-use super::Status;
+use super::status::Status;
 use crate::cache::ChunkCache;
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -9,15 +11,16 @@ use std::sync::Arc;
 /// The attribute whose value is the [`Status`] in JSON.
 pub(super) const STATUS: &str = "user.bsz.status";
 
-/// The attribute to ask for which has the cache dropped. It is in no list, so that nobody asks for it by accident.
+/// The attribute that drops the cache when it is read. It is not listed, so that no program reads
+/// it by accident.
 pub(super) const DROP_CACHE: &str = "user.bsz.cache.drop";
 
-/// A daemon's answers.
+/// Serves the control interface.
 pub(super) struct Control {
-    /// All but the figures stays as it is.
+    /// The status without current statistics.
     status: Status,
     cache: Arc<ChunkCache>,
-    /// What is done besides when the cache is dropped.
+    /// Called before the cache is dropped.
     hangup: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -30,25 +33,25 @@ impl Control {
         Self { status, cache, hangup: Box::new(hangup) }
     }
 
-    /// What the daemon says of itself now.
+    /// The current status.
     pub fn status(&self) -> Status {
         Status { cache: self.cache.stats(), ..self.status.clone() }
     }
 
-    /// Drop what the cache holds, as SIGHUP does.
+    /// Drop the cache, as SIGHUP does.
     pub fn drop_cache(&self) {
         (self.hangup)();
-        log::info!("dropping what the cache holds");
+        log::info!("dropping the cache");
         self.cache.clear();
     }
 }
 
-/// Whether the user `uid` may have the cache dropped: root, and who mounted.
-pub(super) fn may_drop(uid: u32) -> bool {
+/// Whether the user `uid` may drop the cache: root and the user who mounted may.
+pub(super) fn may_drop_cache(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
-/// Whether the root has an attribute of this name.
-pub(super) fn is_known(name: &OsStr) -> bool {
+/// Whether `name` is an attribute of the control interface.
+pub(super) fn is_control(name: &OsStr) -> bool {
     name == STATUS || name == DROP_CACHE
 }

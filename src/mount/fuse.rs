@@ -88,8 +88,8 @@ impl Filesystem for BszFs {
             Ok(()) => self.tree.access().kernel_applies_acls(),
             Err(_) => {
                 log::warn!(
-                    "the kernel does not apply ACLs to FUSE mounts: files with ACLs are readable by their \
-                     owners only"
+                    "the kernel does not apply ACLs to FUSE mounts: files with ACLs are accessible \
+                     to their owners only"
                 )
             }
         }
@@ -283,7 +283,7 @@ impl Filesystem for BszFs {
                 let status = serde_json::to_vec(&self.control.status());
                 reply_xattr(status.map_err(|_| rustix::io::Errno::IO), size, reply);
             }
-            Origin::Daemon if !control::may_drop(request.uid()) => reply.error(Errno::EPERM),
+            Origin::Daemon if !control::may_drop_cache(request.uid()) => reply.error(Errno::EPERM),
             Origin::Daemon => {
                 let control = self.control.clone();
                 self.cache.spawn(move || {

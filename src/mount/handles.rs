@@ -1,10 +1,10 @@
-//! Open handles: small numbers to hand to the kernel for what is open, and who opens.
+//! File handles: the numbers by which the kernel refers to open files, and who opened them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Who opens a file, as far as that matters: see `Opened::is_held`.
+/// Who opens a file. Files that overlayfs has open are pinned to their names: see `opened.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opener {
     Overlay,
@@ -12,13 +12,13 @@ pub(super) enum Opener {
 }
 
 impl Opener {
-    /// By the flags with which a file is opened. That it sets `O_NOATIME` is all that tells overlayfs from a program.
+    /// Who opens a file with these flags. Only `O_NOATIME` distinguishes overlayfs from a program.
     pub fn of(flags: i32) -> Self {
         if flags & libc::O_NOATIME != 0 { Self::Overlay } else { Self::Other }
     }
 }
 
-/// Numbered things, each until it is removed. Numbers are never used twice.
+/// Open files or directories by handle. Handles are never reused.
 pub(super) struct Handles<T> {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<T>>>,
@@ -29,18 +29,18 @@ impl<T> Handles<T> {
         Self { next: AtomicU64::new(1), open: RwLock::default() }
     }
 
-    pub fn insert(&self, thing: Arc<T>) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, thing);
-        number
+    pub fn insert(&self, value: Arc<T>) -> u64 {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, value);
+        handle
     }
 
-    pub fn get(&self, number: u64) -> Option<Arc<T>> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    pub fn get(&self, handle: u64) -> Option<Arc<T>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&handle).cloned()
     }
 
-    /// What is dropped with the last number of it may take a while: that is not done while the table is locked.
-    pub fn remove(&self, number: u64) -> Option<Arc<T>> {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    /// Returned to the caller, because dropping it may take a while, and the table is locked here.
+    pub fn remove(&self, handle: u64) -> Option<Arc<T>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle)
     }
 }

@@ -1,5 +1,5 @@
-//! A `/dev/fuse` that who may mount has opened, mounted, and handed to us: `/dev/fd/N` in place of a mountpoint, as
-//! libfuse has it (mount.fuse3(8)).
+//! Mounts that a privileged program has made: it opens `/dev/fuse`, mounts it, and passes the open
+//! descriptor. The mountpoint is `/dev/fd/N` then, as in libfuse (mount.fuse3(8)).
 
 use crate::error::{Context, Error, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -9,28 +9,33 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The device number of `/dev/fuse`, the same everywhere (Documentation/admin-guide/devices.txt of Linux).
+/// The fixed device number of `/dev/fuse` (Documentation/admin-guide/devices.txt of Linux).
 const FUSE: (u32, u32) = (10, 229);
 
-/// The number of the descriptor which `mountpoint` stands for, if it is `/dev/fd/N`.
+/// The descriptor N, if `mountpoint` is `/dev/fd/N`.
 pub(super) fn number(mountpoint: &Path) -> Option<RawFd> {
     mountpoint.strip_prefix("/dev/fd").ok()?.to_str()?.parse().ok().filter(|&fd| fd >= 0)
 }
 
-/// Take over the descriptor `fd`, which must be an open `/dev/fuse`. It can be done once.
-#[allow(unsafe_code, reason = "a number becomes a descriptor")]
+/// Take ownership of the descriptor `fd`, which must be an open `/dev/fuse`. Works once per
+/// process.
+///
+/// # Errors
+/// Invalid argument, if it is something else, or has been taken already.
+#[allow(unsafe_code, reason = "a number becomes an owned descriptor")]
 pub(super) fn take(fd: RawFd) -> Result<OwnedFd> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let handed = std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|meta| is_fuse(&meta));
-    if !handed || TAKEN.swap(true, Ordering::Relaxed) {
+    let is_open = std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|meta| is_fuse(&meta));
+    if !is_open || TAKEN.swap(true, Ordering::Relaxed) {
         return Err(Error::invalid(
-            "is not an open /dev/fuse: open that, mount(2) with its number, and leave it open for bsz",
+            "is not an open /dev/fuse: open it, mount(2) with its number, and pass it to bsz open",
         ));
     }
-    // SAFETY: it is open. It is a `/dev/fuse`, of which this process has opened none itself before it has a session,
-    // so that nothing else here owns it; and `TAKEN` says that it was not given away before.
+    // SAFETY: the descriptor is an open `/dev/fuse`. This process opens none itself before its
+    // session exists, so nothing else here owns it. `TAKEN` shows that it has not been taken
+    // before.
     let fuse = unsafe { OwnedFd::from_raw_fd(fd) };
-    // A program that we start would keep the mount alive.
+    // Otherwise, child processes would keep the mount alive.
     fcntl_setfd(&fuse, FdFlags::CLOEXEC).about("fcntl")?;
     Ok(fuse)
 }
@@ -47,7 +52,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn only_a_descriptor_is_one() {
+    fn only_dev_fd_and_a_number_is_a_descriptor() {
         for (path, fd) in [("/dev/fd/3", Some(3)), ("/dev/fd/17/", Some(17)), ("/dev/fd", None)] {
             assert_eq!(number(Path::new(path)), fd, "{path}");
         }

@@ -44,7 +44,7 @@ impl Node {
     }
 
     /// The directory and the name of the file; `None` for the root.
-    pub fn place(&self) -> Option<(&Path, &OsStr)> {
+    pub fn dir_and_name(&self) -> Option<(&Path, &OsStr)> {
         Some((self.path.parent()?, self.path.file_name()?))
     }
 
@@ -112,8 +112,8 @@ impl Inodes {
         (number, None)
     }
 
-    /// The inodes of a name, oldest first: a client that keeps using the first one is served again as
-    /// soon as possible.
+    /// The inodes of a name, oldest first: a client that keeps using the first one is served again
+    /// as soon as possible.
     fn of_name(&self, newest: Option<u64>) -> Vec<u64> {
         let before = |number: &u64| self.nodes.get(number).and_then(|node| node.before);
         let mut numbers: Vec<u64> = std::iter::successors(newest, before).collect();
@@ -140,8 +140,8 @@ impl Inodes {
         }
     }
 
-    /// An inode is opened. Returns whether the kernel may keep its cached pages: only if they are of
-    /// this state of the file. `ESTALE` if the inode stands for another file by now.
+    /// An inode is opened. Returns whether the kernel may keep its cached pages: only if they are
+    /// of this state of the file. `ESTALE` if the inode stands for another file by now.
     pub fn opened(&mut self, number: u64, opened: &Arc<Opened>, by: Opener) -> Result<bool> {
         let node = self.nodes.get_mut(&number).filter(|node| node.key == Some(opened.key));
         let node = node.ok_or(Errno::STALE)?;

@@ -1,15 +1,15 @@
-//! How much memory there is to use, and how many files can be open.
+//! Resource limits: the default size of the cache, the number of threads, and of open files.
 
 use std::path::Path;
 
-/// Most memory that the cache takes unless told otherwise, in bytes.
-const MOST_CACHE: u64 = 1 << 30;
+/// Upper bound of the cache's default size, in bytes.
+const MAX_DEFAULT_CACHE: u64 = 1 << 30;
 
-/// The default bound of the cache, in bytes: 1 GiB, or an eighth of this machine's or container's memory where
-/// that is less.
+/// The default size of the cache, in bytes: 1 GiB, or an eighth of the memory of this machine or
+/// container if that is less.
 pub fn default_cache_bytes() -> u64 {
     let limits = physical_memory().into_iter().chain(cgroup_limits());
-    limits.min().map_or(MOST_CACHE, |memory| (memory / 8).min(MOST_CACHE))
+    limits.min().map_or(MAX_DEFAULT_CACHE, |memory| (memory / 8).min(MAX_DEFAULT_CACHE))
 }
 
 /// The default number of threads that read archives and decode.
@@ -17,12 +17,12 @@ pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).max(4))
 }
 
-/// Let this process open as many files as it may: each open archive is one.
+/// Raise the limit of open files to its maximum. Each open archive is one.
 pub(super) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        log::debug!("the number of open files stays limited to {:?}: {e}", limit.current);
+        log::debug!("the limit of open files stays at {:?}: {e}", limit.current);
     }
 }
 
@@ -32,13 +32,13 @@ fn physical_memory() -> Option<u64> {
     Some(kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// The memory limits of this process's control groups, and of all above them, version 1 and 2.
+/// The memory limits of this process's control groups and of their ancestors, version 1 and 2.
 fn cgroup_limits() -> Vec<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     groups.lines().flat_map(|line| limits_of_group(Path::new("/sys/fs/cgroup"), line)).collect()
 }
 
-/// The limits that hold for a line of `/proc/self/cgroup`, `id:controllers:/path`.
+/// The memory limits that follow from a line of `/proc/self/cgroup`, `id:controllers:/path`.
 fn limits_of_group(mount: &Path, line: &str) -> Vec<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { return Vec::new() };
@@ -47,7 +47,7 @@ fn limits_of_group(mount: &Path, line: &str) -> Vec<u64> {
         c if c.split(',').any(|c| c == "memory") => (mount.join("memory"), "memory.limit_in_bytes"),
         _ => return Vec::new(),
     };
-    // In a container the path may be that of the host, and what can be seen starts at the base.
+    // In a container, the path may be the host's, and the visible part of it starts at the base.
     let group = base.join(path.trim_start_matches('/'));
     group
         .ancestors()
@@ -65,11 +65,11 @@ mod tests {
     #[test]
     fn the_default_is_bounded() {
         let bytes = default_cache_bytes();
-        assert!((1..=MOST_CACHE).contains(&bytes), "{bytes}");
+        assert!((1..=MAX_DEFAULT_CACHE).contains(&bytes), "{bytes}");
     }
 
     #[test]
-    fn the_limits_of_a_group_are_its_own_and_those_above_it() {
+    fn a_group_is_limited_by_itself_and_its_ancestors() {
         let root = tempfile::tempdir().expect("tempdir");
         let group = root.path().join("a/b");
         std::fs::create_dir_all(&group).expect("mkdir");

@@ -1,6 +1,6 @@
-//! A mount's figures for Prometheus: its text format over HTTP, on a Unix or a loopback socket.
+//! Metrics of a mount for Prometheus: its text format over HTTP, on a Unix or a loopback socket.
 
-use super::Status;
+use super::status::Status;
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use std::fs::Permissions;
@@ -13,21 +13,21 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a client may take to ask, and to take the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client may take to send its request, and to receive the response.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Most bytes of a request.
-const LONGEST: usize = 8 << 10;
+const MAX_REQUEST: usize = 8 << 10;
 
 /// How long to wait after an error.
-const PAUSE: Duration = Duration::from_millis(100);
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where to be asked.
+/// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetricsAddress {
     /// The path of a socket.
     Unix(PathBuf),
-    /// A port of this machine that only this machine reaches.
+    /// A loopback address, which only this machine can reach.
     Loopback(SocketAddr),
 }
 
@@ -41,18 +41,18 @@ impl FromStr for MetricsAddress {
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Loopback(address)),
-            Ok(_) => {
-                Err(Error::invalid("is not of this machine alone: take 127.0.0.1:PORT and a proxy"))
-            }
+            Ok(_) => Err(Error::invalid(
+                "is reachable from other machines: use 127.0.0.1:PORT and a proxy",
+            )),
             Err(_) => Err(Error::invalid("is neither unix:PATH nor 127.0.0.1:PORT")),
         }
     }
 }
 
-/// A socket on which figures can be asked for; a Unix one is removed when this is dropped.
-pub(super) struct Listening(Option<PathBuf>);
+/// The socket on which metrics are served. A Unix socket is deleted when this is dropped.
+pub(super) struct MetricsSocket(Option<PathBuf>);
 
-impl Drop for Listening {
+impl Drop for MetricsSocket {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
             let _ = std::fs::remove_file(path);
@@ -60,44 +60,43 @@ impl Drop for Listening {
     }
 }
 
-/// Answer everybody who asks at `address` with `status`, one after another, as long as the process lives.
+/// Serve `status` at `address` on a thread of its own, one client at a time, until the process
+/// exits.
 ///
 /// # Errors
-/// Io, where the address cannot be had.
-pub(super) fn listen(
+/// Io, if the address cannot be bound.
+pub(super) fn serve(
     address: &MetricsAddress,
     status: impl Fn() -> Status + Send + 'static,
-) -> Result<Listening> {
+) -> Result<MetricsSocket> {
     match address {
         MetricsAddress::Loopback(address) => {
             let listener = TcpListener::bind(address).about(address)?;
-            let limit = |s: &TcpStream| {
-                s.set_read_timeout(Some(PATIENCE))
-                    .and_then(|()| s.set_write_timeout(Some(PATIENCE)))
+            let set_timeouts = |s: &TcpStream| {
+                s.set_read_timeout(Some(TIMEOUT)).and_then(|()| s.set_write_timeout(Some(TIMEOUT)))
             };
-            serve(move || listener.accept().map(|(stream, _)| stream), limit, status)?;
-            Ok(Listening(None))
+            start(move || listener.accept().map(|(stream, _)| stream), set_timeouts, status)?;
+            Ok(MetricsSocket(None))
         }
         MetricsAddress::Unix(path) => {
             let listener = bind(path).about_path(path)?;
-            let listening = Listening(Some(path.clone()));
-            let limit = |s: &UnixStream| {
-                s.set_read_timeout(Some(PATIENCE))
-                    .and_then(|()| s.set_write_timeout(Some(PATIENCE)))
+            let socket = MetricsSocket(Some(path.clone()));
+            let set_timeouts = |s: &UnixStream| {
+                s.set_read_timeout(Some(TIMEOUT)).and_then(|()| s.set_write_timeout(Some(TIMEOUT)))
             };
-            serve(move || listener.accept().map(|(stream, _)| stream), limit, status)?;
-            Ok(listening)
+            start(move || listener.accept().map(|(stream, _)| stream), set_timeouts, status)?;
+            Ok(socket)
         }
     }
 }
 
-/// A Unix socket at `path`, in place of one that nobody listens on any more; for its user alone.
+/// Bind a Unix socket that only its user may connect to. Replaces a socket that nobody listens on.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    let left_behind = || {
+    let is_abandoned = || {
         path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) && is_refused(path)
     };
     let listener = match UnixListener::bind(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse && left_behind() => {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_abandoned() => {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)?
         }
@@ -107,7 +106,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Whether nobody listens on the socket at `path`. Who listens and does not answer is not waited for.
+/// Whether nobody listens on the socket at `path`. Does not wait for a listener that does not
+/// accept.
 fn is_refused(path: &Path) -> bool {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
@@ -118,83 +118,80 @@ fn is_refused(path: &Path) -> bool {
     connected == Err(rustix::io::Errno::CONNREFUSED)
 }
 
-/// Start the thread that answers.
-fn serve<S: Read + Write>(
+/// Start the thread that serves all clients.
+fn start<S: Read + Write>(
     accept: impl Fn() -> io::Result<S> + Send + 'static,
-    limit: impl Fn(&S) -> io::Result<()> + Send + 'static,
+    set_timeouts: impl Fn(&S) -> io::Result<()> + Send + 'static,
     status: impl Fn() -> Status + Send + 'static,
 ) -> Result<()> {
-    let answer_all = move || {
+    let serve_all = move || {
         loop {
             let outcome = accept().and_then(|mut stream| {
-                limit(&stream)?;
-                answer(&mut stream, &status())
+                set_timeouts(&stream)?;
+                respond(&mut stream, &status())
             });
             if let Err(e) = outcome {
                 log::debug!("metrics: {e}");
-                // Such as too many open files, which another attempt at once would not change.
-                thread::sleep(PAUSE);
+                // An immediate retry would not help if, for example, too many files are open.
+                thread::sleep(ERROR_PAUSE);
             }
         }
     };
-    thread::Builder::new().name("metrics".into()).spawn(answer_all).map(drop).about("metrics")
+    thread::Builder::new().name("metrics".into()).spawn(serve_all).map(drop).about("metrics")
 }
 
-fn answer(stream: &mut (impl Read + Write), status: &Status) -> io::Result<()> {
-    let begun = Instant::now();
+fn respond(stream: &mut (impl Read + Write), status: &Status) -> io::Result<()> {
+    let started = Instant::now();
     let mut request = Vec::new();
     let mut block = [0; 1 << 10];
-    // Up to the empty line; nothing that is asked for has a body.
+    // Read up to the empty line. A GET request has no body.
     while !request.windows(4).any(|w| w == b"\r\n\r\n") {
         match stream.read(&mut block)? {
             0 => return Ok(()),
             n => request.extend_from_slice(&block[..n]),
         }
-        if request.len() > LONGEST || begun.elapsed() > PATIENCE {
+        if request.len() > MAX_REQUEST || started.elapsed() > TIMEOUT {
             return Ok(());
         }
     }
     let (code, body) = match request.starts_with(b"GET /metrics ") {
         true => ("200 OK", text(status)),
-        false => ("404 Not Found", "ask for /metrics\n".to_owned()),
+        false => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
     };
     let length = body.len();
     write!(
         stream,
-        "HTTP/1.0 {code}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "HTTP/1.0 {code}\r\nContent-Type: text/plain; version=0.0.4\r\n\
+         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )?;
     stream.flush()
 }
 
-/// The figures in Prometheus's text format.
+/// The metrics in Prometheus's text format.
 fn text(status: &Status) -> String {
     let c = &status.cache;
-    let figures = [
-        ("reads_total", "counter", "Reads that were answered", c.reads),
-        ("read_errors_total", "counter", "Reads that failed", c.errors),
-        ("served_bytes_total", "counter", "Bytes given to readers", c.served_bytes),
+    let metrics = [
+        ("reads_total", "counter", "Completed reads", c.reads),
+        ("read_errors_total", "counter", "Failed reads", c.errors),
+        ("served_bytes_total", "counter", "Bytes returned to readers", c.served_bytes),
         ("decoded_bytes_total", "counter", "Bytes decoded", c.decoded_bytes),
-        ("stored_bytes_total", "counter", "Bytes of archives read for that", c.stored_bytes),
-        ("chunk_hits_total", "counter", "Chunks that were present when asked for", c.hits),
-        ("chunk_joins_total", "counter", "Chunks that were on their way when asked for", c.joined),
-        ("chunk_misses_total", "counter", "Chunks that were decoded when asked for", c.misses),
-        ("chunk_evictions_total", "counter", "Chunks dropped for room", c.evictions),
-        ("ahead_chunks_total", "counter", "Chunks decoded ahead", c.ahead),
-        (
-            "ahead_used_chunks_total",
-            "counter",
-            "Chunks decoded ahead and asked for since",
-            c.ahead_used,
-        ),
-        ("cache_bytes", "gauge", "Bytes of decoded chunks that are held", c.held_bytes),
-        ("cache_capacity_bytes", "gauge", "Most bytes of decoded chunks to hold", c.capacity_bytes),
-        ("start_time_seconds", "gauge", "When it was mounted, since the epoch", status.since),
+        ("stored_bytes_total", "counter", "Bytes read from archives", c.stored_bytes),
+        ("chunk_hits_total", "counter", "Requested chunks that were cached", c.hits),
+        ("chunk_joins_total", "counter", "Requested chunks that were in flight", c.joined),
+        ("chunk_misses_total", "counter", "Requested chunks that had to be decoded", c.misses),
+        ("chunk_evictions_total", "counter", "Chunks evicted from the cache", c.evictions),
+        ("ahead_chunks_total", "counter", "Chunks decoded by readahead", c.ahead),
+        ("ahead_used_chunks_total", "counter", "Readahead chunks later requested", c.ahead_used),
+        ("cache_bytes", "gauge", "Bytes of decoded chunks in the cache", c.held_bytes),
+        ("cache_capacity_bytes", "gauge", "Most bytes in the cache", c.capacity_bytes),
+        ("start_time_seconds", "gauge", "Time of mounting, since the epoch", status.since),
     ];
     let mountpoint = escape::path(&status.mountpoint);
     let mountpoint = mountpoint.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-    figures.iter().fold(String::new(), |text, (name, kind, help, value)| {
+    metrics.iter().fold(String::new(), |text, (name, kind, help, value)| {
         format!(
-            "{text}# HELP bszfs_{name} {help}\n# TYPE bszfs_{name} {kind}\nbszfs_{name}{{mountpoint=\"{mountpoint}\"}} {value}\n"
+            "{text}# HELP bszfs_{name} {help}\n# TYPE bszfs_{name} {kind}\n\
+             bszfs_{name}{{mountpoint=\"{mountpoint}\"}} {value}\n"
         )
     })
 }
@@ -204,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_may_ask() {
+    fn addresses_that_other_machines_reach_are_refused() {
         for wrong in [
             "",
             "unix:",

@@ -1,31 +1,58 @@
-//! Archives as a file system: a read-only view of a directory in which archives appear as what they were made from.
+//! The mount: a read-only FUSE view of a directory in which archives appear as their originals.
 //!
-//! From the source up to the kernel; each file uses only those before it:
+//! A mount goes through three phases, and each file belongs to one of them:
+//!
+//! **Before mounting**, [`run`] (`lifecycle`) has `preflight` check the options: the source and the
+//! mountpoint must exist, must not contain each other, and must not be a mount that hangs. It sizes
+//! the cache by the memory that `limits` finds, and mounts with `session`, or takes over an
+//! `inherited_fd` that another program has mounted.
+//!
+//! **While it is mounted**, these files serve the kernel's requests. From the source at the bottom
+//! up to the kernel:
 //!
 //! | file | its job |
 //! |---|---|
-//! | `attr.rs` | what `stat` shows, inode numbers, when two looks at a file saw the same file |
-//! | `source.rs` | the source directory: one handle, everything relative to it, no symlink followed |
-//! | `access.rs`, `links.rs` | who may read, beyond permission bits; where symlinks lead |
-//! | `view.rs` | names: which source entry a name of the view stands for |
-//! | `tree.rs`, `inodes.rs`, `handles.rs` | inodes, attributes, handles; errors are errno; knows no FUSE types |
-//! | `ahead.rs`, `cuda.rs`, `pull.rs` | the layers that will be read next; a GPU that decodes them; into the page cache |
-//! | `fuse.rs`, `reply.rs` | the thin adapter to `fuser`; replies of several parts |
-//! | `control.rs`, `xattrs.rs`, `metrics.rs` | what a daemon and its files say of themselves, and to whom |
-//! | `program.rs`, `ask.rs`, `answers.rs` | this program once more; questions that may never be answered, in such a process |
-//! | `mountinfo.rs`, `place.rs` | the mount table; where a path leads, without waiting for what is mounted there |
-//! | `status.rs`, `preflight.rs`, `unmount.rs` | to ask daemons, the checks before mounting, the way back |
-//! | `handed.rs` | a `/dev/fuse` that somebody else has mounted |
-//! | `lifecycle.rs` | mount, say ready, serve, end |
-//! | `limits.rs` | how much memory and how many files there are to use |
+//! | `attr` | attributes, inode numbers, and the identity of a file's state |
+//! | `source` | the source directory: one handle, no symlinks followed |
+//! | `access` | access control beyond permission bits |
+//! | `links` | where symlinks lead inside the source |
+//! | `view` | names: which source entry a name of the view stands for |
+//! | `handles`, `opened` | file handles, and the open files behind them |
+//! | `inodes` | which file a nodeid of the kernel stands for |
+//! | `tree` | the file system as a whole; knows no FUSE types, so it is tested without a kernel |
+//! | `status`, `control` | what the daemon reports, and the extended attributes that report it |
+//! | `xattrs` | all extended attributes |
+//! | `reply` | replies that `fuser` cannot send: several slices, other inode numbers |
+//! | `fuse` | the thin adapter from `fuser` to the tree and the cache |
+//! | `metrics` | the status for Prometheus |
+//! | `session` | the threads of `fuser` that read requests |
+//! | `lifecycle` | starts all of this, handles signals, and unmounts |
+//!
+//! **From other processes**, commands query and unmount mounts whose daemons may be dead or hang.
+//! The process that does so must not hang, too. It reads the `mountinfo` of the kernel, and runs
+//! everything that touches a mount as a `probe`, in a `subprocess` with a deadline
+//! (`probe_runner`):
+//!
+//! | file | its job |
+//! |---|---|
+//! | `subprocess` | child processes with a deadline |
+//! | `probe` | operations that may hang, run in such a process |
+//! | `mountinfo` | the mount table |
+//! | `resolve` | canonical paths and mountpoints |
+//! | `fusermount` | the helper of libfuse, for ordinary users |
+//! | `unmount` | unmounting |
+//! | `client` | requests to the control interface of a daemon |
+//! | `health` | which mounts are dead, or hang |
+//! | `probe_runner` | the child's side of a probe |
 
 mod access;
-mod answers;
-mod ask;
 mod attr;
+mod client;
 mod control;
 mod fuse;
+mod fusermount;
 mod handles;
+mod health;
 mod inherited_fd;
 mod inodes;
 mod lifecycle;
@@ -34,60 +61,62 @@ mod links;
 mod metrics;
 mod mountinfo;
 mod opened;
-mod place;
 mod preflight;
+mod probe;
+mod probe_runner;
 mod reply;
+mod resolve;
+mod session;
 mod source;
 mod status;
+mod subprocess;
 mod tree;
 mod unmount;
 mod view;
 mod xattrs;
 
 pub use crate::program::{close_inherited, this_program};
-pub use crate::readahead::{Prefetch, serve_warm_requests as warm_on_standard_request};
-pub use answers::answer;
-pub use ask::Question;
+pub use crate::readahead::{Prefetch, serve_warm_requests};
+pub use client::{drop_cache, space, status};
+pub use fusermount::find_helper as helper;
+pub use health::{Unserved, clear_orphan, mounts, unserved};
 pub use lifecycle::run;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
-pub use status::{
-    Space, Status, Unserved, clear_orphan, drop_cache, mounts, space, status, unserved,
-};
-pub use unmount::{detach, find_helper as helper, unmount};
+pub use probe::Probe;
+pub use probe_runner::run_probe;
+pub use status::{Space, Status};
+pub use unmount::{detach, unmount};
 
 use std::path::PathBuf;
 
 /// The file-system type in the mount table.
 pub const FS_TYPE: &str = "fuse.bszfs";
 
-/// What is said of a path that leads to what does not answer.
-const SILENT: &str = "does not answer: a mount on the way, or a disk, does not";
-
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
     /// A directory, or one archive.
     pub source: PathBuf,
-    /// An existing directory outside the source; or `/dev/fd/N` for the open `/dev/fuse` with the number N, which is
-    /// mounted already, by somebody who also unmounts it.
+    /// An existing directory outside of the source. Or `/dev/fd/N` for an inherited `/dev/fuse`
+    /// with the number N, which another program has mounted, and will unmount.
     pub mountpoint: PathBuf,
-    /// Bound of the cache of decoded chunks, in bytes.
+    /// Size of the cache of decoded chunks, in bytes.
     pub cache_bytes: u64,
-    /// Threads that read archives and decode.
+    /// Number of threads that read archives and decode.
     pub threads: usize,
-    /// What to decode ahead of readers.
+    /// What to decode before it is read.
     pub prefetch: Prefetch,
-    /// Bytes of a GPU's memory that may be used for that.
+    /// GPU memory to use for that, in bytes.
     pub gpu_memory: u64,
-    /// Whether users other than the one who mounts may use the mount.
+    /// Whether users other than the one who mounts may access the mount.
     pub allow_other: bool,
-    /// Where Prometheus may ask for figures.
+    /// Where to serve metrics for Prometheus.
     pub metrics: Option<MetricsAddress>,
 }
 
 impl MountOptions {
-    /// The descriptor that stands for the mountpoint.
+    /// The inherited descriptor, if the mountpoint is one.
     pub fn descriptor(&self) -> Option<std::os::fd::RawFd> {
         inherited_fd::number(&self.mountpoint)
     }

@@ -1,4 +1,5 @@
-//! The mount table, `/proc/self/mountinfo` (proc(5)). Asking it never touches a mount, so a dead one cannot hang us.
+//! The mount table, `/proc/self/mountinfo` (proc(5)). Reading it never touches a mount, so it
+//! cannot hang.
 
 use crate::error::{Context, Result};
 use std::ffi::OsString;
@@ -18,7 +19,7 @@ pub(super) struct Mount {
 
 /// The topmost mount at exactly this path, which must be canonical.
 pub(super) fn topmost_at(mountpoint: &Path) -> Result<Option<Mount>> {
-    // Mounts are listed in the order in which they can be walked, a covering one after what it covers.
+    // A mount is listed after the one that it covers.
     Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
 }
 
@@ -68,9 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_taken_apart_and_unescaped() {
-        let line =
-            br"1091 27 0:62 / /mnt/a\040b\134c\011\012 ro,nosuid shared:1 master:2 - fuse.bszfs /src\040x ro";
+    fn a_line_is_split_and_unescaped() {
+        let line = br"1091 27 0:62 / /mnt/a\040b\134c\011\012 ro s:1 m:2 - fuse.bszfs /src\040x ro";
         let expected = Mount {
             id: 1091,
             device: "0:62".into(),
@@ -82,20 +82,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_not_mounts_are_passed_over() {
+    fn malformed_lines_are_skipped() {
         let table = b"\nrubbish\n1 2\n22 27 0:21 / /proc rw - proc proc rw\n23 27 0:22 / /sys rw\n";
         assert_eq!(parse(table).map(|m| m.id).collect::<Vec<_>>(), [22]);
     }
 
     #[test]
-    fn a_backslash_that_escapes_nothing_stays() {
+    fn a_backslash_without_an_octal_number_is_kept() {
         for path in [r"a\", r"a\04", r"a\999", r"a\x20"] {
             assert_eq!(unescape(path.as_bytes()), Path::new(path));
         }
     }
 
     #[test]
-    fn this_machines_table_has_a_root() {
+    fn the_mount_table_of_this_machine_has_a_root() {
         assert!(topmost_at(Path::new("/")).expect("readable").is_some());
     }
 }

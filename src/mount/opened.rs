@@ -92,8 +92,8 @@ impl Opened {
         self.handles.load(Ordering::Acquire) > 0
     }
 
-    /// Whether the name must refer to this file until it is closed: overlayfs has it open, and would
-    /// find the name stale if it referred to another file meanwhile.
+    /// Whether the name must refer to this file until it is closed: overlayfs has it open, and
+    /// would find the name stale if it referred to another file meanwhile.
     pub fn is_pinned(&self) -> bool {
         self.overlay_handles.load(Ordering::Acquire) > 0
     }

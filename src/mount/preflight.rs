@@ -1,11 +1,10 @@
-//! The checks before mounting: each failure says what to do about it.
+//! The checks before mounting. Each error says what to do about it.
 
-use super::ask::{self, Question, Unanswered};
-use super::place::{self, Kind};
+use super::probe::{self, Probe, ProbeError};
+use super::resolve::{self, Kind, Resolved};
 use super::source::Source;
-use super::unmount::find_helper;
 use super::view::View;
-use super::{MountOptions, inherited_fd, mountinfo};
+use super::{MountOptions, fusermount, inherited_fd, mountinfo};
 use crate::error::{Context, Error, Result};
 use crate::{escape, input, read};
 use rustix::io::Errno;
@@ -15,66 +14,70 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// A mount that can be tried.
+/// A mount that has passed the checks.
 pub(super) struct Plan {
-    /// The source as it was found, for the mount table.
+    /// The canonical path of the source, for the mount table.
     pub source: PathBuf,
     pub mountpoint: PathBuf,
-    /// What is mounted there already, by somebody else.
+    /// The inherited `/dev/fuse`, if the mountpoint is a descriptor.
     pub fuse: Option<OwnedFd>,
     pub view: View,
 }
 
-/// Check what is asked for, and open the source.
+/// Check the options, and open the source.
+///
+/// # Errors
+/// The source cannot be shown, or cannot be mounted at the mountpoint.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     let fuse = inherited_fd::number(&o.mountpoint)
         .map(inherited_fd::take)
         .transpose()
         .about_path(&o.mountpoint)?;
-    let (at_source, at_mountpoint) = if fuse.is_some() {
-        (place::look(&o.source), None)
+    let (resolved_source, resolved_mountpoint) = if fuse.is_some() {
+        (resolve::resolve(&o.source), None)
     } else {
-        let (at_source, at_mountpoint) = place::look_and_place(&o.source, &o.mountpoint);
-        (at_source, Some(at_mountpoint))
+        let (source, mountpoint) = resolve::resolve_both(&o.source, &o.mountpoint);
+        (source, Some(mountpoint))
     };
-    let (source, kind) = existing(at_source, &o.source)?;
+    let (source, kind) = check_source(resolved_source, &o.source)?;
     let (directory, only) = split_source(&source, kind)?;
-    let mountpoint = match at_mountpoint {
+    let mountpoint = match resolved_mountpoint {
         None => o.mountpoint.clone(),
-        Some(found) => {
-            let mountpoint = check_mountpoint(found, &o.mountpoint)?;
-            check_place(&mountpoint, &source, &directory, only.is_none())
+        Some(resolved) => {
+            let mountpoint = check_mountpoint(resolved, &o.mountpoint)?;
+            check_overlap(&mountpoint, &source, &directory, only.is_none())
                 .about_path(&o.mountpoint)?;
             check_fuse()?;
             mountpoint
         }
     };
-    let mut shown = Source::open(&directory).about_path(&o.source)?;
-    shown.also_known_as(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
-    let view = View::new(shown, only).about_path(&o.source)?;
+    let mut opened = Source::open(&directory).about_path(&o.source)?;
+    opened.add_alias(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
+    let view = View::new(opened, only).about_path(&o.source)?;
     Ok(Plan { source, mountpoint, fuse, view })
 }
 
-/// Whether `source`, of which all of `directory` is shown or one file, can be mounted at `mountpoint`.
-fn check_place(mountpoint: &Path, source: &Path, directory: &Path, all: bool) -> Result<()> {
-    if mountpoint == directory && all {
+/// Check that the mount would neither hide its source nor show itself. `whole` tells whether all of
+/// `directory` is shown, or only one file in it, `source`.
+fn check_overlap(mountpoint: &Path, source: &Path, directory: &Path, whole: bool) -> Result<()> {
+    if mountpoint == directory && whole {
         return Err(Error::invalid("is the source itself: mount on another directory"));
     }
     if source.starts_with(mountpoint) {
-        return Err(Error::invalid("has the source inside: the mount would hide it"));
+        return Err(Error::invalid("contains the source: the mount would hide it"));
     }
-    if all && mountpoint.starts_with(directory) {
+    if whole && mountpoint.starts_with(directory) {
         return Err(Error::invalid("is inside the source, and would show itself: mount elsewhere"));
     }
     Ok(())
 }
 
-fn existing(found: place::Found, path: &Path) -> Result<(PathBuf, Kind)> {
-    let found = found.map_err(|e| match e.errno() {
+fn check_source(resolved: Resolved, path: &Path) -> Result<(PathBuf, Kind)> {
+    let resolved = resolved.map_err(|e| match e.errno() {
         Some(Errno::NOENT) => Error::invalid("does not exist"),
-        _ => e.or_silent("does not answer: is it on a disk, or a mount, whose server is gone?"),
+        _ => e.into_error("does not answer: is it on a disk or a mount whose server is gone?"),
     });
-    found.about_path(path)
+    resolved.about_path(path)
 }
 
 /// The directory to show, and the one archive in it if that is the source.
@@ -95,38 +98,36 @@ fn split_source(source: &Path, kind: Kind) -> Result<(PathBuf, Option<OsString>)
     }
 }
 
-fn check_mountpoint(found: place::Found, path: &Path) -> Result<PathBuf> {
-    let found = found.map_err(|e| match e.errno() {
+fn check_mountpoint(resolved: Resolved, path: &Path) -> Result<PathBuf> {
+    let resolved = resolved.map_err(|e| match e.errno() {
         Some(Errno::NOENT) => Error::invalid("does not exist: make it with mkdir"),
         Some(Errno::NOTCONN) => {
             Error::invalid("is a FUSE mount whose daemon has died: unmount it with fusermount3 -u")
         }
-        _ => e.or_silent("does not answer: what is mounted there, or on the way, does not"),
+        _ => e.into_error("does not answer: a mount there, or on the path to it, hangs"),
     });
-    match found.about_path(path)? {
+    match resolved.about_path(path)? {
         (mountpoint, Kind::Directory) => Ok(mountpoint),
-        (mountpoint, Kind::Ours) => {
-            Err(Error::invalid(refuse_ours(&mountpoint, path)?).about_path(path))
+        (mountpoint, Kind::BszfsMount) => {
+            Err(Error::invalid(already_mounted(&mountpoint, path)?).about_path(path))
         }
         _ => Err(Error::invalid("is not a directory").about_path(path)),
     }
 }
 
-/// Why nothing is mounted on a mount of ours, as `path` names it.
-fn refuse_ours(mountpoint: &Path, path: &Path) -> Result<String> {
+/// Why nothing can be mounted on the bszfs mount that the user calls `path`.
+fn already_mounted(mountpoint: &Path, path: &Path) -> Result<String> {
     let shown = escape::path(path);
-    Ok(match ask::ask(Question::Alive, mountpoint) {
-        Err(Unanswered::Silent) => {
-            format!(
-                "is a bszfs mount whose daemon does not answer: `bsz umount --lazy {shown}` ends it"
-            )
-        }
+    Ok(match probe::run(Probe::Alive, mountpoint) {
+        Err(ProbeError::TimedOut) => format!(
+            "is a bszfs mount whose daemon does not answer: end it with `bsz umount --lazy {shown}`"
+        ),
         Err(e) if e.errno() == Some(Errno::NOTCONN) => {
             format!("is a bszfs mount whose daemon has died: run `bsz umount {shown}` first")
         }
         _ => {
-            let source =
-                mountinfo::topmost_at(mountpoint)?.map(|mount| mount.source).unwrap_or_default();
+            let mount = mountinfo::topmost_at(mountpoint)?;
+            let source = mount.map(|mount| mount.source).unwrap_or_default();
             let source = escape::path(&source);
             format!("is already a bszfs mount, of {source}: run `bsz umount {shown}` first")
         }
@@ -134,22 +135,23 @@ fn refuse_ours(mountpoint: &Path, path: &Path) -> Result<String> {
 }
 
 fn check_fuse() -> Result<()> {
-    // Opened as every session thread will; the setuid helper opens it with the user's rights, too.
+    // Opened for reading and writing, as the session does. The set-user-id helper opens it with the
+    // rights of the user, too.
     if let Err(e) = File::options().read(true).write(true).open("/dev/fuse") {
-        let todo = match e.kind() {
+        let advice = match e.kind() {
             io::ErrorKind::NotFound => {
-                "load the kernel's module (modprobe fuse); a container needs --device /dev/fuse"
+                "load the kernel module (modprobe fuse); a container needs --device /dev/fuse"
             }
             io::ErrorKind::PermissionDenied => {
-                "an administrator must let users open it (mode 0666); a container needs --device /dev/fuse and \
-                 CAP_SYS_ADMIN"
+                "an administrator must let users open it (mode 0666); a container needs --device \
+                 /dev/fuse and CAP_SYS_ADMIN"
             }
             _ => "the kernel has no FUSE: load its module (modprobe fuse)",
         };
-        return Err(Error::invalid(format!("{e}: {todo}")).about("/dev/fuse"));
+        return Err(Error::invalid(format!("{e}: {advice}")).about("/dev/fuse"));
     }
-    if !rustix::process::geteuid().is_root() && find_helper().is_none() {
-        let why = "not found: ordinary users mount with its help; install the package fuse3";
+    if !rustix::process::geteuid().is_root() && fusermount::find_helper().is_none() {
+        let why = "not found, and ordinary users need it to mount: install the package fuse3";
         return Err(Error::invalid(why).about("fusermount3"));
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! Replies that `fuser` cannot send: data of several chunks without a copy, and attributes whose inode
-//! number differs from the nodeid.
+//! Replies that `fuser` cannot send: data of several chunks without a copy, and attributes whose
+//! inode number differs from the nodeid.
 //!
 //! `fuser` takes the data of a reply as one slice, so that several chunks would have to be copied
-//! together, and it uses the nodeid as the inode number that programs see. These replies are therefore
-//! written here, to the descriptor that the requests are read from.
+//! together, and it uses the nodeid as the inode number that programs see. These replies are
+//! therefore written here, to the descriptor that the requests are read from.
 
 use super::attr::Attr;
 use fuser::{Errno, ReplyAttr, ReplyData, ReplyEntry, RequestId};
@@ -21,8 +21,8 @@ const MAX_PARTS: usize = 1000;
 pub(super) struct Replier(OnceLock<OwnedFd>);
 
 impl Replier {
-    /// Write to this `/dev/fuse`. All requests must be read from it, because the kernel looks up the
-    /// request of a reply among those.
+    /// Write to this `/dev/fuse`. All requests must be read from it, because the kernel looks up
+    /// the request of a reply among those.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -61,8 +61,8 @@ impl Replier {
         let mut slices = Vec::with_capacity(1 + parts.len());
         slices.push(IoSlice::new(&header));
         slices.extend(parts.iter().map(|part| IoSlice::new(part)));
-        // The kernel takes all or nothing. After an error, no reader waits: it was interrupted, or the
-        // mount has ended.
+        // The kernel takes all or nothing. After an error, no reader waits: it was interrupted, or
+        // the mount has ended.
         if let Err(e) = rustix::io::writev(fuse, &slices) {
             log::debug!("the kernel rejected a reply of {data} bytes: {e}");
         }

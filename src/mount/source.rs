@@ -1,8 +1,8 @@
-//! The source directory: opened once, everything else relative to that handle, and no symlink ever followed.
+//! The source directory: opened once, accessed relative to that handle, and never through symlinks.
 //!
-//! Working relative to a handle keeps the view where it was mounted even if the source is renamed, and lets a
-//! view be mounted over its own source. Not following symlinks keeps a daemon that runs as root from being led
-//! out of the source by whoever may write there.
+//! Thanks to the handle, the view stays intact if the source is renamed, and can be mounted over
+//! its own source. Because symlinks are not followed, nobody who may write to the source can lead a
+//! daemon that runs as root out of it.
 
 use super::attr::Identity;
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, StatVfs};
@@ -13,34 +13,35 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-/// How often a path is tried again that was being renamed while the kernel walked it.
+/// How often openat2(2) is retried if a directory on the path is renamed meanwhile.
 const RENAME_RETRIES: usize = 64;
 
-/// File systems whose listings number entries otherwise than `stat` does: overlayfs, FUSE, SMB 1 and later.
-const OTHER_NUMBERS: [u64; 4] = [0x794c_7630, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
+/// The types of file systems whose `d_ino` differs from `st_ino`: overlayfs, FUSE, SMB 1 and later.
+const UNRELIABLE_D_INO: [u64; 4] = [0x794c_7630, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
 
-/// No extended attribute, and no list of their names, is longer (xattr(7)).
-const MOST_XATTR: usize = 1 << 16;
+/// Most bytes of an extended attribute, and of a list of their names (xattr(7)).
+const MAX_XATTR: usize = 1 << 16;
 
 pub(super) struct Source {
     root: OwnedFd,
-    /// Absolute paths that lead here, the canonical one first.
+    /// Absolute paths of the source, the canonical one first.
     paths: Vec<PathBuf>,
-    /// Linux before 5.6, and some sandboxes, have no `openat2`.
+    /// Linux before 5.6 and some sandboxes do not have it.
     has_openat2: bool,
 }
 
-/// A directory of the source, open for lookups in it.
+/// A directory of the source, for lookups in it.
 pub(super) enum DirHandle<'a> {
     Root(BorrowedFd<'a>),
     Below(OwnedFd),
 }
 
-/// An entry of the source: an `O_PATH` descriptor, for which nothing waits, and no device or peer hears of it.
+/// An entry of the source: an `O_PATH` descriptor. Opening one never blocks, and no device or peer
+/// notices it.
 pub(super) struct Entry(OwnedFd);
 
 impl Entry {
-    /// A file that is open.
+    /// The entry of an open file.
     pub fn of(file: &File) -> Result<Self> {
         file.try_clone().map(|file| Self(file.into())).map_err(|_| Errno::MFILE)
     }
@@ -51,36 +52,38 @@ impl Entry {
 
     /// The value of an extended attribute.
     pub fn xattr(&self, name: &OsStr) -> Result<Vec<u8>> {
-        self.grown(|path, value| fs::getxattr(path, name, value))
+        self.read_xattr(|path, value| fs::getxattr(path, name, value))
     }
 
-    /// The names of the extended attributes, each with a zero behind it.
+    /// The names of the extended attributes, each terminated by a zero byte.
     pub fn xattrs(&self) -> Result<Vec<u8>> {
-        self.grown(|path, list| fs::listxattr(path, list))
+        self.read_xattr(|path, list| fs::listxattr(path, list))
     }
 
-    /// An `O_PATH` descriptor has no extended attributes; what it stands for is reached by way of /proc.
-    fn grown(&self, ask: impl Fn(&str, &mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
+    /// Call `get` with the path of the file and a buffer that is long enough. The path leads
+    /// through /proc, because extended attributes cannot be read from an `O_PATH` descriptor.
+    fn read_xattr(&self, get: impl Fn(&str, &mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        let mut room = [0; 256];
-        match ask(&path, &mut room) {
-            Ok(len) => Ok(room[..len].to_vec()),
+        let mut buffer = [0; 256];
+        match get(&path, &mut buffer) {
+            Ok(len) => Ok(buffer[..len].to_vec()),
             Err(Errno::RANGE) => {
-                let mut room = vec![0; MOST_XATTR];
-                let len = ask(&path, &mut room)?;
-                room.truncate(len);
-                Ok(room)
+                let mut buffer = vec![0; MAX_XATTR];
+                let len = get(&path, &mut buffer)?;
+                buffer.truncate(len);
+                Ok(buffer)
             }
             Err(e) => Err(e),
         }
     }
 }
 
-/// A directory as it was listed.
+/// The entries of a directory.
 pub(super) struct Listing<'a> {
     pub dir: DirHandle<'a>,
+    /// The device of the directory.
     pub dev: u64,
-    /// Names, without `.` and `..`, with their types and inode numbers where the listing has them.
+    /// Names without `.` and `..`, their types, and their inode numbers if the listing has them.
     pub entries: Vec<(OsString, FileType, Option<u64>)>,
 }
 
@@ -94,24 +97,25 @@ impl AsFd for DirHandle<'_> {
 }
 
 impl DirHandle<'_> {
-    /// The entry's own attributes (a symlink's, not its target's).
+    /// The attributes of an entry; of a symlink, not of its target.
     pub fn stat(&self, name: &OsStr) -> Result<Stat> {
         fs::statat(self, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The entry itself, not opened.
+    /// An entry, without opening the file.
     pub fn entry(&self, name: &OsStr) -> Result<Entry> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(self, name, flags, Mode::empty()).map(Entry)
     }
 
-    /// Open a regular file for reading. Anything else that has come to bear the name is `ESTALE`.
+    /// Open a regular file for reading. `ESTALE` if the name refers to anything else by now.
     pub fn open_file(&self, name: &OsStr) -> Result<(File, Stat)> {
-        // To open a FIFO, a socket or a device is not only to wait: its peer would hear of it.
+        // Opening a FIFO or a device may block, and its peer would notice.
         if !FileType::from_raw_mode(self.stat(name)?.st_mode).is_file() {
             return Err(Errno::STALE);
         }
-        // Non-blocking, for one may have taken the file's place since; and nobody's lease is waited for.
+        // Non-blocking, because a FIFO may have replaced the file meanwhile, and so that no lease
+        // is waited for.
         let flags =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = fs::openat(self, name, flags, Mode::empty())
@@ -129,14 +133,14 @@ impl DirHandle<'_> {
 }
 
 impl Source {
-    /// Open the source; here, and only here, `path` may be reached through symlinks.
+    /// Open the source. Only here are symlinks in `path` followed.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = fs::open(path, flags, Mode::empty())?;
         let has_openat2 = match fs::openat2(&root, ".", flags, Mode::empty(), ResolveFlags::BENEATH)
         {
             Ok(_) => true,
-            // EPERM is how older container sandboxes refuse a system call which they do not know.
+            // Older container sandboxes refuse unknown system calls with EPERM.
             Err(Errno::NOSYS | Errno::PERM) => false,
             Err(e) => return Err(e),
         };
@@ -144,19 +148,19 @@ impl Source {
         Ok(Self { root, paths, has_openat2 })
     }
 
-    /// Symlinks may name the source by this path, too.
-    pub fn also_known_as(&mut self, path: PathBuf) {
+    /// Add another absolute path of the source, which symlinks may use.
+    pub fn add_alias(&mut self, path: PathBuf) {
         if path.is_absolute() && !self.paths.contains(&path) {
             self.paths.push(path);
         }
     }
 
-    /// The absolute paths that lead to the source, the canonical one first.
+    /// Absolute paths of the source, the canonical one first.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// The directory at `path`, relative to the source; empty is the source itself.
+    /// The directory at `path`, relative to the source. The empty path is the source itself.
     pub fn dir(&self, path: &Path) -> Result<DirHandle<'_>> {
         if path.as_os_str().is_empty() {
             return Ok(DirHandle::Root(self.root.as_fd()));
@@ -172,7 +176,7 @@ impl Source {
         fs::fstatvfs(&self.root)
     }
 
-    /// The source directory itself, as an entry.
+    /// The source directory itself.
     pub fn root_entry(&self) -> Result<Entry> {
         self.root.try_clone().map(Entry).map_err(|_| Errno::MFILE)
     }
@@ -181,7 +185,8 @@ impl Source {
     pub fn list(&self, path: &Path) -> Result<Listing<'_>> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let fd = self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let has_numbers = !OTHER_NUMBERS.contains(&(fs::fstatfs(&fd)?.f_type as u64 & 0xffff_ffff));
+        let fs_type = fs::fstatfs(&fd)?.f_type as u64 & 0xffff_ffff;
+        let has_numbers = !UNRELIABLE_D_INO.contains(&fs_type);
         let mut entries = Vec::new();
         let mut dir = Dir::read_from(&fd)?;
         while let Some(entry) = dir.read() {
@@ -212,7 +217,8 @@ impl Source {
         Err(Errno::AGAIN)
     }
 
-    /// What `openat2` does in one call: each component is opened in its parent and may not be a symlink.
+    /// A substitute for openat2(2): open each component relative to its parent, unless it is a
+    /// symlink.
     fn open_by_component(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
         let walk = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut at = fs::openat(&self.root, ".", walk, Mode::empty())?;
@@ -263,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_has_every_entry_and_not_the_dots() {
+    fn a_listing_has_every_entry_but_the_dots() {
         let dir = tempfile::tempdir().expect("tempdir");
         std::fs::create_dir_all(dir.path().join("a/b")).expect("mkdir");
         std::fs::write(dir.path().join("a/c"), "").expect("write");

@@ -1,7 +1,7 @@
 //! The file system itself: inodes, attributes, open files, errors as errno. It knows no FUSE types.
 //!
-//! Inodes are created by lookups and dropped when the kernel forgets them. No other state is kept of
-//! files that are not open, so the view follows the source as it changes.
+//! Inodes are created by lookups and dropped when the kernel forgets them. No other state is kept
+//! of files that are not open, so the view follows the source as it changes.
 
 use super::access::{self, Access};
 use super::attr::{Attr, Identity, Packed, ROOT, attr};
@@ -122,7 +122,7 @@ impl Tree {
         let node = self.node(ino)?;
         match self.find(&node) {
             Ok(found) => {
-                let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
+                let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
                 self.attr_of(dir, &found)
             }
             // The name is gone or refers to another file, but the file is still open.
@@ -136,7 +136,7 @@ impl Tree {
     pub fn read_link(&self, ino: u64) -> Result<OsString> {
         let node = self.node(ino)?;
         let found = self.find(&node)?;
-        let (dir, _) = node.place().ok_or(Errno::INVAL)?;
+        let (dir, _) = node.dir_and_name().ok_or(Errno::INVAL)?;
         self.view.read_link(dir, &found)
     }
 
@@ -161,7 +161,7 @@ impl Tree {
                 return Ok((Entry::of(opened.file())?, opened.packed().cloned()));
             }
         };
-        let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
+        let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
         Ok((self.view.open_entry(dir, &found)?, found.packed))
     }
 
@@ -175,8 +175,8 @@ impl Tree {
         self.view.source().statfs()
     }
 
-    /// Open a file without blocking. `None` if the index of an archive must be loaded first: then call
-    /// [`Tree::open`] on another thread.
+    /// Open a file without blocking. `None` if the index of an archive must be loaded first: then
+    /// call [`Tree::open`] on another thread.
     pub fn try_open(&self, ino: u64, by: Opener) -> Result<Option<Handle>> {
         let node = self.node(ino)?;
         let found = match (self.find_file(&node), node.pinned()) {
@@ -253,7 +253,7 @@ impl Tree {
     /// The file of an inode, if its name still refers to it. Otherwise `ESTALE`, which makes the
     /// kernel look up the path again.
     fn find(&self, node: &Node) -> Result<Found> {
-        let (dir, name) = node.place().ok_or(Errno::ISDIR)?;
+        let (dir, name) = node.dir_and_name().ok_or(Errno::ISDIR)?;
         match self.view.find(dir, name) {
             Ok(found) if node.is(&found) => Ok(found),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Errno::STALE),
@@ -271,7 +271,7 @@ impl Tree {
     }
 
     fn open_content(&self, node: &Node, found: &Found) -> Result<Arc<Opened>> {
-        let (dir, _) = node.place().ok_or(Errno::ISDIR)?;
+        let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
         let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
         // The kernel must read the file that it knows by this inode.
         let (now, then) = (Identity::of(&stat), Identity::of(&found.stat));
@@ -307,7 +307,8 @@ impl Tree {
         Ok(self.archives.insert(Some(identity).filter(Identity::is_settled), archive))
     }
 
-    /// All shards of the model that an open archive belongs to, without those that cannot be opened.
+    /// All shards of the model that an open archive belongs to, without those that cannot be
+    /// opened.
     pub fn shards(&self, archive: &OpenArchive) -> Vec<Shard> {
         let (Some(dir), Some(name)) = (archive.path().parent(), archive.path().file_name()) else {
             return Vec::new();

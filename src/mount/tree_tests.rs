@@ -17,7 +17,7 @@ fn tree() -> (TempDir, Tree) {
     (dir, tree)
 }
 
-/// What was looked up, with its number for the kernel.
+/// The nodeid and the attributes of a file that was looked up.
 #[derive(Debug)]
 struct Known {
     node: u64,
@@ -33,7 +33,7 @@ fn look_up(tree: &Tree, path: &str) -> Result<Known> {
     Ok(at)
 }
 
-/// A change from now on is not in the same tick of the clock.
+/// Wait until the clock has ticked, so that a change from now on gets another ctime.
 fn let_settle() {
     std::thread::sleep(std::time::Duration::from_millis(60));
 }
@@ -70,14 +70,14 @@ fn another_file_under_a_name_is_another_inode_while_the_old_one_is_open() {
     assert_eq!(
         (again.node, again.attr),
         (old.node, new.attr),
-        "who knows the name by it finds it again"
+        "a client that knows the old inode finds the new file"
     );
     tree.forget(old.node, 2);
     assert!(tree.attr(new.node).is_ok(), "the old inode does not take the name with it");
 }
 
 #[test]
-fn another_file_under_a_name_takes_the_inode_that_nobody_has_open() {
+fn a_replaced_file_keeps_its_inode_unless_it_is_open() {
     let (dir, tree) = tree();
     let old = look_up(&tree, "sub/file").expect("found");
     let_settle();
@@ -92,24 +92,24 @@ fn another_file_under_a_name_takes_the_inode_that_nobody_has_open() {
     let new = look_up(&tree, "sub/file").expect("found");
     assert_eq!((new.node, new.attr.size), (old.node, 13));
     assert_ne!(new.attr.ino, old.attr.ino);
-    assert!(!keep(), "the pages of the old one");
-    // Nor a file that is no file any more.
+    assert!(!keep(), "these are the pages of the old file");
+    // A directory does not take over the inode of a file.
     std::fs::remove_file(dir.path().join("sub/file")).expect("remove");
     std::fs::create_dir(dir.path().join("sub/file")).expect("mkdir");
     assert_ne!(look_up(&tree, "sub/file").expect("found").node, old.node);
 }
 
 #[test]
-fn what_overlayfs_has_open_stays_under_its_name_until_it_is_closed() {
+fn a_file_that_overlayfs_has_open_keeps_its_name_until_it_is_closed() {
     let (dir, tree) = tree();
     let old = look_up(&tree, "sub/file").expect("found");
     let by = Opener::of(libc::O_NOATIME);
     let handle = tree.try_open(old.node, by).expect("opens").expect("at once");
     std::fs::write(dir.path().join("new"), "other content").expect("write");
     std::fs::rename(dir.path().join("new"), dir.path().join("sub/file")).expect("rename");
-    let held = look_up(&tree, "sub/file").expect("found");
-    assert_eq!((held.node, held.attr.ino, held.attr.size), (old.node, old.attr.ino, 7));
-    assert_eq!(tree.attr(old.node), Ok(held.attr));
+    let pinned = look_up(&tree, "sub/file").expect("found");
+    assert_eq!((pinned.node, pinned.attr.ino, pinned.attr.size), (old.node, old.attr.ino, 7));
+    assert_eq!(tree.attr(old.node), Ok(pinned.attr));
     let again = tree.try_open(old.node, by).expect("opens").expect("at once");
     tree.release(handle.number, by);
     assert_eq!(look_up(&tree, "sub/file").expect("found").attr.size, 7);
@@ -119,7 +119,7 @@ fn what_overlayfs_has_open_stays_under_its_name_until_it_is_closed() {
 }
 
 #[test]
-fn the_names_of_a_file_have_its_number_and_each_stays_when_another_goes() {
+fn hard_links_share_an_inode_number_and_outlive_each_other() {
     let (dir, tree) = tree();
     std::fs::hard_link(dir.path().join("sub/file"), dir.path().join("other")).expect("link");
     let (one, other) = (look_up(&tree, "sub/file"), look_up(&tree, "other"));
@@ -131,7 +131,7 @@ fn the_names_of_a_file_have_its_number_and_each_stays_when_another_goes() {
 }
 
 #[test]
-fn a_listing_has_the_numbers_that_a_lookup_gives() {
+fn a_listing_and_a_lookup_agree_on_inode_numbers() {
     let (_dir, tree) = tree();
     let sub = look_up(&tree, "sub").expect("found");
     for (dir, path, dot_dot) in [(ROOT, "", ROOT), (sub.node, "sub/", ROOT)] {
@@ -148,7 +148,7 @@ fn a_listing_has_the_numbers_that_a_lookup_gives() {
 }
 
 #[test]
-fn the_kernels_pages_are_kept_only_for_the_same_state_of_a_file() {
+fn cached_pages_are_kept_only_while_the_file_is_unchanged() {
     let (dir, tree) = tree();
     let file = look_up(&tree, "sub/file").expect("found");
     let keep = || tree.open(file.node, Opener::Other).expect("opens").keep_cache;
@@ -174,7 +174,7 @@ fn a_symlink_is_shown_and_never_followed() {
 }
 
 #[test]
-fn errors_are_those_of_a_directory_tree() {
+fn errors_are_those_of_a_posix_file_system() {
     let (_dir, tree) = tree();
     assert_eq!(look_up(&tree, "none").err(), Some(Errno::NOENT));
     assert_eq!(look_up(&tree, "..").err(), Some(Errno::NOENT));
@@ -188,7 +188,7 @@ fn errors_are_those_of_a_directory_tree() {
 }
 
 #[test]
-fn a_listing_is_kept_as_it_was_when_the_directory_was_opened() {
+fn an_open_directory_keeps_its_listing() {
     let (dir, tree) = tree();
     let sub = look_up(&tree, "sub").expect("found").node;
     let handle = tree.open_dir(sub).expect("opens");

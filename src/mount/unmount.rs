@@ -1,54 +1,58 @@
-//! The way back: unmount as root by the system call, as an ordinary user through `fusermount3`.
+//! Unmounting: root calls umount2(2), ordinary users run `fusermount3`.
 
-use super::ask::{self, Question, Unanswered};
+use super::fusermount::{self, Unmounted};
 use super::mountinfo::{self, Mount};
-use super::{FS_TYPE, place};
+use super::probe::{self, Probe, ProbeError};
+use super::{FS_TYPE, resolve};
 use crate::error::{Context, Error, Result};
-use crate::escape;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fmt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long an unmounted mount may stay in the mount table.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a mount may be in use before that is an error: a process which is just ending, or one that looks at
-/// every file, lets go of it soon.
-const BUSY_FOR: Duration = Duration::from_millis(500);
+/// How long to retry while the mount is in use. A process that is exiting, or one that inspects all
+/// open files, releases it soon.
+const BUSY_WITHIN: Duration = Duration::from_millis(500);
 
-/// How often to look again.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Interval between retries.
+const RETRY_EVERY: Duration = Duration::from_millis(10);
 
-/// Where to look for the set-user-id helper beside `PATH`.
-const HELPER_DIRECTORIES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
-
-/// End the bszfs mount at `mountpoint`, also one whose daemon has died. Returns when it is gone.
+/// Unmount the bszfs mount at `mountpoint`, whether its daemon is alive or dead. Returns when it is
+/// gone.
 ///
-/// Fails if nothing of ours is mounted there, or if it is in use.
+/// # Errors
+/// Invalid argument, if there is no bszfs mount, if it is in use, or if it cannot be unmounted.
 pub fn unmount(mountpoint: &Path) -> Result<()> {
-    let mount = mount_at(mountpoint)?;
+    let mount = bszfs_mount_at(mountpoint)?;
     let started = Instant::now();
     loop {
-        match end_apart(&mount, false) {
-            Err(Refused::Busy) if started.elapsed() < BUSY_FOR => std::thread::sleep(PAUSE),
+        match try_unmount_in_subprocess(&mount, false) {
+            Err(UnmountError::Busy) if started.elapsed() < BUSY_WITHIN => {
+                std::thread::sleep(RETRY_EVERY);
+            }
             other => break other.map_err(|e| explain(e, &mount))?,
         }
     }
     wait_until_gone(&mount)
 }
 
-/// Like [`unmount`], but a mount in use is only taken out of sight: who has files open keeps them, and its
-/// daemon ends with the last of them.
+/// Like [`unmount`], but lazily: programs keep the files that they have open, and the daemon exits
+/// when the last one is closed.
+///
+/// # Errors
+/// As [`unmount`], but it may be in use.
 pub fn detach(mountpoint: &Path) -> Result<()> {
-    let mount = mount_at(mountpoint)?;
-    end_apart(&mount, true).map_err(|e| explain(e, &mount))?;
+    let mount = bszfs_mount_at(mountpoint)?;
+    try_unmount_in_subprocess(&mount, true).map_err(|e| explain(e, &mount))?;
     wait_until_gone(&mount)
 }
 
-fn mount_at(path: &Path) -> Result<Mount> {
-    match place::mount_at(path)? {
+fn bszfs_mount_at(path: &Path) -> Result<Mount> {
+    match resolve::mount_at(path)? {
         Some(mount) if mount.fs_type == FS_TYPE => Ok(mount),
         Some(mount) => {
             Err(Error::invalid(format!("is a {} mount, not a bszfs mount", mount.fs_type)))
@@ -60,84 +64,74 @@ fn mount_at(path: &Path) -> Result<Mount> {
 
 /// Why an unmount failed.
 #[derive(Debug)]
-pub(super) enum Refused {
-    /// Files are open, or a process has its working directory there.
+pub(super) enum UnmountError {
+    /// A process has a file open in the mount, or its working directory there.
     Busy,
-    /// It takes too long.
-    Silent,
+    TimedOut,
     Other(String),
 }
 
-fn explain(refused: Refused, mount: &Mount) -> Error {
-    let why = match refused {
-        Refused::Busy => {
-            "is in use: close the files that are open in it, or detach it now and let them finish \
-                          with --lazy"
-                .to_owned()
-        }
-        Refused::Silent => "does not answer: detach it with --lazy".to_owned(),
-        Refused::Other(why) => why,
-    };
-    Error::invalid(why).about_path(&mount.mountpoint)
+impl fmt::Display for UnmountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Busy => {
+                "is in use: close the files that are open in it, or detach it with --lazy, which \
+                 lets programs finish"
+            }
+            Self::TimedOut => "does not answer: detach it with --lazy",
+            Self::Other(why) => why,
+        })
+    }
 }
 
-/// Unmount `mount`, which must be the topmost at its mountpoint.
-pub(super) fn end(mount: &Mount, lazy: bool) -> Result<(), Refused> {
-    match call(&mount.mountpoint, lazy) {
+fn explain(e: UnmountError, mount: &Mount) -> Error {
+    Error::invalid(e.to_string()).about_path(&mount.mountpoint)
+}
+
+/// Unmount `mount`, which must be the topmost one at its mountpoint. May block.
+pub(super) fn try_unmount(mount: &Mount, lazy: bool) -> Result<(), UnmountError> {
+    match umount2(&mount.mountpoint, lazy) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(Refused::Busy),
-        Err(Errno::PERM) => end_through_helper(&mount.mountpoint, lazy),
-        Err(e) => Err(Refused::Other(std::io::Error::from(e).to_string())),
+        Err(Errno::BUSY) => Err(UnmountError::Busy),
+        Err(Errno::PERM) => unmount_with_helper(&mount.mountpoint, lazy),
+        Err(e) => Err(UnmountError::Other(std::io::Error::from(e).to_string())),
     }
 }
 
-/// The same, within a deadline: the way to the mountpoint may lead through what does not answer.
-fn end_apart(mount: &Mount, lazy: bool) -> Result<(), Refused> {
-    let question = if lazy { Question::Detach } else { Question::Unmount };
-    match ask::ask(question, &mount.mountpoint) {
+/// [`try_unmount`] with a deadline, because a mount above the mountpoint may hang.
+fn try_unmount_in_subprocess(mount: &Mount, lazy: bool) -> Result<(), UnmountError> {
+    let probe = if lazy { Probe::Detach } else { Probe::Unmount };
+    match probe::run(probe, &mount.mountpoint) {
         Ok(_) => Ok(()),
-        Err(Unanswered::Silent) => Err(Refused::Silent),
-        Err(e) if e.errno() == Some(Errno::BUSY) => Err(Refused::Busy),
-        Err(e) if e.errno() == Some(Errno::PERM) => end_through_helper(&mount.mountpoint, lazy),
-        Err(Unanswered::Failed(e)) => Err(Refused::Other(e.to_string())),
+        Err(ProbeError::TimedOut) => Err(UnmountError::TimedOut),
+        Err(e) if e.errno() == Some(Errno::BUSY) => Err(UnmountError::Busy),
+        Err(e) if e.errno() == Some(Errno::PERM) => unmount_with_helper(&mount.mountpoint, lazy),
+        Err(ProbeError::Failed(e)) => Err(UnmountError::Other(e.to_string())),
     }
 }
 
-/// The answer to [`Question::Unmount`] and [`Question::Detach`].
-pub(super) fn answer_end(mountpoint: &Path, lazy: bool) -> Result<Vec<u8>> {
-    Ok(call(mountpoint, lazy).map(|()| Vec::new())?)
+/// Run [`Probe::Unmount`] or, lazily, [`Probe::Detach`].
+pub(super) fn unmount_blocking(mountpoint: &Path, lazy: bool) -> Result<Vec<u8>> {
+    Ok(umount2(mountpoint, lazy).map(|()| Vec::new())?)
 }
 
-fn call(mountpoint: &Path, lazy: bool) -> rustix::io::Result<()> {
+fn umount2(mountpoint: &Path, lazy: bool) -> rustix::io::Result<()> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)
 }
 
-fn end_through_helper(mountpoint: &Path, lazy: bool) -> Result<(), Refused> {
-    let helper = find_helper().ok_or_else(|| {
-        Refused::Other(
-            "only root may unmount, or an ordinary user with fusermount3 (package fuse3)".into(),
-        )
+fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<(), UnmountError> {
+    let helper = fusermount::find_helper().ok_or_else(|| {
+        let why = "only root may unmount without fusermount3: install the package fuse3";
+        UnmountError::Other(why.into())
     })?;
-    let mut command = Command::new(&helper);
-    command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(mountpoint).env("LC_ALL", "C");
-    let (status, said) = ask::run(&mut command).map_err(|e| match e {
-        Unanswered::Silent => Refused::Silent,
-        Unanswered::Failed(e) => Refused::Other(format!("{}: {e}", escape::path(&helper))),
-    })?;
-    let said = String::from_utf8_lossy(&said);
-    match status.success() {
-        true => Ok(()),
-        false if said.contains("busy") => Err(Refused::Busy),
-        false => Err(Refused::Other(said.trim().to_owned())),
+    match fusermount::unmount(&helper, mountpoint, lazy) {
+        Ok(Unmounted::Done) => Ok(()),
+        Ok(Unmounted::Busy) => Err(UnmountError::Busy),
+        Ok(Unmounted::TimedOut) => Err(UnmountError::TimedOut),
+        Ok(Unmounted::Failed(message)) => Err(UnmountError::Other(message)),
+        Err(e) => Err(UnmountError::Other(e.about_path(&helper).to_string())),
     }
-}
-
-/// The set-user-id program through which ordinary users mount and unmount.
-pub fn find_helper() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(HELPER_DIRECTORIES.map(PathBuf::from));
-    directories.map(|d| d.join("fusermount3")).find(|p| p.is_absolute() && p.is_file())
 }
 
 fn wait_until_gone(mount: &Mount) -> Result<()> {
@@ -146,7 +140,7 @@ fn wait_until_gone(mount: &Mount) -> Result<()> {
         if started.elapsed() > GONE_WITHIN {
             return Err(Error::invalid("is still in the mount table").about_path(&mount.mountpoint));
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(RETRY_EVERY);
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
-//! Names: which source entry a name of the view stands for, and what a directory of the view lists.
+//! The names of the view: which source entry a name stands for, and what a directory lists.
 //!
-//! `X.bsz` appears as the file that it was made from, everything else as it is. What is there plainly wins over
-//! an archive which would show the same name, and the archive is hidden. A `.bsz` file that is no valid archive,
-//! or whose original name could not be a name, is shown as the plain file which it is. A symlink to an archive is
-//! shown as the archive is: under the original's name, and leading to it.
+//! - An archive `X.bsz` is shown as its original, the file that it was made from. Everything else
+//!   is shown as it is.
+//! - If an archive and another file would have the same name, the archive is hidden.
+//! - A `.bsz` file is shown as it is if it is not a valid archive, or if the name of its original
+//!   is not a valid file name.
+//! - A symlink to an archive is shown under the name of the original, and leads to the original.
 
-use super::attr::{Identity, Packed, number};
+use super::attr::{Identity, Packed, inode_number};
 use super::links;
 use super::source::{DirHandle, Entry, Source};
 use crate::error::{Context, ErrorKind};
@@ -20,27 +22,27 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ARCHIVE_SUFFIX: &[u8] = b".bsz";
 const SAFETENSORS_SUFFIX: &[u8] = b".safetensors";
 
-/// Longest name that a directory entry may have, in bytes.
+/// Most bytes of a file name.
 const NAME_MAX: usize = 255;
 
-/// How many `.bsz` files' footers are remembered. An entry takes about 150 B.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
+/// Most footers to cache. Each takes about 150 bytes.
+const MAX_FOOTERS: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
 
-/// How often the footer is read of a file that changes meanwhile.
-const PEEKS: usize = 3;
+/// How often to try to read the footer of a file that changes meanwhile.
+const PEEK_ATTEMPTS: usize = 3;
 
 /// The source entry behind a name of the view.
 pub(super) struct Found {
     pub source_name: OsString,
     pub stat: Stat,
-    /// Of an archive that shows its original.
+    /// The original, if this is an archive.
     pub packed: Option<Packed>,
-    /// How the original's name follows from this one, of an archive and of a symlink to one.
+    /// How the name of the original follows from that of the archive, or of the symlink to one.
     naming: Option<Naming>,
 }
 
@@ -57,7 +59,7 @@ impl Found {
     }
 }
 
-/// A line of a directory listing.
+/// An entry of a directory listing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Listed {
     pub name: OsString,
@@ -65,35 +67,37 @@ pub(super) struct Listed {
     pub ino: u64,
 }
 
-type Verdicts = LruCache<(u64, u64), (Identity, Option<Packed>)>;
+/// The footers of `.bsz` files by device and inode, with the state of the file. `None` if it is not
+/// a valid archive.
+type FooterCache = LruCache<(u64, u64), (Identity, Option<Packed>)>;
 
 pub(super) struct View {
     source: Source,
     /// The device of the source directory.
     root_dev: u64,
-    /// The view of one archive: nothing else in its directory is shown.
+    /// If a single archive is mounted: its name. Nothing else in its directory is shown.
     only: Option<OsString>,
-    verdicts: Mutex<Verdicts>,
+    footers: Mutex<FooterCache>,
 }
 
 impl View {
-    /// A view of `source`.
+    /// A view of all of `source`, or of `only` one archive in it.
     ///
     /// # Errors
     /// The source is gone.
     pub fn new(source: Source, only: Option<OsString>) -> Result<Self> {
         let root_dev = Identity::of(&source.stat_root()?).dev;
-        Ok(Self { source, root_dev, only, verdicts: Mutex::new(LruCache::new(REMEMBERED)) })
+        Ok(Self { source, root_dev, only, footers: Mutex::new(LruCache::new(MAX_FOOTERS)) })
     }
 
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// The inode number in the view of a file of the source, or of what it decodes to.
+    /// The inode number in the view of a source file, or of the original that it decodes to.
     pub fn number(&self, stat: &Stat, decoded: bool) -> u64 {
         let Identity { dev, ino, .. } = Identity::of(stat);
-        number(self.root_dev, dev, ino, decoded)
+        inode_number(self.root_dev, dev, ino, decoded)
     }
 
     /// The inode number of the directory at `path`, which is not the root.
@@ -101,7 +105,7 @@ impl View {
         Ok(self.number(&fstat(self.source.dir(path)?)?, false))
     }
 
-    /// What `name` in the directory at `dir` stands for; `ENOENT` where nothing shows that name.
+    /// The entry that `name` in the directory at `dir` stands for; `ENOENT` if there is none.
     pub fn find(&self, dir: &Path, name: &OsStr) -> Result<Found> {
         let handle = self.source.dir(dir)?;
         if let Some(only) = &self.only {
@@ -110,11 +114,12 @@ impl View {
         }
         match self.entry(&handle, dir, name) {
             Ok(found) if found.naming.is_none() => return Ok(found),
-            // The name may be too long for the source, where the archive's is not; and the other way round.
+            // The name may be too long for the source, and that of the archive may not; or vice
+            // versa.
             Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
             Err(e) => return Err(e),
         }
-        for archive in archives_that_may_show(name) {
+        for archive in candidate_archives(name) {
             match self.entry(&handle, dir, &archive) {
                 Ok(found) if found.naming.is_some() && found.shown_name() == name => {
                     return Ok(found);
@@ -126,85 +131,87 @@ impl View {
         Err(Errno::NOENT)
     }
 
-    /// The view's listing of the directory at `dir`, sorted by name.
+    /// The entries of the directory at `dir`, sorted by name.
     pub fn list(&self, dir: &Path) -> Result<Vec<Listed>> {
-        let line = |found: &Found| Listed {
+        let shown = |found: &Found| Listed {
             name: found.shown_name(),
             kind: found.kind(),
             ino: self.number(&found.stat, found.packed.is_some()),
         };
         if let Some(only) = &self.only {
-            return Ok(vec![line(&self.entry(&self.source.dir(dir)?, dir, only)?)]);
+            return Ok(vec![shown(&self.entry(&self.source.dir(dir)?, dir, only)?)]);
         }
         let listing = self.source.list(dir)?;
         let (mut listed, mut archives) = (Vec::new(), Vec::new());
-        let as_listed = |name, kind, ino| Listed {
+        let unchanged = |name, kind, ino| Listed {
             name,
             kind,
-            ino: number(self.root_dev, listing.dev, ino, false),
+            ino: inode_number(self.root_dev, listing.dev, ino, false),
         };
         for (name, kind, ino) in listing.entries {
-            // What another name may show, or what the listing leaves open.
-            let Some(ino) =
-                ino.filter(|_| kind != FileType::Unknown && !may_be_shown_otherwise(&name, kind))
-            else {
-                match self.entry(&listing.dir, dir, &name) {
-                    Ok(found) if found.naming.is_some() => archives.push(found),
-                    Ok(found) => listed.push(line(&found)),
-                    // Gone since it was listed.
-                    Err(Errno::NOENT) => {}
-                    Err(e) if may_pass(e) => return Err(e),
-                    // Who looks it up hears why it cannot be had.
-                    Err(_) => listed.push(as_listed(name, kind, ino.unwrap_or(0))),
-                }
+            if let Some(ino) =
+                ino.filter(|_| kind != FileType::Unknown && !may_be_renamed(&name, kind))
+            {
+                listed.push(unchanged(name, kind, ino));
                 continue;
-            };
-            listed.push(as_listed(name, kind, ino));
+            }
+            match self.entry(&listing.dir, dir, &name) {
+                Ok(found) if found.naming.is_some() => archives.push(found),
+                Ok(found) => listed.push(shown(&found)),
+                // Deleted since it was listed.
+                Err(Errno::NOENT) => {}
+                Err(e) if is_transient(e) => return Err(e),
+                // A lookup will report the error.
+                Err(_) => listed.push(unchanged(name, kind, ino.unwrap_or(0))),
+            }
         }
-        // Of two archives that show one name, `find` takes that of `archives_that_may_show` which comes first.
+        // If two archives show the same name, the order is that of `candidate_archives`, as in
+        // `find`.
         archives.sort_by_key(|found| found.naming == Some(Naming::Appended));
         let mut taken: HashSet<OsString> = listed.iter().map(|l| l.name.clone()).collect();
-        // Unless something shows that name already.
-        listed.extend(archives.iter().map(line).filter(|line| taken.insert(line.name.clone())));
+        let mut is_free = |entry: &Listed| taken.insert(entry.name.clone());
+        listed.extend(archives.iter().map(shown).filter(|entry| is_free(entry)));
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
     }
 
-    /// The text in the view of the symlink `found` in the directory at `dir`: one that leads where the source's leads.
+    /// The target in the view of the symlink `found` in the directory at `dir`. It leads to what
+    /// the symlink of the source leads to.
     pub fn read_link(&self, dir: &Path, found: &Found) -> Result<OsString> {
-        let text = self.source.dir(dir)?.read_link(&found.source_name)?;
-        let text = links::within(&self.source, dir, &text).unwrap_or(text);
-        Ok(self.named_as_shown(dir, &text).unwrap_or(text))
+        let target = self.source.dir(dir)?.read_link(&found.source_name)?;
+        let target = links::relative_target(&self.source, dir, &target).unwrap_or(target);
+        Ok(self.renamed_target(dir, &target).unwrap_or(target))
     }
 
-    /// The text of a symlink with its last component as the view shows that, if it shows it under another name.
-    fn named_as_shown(&self, dir: &Path, text: &OsStr) -> Option<OsString> {
-        // Nothing else is shown under another name, and nothing is looked at for nothing.
-        text.as_bytes().ends_with(ARCHIVE_SUFFIX).then_some(())?;
-        let target = links::resolve(&self.source, dir, text, false)?;
-        let found =
-            self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &target.name?).ok()?;
-        (found.naming.is_some() && self.shows(&target.dir, &found)).then_some(())?;
-        links::with_last(text, &found.shown_name())
+    /// The target of a symlink with the name of the original, if it leads to an archive that is
+    /// shown as such.
+    fn renamed_target(&self, dir: &Path, target: &OsStr) -> Option<OsString> {
+        // Only archives are renamed, so no other target needs to be resolved.
+        target.as_bytes().ends_with(ARCHIVE_SUFFIX).then_some(())?;
+        let at = links::resolve(&self.source, dir, target, false)?;
+        let found = self.entry(&self.source.dir(&at.dir).ok()?, &at.dir, &at.name?).ok()?;
+        (found.naming.is_some() && self.shows(&at.dir, &found)).then_some(())?;
+        links::with_last(target, &found.shown_name())
     }
 
-    /// Whether an entry of the source is shown, and not hidden by another one of that name.
+    /// Whether an entry of the source is shown, and not hidden by another one of the same name.
     fn shows(&self, dir: &Path, found: &Found) -> bool {
         self.find(dir, &found.shown_name()).is_ok_and(|it| it.source_name == found.source_name)
     }
 
-    /// The entry itself, not opened; `ESTALE` if it is another file than the one found.
+    /// The source entry of `found`, without opening the file. `ESTALE` if the name refers to
+    /// another file by now.
     pub fn open_entry(&self, dir: &Path, found: &Found) -> Result<Entry> {
         let entry = self.source.dir(dir)?.entry(&found.source_name)?;
         let (now, then) = (Identity::of(&entry.stat()?), Identity::of(&found.stat));
         if (now.dev, now.ino) == (then.dev, then.ino) { Ok(entry) } else { Err(Errno::STALE) }
     }
 
-    /// The source entry `name`, and what it shows if it is an archive, or a symlink to one.
+    /// Examine the source entry `name`: whether it is an archive, or a symlink to one.
     fn entry(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Result<Found> {
         let stat = handle.stat(name)?;
         let mut found = Found { source_name: name.to_owned(), stat, packed: None, naming: None };
-        if may_be_shown_otherwise(name, found.kind()) {
+        if may_be_renamed(name, found.kind()) {
             let naming = match found.kind() {
                 FileType::Symlink => self.naming_of_target(handle, dir, name),
                 _ => {
@@ -218,61 +225,61 @@ impl View {
         Ok(found)
     }
 
-    /// How the original of the archive is named that a symlink leads to, inside the source.
+    /// The naming of the archive that a symlink leads to, if it is inside the source.
     fn naming_of_target(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Option<Naming> {
-        let text = handle.read_link(name).ok()?;
-        let target = links::resolve(&self.source, dir, &text, true)?;
-        let archive = target.name.filter(|name| name.as_bytes().ends_with(ARCHIVE_SUFFIX))?;
-        let found = self.entry(&self.source.dir(&target.dir).ok()?, &target.dir, &archive).ok()?;
-        found.packed.as_ref().map(|p| p.naming).filter(|_| self.shows(&target.dir, &found))
+        let target = handle.read_link(name).ok()?;
+        let at = links::resolve(&self.source, dir, &target, true)?;
+        let archive = at.name.filter(|name| name.as_bytes().ends_with(ARCHIVE_SUFFIX))?;
+        let found = self.entry(&self.source.dir(&at.dir).ok()?, &at.dir, &archive).ok()?;
+        found.packed.as_ref().map(|p| p.naming).filter(|_| self.shows(&at.dir, &found))
     }
 
-    /// Fill in what the footer says, from memory if the file has not changed since its footer was read.
+    /// Set `packed` from the footer of the file; from the cache if the file has not changed.
     ///
     /// # Errors
-    /// That could not be learned now, but may be later: better no name than a wrong one.
+    /// The footer cannot be read at the moment. No name is better than a wrong one.
     fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) -> Result<()> {
         let identity = Identity::of(&found.stat);
         let key = (identity.dev, identity.ino);
-        let known =
-            self.verdicts().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
-        if let Some(packed) = known {
+        let cached =
+            self.footers().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
+        if let Some(packed) = cached {
             found.packed = packed;
             return Ok(());
         }
-        for _ in 0..PEEKS {
+        for _ in 0..PEEK_ATTEMPTS {
             let (file, before) = match handle.open_file(&found.source_name) {
                 Ok(opened) => opened,
-                // What may not be read is shown as it is, and asked again next time.
+                // A file that may not be read is shown as it is, until the next lookup.
                 Err(Errno::ACCESS | Errno::PERM) => return Ok(()),
-                // It has become something else, which nobody opens.
+                // It is no longer a regular file.
                 Err(Errno::STALE) => return Err(Errno::NOENT),
                 Err(e) => return Err(e),
             };
             let packed = read_footer(&file, &dir.join(&found.source_name));
             found.stat = fstat(&file)?;
             let identity = Identity::of(&found.stat);
-            // What was read is of this state of the file only if it was in it before and after.
+            // The footer belongs to this state only if the file had it before and after the read.
             if Identity::of(&before) != identity {
                 continue;
             }
             let Some(packed) = packed else { return Ok(()) };
             if identity.is_settled() {
-                self.verdicts().put((identity.dev, identity.ino), (identity, packed.clone()));
+                self.footers().put((identity.dev, identity.ino), (identity, packed.clone()));
             }
             found.packed = packed;
             return Ok(());
         }
-        // An archive appears whole: what is being written is none, for now.
+        // Archives appear complete, so a file that is being written is not one yet.
         Ok(())
     }
 
-    fn verdicts(&self) -> std::sync::MutexGuard<'_, Verdicts> {
-        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn footers(&self) -> MutexGuard<'_, FooterCache> {
+        self.footers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the footer says: `Some(None)` of a file that is no valid archive, `None` if that could not be learned.
+/// Read the footer. `Some(None)` if the file is not a valid archive, `None` if it cannot be read.
 fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
     match read::peek(file).about_path(path) {
         Ok(footer) => Some(footer.map(|f| Packed {
@@ -286,31 +293,31 @@ fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
             log::warn!("{e}");
             None
         }
-        // Said once for each state of the file, since the verdict is remembered.
+        // Logged once for each state of the file, because the result is cached.
         Err(e) => {
-            log::warn!("{e}; shown as it is");
+            log::warn!("{e}; the file is shown as it is");
             Some(None)
         }
     }
 }
 
-/// Whether an error is of this moment: it says nothing of the file.
-fn may_pass(e: Errno) -> bool {
+/// Whether an error is due to a temporary lack of resources, and not to the file.
+fn is_transient(e: Errno) -> bool {
     matches!(e, Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR)
 }
 
-/// Whether an entry may be an archive, or a symlink to one.
-fn may_be_shown_otherwise(name: &OsStr, kind: FileType) -> bool {
+/// Whether an entry may be an archive or a symlink to one, which have other names in the view.
+fn may_be_renamed(name: &OsStr, kind: FileType) -> bool {
     matches!(kind, FileType::RegularFile | FileType::Symlink)
         && name.as_bytes().ends_with(ARCHIVE_SUFFIX)
 }
 
-/// The name that the archive shows, if that can be a name.
+/// The name of the original of `archive`, if it is a valid file name.
 fn original_name(naming: Naming, archive: &OsStr) -> Option<OsString> {
     naming.original_name(archive).filter(|name| is_name(name))
 }
 
-/// Whether `name` can name a directory entry.
+/// Whether `name` is a valid file name.
 pub(super) fn is_name(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
     !matches!(bytes, b"" | b"." | b"..")
@@ -318,8 +325,8 @@ pub(super) fn is_name(name: &OsStr) -> bool {
         && !bytes.iter().any(|&b| b == b'/' || b == 0)
 }
 
-/// Names of archives which may show `name`, in order of precedence.
-fn archives_that_may_show(name: &OsStr) -> impl Iterator<Item = OsString> {
+/// The names of archives that may have an original called `name`, in order of precedence.
+fn candidate_archives(name: &OsStr) -> impl Iterator<Item = OsString> {
     let with_suffix = |stem: &[u8]| OsString::from_vec([stem, ARCHIVE_SUFFIX].concat());
     let stem = name.as_bytes().strip_suffix(SAFETENSORS_SUFFIX);
     stem.map(with_suffix).into_iter().chain([with_suffix(name.as_bytes())])
@@ -330,14 +337,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_looked_for_in_each_archive_that_can_show_it() {
-        let names = |n: &str| archives_that_may_show(OsStr::new(n)).collect::<Vec<_>>();
+    fn a_name_is_looked_up_in_each_archive_that_may_show_it() {
+        let names = |n: &str| candidate_archives(OsStr::new(n)).collect::<Vec<_>>();
         assert_eq!(names("m.safetensors"), ["m.bsz", "m.safetensors.bsz"]);
         assert_eq!(names("0a1b"), ["0a1b.bsz"]);
     }
 
     #[test]
-    fn what_cannot_be_a_name_is_not_shown() {
+    fn invalid_file_names_are_recognized() {
         for bad in ["", ".", "..", "a/b", "a\0b", &"x".repeat(256)] {
             assert!(!is_name(OsStr::new(bad)), "{bad:?}");
         }
@@ -347,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_only_has_the_suffix_is_shown_as_it_is() {
+    fn a_file_that_has_only_the_suffix_of_an_archive_is_shown_as_it_is() {
         let dir = tempfile::tempdir().expect("tempdir");
         for name in ["junk.bsz", ".bsz", "plain"] {
             std::fs::write(dir.path().join(name), vec![7; 4096]).expect("write");

@@ -1,8 +1,8 @@
-//! Extended attributes: the users' own, ACLs, what an archive is, and what the daemon does.
+//! Extended attributes: those of users, ACLs, properties of archives, and the control interface.
 //!
-//! Only `user.*` and ACLs are passed on. Others are not the view's to give: `security.*` holds privileges and labels
-//! that an administrator gave to a file of the source, not to what an archive decodes to, and `trusted.*` is
-//! not for other mounts' users.
+//! From the source, only `user.*` and ACLs are passed on. `security.*` holds privileges and labels
+//! that an administrator has granted to a file of the source, and not to what an archive decodes
+//! to. `trusted.*` is not meant for users of other mounts.
 
 use super::access::{ACL, DEFAULT_ACL};
 use super::attr::{Packed, ROOT};
@@ -15,43 +15,40 @@ use rustix::io::{Errno, Result};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
-/// What archives and the daemon say of themselves. They are given to who asks for them by name but are not listed, or
-/// programs that copy a file with its attributes would leave on the copy what is not true of it.
-const OURS: &[u8] = b"user.bsz.";
+/// Attributes of archives and of the control interface. They can be read but are not listed.
+/// Otherwise, programs that copy a file with its attributes would put them on the copy, of which
+/// they are not true.
+const BSZ_PREFIX: &[u8] = b"user.bsz.";
 
-/// On files that are shown from archives.
+/// The attributes of packed files: the number of chunks by coding, the size of the archive relative
+/// to the original, the hash of the original, and the size of the archive in bytes.
 const CODING: &str = "user.bsz.coding";
 const RATIO: &str = "user.bsz.ratio";
 const SHA256: &str = "user.bsz.sha256";
-const STORED: &str = "user.bsz.stored";
+pub(super) const STORED: &str = "user.bsz.stored";
 
-/// Those of the users.
-const USERS: &[u8] = b"user.";
+/// Attributes of users.
+const USER_PREFIX: &[u8] = b"user.";
 
-/// Whether a file in a mount is shown from an archive, as anyone may ask who may read it.
-pub(super) fn is_of_archive(path: &Path) -> bool {
-    rustix::fs::getxattr(path, STORED, &mut [0u8; 32]).is_ok()
-}
-
-/// Where an attribute is had from.
+/// Where the value of an attribute comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The daemon: what it does, and what it is to do.
+    /// The control interface.
     Daemon,
-    /// The archive's index, which takes its time to load.
+    /// The index of the archive, which takes a while to load.
     Index,
-    /// What the source has, or what is known of it.
+    /// The source entry, or the footer of the archive.
     Entry,
-    /// There is none of that name.
+    /// There is no such attribute.
     None,
 }
 
-/// Where the attribute `name` of an inode is had from: nearly everything that is asked for is of no kind that is given.
+/// Where the attribute `name` of an inode comes from. Most attributes that programs request do not
+/// exist.
 pub(super) fn origin(ino: u64, name: &OsStr) -> Origin {
     match name.as_bytes() {
-        _ if control::is_known(name) => {
+        _ if control::is_control(name) => {
             if ino == ROOT {
                 Origin::Daemon
             } else {
@@ -62,26 +59,26 @@ pub(super) fn origin(ino: u64, name: &OsStr) -> Origin {
         _ if [RATIO, SHA256, STORED, ACL, DEFAULT_ACL].iter().any(|known| name == *known) => {
             Origin::Entry
         }
-        bytes if is_users(bytes) => Origin::Entry,
+        bytes if is_user_attribute(bytes) => Origin::Entry,
         _ => Origin::None,
     }
 }
 
-fn is_users(name: &[u8]) -> bool {
-    name.starts_with(USERS) && !name.starts_with(OURS)
+fn is_user_attribute(name: &[u8]) -> bool {
+    name.starts_with(USER_PREFIX) && !name.starts_with(BSZ_PREFIX)
 }
 
-/// The names of an inode's attributes, each with a zero behind it.
+/// The names of an inode's attributes, each terminated by a zero byte.
 pub(super) fn list(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
     let (entry, _) = tree.entry(ino)?;
     let names = match entry.xattrs() {
         Ok(names) => names,
-        // The source has none, or a symlink may not be asked.
+        // The file system has none, symlinks have none, or they may not be read.
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
-    let shown =
-        |name: &[u8]| is_users(name) || [ACL, DEFAULT_ACL].iter().any(|acl| name == acl.as_bytes());
+    let is_acl = |name: &[u8]| [ACL, DEFAULT_ACL].iter().any(|acl| name == acl.as_bytes());
+    let shown = |name: &[u8]| is_user_attribute(name) || is_acl(name);
     let names = names.split_inclusive(|&b| b == 0);
     Ok(names.filter(|name| shown(&name[..name.len() - 1])).flatten().copied().collect())
 }
@@ -92,13 +89,13 @@ pub(super) fn get(tree: &Tree, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
         return tree.acl(ino, name);
     }
     let (entry, packed) = tree.entry(ino)?;
-    if !name.as_bytes().starts_with(OURS) {
+    if !name.as_bytes().starts_with(BSZ_PREFIX) {
         return entry.xattr(name);
     }
-    of_archive(&entry, &packed.ok_or(Errno::NODATA)?, name)
+    archive_attribute(&entry, &packed.ok_or(Errno::NODATA)?, name)
 }
 
-fn of_archive(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
+fn archive_attribute(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
     let stored = entry.stat()?.st_size as u64;
     let value = match name.to_str() {
         Some(SHA256) => packed.sha256.iter().map(|b| format!("{b:02x}")).collect(),
@@ -108,21 +105,21 @@ fn of_archive(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
     Ok(value.into())
 }
 
-/// How many of an archive's chunks are coded how: `planes 4212, raw 3`. Loads its index, if it is not open.
+/// The number of an archive's chunks by coding: `planes 4212, raw 3`. Loads its index unless it is
+/// open.
 pub(super) fn coding(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
     tree.entry(ino)?.1.ok_or(Errno::NODATA)?;
     match &tree.opened(ino)?.content {
-        Content::Archive { archive, .. } => Ok(codings(archive.file().archive())?.into()),
+        Content::Archive { archive, .. } => Ok(count_codings(archive.file().archive())?.into()),
         Content::Plain(_) => Err(Errno::NODATA),
     }
 }
 
-fn codings(archive: &Archive) -> Result<String> {
+fn count_codings(archive: &Archive) -> Result<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for id in 0..archive.index().len() {
-        *counts
-            .entry(archive.index().chunk(id).map_err(|_| Errno::IO)?.coding.name())
-            .or_default() += 1;
+        let chunk = archive.index().chunk(id).map_err(|_| Errno::IO)?;
+        *counts.entry(chunk.coding.name()).or_default() += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(coding, n)| format!("{coding} {n}")).collect();
     Ok(counts.join(", "))
@@ -133,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_users_attributes_acls_and_our_own_are_given() {
+    fn only_user_attributes_acls_and_our_own_are_shown() {
         let of = |ino, name: &str| origin(ino, OsStr::new(name));
         for name in ["user.note", "user.xdg.origin.url", ACL, DEFAULT_ACL, SHA256, "user.bszfs"] {
             assert_eq!(of(7, name), Origin::Entry, "{name}");

@@ -16,8 +16,11 @@ use std::{fs::File, path::Path, sync::Arc};
 /// A chunk and its number in the index.
 pub type IndexedChunk = (usize, Chunk);
 
-/// Most chunks that [`Archive::read_at`] reads together, and most decoded bytes of them.
-const RUN: (usize, usize) = (512, 512 << 10);
+/// Most adjacent chunks that [`Archive::read_at`] reads together.
+const MAX_RUN_CHUNKS: usize = 512;
+
+/// Most decoded bytes of such a run, unless it is a single chunk.
+const MAX_RUN_BYTES: usize = 512 << 10;
 
 /// The stored bytes of a chunk, with everything needed to decode it.
 pub struct StoredChunk {
@@ -74,8 +77,8 @@ impl Archive {
         Self::from_file_within(file, &Arc::default())
     }
 
-    /// Like [`Archive::from_file`], with memory that other archives share. If it has no room for the
-    /// whole index, parts of the index are read when they are needed.
+    /// Like [`Archive::from_file`], with memory that other archives share. If it has no room for
+    /// the whole index, parts of the index are read when they are needed.
     ///
     /// # Errors
     /// As [`Archive::from_file`]; Io, if there is not even room for a part of the index.
@@ -110,8 +113,8 @@ impl Archive {
         self.storage.file()
     }
 
-    /// Bypass the page cache from now on, unless most of the file is in it, or the file system cannot
-    /// do that. For readers that cache the decoded bytes instead.
+    /// Bypass the page cache from now on, unless most of the file is in it, or the file system
+    /// cannot do that. For readers that cache the decoded bytes instead.
     pub fn read_directly(&self) {
         self.storage.prefer_direct();
     }
@@ -212,8 +215,8 @@ impl Archive {
         self.memory.model(self.id, chunk.model, || self.index.model(chunk.model)).map(Some)
     }
 
-    /// Read bytes of the original at `offset` into `out`, up to the end of the original. Returns how
-    /// many were read.
+    /// Read bytes of the original at `offset` into `out`, up to the end of the original. Returns
+    /// how many were read.
     ///
     /// # Errors
     /// As [`Archive::read_chunk`].
@@ -228,7 +231,7 @@ impl Archive {
 
     /// Most bytes of scratch memory that [`Archive::read_with`] needs.
     pub(crate) fn scratch_len(&self) -> usize {
-        scratch_len(RUN.1.max(self.footer.max_chunk as usize))
+        scratch_len(MAX_RUN_BYTES.max(self.footer.max_chunk as usize))
     }
 
     /// Like [`Archive::read_at`], with scratch memory to reuse.
@@ -263,8 +266,8 @@ impl Archive {
                 let stop = end.min(chunk.original.end);
                 let part =
                     (at - chunk.original.start) as usize..(stop - chunk.original.start) as usize;
-                let place = (at - offset) as usize..(stop - offset) as usize;
-                out[place].copy_from_slice(&decoded[part]);
+                let target = (at - offset) as usize..(stop - offset) as usize;
+                out[target].copy_from_slice(&decoded[part]);
                 at = stop;
             }
         }
@@ -276,11 +279,12 @@ impl Archive {
     fn run(&self, next: &mut usize, end: u64) -> Result<Vec<IndexedChunk>> {
         let mut run: Vec<IndexedChunk> = Vec::new();
         let mut bytes = 0;
-        while *next < self.index.len() && run.len() < RUN.0 {
+        while *next < self.index.len() && run.len() < MAX_RUN_CHUNKS {
             let chunk = self.index.chunk(*next)?;
             bytes += chunk.len();
-            let belongs =
-                run.last().is_none_or(|(_, last)| are_adjacent(last, &chunk) && bytes <= RUN.1);
+            let belongs = run
+                .last()
+                .is_none_or(|(_, last)| are_adjacent(last, &chunk) && bytes <= MAX_RUN_BYTES);
             if chunk.original.start >= end || !belongs {
                 break;
             }

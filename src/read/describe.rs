@@ -1,4 +1,4 @@
-//! What is inside an archive, for people and programs.
+//! The description of an archive, which `bsz info` shows: its tensors, and how they are stored.
 
 use super::archive::Archive;
 use crate::{
@@ -9,14 +9,14 @@ use crate::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// How some of the original's bytes are stored.
+/// How a part of the original is stored.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Coded {
-    /// Original bytes.
+    /// Size in the original, in bytes.
     pub bytes: u64,
-    /// Bytes of the archive's chunks for them.
+    /// Size of its stored chunks, in bytes.
     pub stored: u64,
-    /// Chunks by coding.
+    /// Number of chunks by coding.
     pub codings: BTreeMap<&'static str, u64>,
 }
 
@@ -25,7 +25,7 @@ pub struct Coded {
 pub struct TensorDescription {
     /// Its name.
     pub name: String,
-    /// Its element type, as the header spells it.
+    /// Its dtype, as spelled in the header.
     pub dtype: String,
     /// Its shape, in elements.
     pub shape: Vec<usize>,
@@ -39,9 +39,9 @@ pub struct TensorDescription {
 pub struct Description {
     /// Format version.
     pub version: u16,
-    /// Bytes of the original.
+    /// Size of the original in bytes.
     pub original: u64,
-    /// Bytes of the archive.
+    /// Size of the archive in bytes.
     pub archive: u64,
     /// SHA-256 of the original, in hexadecimal.
     pub sha256: String,
@@ -51,19 +51,20 @@ pub struct Description {
     pub mtime: i64,
     /// Whether the original's name ends in `.safetensors`.
     pub safetensors: bool,
-    /// Chunks.
+    /// Number of chunks.
     pub chunks: usize,
-    /// Models: tensors with frequency tables of their own.
+    /// Number of entropy models.
     pub models: u32,
-    /// Index and footer, in bytes.
+    /// Size of the index and the footer, in bytes.
     pub overhead: u64,
     /// The tensors, in the order of their data.
     pub tensors: Vec<TensorDescription>,
-    /// Everything that is no tensor: the header, gaps, or the whole of a file of another kind.
+    /// Everything but tensors: the header and gaps, or all of a file that is not a safetensors
+    /// file.
     pub rest: Coded,
 }
 
-/// Describe `archive`. Decodes the chunks of the safetensors header only.
+/// Describe `archive`. Only the chunks of the safetensors header are decoded.
 ///
 /// # Errors
 /// As [`Archive::read_chunk`].
@@ -83,7 +84,7 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         .collect();
     for id in 0..archive.index().len() {
         let chunk = archive.index().chunk(id)?;
-        // Chunks start where tensors do, so that each belongs to one at most.
+        // A chunk starts at each tensor, so no chunk belongs to two tensors.
         let owner = header.tensors.partition_point(|t| t.end <= chunk.original.start);
         let coded = match header.tensors.get(owner) {
             Some(t) if t.start <= chunk.original.start && chunk.original.end <= t.end => {
@@ -111,7 +112,7 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
     })
 }
 
-/// The original's safetensors header; an empty one where it has none.
+/// The safetensors header of the original; an empty one if the original has none.
 ///
 /// # Errors
 /// As [`Archive::read_chunk`].
@@ -122,22 +123,22 @@ pub fn header(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Header> {
         .unwrap_or_default())
 }
 
-/// The text of the original's safetensors header, if it has one.
+/// The JSON text of the original's safetensors header, if it has one.
 ///
 /// # Errors
-/// As [`Archive::read_chunk`]; invalid argument, where it has more than `most` bytes.
+/// As [`Archive::read_chunk`]; invalid argument, if it is longer than `max_len` bytes.
 pub fn header_json(
     archive: &Archive,
     decoder: &dyn ChunkDecoder,
-    most: u64,
+    max_len: u64,
 ) -> Result<Option<Vec<u8>>> {
     let mut prefix = [0; 8];
     if archive.read_at(0, &mut prefix, decoder)? < prefix.len() {
         return Ok(None);
     }
     let Some(n) = header_len(prefix, archive.footer().original_len) else { return Ok(None) };
-    if n > most {
-        return Err(Error::invalid(format!("its header has {n} bytes, more than {most}")));
+    if n > max_len {
+        return Err(Error::invalid(format!("its header has {n} bytes, more than {max_len}")));
     }
     let mut json = vec![0; n as usize];
     archive.read_at(8, &mut json, decoder)?;

@@ -1,4 +1,8 @@
-//! Archives to bytes: an immutable archive with random access, and whole files back.
+//! Reading archives: random access to an immutable archive, and restoring whole files.
+//!
+//! [`Archive`] reads and decodes chunks. Stored bytes come from `storage`, which bypasses the page
+//! cache, into `scratch` memory. Several archives share an [`ArchiveMemory`] for their indexes and
+//! entropy models. `whole` verifies and unpacks, and `describe` lists what an archive contains.
 
 mod archive;
 mod describe;

@@ -1,7 +1,8 @@
-//! Reusable memory for stored bytes while they are decoded, in huge pages where the system has them.
+//! Reusable memory for stored bytes while they are decoded, in huge pages where the system has
+//! them.
 //!
-//! A direct read of 1 MiB into scattered pages of 4 KiB is 256 segments for the disk to fill; into a
-//! huge page, it is one.
+//! A direct read of 1 MiB into scattered pages of 4 KiB is 256 segments for the disk to fill; into
+//! a huge page, it is one.
 
 use crate::error::{Context, Result};
 use memmap2::{Advice, MmapMut};

@@ -1,8 +1,8 @@
-//! Stored bytes from the disk: past the page cache where the file system can, so that they are not kept a second time
-//! beside what is decoded from them.
+//! Stored bytes, read from disk with direct I/O if the file system supports it. They need not be
+//! cached, because the bytes decoded from them are.
 //!
-//! Reading around the page cache takes a fifth of the processor's time of reading through it. What is in the page cache
-//! already, as after packing, is read from there.
+//! Direct reads take a fifth of the CPU time of reads through the page cache. A file that is in the
+//! page cache already, as after packing, is read from there.
 
 #![allow(unsafe_code)]
 
@@ -15,14 +15,15 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
     cell::RefCell,
     fs::File,
+    ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// What offsets, lengths and addresses of direct reads are multiples of, on every file system known.
-const ALIGN: u64 = 4096;
+/// Alignment of offsets, lengths and addresses of direct reads that suffices on all file systems.
+const ALIGN: usize = 4096;
 
-/// An archive's file.
+/// The file of an archive.
 pub(super) struct Storage {
     file: File,
     direct: AtomicBool,
@@ -37,10 +38,11 @@ impl Storage {
         &self.file
     }
 
-    /// Read around the page cache from now on, unless most of the file is in it, or it cannot be.
+    /// Bypass the page cache from now on, unless most of the file is in it, or the file system
+    /// cannot do that.
     pub(super) fn prefer_direct(&self) {
         let most_is_cached = self.file.metadata().is_ok_and(|meta| {
-            let pages = meta.len().div_ceil(ALIGN);
+            let pages = meta.len().div_ceil(ALIGN as u64);
             cached_pages(&self.file).is_some_and(|cached| cached > pages / 2)
         });
         if !most_is_cached {
@@ -59,7 +61,7 @@ impl Storage {
         }
     }
 
-    /// `len` bytes from `at` on.
+    /// Read `len` bytes at `at` into `scratch`.
     pub(super) fn read<'s>(
         &self,
         at: u64,
@@ -67,27 +69,17 @@ impl Storage {
         scratch: &'s mut Scratch,
     ) -> Result<&'s [u8]> {
         if self.direct.load(Ordering::Relaxed) {
-            let start = at - at % ALIGN;
-            let skip = (at - start) as usize;
-            let room = scratch.bytes((skip + len).next_multiple_of(ALIGN as usize))?;
-            match self.read_direct(start, room, skip + len) {
-                // This file system does not do it after all.
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.set_direct(false),
-                Err(e) => return Err(e.into()),
-                Ok(n) if n < skip + len => {
-                    return Err(Error::truncated(
-                        "the archive is shorter than it was or should be",
-                    ));
-                }
-                Ok(_) => return Ok(&scratch.bytes(skip + len)?[skip..]),
+            let extent = Extent::of(at, len);
+            if self.read_direct(&extent, scratch.bytes(extent.aligned_len)?)? {
+                return Ok(&scratch.bytes(extent.aligned_len)?[extent.range]);
             }
         }
-        let room = scratch.bytes(len)?;
-        read_exact(&self.file, room, at)?;
-        Ok(room)
+        let out = scratch.bytes(len)?;
+        read_exact(&self.file, out, at)?;
+        Ok(out)
     }
 
-    /// The bytes from `at` on, to all of `out`.
+    /// Fill `out` with the bytes at `at`.
     pub(super) fn read_to(&self, at: u64, out: &mut [u8]) -> Result<()> {
         thread_local! {
             static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -101,44 +93,53 @@ impl Storage {
         })
     }
 
-    /// The same with memory of its own, for what is read now and then: it needs no [`Scratch`], nor takes one.
+    /// The same with temporary memory, for infrequent reads: no [`Scratch`] is kept for them.
     pub(super) fn read_aside(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        if !self.direct.load(Ordering::Relaxed) {
-            return read_exact(&self.file, out, at);
+        if self.direct.load(Ordering::Relaxed) {
+            let extent = Extent::of(at, out.len());
+            let mut memory = vec![0; extent.aligned_len + ALIGN];
+            let aligned = memory.as_ptr().align_offset(ALIGN);
+            let buffer = &mut memory[aligned..][..extent.aligned_len];
+            if self.read_direct(&extent, buffer)? {
+                out.copy_from_slice(&buffer[extent.range]);
+                return Ok(());
+            }
         }
-        let align = ALIGN as usize;
-        let skip = (at % ALIGN) as usize;
-        let mut memory = vec![0; (skip + out.len()).next_multiple_of(align) + align];
-        let aligned = memory.as_ptr().align_offset(align);
-        let room = &mut memory[aligned..][..(skip + out.len()).next_multiple_of(align)];
-        match self.read_direct(at - skip as u64, room, skip + out.len()) {
-            // This file system does not do it after all.
+        read_exact(&self.file, out, at)
+    }
+
+    /// Read an extent into an aligned buffer of its aligned length. Returns false, and reads
+    /// through the page cache from now on, if the file system does not support direct reads after
+    /// all.
+    ///
+    /// # Errors
+    /// Io; truncated, if the file ends before the extent.
+    fn read_direct(&self, extent: &Extent, buffer: &mut [u8]) -> Result<bool> {
+        match self.fill(extent.start, buffer, extent.range.end) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
                 self.set_direct(false);
-                read_exact(&self.file, out, at)
+                Ok(false)
             }
             Err(e) => Err(e.into()),
-            Ok(n) if n < skip + out.len() => {
+            Ok(n) if n < extent.range.end => {
                 Err(Error::truncated("the archive is shorter than it was or should be"))
             }
-            Ok(_) => {
-                out.copy_from_slice(&room[skip..][..out.len()]);
-                Ok(())
-            }
+            Ok(_) => Ok(true),
         }
     }
 
-    /// Read until `enough` bytes are there, or the file ends.
-    fn read_direct(&self, start: u64, room: &mut [u8], enough: usize) -> std::io::Result<usize> {
+    /// Read until `enough` bytes are in the buffer, or the file ends. Returns the number of bytes.
+    fn fill(&self, start: u64, buffer: &mut [u8], enough: usize) -> std::io::Result<usize> {
         let mut filled = 0;
         while filled < enough {
-            match self.file.read_at(&mut room[filled..], start + filled as u64) {
+            match self.file.read_at(&mut buffer[filled..], start + filled as u64) {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
                 Ok(n) => {
                     filled += n;
-                    // Less than asked for, and not up to a multiple: the end.
-                    if n == 0 || !(filled as u64).is_multiple_of(ALIGN) {
+                    // A short read that ends at an unaligned offset has reached the end of the
+                    // file.
+                    if n == 0 || !filled.is_multiple_of(ALIGN) {
                         break;
                     }
                 }
@@ -148,13 +149,30 @@ impl Storage {
     }
 }
 
-/// How many pages of the file are in the page cache; `None` where the kernel (before 6.5) does not tell.
+/// The aligned part of a file that covers some bytes.
+struct Extent {
+    /// Offset in the file.
+    start: u64,
+    aligned_len: usize,
+    /// Where in it the bytes are.
+    range: Range<usize>,
+}
+
+impl Extent {
+    fn of(at: u64, len: usize) -> Self {
+        let skip = (at % ALIGN as u64) as usize;
+        let range = skip..skip + len;
+        Self { start: at - skip as u64, aligned_len: range.end.next_multiple_of(ALIGN), range }
+    }
+}
+
+/// The number of the file's pages in the page cache; `None` if the kernel (before 6.5) cannot tell.
 fn cached_pages(file: &File) -> Option<u64> {
-    // The same on every architecture but Alpha, which has no such number and answers with an error.
+    // The same on every architecture but Alpha, where the call fails.
     const CACHESTAT: libc::c_long = 451;
     let all = [0u64, 0];
     let mut stat = [0u64; 5];
-    // SAFETY: `cachestat` reads two numbers, of a range up to the end of the file, and writes five.
+    // SAFETY: cachestat(2) reads the two numbers of a range, here the whole file, and writes five.
     let rc =
         unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), all.as_ptr(), stat.as_mut_ptr(), 0) };
     (rc == 0).then_some(stat[0])
@@ -165,8 +183,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_range_is_read_either_way_and_the_end_is_noticed() {
-        // Not in /tmp, which may be in memory.
+    fn any_range_is_read_with_and_without_direct_io_up_to_the_end() {
+        // Not in /tmp, which may be a tmpfs.
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
         let bytes: Vec<u8> = (0..20_001u32).map(|i| ((i * 7) >> 3) as u8).collect();
         std::io::Write::write_all(&mut file, &bytes).expect("written");

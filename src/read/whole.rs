@@ -1,4 +1,8 @@
-//! Whole files back: verify and unpack, in parallel, each stretch of the file on its own.
+//! Whole files: verify or unpack an archive in parallel, with the SHA-256 of the original checked.
+//!
+//! SHA-256 is sequential, but the index holds its state at the start of each segment of the
+//! original. Segments are therefore decoded and hashed independently: each must reach the state at
+//! which the next one starts.
 
 use super::{archive::Archive, scratch::Scratch};
 use crate::{
@@ -15,23 +19,24 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Larger chunks are not decoded for many stretches at once, for the memory that takes.
-const WIDEST_CHUNK: usize = 512 << 10;
+/// Archives with larger chunks are decoded two segments at a time, to bound the memory.
+const LARGE_CHUNK: usize = 512 << 10;
 
-/// Decode everything and check every checksum and the original's SHA-256. `progress` is told of decoded bytes.
-/// Each thread of the current rayon pool takes the memory of sixteen chunks, or of two if chunks are large.
+/// Decode everything, and verify all checksums and the SHA-256 of the original. `progress` is
+/// called with each number of newly decoded bytes. Each thread of the current rayon pool needs
+/// memory for sixteen chunks, or for two if chunks are large.
 ///
 /// # Errors
-/// Io and corruption, naming a chunk that is damaged.
+/// Io; corruption, naming the damaged chunk.
 pub fn verify(
     archive: &Archive,
     decoder: &dyn ChunkDecoder,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    stretches(archive, decoder, progress, &|_, _| Ok(()))
+    decode_all(archive, decoder, progress, &|_, _| Ok(()))
 }
 
-/// Decode every chunk and check its checksum, not the original's SHA-256. `progress` is told of decoded bytes.
+/// Like [`verify`], but without the SHA-256 of the original.
 ///
 /// # Errors
 /// As [`verify`].
@@ -54,11 +59,11 @@ pub fn verify_chunks(
     )
 }
 
-/// Write the original to the empty file `out`, which messages call `path`. What it holds is not to be used if this fails.
-/// Blocks of zeros are left as holes.
+/// Write the original to the empty file `out`, which errors call `path`. Blocks of zeros become
+/// holes. After an error, the content of `out` must not be used.
 ///
 /// # Errors
-/// As [`verify`]; Io, where `out` cannot be written.
+/// As [`verify`]; Io, if `out` cannot be written.
 pub fn unpack(
     archive: &Archive,
     out: &File,
@@ -68,24 +73,24 @@ pub fn unpack(
 ) -> Result<()> {
     out.set_len(archive.footer().original_len).about_path(path)?;
     let write = |bytes: &[u8], at: u64| write_sparse(out, bytes, at).about_path(path);
-    stretches(archive, decoder, progress, &write)
+    decode_all(archive, decoder, progress, &write)
 }
 
-/// Give all of the original to `sink`, with its place, in any order, and check everything. What `sink` got is not to
-/// be used if this fails.
-fn stretches(
+/// Decode and verify everything. `sink` is called with parts of the original and their offsets, in
+/// any order. After an error, they must not be used.
+fn decode_all(
     archive: &Archive,
     decoder: &dyn ChunkDecoder,
     progress: &(dyn Fn(u64) + Sync),
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
     let len = archive.footer().original_len;
-    // No more at once than leaves some for each worker. An empty file is one empty segment: its hash is checked all
-    // the same.
+    // An empty file counts as one segment, so that its hash is checked, too.
     let segments = len.div_ceil(SEGMENT).max(1);
     let threads = rayon::current_num_threads();
     let at_once = match SegmentHasher::at_once() as u64 {
-        n if archive.footer().max_chunk as usize > WIDEST_CHUNK || segments <= n => 2,
+        // Also two if there are few segments, so that some are left for other threads.
+        n if archive.footer().max_chunk as usize > LARGE_CHUNK || segments <= n => 2,
         n => n,
     };
     let next = AtomicU64::new(0);
@@ -96,15 +101,15 @@ fn stretches(
             if first >= segments {
                 return Ok(());
             }
-            // The other workers have nothing to look for once one has failed.
-            group(archive, first, &mut cursors, decoder, progress, sink)
+            // After an error, the other threads stop, too.
+            decode_segments(archive, first, &mut cursors, decoder, progress, sink)
                 .inspect_err(|_| next.store(segments, Ordering::Relaxed))?;
         }
     })
 }
 
-/// The segments from `first` on, one for each cursor, at once.
-fn group(
+/// Decode the segments from `first` on, one with each cursor, and hash them in parallel lanes.
+fn decode_segments(
     archive: &Archive,
     first: u64,
     cursors: &mut [Cursor],
@@ -127,7 +132,7 @@ fn group(
                 sink(bytes, at)
             })?;
         }
-        // As far as all have whole blocks, except those that are at their end.
+        // Hash as many bytes as all cursors have ready, except those at their end.
         let Some(n) = cursors.iter().map(|c| c.ready().len()).filter(|&n| n > 0).min() else {
             break;
         };
@@ -139,20 +144,21 @@ fn group(
     for (i, (cursor, &reached)) in cursors.iter().zip(hashes.states()).enumerate() {
         let footer = archive.footer();
         let end = edge(i + 1);
-        let right = if end == len {
-            // The last segment, or one behind it, that is not there.
+        let matches = if end == len {
+            // The last segment; or an empty one after it, which has nothing to check.
             edge(i) == end && end > 0 || finish(reached, cursor.tail(), end) == footer.sha256
         } else {
             reached == state(archive, end)?
         };
-        if !right {
+        if !matches {
             return Err(Error::corrupt("the whole file does not match its SHA-256"));
         }
     }
     Ok(())
 }
 
-/// SHA-256's state at `at`, a multiple of [`SEGMENT`]; at the original's end there is none, and any will do.
+/// The state of SHA-256 at `at`, a multiple of [`SEGMENT`], from the index. At the end of the
+/// original, where no bytes follow, any state will do.
 fn state(archive: &Archive, at: u64) -> Result<State> {
     match at / SEGMENT {
         0 => Ok(INITIAL),
@@ -161,13 +167,14 @@ fn state(archive: &Archive, at: u64) -> Result<State> {
     }
 }
 
-/// Goes through a range of the original, chunk by chunk.
+/// Decodes a range of the original chunk by chunk.
 #[derive(Default)]
 struct Cursor {
-    /// What is not yet decoded.
+    /// The part that is not yet decoded.
     range: Range<u64>,
+    /// The next chunk.
     id: usize,
-    /// Decoded bytes, of which those before `start` were taken and those from `end` on are not of the range.
+    /// Decoded bytes. Those from `start` to `end` are not yet consumed.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -182,23 +189,23 @@ impl Cursor {
         Ok(())
     }
 
-    /// The whole blocks that are decoded and not yet taken.
+    /// The complete blocks that are decoded and not yet consumed.
     fn ready(&self) -> &[u8] {
         let bytes = &self.buffer[self.start..self.end];
         &bytes[..bytes.len() / BLOCK * BLOCK]
     }
 
-    /// What follows the last whole block, at the range's end.
+    /// At the end of the range: the incomplete last block.
     fn tail(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    /// `n` bytes were taken, or as many as were ready.
+    /// Consume `n` bytes, or fewer if fewer are ready.
     fn advance(&mut self, n: usize) {
         self.start += n.min(self.ready().len());
     }
 
-    /// Decode until a block is ready or the range ends, and give what is decoded to `sink`.
+    /// Decode until a block is ready or the range ends. Decoded bytes are passed to `sink`.
     fn refill(
         &mut self,
         archive: &Archive,
@@ -206,7 +213,7 @@ impl Cursor {
         sink: &mut dyn FnMut(&[u8], u64) -> Result<()>,
     ) -> Result<()> {
         while self.ready().is_empty() && !self.range.is_empty() {
-            // What is left of a block, which goes on with the next chunk.
+            // The start of a block that continues in the next chunk.
             let left = self.end - self.start;
             self.buffer.copy_within(self.start..self.end, 0);
             let original = archive.index().chunk(self.id)?.original;
@@ -220,7 +227,7 @@ impl Cursor {
             let end = self.range.end.min(original.end);
             let wanted = skip..(end - original.start) as usize;
             sink(&chunk[wanted.clone()], self.range.start)?;
-            // Close up: the range begins within its first chunk only.
+            // Remove the bytes before the range. Only in its first chunk are there any.
             self.buffer.copy_within(left + wanted.start..left + wanted.end, left);
             (self.start, self.end) = (0, left + wanted.len());
             self.range.start = end;
