@@ -68,13 +68,13 @@ pub fn path<P: AsRef<Path> + ?Sized>(path: &P) -> Cow<'_, str> {
 /// that JSON allows unescaped.
 pub fn json(document: &str) -> Cow<'_, str> {
     // Outside strings, a line feed is the only such character.
-    let unsafe_here = |c: char| c != '\n' && needs_escape(c);
-    if !document.chars().any(unsafe_here) {
+    let special = |c: char| c != '\n' && needs_escape(c);
+    if !document.chars().any(special) {
         return Cow::Borrowed(document);
     }
     let mut shown = String::with_capacity(document.len() + 8);
     for c in document.chars() {
-        match unsafe_here(c) {
+        match special(c) {
             true => drop(write!(shown, "\\u{:04x}", u32::from(c))),
             false => shown.push(c),
         }

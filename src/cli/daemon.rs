@@ -1,7 +1,7 @@
 //! Starting the daemon of a mount, and telling others when it is ready.
 //!
 //! `bsz mount` starts this program again as `bsz mount --daemon`, whose standard output and
-//! standard error are one pipe. What goes through it is a protocol of lines, see [`Report`].
+//! standard error are one pipe. The lines on that pipe are a protocol, see [`Report`].
 
 use super::{ERROR_PREFIX, logfile, say_aside};
 use crate::error::{Context, Error, Result};
@@ -58,7 +58,7 @@ pub(super) fn detach() -> Result<()> {
     Ok(())
 }
 
-/// Tell `bsz mount` that the mount is ready. Without a log file, log to the system's log from here.
+/// Tell `bsz mount` that the mount is ready. Without a log file, log to the system log from now on.
 ///
 /// # Errors
 /// Io, if nobody reads the pipe any more: `bsz mount` was ended and must leave no mount.

@@ -30,8 +30,8 @@ pub fn have_writes_fail_at_limits() {
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
 }
 
-/// Those of `signals` that this process does not ignore since its start, as under nohup(1) or in
-/// the background of a shell.
+/// Those of `signals` that this process was not started to ignore. Under nohup(1), or in the
+/// background of a shell, some are.
 pub fn wanted(signals: &[i32]) -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -51,8 +51,8 @@ pub(super) enum Unknown {
     Ignore,
 }
 
-/// The command line that says the same as `given` and the values `options` of `-o`, as long flags
-/// with absolute paths: it means the same in every directory.
+/// The command line equivalent to `given` and the values `options` of `-o`: long flags and absolute
+/// paths only, so that it means the same in every directory.
 ///
 /// `given` must have been matched by a command with the arguments of `command`. An option of `-o`
 /// comes after the flags, so it wins.

@@ -35,7 +35,8 @@ pub fn umount(args: UmountArgs) -> Result<()> {
         below if args.stale => {
             let unserved = mount::unserved(below.as_deref())?;
             for silent in &unserved.silent {
-                let why = "its daemon is alive but does not respond; use `bsz umount --lazy`";
+                let why =
+                    "its daemon does not answer, but is alive; `bsz umount --lazy` detaches it";
                 complain(&Error::invalid(why).about_path(silent));
             }
             for_each("umount", &unserved.dead, |mountpoint| mount::detach(mountpoint))

@@ -1,5 +1,5 @@
-//! Replacing and removing entries of a directory without a moment in which a name is wrong: each
-//! step goes through a temporary name.
+//! Replacing and removing directory entries through temporary names, so that no name ever refers
+//! to the wrong file.
 
 use super::{
     Dir, FileId,

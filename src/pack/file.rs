@@ -254,7 +254,7 @@ impl Job<'_> {
             return Err(Error::invalid(why).about_path(&path));
         }
         if file_id(&stat) == source.id() {
-            return Err(Error::invalid("is the file to be packed itself").about_path(&path));
+            return Err(Error::invalid("is the very file to be packed").about_path(&path));
         }
         let file = to.dir.open_file(&to.name)?;
         let footer = peek(&file).ok().flatten().filter(|f| f.naming == to.naming);
@@ -271,8 +271,8 @@ impl Job<'_> {
                 return Ok(Occupant::Same(stored, made));
             }
         }
-        // In place, an archive that shows this name is that of an older file: the user has replaced
-        // it.
+        // In place, an archive that shows this name was made from an older file, which the user has
+        // since replaced.
         if self.o.force || self.o.in_place && footer.is_some() {
             return Ok(Occupant::Stale);
         }

@@ -1,4 +1,4 @@
-//! What packing and unpacking a tree have in common: copies, links and directories made again, and
+//! What packing and unpacking a tree have in common: recreating files, links and directories, and
 //! the report. One rule decides for both what an earlier run has already done.
 
 use super::{
@@ -29,7 +29,7 @@ pub(super) const TEMPORARY: &str =
 /// The form of a file that is copied as it is. Both directions have further forms.
 pub(super) const COPY: Form = 0;
 
-/// Makes a tree again, and reports.
+/// Recreates a tree, and reports.
 pub(super) struct Mirror<'a> {
     p: &'a dyn Progress,
     /// The absolute path of the source tree.
@@ -124,7 +124,7 @@ impl<'a> Mirror<'a> {
         })
     }
 
-    /// Make a symbolic link again.
+    /// Recreate a symbolic link.
     pub(super) fn symlink(
         &mut self,
         path: &Path,

@@ -123,7 +123,7 @@ pub enum Action {
     Unpacked,
     /// It was copied as it is.
     Copied,
-    /// A link was made again.
+    /// A link was recreated.
     Linked,
     /// An earlier run had written the output.
     AlreadyDone,

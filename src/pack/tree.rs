@@ -29,7 +29,7 @@ const PACKED: Form = COPY + 1;
 
 /// Pack the directory `src` to the directory `out`, which may exist. Files called `*.safetensors`
 /// and files that are valid safetensors under another name (a hub's blobs) are packed, others
-/// copied, links made again. With [`Options::in_place`], files are packed where they are and `out`
+/// copied, links recreated. With [`Options::in_place`], files are packed where they are and `out`
 /// is not used.
 ///
 /// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts

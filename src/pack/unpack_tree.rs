@@ -26,7 +26,7 @@ use std::{
 const UNPACKED: Form = COPY + 1;
 
 /// Unpack the directory `src` to the directory `out`, which may exist: archives are unpacked, other
-/// files copied, links made again.
+/// files copied, links recreated.
 ///
 /// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts
 /// it.
