@@ -42,8 +42,8 @@
 //! | [`mount`] | archives as a file system |
 //! | [`cli`] | arguments, output and exit codes; the only room that prints |
 //!
-//! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes of an archive, and
-//! `docs/ARCHITECTURE.md` explains the design.
+//! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes of an archive,
+//! and `docs/ARCHITECTURE.md` explains the design.
 
 pub mod cache;
 pub mod cli;

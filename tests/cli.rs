@@ -176,8 +176,10 @@ fn a_second_run_resumes_where_the_first_one_stopped() {
     }
     fs::remove_file(dir.path().join("back/model-00002-of-00003.safetensors")).expect("rm");
     fs::write(dir.path().join("back/tokenizer.json"), "changed").expect("write");
-    run(dir.path(), &["unpack", "packed", "-o", "back"])
-        .fails("bsz: back/tokenizer.json: exists and differs; remove it or use --force\nbsz: unpack: 1 of 10 failed");
+    run(dir.path(), &["unpack", "packed", "-o", "back"]).fails(
+        "bsz: back/tokenizer.json: exists and differs; remove it or use --force\n\
+             bsz: unpack: 1 of 10 failed",
+    );
     assert_eq!(fs::read(dir.path().join("back/tokenizer.json")).expect("read"), b"changed");
     run(dir.path(), &["unpack", "packed", "-o", "back", "--force"]).ok();
     same_tree(&dir.path().join("llama"), &dir.path().join("back"));

@@ -91,7 +91,14 @@ const WIDEST: usize = 100;
 const LONGEST_FUNCTION: usize = 60;
 
 /// Functions that may be longer: file, name, and the reason.
-const LONG_FUNCTIONS: [(&str, &str, &str); 0] = [];
+const LONG_FUNCTIONS: [(&str, &str, &str); 2] = [
+    (
+        "src/codec/simd/avx2/rounds.rs",
+        "next_symbols",
+        "both halves of a round take each step together, so that each hides the other's latency",
+    ),
+    ("src/sha256/simd.rs", "compress", "the rounds of SHA-256, in registers from first to last"),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -160,7 +167,6 @@ fn the_arrows_point_down() {
 }
 
 #[test]
-#[ignore = "the rooms are being rebuilt"]
 fn every_entry_names_what_exists() {
     let layers = ARROWS.iter().map(|(name, _)| format!("src/{name}"));
     let files = UNSAFE.iter().copied().chain(LONG_FUNCTIONS.iter().map(|(file, ..)| *file));
@@ -173,7 +179,6 @@ fn every_entry_names_what_exists() {
 }
 
 #[test]
-#[ignore = "the rooms are being rebuilt"]
 fn no_files_of_a_room_import_each_other() {
     none(&circles(&sources()));
 }
@@ -221,7 +226,6 @@ fn every_file_opens_with_its_one_job() {
 }
 
 #[test]
-#[ignore = "the rooms are being rebuilt"]
 fn files_and_lines_stay_short() {
     let mut violations = Vec::new();
     for (path, text) in all_files(&["rs", "py", "cpp", "h", "cu", "cuh"]) {
@@ -242,7 +246,6 @@ fn files_and_lines_stay_short() {
 }
 
 #[test]
-#[ignore = "the rooms are being rebuilt"]
 fn functions_stay_short() {
     let mut violations = Vec::new();
     let mut excused = BTreeSet::new();

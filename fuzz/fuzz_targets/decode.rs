@@ -6,7 +6,9 @@
 #![no_main]
 
 use arbitrary::Unstructured;
-use bszfs::codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout};
+use bszfs::codec::{
+    self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout,
+};
 use bszfs_fuzz::{Random, Tested, decode};
 use libfuzzer_sys::fuzz_target;
 
@@ -117,13 +119,18 @@ fn model(u: &mut Unstructured<'_>, r: &mut Random) -> arbitrary::Result<EntropyM
                 }
             }
         };
-        tables.push(FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
+        tables
+            .push(FrequencyTable::from_counts(&(0..=values.len()).map(count).collect::<Vec<_>>()));
     }
     Ok(EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds"))
 }
 
 /// Elements distributed as in the tables.
-fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> arbitrary::Result<Vec<u8>> {
+fn elements(
+    u: &mut Unstructured<'_>,
+    r: &mut Random,
+    model: &EntropyModel,
+) -> arbitrary::Result<Vec<u8>> {
     let layout = model.layout();
     let width = usize::from(layout.width());
     let count = 1 + usize::from(u.arbitrary::<u16>()?) % (MOST / 8);
@@ -166,5 +173,10 @@ fn elements(u: &mut Unstructured<'_>, r: &mut Random, model: &EntropyModel) -> a
 
 /// Each symbol as often as its frequency.
 fn slots(table: &FrequencyTable) -> Vec<u8> {
-    table.frequencies().iter().enumerate().flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into())).collect()
+    table
+        .frequencies()
+        .iter()
+        .enumerate()
+        .flat_map(|(s, &f)| std::iter::repeat_n(s as u8, f.into()))
+        .collect()
 }

@@ -1,4 +1,4 @@
-//! Buffers for decoded chunks. Dropped buffers return to a pool, and the pool returns to the system.
+//! Buffers for decoded chunks, taken from a pool that returns unused memory to the system.
 //!
 //! A heap keeps freed memory as long as it likes, so a daemon with a memory limit cannot use one.
 //!

@@ -2,11 +2,13 @@
 //!
 //! A read goes through these steps:
 //!
-//! 1. [`ChunkCache::read`] splits it into chunks. A read of very many tiny chunks bypasses the cache.
+//! 1. [`ChunkCache::read`] splits it into chunks. A read of very many tiny chunks bypasses the
+//!    cache.
 //! 2. `admission` limits how many reads wait at once, because the chunks of waiting reads cannot be
 //!    evicted.
-//! 3. `table` knows which chunks are present and which are in flight. The read takes the former, and
-//!    joins the latter or registers them: a chunk is decoded once, however many readers wait for it.
+//! 3. `table` knows which chunks are present and which are in flight. The read takes the former,
+//!    joins the latter, and registers the rest: a chunk is decoded once, however many readers wait
+//!    for it.
 //! 4. `workers` run a `batch` of adjacent chunks: one read from the disk, then decoding chunk by
 //!    chunk, with the checksum verified by [`crate::read`]. Demand goes before readahead.
 //! 5. Each chunk completes the `request`s that wait for it, and stays in the table until it is
@@ -15,7 +17,8 @@
 //! All memory is accounted for in `budget`: decoded chunks are `buffer`s in `slab`s of populated
 //! pages, stored bytes are in the `scratch_pool`, and open indexes share what [`crate::read`] calls
 //! archive memory. `file` is what the cache knows of an archive, including its `access_history`,
-//! from which a [`ReadaheadPolicy`] tells sequential readers. `activity` notices when readers pause.
+//! from which a [`ReadaheadPolicy`] recognizes sequential reads. `activity` detects pauses between
+//! reads.
 
 mod access_history;
 mod activity;

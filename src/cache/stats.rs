@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// Buckets of the latency histogram: below 1 µs, below 2 µs, below 4 µs and so on. The last bucket
+/// Buckets of the latency histogram: below 1 µs, below 2 µs, below 4 µs and so on. The last one
 /// holds the rest.
 pub const LATENCY_BUCKETS: usize = 24;
 

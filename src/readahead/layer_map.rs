@@ -1,7 +1,7 @@
 //! Where the layers of a model are, according to the names of its tensors.
 //!
-//! Frameworks compute the layers in numerical order. In a file, `layers.10` precedes `layers.2`, and
-//! a layer may be spread over several shards.
+//! Frameworks compute the layers in numerical order. In a file, `layers.10` precedes `layers.2`,
+//! and a layer may be spread over several shards.
 
 use crate::error::{Error, Result};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -54,8 +54,8 @@ impl LayerMapBuilder {
         Self { map: LayerMap::default(), stacks: HashMap::new(), room }
     }
 
-    /// Add the next shard, a file of `file_len` bytes with this header (without its length field). A
-    /// malformed header adds no layers.
+    /// Add the next shard, a file of `file_len` bytes with this header (without its length field).
+    /// A malformed header adds no layers.
     ///
     /// # Errors
     /// Invalid argument, if there are too many extents or stacks.

@@ -2,13 +2,14 @@
 //!
 //! Three mechanisms share this room:
 //!
-//! - **Streams.** [`SequentialReadahead`] is the policy of the chunk cache. After each read, it looks
-//!   at the access history of the file. If the read is part of a sequential one, the next chunks are
-//!   decoded at once, within a window that grows while they are used.
+//! - **Streams.** [`SequentialReadahead`] is the policy of the chunk cache. After each read, it
+//!   consults the access history of the file. If the read is part of a sequential one, the next
+//!   chunks are decoded at once, within a window that grows while they are used.
 //! - **Layers.** Frameworks read a model layer by layer, and compute in between. `models` finds the
-//!   layers (`layer_map`) in the headers of all shards of a model. `layer_tracker` predicts the next
-//!   layers from the order of those before. They are put into the `queue` of the [`Prefetcher`],
-//!   which decodes them while no program reads, or has a GPU decode them (`offload`, `cuda`).
+//!   layers (`layer_map`) in the headers of all shards of a model. `layer_tracker` predicts the
+//!   next layers from the order of those before. They are put into the `queue` of the
+//!   [`Prefetcher`], which decodes them while no program reads, or has a GPU decode them
+//!   (`offload`, `cuda`).
 //! - **The page cache.** [`PageCacheWarmer`] reads prefetched layers through the mount in a process
 //!   of its own, so that programs find them in the kernel's page cache.
 //!

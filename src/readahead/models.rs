@@ -275,8 +275,8 @@ impl Model {
     }
 }
 
-/// A layer without its first page. Reads of warmed pages never arrive here, so that one page is left
-/// out to show when the reader reaches the layer.
+/// A layer without its first page. Reads of warmed pages never arrive here, so one page is left out
+/// to show when the reader reaches the layer.
 fn after_first_page(range: &Range<u64>) -> Range<u64> {
     const PAGE: u64 = 4096;
     let start = range.start.next_multiple_of(PAGE) + PAGE;

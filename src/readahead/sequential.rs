@@ -9,7 +9,7 @@ use crate::{
 const MAX_WINDOW: u64 = 32 << 20;
 /// A request of so many bytes counts as sequential, because nobody reads so much at random.
 const LARGE_REQUEST: usize = 512 << 10;
-/// How many bytes to decode after a large request that is not known to be part of a sequential read.
+/// How many bytes to decode after a large request that is not known to be sequential.
 const AFTER_LARGE_REQUEST: u64 = 1 << 20;
 /// Most chunks to decode ahead of one read. Only tiny chunks reach this limit.
 const MAX_CHUNKS: usize = 1 << 12;

@@ -1,15 +1,15 @@
-//! The page-cache warmer: reads prefetched data into the kernel's page cache while programs compute.
-//! A program gets it from there several times as fast as from the daemon.
+//! The page-cache warmer: reads prefetched data into the kernel's page cache while programs
+//! compute. A program gets it from there several times as fast as from the daemon.
 //!
 //! The kernel caches a file only for a process that reads it. A daemon that read from its own mount
-//! could not be killed: it would wait in the kernel for a reply from its own dead threads. So a child
-//! process reads, `bsz warm --requests`, which is started on first use. When the daemon dies, the
-//! child's reads fail, and the child ends.
+//! could not be killed: it would wait in the kernel for a reply from its own dead threads. So a
+//! child process reads, `bsz warm --requests`, which is started on first use. When the daemon dies,
+//! the child's reads fail, and the child ends.
 //!
 //! A mount is busy while one of its files is open. As root, the child therefore opens the file in a
-//! private copy of the mount that exists only while it reads a piece of a layer. Ordinary users cannot
-//! copy a mount. Their child has the file open in the mount itself for as long, and is killed when the
-//! readers of the file close it.
+//! private copy of the mount that exists only while it reads a piece of a layer. Ordinary users
+//! cannot copy a mount. Their child has the file open in the mount itself for as long, and is
+//! killed when the readers of the file close it.
 
 use crate::cache::FileId;
 use crate::error::{Error, Result};
@@ -47,8 +47,8 @@ pub struct PageCacheWarmer {
     pid: AtomicU32,
     /// The handles of the process: one, and those whose release the kernel has not reported yet.
     handles: Mutex<HashSet<u64>>,
-    /// Whether the process was seen to open a file. If its requests cannot be told from others, they
-    /// would count as those of a program.
+    /// Whether the process was seen to open a file. If its requests cannot be told from others,
+    /// they would count as those of a program.
     has_opened: AtomicBool,
     /// Whether the process was killed to let go of a file.
     was_killed: AtomicBool,
