@@ -65,7 +65,7 @@ pub fn run(
     // `Serving::start`, an error drops the session, which ends the mount.
     let mount = mountinfo::topmost_at(&mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
     let serving = Serving::start(session).about_path(&o.mountpoint)?;
-    let outcome = if serving.has_started() {
+    let outcome = if serving.wait_until_started() {
         log::info!("{} shows {}", escape::path(&mountpoint), escape::path(&source));
         mount.iter().for_each(raise_readahead);
         handle_signals(signals, mount.clone(), control)

@@ -1,8 +1,8 @@
 //! Replies that `fuser` cannot send: data of several chunks without a copy, and attributes whose
 //! inode number differs from the nodeid.
 //!
-//! `fuser` takes the data of a reply as one slice, so that several chunks would have to be copied
-//! together, and it uses the nodeid as the inode number that programs see. These replies are
+//! `fuser` takes the data of a reply as one slice, so several chunks would have to be
+//! concatenated. It also uses the nodeid as the inode number that programs see. These replies are
 //! therefore written here, to the descriptor that the requests are read from.
 
 use super::attr::Attr;

@@ -108,13 +108,13 @@ impl Serving {
         Ok(Self(serving))
     }
 
-    /// Wait until the threads run. False if the session has ended before, because of an error or an
-    /// early unmount.
+    /// Wait until the threads run. Returns false if the session has ended before, because of an error
+    /// or an early unmount.
     ///
     /// The threads are looked up in `/proc`. A request to the mount would tell, too, but a daemon
     /// that waits for itself cannot even be killed: the kernel ends the threads first, and then
     /// waits for their reply.
-    pub fn has_started(&self) -> bool {
+    pub fn wait_until_started(&self) -> bool {
         let started = Instant::now();
         while !session_threads_run() && started.elapsed() < START_WITHIN {
             if self.0.is_finished() {
