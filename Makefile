@@ -28,10 +28,14 @@ help: ## List the targets
 build: ## Build the program, target/release/bsz
 	$(CARGO) build --locked --release
 
-check: links ## Run before a commit: format, lints, layers, licences, advisories, links
+check: links ## Run before a commit: format, lints, layers, documentation, licences, advisories, links
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features -- -D warnings
 	$(CARGO) test --locked --test layers
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+	$(CARGO) package --locked --allow-dirty --no-verify --quiet
+	python3 docs/images/rooms.py --check
 	@tests/prepare deny
 	$(CARGO) deny --locked check licenses bans sources
 	@if $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then \

@@ -366,6 +366,7 @@ impl ChunkCache {
     }
 
     /// Nanoseconds that all cores together take to decode a stored byte; 0 before the first one.
+    #[cfg(feature = "cuda")]
     pub(crate) fn decode_nanos(&self) -> f64 {
         self.store.counters.decode_nanos() / self.cores as f64
     }

@@ -92,6 +92,7 @@ impl Counters {
     }
 
     /// Nanoseconds that one core takes to decode a stored byte.
+    #[cfg(feature = "cuda")]
     pub(super) fn decode_nanos(&self) -> f64 {
         self.decode_time.load(Relaxed) as f64 / 1024.0
     }

@@ -17,7 +17,7 @@ pub fn reference() -> Arc<dyn ChunkDecoder> {
     Arc::new(KernelDecoder(ScalarKernel))
 }
 
-/// All decoders that this machine can run, fastest first. The last is [`reference`].
+/// All decoders that this machine can run, fastest first. The last is [`reference()`].
 pub fn decoders() -> Vec<Arc<dyn ChunkDecoder>> {
     let mut all = simd::decoders();
     all.push(reference());
@@ -41,8 +41,8 @@ pub fn fastest() -> Arc<dyn ChunkDecoder> {
 }
 
 /// The decoder that checks what was just encoded: the fastest one, except for every eighth chunk,
-/// which [`reference`] decodes. An encoder and a decoder of this machine that have the same bug are
-/// then noticed.
+/// which [`reference()`] decodes. An encoder and a decoder of this machine that have the same bug
+/// are then noticed.
 pub fn verifying() -> Arc<dyn ChunkDecoder> {
     Arc::new(Verifying { fast: fastest(), reference: reference(), count: AtomicUsize::new(0) })
 }

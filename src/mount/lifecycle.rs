@@ -15,7 +15,7 @@ use crate::error::{Context, Result};
 use crate::escape;
 use crate::log_once::LogOnce;
 use crate::readahead::{
-    self, OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, Readahead, SequentialReadahead,
+    OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, Readahead, SequentialReadahead,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -130,12 +130,12 @@ fn start_readahead(
 fn use_gpu(prefetcher: &Prefetcher, o: &MountOptions) {
     match o.prefetch {
         Prefetch::Cuda => {
-            if let Err(e) = readahead::use_gpu(prefetcher, o.gpu_memory) {
+            if let Err(e) = crate::readahead::use_gpu(prefetcher, o.gpu_memory) {
                 log::warn!("{e}; the CPU decodes layers instead");
             }
         }
         Prefetch::Auto => {
-            if let Err(e) = readahead::use_faster_gpu(prefetcher, o.gpu_memory) {
+            if let Err(e) = crate::readahead::use_faster_gpu(prefetcher, o.gpu_memory) {
                 log::debug!("no GPU is searched for: {e}");
             }
         }

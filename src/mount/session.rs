@@ -108,8 +108,8 @@ impl Serving {
         Ok(Self(serving))
     }
 
-    /// Wait until the threads run. Returns false if the session has ended before, because of an error
-    /// or an early unmount.
+    /// Wait until the threads run. Returns false if the session has ended before, because of an
+    /// error or an early unmount.
     ///
     /// The threads are looked up in `/proc`. A request to the mount would tell, too, but a daemon
     /// that waits for itself cannot even be killed: the kernel ends the threads first, and then

@@ -73,7 +73,7 @@ pub fn file(
 /// Pack the file `src` to an unnamed archive in the directory `dir`: it is gone once it is closed.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub fn unnamed(
     src: &Path,
     dir: &Path,
