@@ -35,7 +35,6 @@ check: links ## Run before a commit: format, lints, layers, documentation, licen
 	$(CARGO) test --locked --test layers
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
 	$(CARGO) package --locked --allow-dirty --no-verify --quiet
-	python3 docs/images/rooms.py --check
 	@tests/prepare deny
 	$(CARGO) deny --locked check licenses bans sources
 	@if $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then \
@@ -60,6 +59,7 @@ test: ## Run all tests, installing what they need
 	@tests/prepare fuse-device
 	@$(PYTHON) tests/python/ptx.py --check
 	@$(PYTHON) benches/report.py --check
+	@$(PYTHON) docs/images/rooms.py --check
 	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 \
 		$(if $(FUSE),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
 

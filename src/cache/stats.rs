@@ -12,6 +12,7 @@ pub const LATENCY_BUCKETS: usize = 24;
 
 /// Counters since the cache was created. Bytes are bytes of originals unless noted otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CacheStats {
     /// Completed reads.
     pub reads: u64,

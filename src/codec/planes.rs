@@ -11,7 +11,7 @@ pub const GROUP: usize = 64;
 pub enum ElementKind {
     /// Little-endian floats: sign, exponent and mantissa, from the top bit.
     Float {
-        /// Bytes of an element: 2, 4 or 8.
+        /// Bytes of an element: 1, 2, 4 or 8.
         width: u8,
         /// Exponent bits.
         exponent: u8,
