@@ -29,54 +29,46 @@ def timed(command):
     return time.perf_counter() - start
 
 
+FILE, ARCHIVE, BACK = object(), object(), object()
+# By tool: the suffix of its archives, and the arguments of pack, unpack and verify.
+ARGUMENTS = {
+    "bsz": (
+        ".bsz",
+        (["pack", FILE, "-o", ARCHIVE], ["unpack", ARCHIVE, "-o", BACK], ["verify", ARCHIVE]),
+    ),
+    "lmz": (
+        ".lmz",
+        (["compress", FILE, ARCHIVE], ["decompress", ARCHIVE, BACK], ["verify", ARCHIVE]),
+    ),
+    "BigSmall": (
+        ".bs",
+        (
+            ["compress", FILE, "-o", ARCHIVE],
+            ["decompress", ARCHIVE, "-o", BACK],
+            ["verify", ARCHIVE],
+        ),
+    ),
+    "zstd": (
+        ".zst",
+        (
+            ["-q", "-3", "-T0", FILE, "-o", ARCHIVE],
+            ["-q", "-d", ARCHIVE, "-o", BACK],
+            ["-q", "-t", ARCHIVE],
+        ),
+    ),
+}
+
+
 def commands(tool, program, file, work):
     """The archive, the restored file, and the commands (pack, unpack, verify) of one tool."""
-    back = work / "back.safetensors"
-    if tool == "bsz":
-        archive = work / "a.bsz"
-        return (
-            archive,
-            back,
-            (
-                [program, "pack", file, "-o", archive],
-                [program, "unpack", archive, "-o", back],
-                [program, "verify", archive],
-            ),
-        )
-    if tool == "lmz":
-        archive = work / "a.lmz"
-        return (
-            archive,
-            back,
-            (
-                [program, "compress", file, archive],
-                [program, "decompress", archive, back],
-                [program, "verify", archive],
-            ),
-        )
-    if tool == "BigSmall":
-        archive = work / "a.bs"
-        return (
-            archive,
-            back,
-            (
-                [program, "compress", file, "-o", archive],
-                [program, "decompress", archive, "-o", back],
-                [program, "verify", archive],
-            ),
-        )
-    if tool == "zstd":
-        archive = work / "a.zst"
-        return (
-            archive,
-            back,
-            (
-                [program, "-q", "-3", "-T0", file, "-o", archive],
-                [program, "-q", "-d", archive, "-o", back],
-                [program, "-q", "-t", archive],
-            ),
-        )
-    raise ValueError(tool)
+    suffix, templates = ARGUMENTS[tool]
+    archive, back = work / f"a{suffix}", work / "back.safetensors"
+    paths = {FILE: file, ARCHIVE: archive, BACK: back}
+    return (
+        archive,
+        back,
+        tuple([program, *(paths.get(part, part) for part in parts)] for parts in templates),
+    )
 
 
 def compare(file, tools, runs, verify=True):
