@@ -43,8 +43,9 @@ impl PrefetchQueue {
                 new.push_back(request);
             }
         }
-        // The old requests are dropped unlocked.
-        drop(std::mem::replace(&mut *self.lock(), new));
+        // The last user of a file closes it: not while the queue is locked.
+        let old = std::mem::replace(&mut *self.lock(), new);
+        drop(old);
         self.not_empty.notify_one();
     }
 
@@ -55,7 +56,8 @@ impl PrefetchQueue {
 
     /// Remove all requests.
     pub(super) fn clear(&self) {
-        self.lock().clear();
+        let old = std::mem::take(&mut *self.lock());
+        drop(old);
     }
 
     /// Wait for a request; `false` if there is none within `timeout`.
