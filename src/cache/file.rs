@@ -7,7 +7,7 @@ use std::{
     hash::Hash,
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -98,7 +98,7 @@ impl<I: Hash + Eq> FileTable<I> {
         file
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<I, (FileId, Weak<CachedFile>)>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<I, (FileId, Weak<CachedFile>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

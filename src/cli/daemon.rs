@@ -5,7 +5,8 @@
 
 use super::{ERROR_PREFIX, logfile, say_aside};
 use crate::error::{Context, Error, Result};
-use crate::{escape, mount};
+use crate::escape;
+use crate::program::this_program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
@@ -24,7 +25,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Start a daemon on `command_line`, whose paths are absolute; return when its mount is ready.
 pub(super) fn launch(command_line: &[OsString]) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
-    let mut command = mount::this_program();
+    let mut command = this_program();
     command
         .args(["mount", "--daemon"])
         .args(log_flags())

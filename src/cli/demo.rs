@@ -3,6 +3,7 @@
 use super::{generate, interrupt, report};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::format::{Header, Naming, header_len};
+use crate::program::this_program;
 use crate::{escape, input, mount};
 use clap::Args;
 use sha2::{Digest, Sha256};
@@ -157,7 +158,7 @@ impl Stage {
         self.check()?;
         let shown: Vec<_> = args.iter().map(|arg| escape::path(*arg)).collect();
         say(format!("$ bsz {}", shown.join(" ")))?;
-        let mut command = mount::this_program();
+        let mut command = this_program();
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).spawn().about("bsz")
     }
 

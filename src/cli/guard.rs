@@ -3,6 +3,7 @@
 
 use crate::error::{Context, Result};
 use crate::mount;
+use crate::program::this_program;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::process::Stdio;
 
 /// Start the guard of the mount that this process is about to make at `mountpoint`.
 pub(super) fn start(mountpoint: &Path) -> Result<()> {
-    let mut guard = mount::this_program()
+    let mut guard = this_program()
         .args(["umount", "--orphaned", "--"])
         .arg(std::path::absolute(mountpoint).about_path(mountpoint)?)
         .stdin(Stdio::piped())

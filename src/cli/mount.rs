@@ -6,7 +6,9 @@
 use super::mount_options::{HEADING, Unknown, normalise};
 use super::{daemon, guard, logfile, size};
 use crate::error::{Error, Result};
-use crate::mount::{self, MetricsAddress, MountOptions, Prefetch};
+use crate::mount::{self, MetricsAddress, MountOptions};
+use crate::program;
+use crate::readahead::Prefetch;
 use clap::{ArgMatches, Args, FromArgMatches, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -185,7 +187,7 @@ fn run(line: &[OsString]) -> Result<()> {
     let args = MountArgs::parse(line)?;
     let options = args.options();
     if args.daemon {
-        mount::close_inherited(options.descriptor())?;
+        program::close_inherited(options.descriptor())?;
     }
     if args.auto_unmount && options.mountpoint.starts_with("/dev/fd") {
         let why = "cannot be combined with --fuse-fd: whoever mounted the descriptor unmounts it";

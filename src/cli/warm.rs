@@ -3,7 +3,7 @@
 use super::progress::Bar;
 use super::{complain, for_each};
 use crate::error::{Context, Error, Result};
-use crate::{input, mount};
+use crate::{input, readahead};
 use clap::Args;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
@@ -32,7 +32,7 @@ pub struct WarmArgs {
 /// `bsz warm`
 pub fn warm(args: &WarmArgs, quiet: bool) -> Result<()> {
     if let ([mountpoint], true) = (&args.paths[..], args.requests) {
-        return mount::serve_warm_requests(mountpoint);
+        return readahead::serve_warm_requests(mountpoint);
     }
     let mut files = Vec::new();
     // Paths that cannot be found are reported, and the others warmed.

@@ -75,8 +75,6 @@ mod unmount;
 mod view;
 mod xattrs;
 
-pub use crate::program::{close_inherited, this_program};
-pub use crate::readahead::{Prefetch, serve_warm_requests};
 pub use client::{drop_cache, space, status};
 pub use fusermount::find_helper as helper;
 pub use health::{Unserved, clear_orphan, mounts, unserved};
@@ -88,6 +86,7 @@ pub use probe_runner::run_probe;
 pub use status::{Space, Status};
 pub use unmount::{detach, unmount};
 
+use crate::readahead::Prefetch;
 use std::path::PathBuf;
 
 /// The file-system type in the mount table.
