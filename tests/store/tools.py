@@ -27,6 +27,8 @@ LEFTOVERS = (".bsz-over", ".bsz-old", ".bsz-partial")
 PLAIN_MARK = "user.bsz.plain"
 # What a system call says when the daemon of its mount has ended.
 DAEMON_ENDED = (errno.ENOTCONN, errno.ECONNABORTED)
+# Hidden from readers, and never anybody's file.
+PARTIAL = ".bsz-partial"
 # High bytes of BF16 weights: a few exponents, so that packing saves a third.
 EXPONENTS = bytes(0x38 + (i * i >> 13) for i in range(256))
 
@@ -95,15 +97,20 @@ class Store:
         return bool(self.daemon) and self.daemon.poll() is not None
 
     def kill(self):
-        """kill -9, and detach what is left of the mount."""
+        """kill -9. What is left of the mount gives ENOTCONN until it is detached."""
         if self.daemon:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.daemon.pid, signal.SIGKILL)
-            self.daemon.wait()
-        self.detach()
+            try:
+                self.daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                # One of its threads waits for its own mount, and all who use the mount with it.
+                subprocess.run(["umount", "-f", self.directory], check=False, capture_output=True)
+                self.daemon.wait()
+                raise Failed("the daemon waited for its own mount, and could not die") from None
 
     def detach(self):
-        """Detach the mount of a dead daemon."""
+        """Detach the mount of a dead daemon; from then on, DIR is the directory below."""
         for _ in range(10):
             if not mounted(self.directory):
                 break
@@ -126,6 +133,7 @@ class Store:
             code = self.daemon.wait(30)
         except subprocess.TimeoutExpired:
             self.kill()
+            self.detach()
             raise Failed("the daemon lives 30 s after umount") from None
         self.daemon = None
         return code
@@ -154,6 +162,7 @@ class Store:
         with contextlib.suppress(Failed):
             self.umount()
         self.kill()
+        self.detach()
         os.close(self.fd)
 
 
@@ -161,6 +170,24 @@ def mounted(directory):
     """Whether something is mounted at this path, dead or alive."""
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
         return any(line.split(" ")[4] == directory for line in table)
+
+
+def daemon_ended(error, directory):
+    """Whether a call failed as its daemon has ended; pages that could not be written give EIO."""
+    if error.errno == errno.EIO:
+        try:
+            os.stat(directory)
+        except OSError as again:
+            return again.errno in DAEMON_ENDED
+    return error.errno in DAEMON_ENDED
+
+
+def write_all(handle, data, start):
+    """pwrite, again if it was short: it is, if the daemon ended after a part of it, and then the
+    next call says so."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:], start + done)
 
 
 def wait_until(condition, seconds, pause=0.01):
@@ -188,16 +215,25 @@ def form_of(path, name):
     return name, ""
 
 
+def walk(root, inside=""):
+    """(folder below root, path) of all entries that are no directories.
+
+    Symlinks are never followed: `..` in one, followed below a mount, leads back into the mount.
+    """
+    with os.scandir(os.path.join(root, inside)) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(root, os.path.join(inside, entry.name))
+            else:
+                yield inside, entry.path
+
+
 def forms(below):
     """{shown name: {form: path}} of all files and symlinks below, names relative to the root."""
     found = {}
-    for folder, directories, files in os.walk(below):
-        inside = os.path.relpath(folder, below)
-        links = [d for d in directories if os.path.islink(os.path.join(folder, d))]
-        for entry in files + links:
-            path = os.path.join(folder, entry)
-            name, form = form_of(path, entry)
-            found.setdefault(os.path.normpath(os.path.join(inside, name)), {})[form] = path
+    for inside, path in walk(below):
+        name, form = form_of(path, os.path.basename(path))
+        found.setdefault(os.path.join(inside, name), {})[form] = path
     return found
 
 
@@ -241,23 +277,16 @@ def unpack(bsz, archive):
 def read_tree(root):
     """{name: bytes, or a symlink's target as text} of all files as a program sees them."""
     found = {}
-    for folder, directories, files in os.walk(root, onerror=_raise):
-        for entry in files + [d for d in directories
-                              if os.path.islink(os.path.join(folder, d))]:
-            path = os.path.join(folder, entry)
-            name = os.path.relpath(path, root)
-            found[name] = (os.readlink(path) if os.path.islink(path)
-                           else pathlib.Path(path).read_bytes())
+    for inside, path in walk(root):
+        found[os.path.join(inside, os.path.basename(path))] = (
+            os.readlink(path) if os.path.islink(path) else pathlib.Path(path).read_bytes())
     return found
-
-
-def _raise(error):
-    raise error
 
 
 def read_below(bsz, below):
     """The same as read_tree, of the directory below, by the order in which forms are shown."""
-    return {name: content_below(bsz, all_forms) for name, all_forms in forms(below).items()}
+    return {name: content_below(bsz, all_forms) for name, all_forms in forms(below).items()
+            if not name.endswith(PARTIAL)}
 
 
 def weights(rng, count):
@@ -301,11 +330,14 @@ def differences(found, expected):
 
 
 @contextlib.contextmanager
-def work_folder(given=None):
-    """A new folder in the one given, or among temporary files; removed if nothing failed."""
+def work_folder(given=None, report=None):
+    """A new folder in the one given, or among temporary files; kept if the report has failures."""
     folder = tempfile.mkdtemp(prefix="store-", dir=given)
     os.chmod(folder, 0o755)
     yield folder
+    if report and report.failed:
+        print(f"# kept: {folder}")
+        return
     for entry in os.listdir(folder):
         if mounted(os.path.join(folder, entry)):
             return
