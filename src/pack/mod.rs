@@ -7,7 +7,9 @@
 //! This room knows no reader of archives: what verifies them is handed in as a [`Check`], what
 //! unpacks them as an [`Opener`].
 
+mod content;
 mod encode;
+mod estimate;
 mod file;
 mod lease;
 mod links;
@@ -30,6 +32,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use estimate::{Estimate, estimate};
 pub use file::{archive_names, file, unnamed};
 pub use mirror::refuse_inside;
 pub use tree::tree;
