@@ -16,6 +16,7 @@ mod links;
 mod mirror;
 mod names;
 mod plan;
+mod prepare;
 mod replace;
 mod source;
 mod tree;
@@ -35,6 +36,7 @@ use std::{
 pub use estimate::{Estimate, estimate};
 pub use file::{archive_names, file, unnamed};
 pub use mirror::refuse_inside;
+pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
 pub use tree::tree;
 pub use unpack::unpack_file;
 pub use unpack_tree::unpack_tree;
