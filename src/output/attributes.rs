@@ -153,6 +153,8 @@ impl Attributes {
                 Err(_) => found.unread = true,
             }
         }
+        // File systems list them in any order.
+        found.xattrs.sort();
         Ok(found)
     }
 
@@ -187,13 +189,21 @@ impl Attributes {
         if !names.is_empty() {
             lost.push(Lost::Xattrs(names));
         }
-        let time = |(secs, nanos): (i64, u32)| Timespec { tv_sec: secs, tv_nsec: nanos.into() };
-        let times =
-            Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
-        if !kept(futimens(to, &times))? {
+        if !self.apply_times(to)? {
             lost.push(Lost::Times);
         }
         Ok(lost)
+    }
+
+    /// Set only the access and modification times; returns whether they were set.
+    ///
+    /// # Errors
+    /// As [`Attributes::apply`].
+    pub fn apply_times(&self, to: impl AsFd) -> Result<bool> {
+        let time = |(secs, nanos): (i64, u32)| Timespec { tv_sec: secs, tv_nsec: nanos.into() };
+        let times =
+            Timestamps { last_access: time(self.atime), last_modification: time(self.mtime) };
+        kept(futimens(to, &times))
     }
 
     /// Set the access control lists; returns the permission bits to go with them.

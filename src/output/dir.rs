@@ -11,8 +11,9 @@ use crate::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fgetxattr, fremovexattr,
-        fsetxattr, fstat, linkat, mkdirat, openat, readlinkat, statat, symlinkat, syncfs,
+        AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fcntl_getfl, fgetxattr,
+        fremovexattr, fsetxattr, fstat, linkat, mkdirat, openat, readlinkat, statat, symlinkat,
+        syncfs,
     },
     io::Errno,
     process::geteuid,
@@ -81,6 +82,18 @@ impl Dir {
         let dir = Self::open_at(CWD, here(parent), OFlags::empty(), parent.to_owned())
             .about_path(path)?;
         Ok((dir, name.to_owned()))
+    }
+
+    /// The directory that `fd` refers to, which messages name `path`. A descriptor that only refers
+    /// to its place (`O_PATH`) suffices.
+    pub fn from_fd(fd: OwnedFd, path: PathBuf) -> Arc<Self> {
+        if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) {
+            return Arc::new(Self { fd, path, readable: true });
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(&fd, ".", flags, Mode::empty());
+        let readable = opened.is_ok();
+        Arc::new(Self { fd: opened.unwrap_or(fd), path, readable })
     }
 
     fn open_at(
@@ -291,6 +304,24 @@ fn here(path: &Path) -> &OsStr {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_directory_by_descriptor_is_the_same_wherever_it_is_moved() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (old, new) = (root.path().join("old"), root.path().join("new"));
+        std::fs::create_dir(&old).expect("mkdir");
+        for access in [OFlags::PATH, OFlags::RDONLY] {
+            let fd = openat(CWD, &old, access | OFlags::DIRECTORY, Mode::empty()).expect("opens");
+            std::fs::rename(&old, &new).expect("rename");
+            let dir = Dir::from_fd(fd, old.clone());
+            std::fs::write(new.join("file"), "x").expect("write");
+            assert!(dir.readable && dir.open_file("file".as_ref()).is_ok());
+            assert_eq!(dir.entries().expect("lists").len(), 1);
+            dir.sync().expect("syncs");
+            assert_eq!(dir.path("file".as_ref()), old.join("file"));
+            std::fs::rename(&new, &old).expect("rename");
+        }
+    }
 
     #[test]
     fn only_directories_and_regular_files_are_opened() {

@@ -80,20 +80,28 @@ impl Output {
     /// # Errors
     /// Io, also if the name is taken; invalid argument if a file that is not regular has it.
     pub fn commit(mut self, existing: Existing) -> Result<FileId> {
+        let id = self.link(existing)?;
+        self.dir.sync()?;
+        Ok(id)
+    }
+
+    /// The same, but the file survives a crash only once its directory is synced, too. Where
+    /// unnamed files cannot be named, [`Output::file`] is a copy from now on, with an identity of
+    /// its own.
+    ///
+    /// # Errors
+    /// As [`Output::commit`].
+    pub fn link(&mut self, existing: Existing) -> Result<FileId> {
         let path = self.path();
         if existing == Existing::Replace {
             self.refuse_irregular()?;
         }
         // Nothing is committed once the process is about to end.
         let unfinished = unfinished();
-        let committed = match (self.temporary.take(), existing) {
-            (None, Existing::Refuse) => self.link(&self.name),
+        let committed = match (&self.temporary, existing) {
+            (None, Existing::Refuse) => self.link_as(&self.name),
             (None, Existing::Replace) => self.link_over(),
-            (Some(temporary), _) => {
-                let renamed = temporary.rename(&self.name, existing);
-                self.temporary = Some(temporary);
-                renamed
-            }
+            (Some(temporary), _) => temporary.rename(&self.name, existing),
         };
         drop(unfinished);
         let committed = match committed {
@@ -102,7 +110,7 @@ impl Output {
                 if self.temporary.is_none()
                     && (is_unsupported(e) || matches!(e, Errno::NOENT | Errno::XDEV)) =>
             {
-                return self.commit_copy(existing);
+                return self.link_copy(existing);
             }
             other => other,
         };
@@ -115,7 +123,6 @@ impl Output {
         if self.dir.stat(&self.name)?.is_none_or(|now| file_id(&now) != file_id(&ours)) {
             return Err(Error::invalid("was replaced by another file meanwhile").about_path(&path));
         }
-        self.dir.sync()?;
         Ok(file_id(&ours))
     }
 
@@ -130,7 +137,7 @@ impl Output {
     }
 
     /// Link the unnamed file as `name`, which must be free.
-    fn link(&self, name: &OsStr) -> Result<(), Errno> {
+    fn link_as(&self, name: &OsStr) -> Result<(), Errno> {
         let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         match linkat(CWD, own, &self.dir, name, AtFlags::SYMLINK_FOLLOW) {
             // Without /proc. Before Linux 6.10, this takes CAP_DAC_READ_SEARCH.
@@ -142,7 +149,7 @@ impl Output {
     /// Link the unnamed file, and rename it over the file that has its name.
     fn link_over(&self) -> Result<(), Errno> {
         let name = fresh_name();
-        self.link(&name)?;
+        self.link_as(&name)?;
         let renamed = renameat(&self.dir, &name, &self.dir, &self.name);
         if renamed.is_err() {
             let _ = unlinkat(&self.dir, &name, AtFlags::empty());
@@ -150,19 +157,24 @@ impl Output {
         renamed
     }
 
-    /// Commit a copy under a temporary name, after comparing all of it.
-    fn commit_copy(self, existing: Existing) -> Result<FileId> {
+    /// Name a copy with a temporary name instead, after comparing all of it.
+    fn link_copy(&mut self, existing: Existing) -> Result<FileId> {
         let path = self.path();
         let (file, temporary) = Temporary::create(&self.dir).about_path(&path)?;
-        let named = Self { file, dir: self.dir, name: self.name, temporary: Some(temporary) };
-        copy(&self.file, &named.file).about_path(&path)?;
+        let (dir, name) = (Arc::clone(&self.dir), self.name.clone());
+        let mut named = Self { file, dir, name, temporary: Some(temporary) };
         let attributes = Attributes::of(&self.file).about_path(&path)?;
+        copy(&self.file, &named.file).about_path(&path)?;
         named.sync(&attributes)?;
         if !same_bytes(&self.file, &named.file).about_path(&path)? {
             return Err(Error::corrupt("the data read back differs from the data written")
                 .about_path(&path));
         }
-        named.commit(existing)
+        // Reading has moved its access time.
+        attributes.apply_times(&named.file).about_path(&path)?;
+        let id = named.link(existing)?;
+        *self = named;
+        Ok(id)
     }
 }
 

@@ -5,7 +5,7 @@
 //! While one group of extents is encoded, the next group is planned.
 
 use super::{
-    Options, Progress,
+    Progress,
     plan::{Planned, plan},
     source::Source,
 };
@@ -27,16 +27,26 @@ const WINDOW: usize = 16 << 20;
 /// Smaller extents are not deduplicated.
 const MIN_SHARED: u64 = 64 << 10;
 
-/// Write `source` to `output` as an archive; returns the length of the archive.
-pub(super) fn archive(
-    source: &Source,
-    output: &Output,
-    naming: Naming,
-    o: &Options,
-    p: &dyn Progress,
-) -> Result<u64> {
-    let extents = source.extents()?;
+/// Called after each window: up to which byte the source is encoded, and how long the archive is so
+/// far. An error ends the encoding.
+pub(super) type AfterWindow<'a> = &'a (dyn Fn(u64, u64) -> Result<()> + Sync);
+
+/// What an archive is made from, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) source: &'a Source,
+    pub(super) naming: Naming,
+    /// Decoded bytes of a chunk.
+    pub(super) chunk_size: u32,
+    pub(super) after: AfterWindow<'a>,
+}
+
+/// Write `input` to `output` as an archive; returns the length of the archive.
+pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Result<u64> {
+    let Input { source, naming, chunk_size, .. } = input;
+    let extents = source.content().extents()?;
     let mut writer = Writer {
+        input,
         output,
         at: 0,
         index: IndexWriter::default(),
@@ -47,12 +57,13 @@ pub(super) fn archive(
     writer.write(&header())?;
     debug_assert_eq!(writer.at, HEADER_LEN);
     let mut groups = Groups(&extents);
-    let plan = |group| plan(source, group, o.chunk_size as usize);
+    let read = |start, out: &mut Vec<u8>, len| source.read(start, out, len);
+    let plan = |group| plan(&read, group, chunk_size as usize);
     let mut planned = groups.next().map(plan).transpose()?;
     while let Some(group) = planned.take() {
         let following = groups.next();
         let (written, next) =
-            rayon::join(|| writer.extents(source, &group, p), || following.map(plan).transpose());
+            rayon::join(|| writer.extents(&group, p), || following.map(plan).transpose());
         written?;
         planned = next?;
     }
@@ -98,6 +109,7 @@ impl<'a> Iterator for Groups<'a> {
 
 /// The archive that is being written.
 struct Writer<'a> {
+    input: Input<'a>,
     output: &'a Output,
     at: u64,
     index: IndexWriter,
@@ -139,9 +151,10 @@ impl Writer<'_> {
     }
 
     /// Code and write a group of neighbouring extents.
-    fn extents(&mut self, source: &Source, group: &[Planned], p: &dyn Progress) -> Result<()> {
+    fn extents(&mut self, group: &[Planned], p: &dyn Progress) -> Result<()> {
+        let Input { source, after, .. } = self.input;
         let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
-        let twins = group.iter().map(|g| self.twin(source, g)).collect::<Result<Vec<_>>>()?;
+        let twins = group.iter().map(|g| self.twin(g)).collect::<Result<Vec<_>>>()?;
         let parts = parts(group);
         let per_window =
             if group.len() > 1 { parts.len() } else { (WINDOW / group[0].chunk).max(1) };
@@ -186,6 +199,7 @@ impl Writer<'_> {
                 pending.extend(self.describe(part, checksum, stored, planned, number)?);
             }
             std::mem::swap(&mut data, &mut next);
+            after(range(parts).end, self.at)?;
         }
         self.pending = pending;
         Ok(())
@@ -227,13 +241,13 @@ impl Writer<'_> {
     }
 
     /// The start of an extent of an earlier group that may hold the same bytes.
-    fn twin(&mut self, source: &Source, planned: &Planned) -> Result<Option<u64>> {
+    fn twin(&mut self, planned: &Planned) -> Result<Option<u64>> {
         let Extent { start, len, .. } = planned.extent;
         if len < MIN_SHARED {
             return Ok(None);
         }
         let mut first = Vec::new();
-        source.read(start, &mut first, planned.chunk.min(len as usize))?;
+        self.input.source.read(start, &mut first, planned.chunk.min(len as usize))?;
         let earliest = *self.extents.entry((len, codec::checksum(&first))).or_insert(start);
         Ok((earliest != start).then_some(earliest))
     }

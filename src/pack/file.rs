@@ -1,10 +1,12 @@
 //! One file to one archive.
 
 use super::{
-    Action, Check, FileReport, Options, Progress, Task, encode,
+    Action, Check, FileReport, Options, Progress, Task,
+    content::Kind,
+    encode::{self, Input},
     lease::Lease,
     names::{Names, shown},
-    source::{Kind, Source},
+    source::Source,
 };
 use crate::{
     error::{Context, Error, Result},
@@ -46,7 +48,7 @@ pub fn file(
     } else {
         Source::follow(src)?
     };
-    if source.is_archive() {
+    if source.content().is_archive() {
         return Err(Error::invalid("already a .bsz archive").about_path(src));
     }
     let job = Job { o, check, p, only_smaller: o.in_place };
@@ -63,7 +65,7 @@ pub fn file(
             return Err(Error::invalid(format!("{why}; left as it is")).about_path(src));
         }
         p.warn(src, &why);
-    } else if let Some(why) = source.incomplete()?.filter(|_| o.in_place) {
+    } else if let Some(why) = source.content().incomplete()?.filter(|_| o.in_place) {
         return Err(Error::invalid(format!("{why}; left as it is")).about_path(src));
     }
     let naming = naming(src.file_name().unwrap_or_default(), &name);
@@ -82,12 +84,12 @@ pub fn unnamed(
     p: &dyn Progress,
 ) -> Result<(File, FileReport)> {
     let source = Source::follow(src)?;
-    if source.is_archive() {
+    if source.content().is_archive() {
         return Err(Error::invalid("already a .bsz archive").about_path(src));
     }
     p.begin(src, Task::Pack, source.len());
     let output = Output::create(&Dir::open(dir)?, OsStr::new("archive"))?;
-    let stored = encode::archive(&source, &output, Naming::of(source.name()), o, p)?;
+    let stored = encode::archive(input(&source, Naming::of(source.name()), o), &output, p)?;
     source.unchanged()?;
     check(output.file(), p).about_path(src)?;
     let (path, original) = (src.to_owned(), source.len());
@@ -115,6 +117,30 @@ fn naming(original: &OsStr, archive: &OsStr) -> Naming {
     } else {
         Naming::of(original)
     }
+}
+
+/// What an archive is made from if nobody waits between windows.
+fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
+    Input { source, naming, chunk_size: o.chunk_size, after: &|_, _| Ok(()) }
+}
+
+/// Set the attributes of `output`, sync it and verify it. Returns the attributes that it could not
+/// be given.
+pub(super) fn sync_and_check(
+    output: &Output,
+    attributes: &Attributes,
+    check: Check<'_>,
+    p: &dyn Progress,
+) -> Result<Vec<Lost>> {
+    let path = output.path();
+    // Syncing takes time: the archive is verified meanwhile.
+    let (synced, checked) = std::thread::scope(|s| {
+        let syncing = s.spawn(|| output.sync(attributes));
+        let checked = check(output.file(), p).about_path(&path);
+        (syncing.join(), checked)
+    });
+    checked?;
+    synced.map_err(|_| Error::invalid("the thread that writes it panicked").about_path(&path))?
 }
 
 /// Where an archive goes.
@@ -313,7 +339,7 @@ impl Job<'_> {
 
     fn write(self, source: &Source, to: &Place, existing: Existing) -> Result<Written> {
         let output = Output::create(&to.dir, &to.name)?;
-        let stored = encode::archive(source, &output, to.naming, self.o, self.p)?;
+        let stored = encode::archive(input(source, to.naming, self.o), &output, self.p)?;
         let gone = || match shown(&to.dir, &to.name) {
             Some(name) if name == source.name() => Written::Nothing(Action::AlreadyDone),
             _ => Written::Nothing(Action::Skipped("was renamed or removed meanwhile".to_owned())),
@@ -325,18 +351,7 @@ impl Job<'_> {
             let why = "packing would not make it smaller";
             return Ok(Written::Nothing(Action::Skipped(why.to_owned())));
         }
-        // Syncing takes time: the archive is verified meanwhile.
-        let attributes = source.attributes()?;
-        let path = output.path();
-        let (synced, checked) = std::thread::scope(|s| {
-            let syncing = s.spawn(|| output.sync(&attributes));
-            let checked = (self.check)(output.file(), self.p).about_path(&path);
-            (syncing.join(), checked)
-        });
-        checked?;
-        let lost = synced.map_err(|_| {
-            Error::invalid("the thread that writes it panicked").about_path(&path)
-        })??;
+        let lost = sync_and_check(&output, &source.attributes()?, self.check, self.p)?;
         if self.o.in_place && !source.unchanged()? {
             return Ok(gone());
         }

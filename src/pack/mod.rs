@@ -7,13 +7,16 @@
 //! This room knows no reader of archives: what verifies them is handed in as a [`Check`], what
 //! unpacks them as an [`Opener`].
 
+mod content;
 mod encode;
+mod estimate;
 mod file;
 mod lease;
 mod links;
 mod mirror;
 mod names;
 mod plan;
+mod prepare;
 mod replace;
 mod source;
 mod tree;
@@ -30,8 +33,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use estimate::{Estimate, estimate};
 pub use file::{archive_names, file, unnamed};
 pub use mirror::refuse_inside;
+pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
 pub use tree::tree;
 pub use unpack::unpack_file;
 pub use unpack_tree::unpack_tree;

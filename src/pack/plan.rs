@@ -1,7 +1,6 @@
 //! Decisions about each extent before it is encoded: its entropy model, the length of its chunks,
 //! and whether to try zstd.
 
-use super::source::Source;
 use crate::{
     codec::{self, Encoder, EntropyModel, Sample, should_try_zstd},
     error::Result,
@@ -13,7 +12,7 @@ use std::ops::Range;
 /// Smaller extents have no model: its tables would cost more than they save. In bytes.
 const MIN_MODELLED: u64 = 8 << 10;
 /// The approximate number of elements of a large tensor that its model is built from.
-const SAMPLE: usize = 1 << 20;
+pub(super) const SAMPLE: usize = 1 << 20;
 /// The approximate number of elements of one piece of that sample.
 const PIECE: usize = 16 << 10;
 
@@ -26,19 +25,23 @@ pub(super) struct Planned {
     pub(super) try_zstd: bool,
 }
 
+/// Reads so many bytes at an offset of the file into a buffer, which is resized to hold them.
+pub(super) type Read<'a> = &'a (dyn Fn(u64, &mut Vec<u8>, usize) -> Result<()> + Sync);
+
 /// Plan a group of extents: many small ones at once, or a large one by a sample.
-pub(super) fn plan(source: &Source, group: &[Extent], chunk: usize) -> Result<Vec<Planned>> {
+pub(super) fn plan(read: Read<'_>, group: &[Extent], chunk: usize) -> Result<Vec<Planned>> {
     if let [extent] = group {
-        return Ok(vec![plan_large(source, *extent, chunk)?]);
+        return Ok(vec![plan_large(read, *extent, chunk, SAMPLE)?]);
     }
     let start = group[0].start;
     let mut data = Vec::new();
-    source.read(start, &mut data, group.iter().map(|e| e.len as usize).sum())?;
+    read(start, &mut data, group.iter().map(|e| e.len as usize).sum())?;
     group
         .par_iter()
         .map(|&extent| {
             let data = &data[(extent.start - start) as usize..][..extent.len as usize];
-            let sample = sampled(extent).flat_map(|r| &data[r]).copied().collect::<Vec<u8>>();
+            let pieces = sampled(extent, SAMPLE).flat_map(|r| &data[r]);
+            let sample = pieces.copied().collect::<Vec<u8>>();
             let model = model(extent, chunk, &sample)?;
             let chunk = chunk_len(extent, chunk);
             let samples = samples(extent.len as usize, chunk).map(|r| &data[r]);
@@ -47,13 +50,19 @@ pub(super) fn plan(source: &Source, group: &[Extent], chunk: usize) -> Result<Ve
         .collect()
 }
 
-fn plan_large(source: &Source, extent: Extent, chunk: usize) -> Result<Planned> {
+/// Plan an extent by about `sample` elements of it and three of its chunks.
+pub(super) fn plan_large(
+    read: Read<'_>,
+    extent: Extent,
+    chunk: usize,
+    sample: usize,
+) -> Result<Planned> {
     let read = |range: Range<usize>| {
         let mut data = Vec::new();
-        source.read(extent.start + range.start as u64, &mut data, range.len()).map(|()| data)
+        read(extent.start + range.start as u64, &mut data, range.len()).map(|()| data)
     };
     let sample = match extent.kind {
-        Some(_) => sampled(extent).map(read).collect::<Result<Vec<_>>>()?.concat(),
+        Some(_) => sampled(extent, sample).map(read).collect::<Result<Vec<_>>>()?.concat(),
         None => Vec::new(),
     };
     let model = model(extent, chunk, &sample)?;
@@ -62,17 +71,18 @@ fn plan_large(source: &Source, extent: Extent, chunk: usize) -> Result<Planned> 
     Ok(planned(extent, chunk, model, &[&a?, &b?, &c?]))
 }
 
-/// The bytes of an extent that its model is built from: all, or evenly spread pieces of whole rows.
-fn sampled(extent: Extent) -> impl Iterator<Item = Range<usize>> {
+/// The bytes of an extent that its model is built from: all, or about `most` elements in evenly
+/// spread pieces of whole rows.
+fn sampled(extent: Extent, most: usize) -> impl Iterator<Item = Range<usize>> {
     let len = extent.len as usize;
     let width = extent.kind.map_or(1, |k| k.width());
-    let (piece, step) = if len / width <= 2 * SAMPLE {
+    let (piece, step) = if len / width <= 2 * most {
         (len, len)
     } else {
-        let row = extent.row.filter(|&r| r <= SAMPLE / 8).unwrap_or(PIECE);
+        let row = extent.row.filter(|&r| r <= most / 8).unwrap_or(PIECE);
         let piece = PIECE.div_ceil(row) * row;
         let rows = len / width / row;
-        (piece * width, rows / (SAMPLE / piece).max(1) * row * width)
+        (piece * width, rows / (most / piece).max(1) * row * width)
     };
     (0..len).step_by(step.max(piece)).map(move |at| at..at + piece).filter(move |r| r.end <= len)
 }

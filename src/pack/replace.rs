@@ -3,10 +3,11 @@
 
 use super::{
     Action, FileReport,
+    content::Kind,
     file::{Job, Place},
     links::{self, HardLinks, Places},
     names::{Names, shown},
-    source::{Kind, Source},
+    source::Source,
 };
 use crate::{
     error::{Error, Result},

@@ -1,9 +1,11 @@
-//! The file being packed: read by position, watched for changes, and classified by content.
+//! The file being packed: read by position, and watched for changes.
 
-use super::lease::{Lease, same_state};
+use super::{
+    content::{Content, Kind},
+    lease::{Lease, same_state},
+};
 use crate::{
     error::{Context, Error, Result},
-    format::{Extent, HEADER_LEN, Header, MAX_HEADER, Naming, claimed_len, header, header_len},
     input,
     output::{Attributes, Dir, FileId, file_id, mtime},
 };
@@ -11,7 +13,6 @@ use rustix::fs::{Stat, fstat};
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,19 +26,6 @@ pub(super) struct Source {
     path: PathBuf,
     stat: Stat,
     lease: Option<Lease>,
-}
-
-/// What a file is, as far as packing is concerned.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A complete safetensors file.
-    Model,
-    /// An archive.
-    Archive,
-    /// Not to be packed despite its name, for this reason.
-    Unfit(String),
-    /// Anything else.
-    Other,
 }
 
 /// What has happened to a file since it was opened.
@@ -113,63 +101,14 @@ impl Source {
         Ok(())
     }
 
-    /// Whether the file starts like an archive.
-    pub(super) fn is_archive(&self) -> bool {
-        let mut start = [0; HEADER_LEN as usize];
-        self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header()[..8]
+    /// What is in the file.
+    pub(super) fn content(&self) -> Content<'_> {
+        Content { file: &self.file, path: &self.path, len: self.len() }
     }
 
     /// What the file is, by its content and its name.
     pub(super) fn kind(&self) -> Result<Kind> {
-        if self.is_archive() {
-            return Ok(Kind::Archive);
-        }
-        let header = self.header()?;
-        if header.as_ref().is_some_and(|h| !h.tensors.is_empty() && h.covers(self.len())) {
-            return Ok(Kind::Model);
-        }
-        if Naming::of(&self.name) != Naming::Safetensors {
-            return Ok(Kind::Other);
-        }
-        if let Some(why) = self.incomplete()? {
-            return Ok(Kind::Unfit(why));
-        }
-        if header.is_some() {
-            return Ok(Kind::Model);
-        }
-        let mut start = [0; 64];
-        let n = self.file.read_at(&mut start, 0).about_path(&self.path)?;
-        let start = start[..n].trim_ascii_start();
-        let why = match start {
-            [] => "is empty",
-            _ if start.starts_with(b"version https://git-lfs") => {
-                "is a Git LFS pointer, not the model"
-            }
-            [b'<', ..] => "is an HTML or XML page, not a model",
-            _ => "has no safetensors header",
-        };
-        Ok(Kind::Unfit(why.to_owned()))
-    }
-
-    /// A message that the file is shorter than its header says, if it is.
-    pub(super) fn incomplete(&self) -> Result<Option<String>> {
-        let mut prefix = [0; 9];
-        if self.len() < 9 {
-            return Ok(None);
-        }
-        self.read_at(0, &mut prefix)?;
-        let [first @ .., brace] = prefix;
-        let n = u64::from_le_bytes(first);
-        let header_cut = brace == b'{' && (2..=MAX_HEADER).contains(&n) && n + 8 > self.len();
-        let claimed = match self.header_json()? {
-            Some(json) => claimed_len(&json),
-            None => header_cut.then(|| n + 8),
-        };
-        let claimed = claimed.filter(|&claimed| claimed > self.len());
-        let have = self.len();
-        Ok(claimed.map(|of| {
-            format!("is incomplete: it has {have} of the {of} bytes that its header declares")
-        }))
+        self.content().kind(&self.name)
     }
 
     /// Read `len` bytes at `start`; `out` is resized to hold them.
@@ -177,41 +116,7 @@ impl Source {
         if let Some(lease) = &self.lease {
             lease.check_quickly()?;
         }
-        out.resize(len, 0);
-        self.read_at(start, out)
-    }
-
-    fn read_at(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, start).about_path(&self.path)
-    }
-
-    fn header_json(&self) -> Result<Option<Vec<u8>>> {
-        let mut prefix = [0; 8];
-        if self.len() < 8 {
-            return Ok(None);
-        }
-        self.read_at(0, &mut prefix)?;
-        let Some(n) = header_len(prefix, self.len()) else { return Ok(None) };
-        debug_assert!(n <= MAX_HEADER);
-        // Checked first: in other files, the first bytes can amount to any length.
-        let mut brace = [0];
-        self.read_at(8, &mut brace)?;
-        if !matches!(brace, [b'{'] | [b' '] | [b'\t'] | [b'\n'] | [b'\r']) {
-            return Ok(None);
-        }
-        let mut json = vec![0; n as usize];
-        self.read_at(8, &mut json)?;
-        Ok(Some(json))
-    }
-
-    /// The safetensors header, if there is a valid one.
-    pub(super) fn header(&self) -> Result<Option<Header>> {
-        Ok(self.header_json()?.and_then(|json| Header::parse(&json, self.len())))
-    }
-
-    /// The extents of the file: those of its header, or one for everything.
-    pub(super) fn extents(&self) -> Result<Vec<Extent>> {
-        Ok(self.header()?.unwrap_or_default().extents(self.len()))
+        self.content().read(start, out, len)
     }
 
     /// What has happened to the file and its name.

@@ -5,12 +5,13 @@
 
 use super::{
     Action, Check, FileReport, Options, Progress, Report,
+    content::Kind,
     file::{Job, Place},
     links::is_repository,
     mirror::{COPY, IRREGULAR, Mirror, TEMPORARY, make_root},
     names::{Names, shown},
     replace::Replacer,
-    source::{Kind, Source},
+    source::Source,
 };
 use crate::{
     error::Result,
