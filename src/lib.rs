@@ -40,6 +40,7 @@
 //! | `gpu` | decodes chunks on an NVIDIA GPU (feature `cuda`) |
 //! | [`readahead`] | decodes what programs will read next |
 //! | [`mount`] | archives as a file system |
+//! | [`store`] | a directory that compresses itself while it is used |
 //! | [`cli`] | arguments, output and exit codes; the only room that prints |
 //!
 //! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes of an archive,
@@ -62,5 +63,6 @@ pub mod program;
 pub mod read;
 pub mod readahead;
 pub mod sha256;
+pub mod store;
 
 pub use error::{Error, ErrorKind, Result};

@@ -9,21 +9,25 @@ use crate::error::{Error, Result};
 use crate::mount::{self, MetricsAddress, MountOptions};
 use crate::program;
 use crate::readahead::Prefetch;
+use crate::store::{self, Pack, PackPolicy};
 use clap::{ArgMatches, Args, FromArgMatches, ValueHint};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Show compressed models as the plain files they were made from
 ///
-/// MOUNTPOINT becomes a read-only view of SRC. Each archive appears with its original name, size,
+/// MOUNTPOINT becomes a read-only view of SRC. Without MOUNTPOINT, SRC shows itself, and files can
+/// be changed; with --pack, models are packed in the background. Each archive appears with its original name, size,
 /// mode and modification time; all other files appear unchanged. The command returns once the
 /// mount is ready. `bsz umount`, SIGTERM or SIGINT ends the mount.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz mount llama-packed/ /mnt/llama     llama-packed/model.bsz is /mnt/llama/model.safetensors
   bsz mount model.bsz view/              view/model.safetensors, and nothing else
+  bsz mount --pack idle models/          models/ compresses itself while it is used
   bsz mount --cache-size 4GiB a/ view/   a larger cache, for data that is read repeatedly
   bsz mount --foreground a/ view/        for a service manager; SIGTERM or ^C ends it
   bsz mount --log bsz.log a/ view/       log to a file; SIGHUP reopens it
@@ -34,8 +38,8 @@ pub struct MountArgs {
     /// A directory with archives in it, or one archive
     #[arg(value_name = "SRC")]
     source: PathBuf,
-    /// An existing directory outside SRC; /dev/fd/N means --fuse-fd N
-    #[arg(required_unless_present = "fuse_fd", conflicts_with = "fuse_fd")]
+    /// An existing directory outside SRC; SRC itself if left out; /dev/fd/N means --fuse-fd N
+    #[arg(conflicts_with = "fuse_fd")]
     mountpoint: Option<PathBuf>,
     /// Stay in the foreground
     #[arg(short, long)]
@@ -76,6 +80,34 @@ pub struct MountArgs {
         help_heading = HEADING
     )]
     gpu_memory: u64,
+    /// Let files be changed, also if MOUNTPOINT is given
+    #[arg(long, conflicts_with = "read_only", help_heading = HEADING)]
+    read_write: bool,
+    /// Let nothing be changed, also if MOUNTPOINT is left out
+    #[arg(long, help_heading = HEADING)]
+    read_only: bool,
+    /// Choose when files of a read-write mount are packed: `idle` while the machine has nothing
+    /// better to do, `now` as soon as they have settled
+    #[arg(
+        long,
+        value_name = "off|idle|now",
+        default_value = "off",
+        value_parser = pack,
+        help_heading = HEADING
+    )]
+    pack: Pack,
+    /// Pack a file once it has been closed and unchanged for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", help_heading = HEADING)]
+    settle: u64,
+    /// Leave smaller files plain
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "1MiB",
+        value_parser = size::parse,
+        help_heading = HEADING
+    )]
+    min_size: u64,
     /// Let other users access the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long, help_heading = HEADING)]
     allow_other: bool,
@@ -117,6 +149,13 @@ fn prefetch(text: &str) -> Result<Prefetch, &'static str> {
     }
 }
 
+fn pack(text: &str) -> Result<Pack, &'static str> {
+    [Pack::Off, Pack::Idle, Pack::Now]
+        .into_iter()
+        .find(|pack| pack.name() == text)
+        .ok_or("must be off, idle or now")
+}
+
 fn metrics(text: &str) -> Result<MetricsAddress> {
     text.parse()
 }
@@ -134,11 +173,26 @@ impl MountArgs {
         parsed.map_err(|e| Error::invalid(e.to_string()))
     }
 
+    fn is_over_itself(&self) -> bool {
+        self.mountpoint.is_none() && self.fuse_fd.is_none()
+    }
+
+    fn pack_policy(&self) -> PackPolicy {
+        let settle = Duration::from_secs(self.settle);
+        PackPolicy { pack: self.pack, settle, min_size: self.min_size }
+    }
+
     fn options(&self) -> MountOptions {
         let descriptor = || self.fuse_fd.map(|n| format!("/dev/fd/{n}").into());
         MountOptions {
             source: self.source.clone(),
-            mountpoint: self.mountpoint.clone().or_else(descriptor).unwrap_or_default(),
+            mountpoint: self
+                .mountpoint
+                .clone()
+                .or_else(descriptor)
+                .unwrap_or_else(|| self.source.clone()),
+            over_itself: self.is_over_itself() || self.read_write,
+            read_write: self.read_write || self.is_over_itself() && !self.read_only,
             cache_bytes: self.cache_size.unwrap_or_else(mount::default_cache_bytes),
             threads: self.threads.map_or_else(mount::default_threads, usize::from),
             prefetch: self.prefetch,
@@ -215,7 +269,10 @@ fn run(line: &[OsString]) -> Result<()> {
             Ok(())
         }
     };
-    mount::run(&options, ready, logfile::reopen)
+    match options.read_write {
+        true => store::run(&options, args.pack_policy(), ready, logfile::reopen),
+        false => mount::run(&options, ready, logfile::reopen),
+    }
 }
 
 /// Mount on behalf of mount(8), which runs `mount.bszfs SRC MOUNTPOINT [-sfnv] [-o OPTIONS]`

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The ACL of a file or a directory, and the one that new files in a directory inherit (acl(5)).
-pub(super) const ACL: &str = "system.posix_acl_access";
-pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
+pub(crate) const ACL: &str = "system.posix_acl_access";
+pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// ACLs that the kernel cannot apply: of NFS 4, of ZFS with NFS 4 ACLs, of kernels with richacls.
 const NFS4_ACL: &str = "system.nfs4_acl";
@@ -35,7 +35,7 @@ const OTHER: u8 = 0x20;
 
 /// Which kinds of ACLs exist, and whether the kernel applies them.
 #[derive(Default)]
-pub(super) struct Access {
+pub(crate) struct Access {
     /// Whether the kernel applies POSIX ACLs.
     kernel_applies_acls: AtomicBool,
     /// For each device of the source that was seen: the unsupported ACLs that it can have.
@@ -92,7 +92,7 @@ fn is_absent(value: &Result<Vec<u8>>) -> bool {
 }
 
 /// A POSIX ACL of an entry. After every error but `ENODATA`, the kernel denies all access.
-pub(super) fn acl(entry: &Entry, name: &OsStr, packed: Option<&Packed>) -> Result<Vec<u8>> {
+pub(crate) fn acl(entry: &Entry, name: &OsStr, packed: Option<&Packed>) -> Result<Vec<u8>> {
     let mut acl = match entry.xattr(name) {
         // The file system may have no ACLs at all.
         absent if is_absent(&absent) => return Err(Errno::NODATA),

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Attributes of a file in the view. Times are seconds and nanoseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Attr {
+pub(crate) struct Attr {
     pub ino: u64,
     pub kind: FileType,
     /// Permission bits, including set-user-id, set-group-id and sticky.
@@ -27,7 +27,7 @@ pub(super) struct Attr {
 
 /// The attributes of a packed file, from the footer of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Packed {
+pub(crate) struct Packed {
     pub size: u64,
     pub mode: u32,
     pub mtime: (i64, u32),
@@ -38,7 +38,7 @@ pub(super) struct Packed {
 /// Identifies one state of one source file. While it stays equal, the content of the file has not
 /// changed, provided that it [is settled](Identity::is_settled).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub dev: u64,
     pub ino: u64,
     size: i64,
@@ -87,7 +87,7 @@ fn mtime(s: &Stat) -> (i64, u32) {
 }
 
 /// The inode number of the view's root.
-pub(super) const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 
 /// Set in the inode numbers of decoded archives on the root's device.
 const DECODED: u64 = 1 << 61;
@@ -99,7 +99,7 @@ const HASHED: u64 = 1 << 62;
 /// The inode number in the view of the file `ino` on device `dev`. It is the same after every
 /// mount, and for all names of the file. A decoded archive is not the same file as the archive
 /// itself, which may be visible at the same time through a hard link without the suffix.
-pub(super) fn inode_number(root_dev: u64, dev: u64, ino: u64, decoded: bool) -> u64 {
+pub(crate) fn inode_number(root_dev: u64, dev: u64, ino: u64, decoded: bool) -> u64 {
     match dev == root_dev {
         true if (ROOT + 1..DECODED).contains(&ino) => ino | if decoded { DECODED } else { 0 },
         // The root's device counts as 0, because its number may change with each boot.
@@ -119,7 +119,7 @@ fn hashed(dev: u64, ino: u64, decoded: bool) -> u64 {
 /// one, because programs take a file without blocks for a hole. The permissions are those that the
 /// archive and the packed file have in common, so that the view respects a chmod of either.
 #[allow(clippy::unnecessary_cast)]
-pub(super) fn attr(ino: u64, s: &Stat, packed: Option<&Packed>) -> Attr {
+pub(crate) fn attr(ino: u64, s: &Stat, packed: Option<&Packed>) -> Attr {
     let mode = packed.map_or(!0, |p| p.mode) & s.st_mode as u32;
     Attr {
         ino,

@@ -3,23 +3,26 @@
 //! Both are extended attributes of the mount's root. Thus even a read-only mount can be controlled,
 //! no other channel is needed, and the kernel tells which user makes the request.
 
-use super::status::Status;
+use super::status::{Status, StoreStatus};
 use crate::cache::ChunkCache;
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 /// The attribute whose value is the [`Status`] in JSON.
-pub(super) const STATUS: &str = "user.bsz.status";
+pub(crate) const STATUS: &str = "user.bsz.status";
 
 /// The attribute that drops the cache when it is read. It is not listed, so that no program reads
 /// it by accident.
-pub(super) const DROP_CACHE: &str = "user.bsz.cache.drop";
+pub(crate) const DROP_CACHE: &str = "user.bsz.cache.drop";
 
 /// Serves the control interface.
-pub(super) struct Control {
+pub(crate) struct Control {
     /// The status without current statistics.
     status: Status,
     cache: Arc<ChunkCache>,
+    /// Adds what the file system itself reports.
+    store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
     /// Called before the cache is dropped.
     hangup: Box<dyn Fn() + Send + Sync>,
 }
@@ -30,12 +33,19 @@ impl Control {
         cache: Arc<ChunkCache>,
         hangup: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self { status, cache, hangup: Box::new(hangup) }
+        Self { status, cache, store: OnceLock::new(), hangup: Box::new(hangup) }
     }
 
     /// The current status.
     pub fn status(&self) -> Status {
-        Status { cache: self.cache.stats(), ..self.status.clone() }
+        let store = self.store.get().map(|status| status());
+        Status { cache: self.cache.stats(), store, ..self.status.clone() }
+    }
+
+    /// Report the status of a store, too.
+    pub fn report_store(&self, status: impl Fn() -> StoreStatus + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.store.set(Box::new(status));
     }
 
     /// Drop the cache, as SIGHUP does.
@@ -47,11 +57,11 @@ impl Control {
 }
 
 /// Whether the user `uid` may drop the cache: root and the user who mounted may.
-pub(super) fn may_drop_cache(uid: u32) -> bool {
+pub(crate) fn may_control(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 /// Whether `name` is an attribute of the control interface.
-pub(super) fn is_control(name: &OsStr) -> bool {
+pub(crate) fn is_control(name: &OsStr) -> bool {
     name == STATUS || name == DROP_CACHE
 }

@@ -6,6 +6,7 @@
 //! send the reply.
 
 use super::control::{self, Control};
+use super::convert::{errno, file_type, reply_statfs, reply_xattr};
 use super::handles::Opener;
 use super::opened::Content;
 use super::reply::Replier;
@@ -21,7 +22,6 @@ use fuser::{
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use rustix::fs::FileType;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use std::time::Duration;
 const TTL: Duration = Duration::from_secs(1);
 
 /// The kernel's readahead in bytes. Ordinary users get no more than 128 KiB.
-pub(super) const READAHEAD: u32 = 1 << 20;
+pub(crate) const READAHEAD: u32 = 1 << 20;
 
 /// Background requests in flight before the kernel blocks readers: enough that the parallel page
 /// faults of many threads never wait behind readahead.
@@ -56,13 +56,9 @@ impl BszFs {
         readahead: Readahead,
         control: Arc<Control>,
         errors: Arc<LogOnce>,
+        replier: Arc<Replier>,
     ) -> Self {
-        Self { tree, cache, readahead, control, errors, replier: Arc::default() }
-    }
-
-    /// The replier, which has to know the session's descriptor.
-    pub fn replier(&self) -> Arc<Replier> {
-        self.replier.clone()
+        Self { tree, cache, readahead, control, errors, replier }
     }
 }
 
@@ -249,19 +245,7 @@ impl Filesystem for BszFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.tree.statfs() {
-            Ok(s) => reply.statfs(
-                s.f_blocks,
-                s.f_bfree,
-                s.f_bavail,
-                s.f_files,
-                s.f_ffree,
-                u32::try_from(s.f_bsize).unwrap_or(u32::MAX),
-                u32::try_from(s.f_namemax).unwrap_or(u32::MAX),
-                u32::try_from(s.f_frsize).unwrap_or(u32::MAX),
-            ),
-            Err(e) => reply.error(errno(e)),
-        }
+        reply_statfs(self.tree.statfs(), reply);
     }
 
     fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -283,7 +267,7 @@ impl Filesystem for BszFs {
                 let status = serde_json::to_vec(&self.control.status());
                 reply_xattr(status.map_err(|_| rustix::io::Errno::IO), size, reply);
             }
-            Origin::Daemon if !control::may_drop_cache(request.uid()) => reply.error(Errno::EPERM),
+            Origin::Daemon if !control::may_control(request.uid()) => reply.error(Errno::EPERM),
             Origin::Daemon => {
                 let control = self.control.clone();
                 self.cache.spawn(move || {
@@ -359,30 +343,5 @@ fn reply_opened(handle: rustix::io::Result<Handle>, reply: ReplyOpen) {
             reply.opened(FileHandle(handle.number), flags);
         }
         Err(e) => reply.error(errno(e)),
-    }
-}
-
-fn reply_xattr(value: rustix::io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match value {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(errno(e)),
-    }
-}
-
-fn errno(e: rustix::io::Errno) -> Errno {
-    Errno::from_i32(e.raw_os_error())
-}
-
-fn file_type(kind: FileType) -> fuser::FileType {
-    match kind {
-        FileType::Directory => fuser::FileType::Directory,
-        FileType::Symlink => fuser::FileType::Symlink,
-        FileType::Fifo => fuser::FileType::NamedPipe,
-        FileType::Socket => fuser::FileType::Socket,
-        FileType::CharacterDevice => fuser::FileType::CharDevice,
-        FileType::BlockDevice => fuser::FileType::BlockDevice,
-        FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// Who opens a file. Files that overlayfs has open are pinned to their names: see `opened.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opener {
+pub(crate) enum Opener {
     Overlay,
     Other,
 }
@@ -19,7 +19,7 @@ impl Opener {
 }
 
 /// Open files or directories by handle. Handles are never reused.
-pub(super) struct Handles<T> {
+pub(crate) struct Handles<T> {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<T>>>,
 }

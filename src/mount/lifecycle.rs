@@ -4,10 +4,13 @@ use super::control::Control;
 use super::fuse::{BszFs, READAHEAD};
 use super::mountinfo::{self, Mount};
 use super::preflight::{self, Plan};
+use super::reply::Replier;
 use super::session::{self, Serving};
+use super::source::Source;
 use super::status::Status;
 use super::tree::Tree;
 use super::unmount::{self, UnmountError};
+use super::view::View;
 use super::{FS_TYPE, MountOptions, limits, metrics};
 use crate::cache::{CacheOptions, ChunkCache, ReadaheadPolicy};
 use crate::codec;
@@ -15,10 +18,12 @@ use crate::error::{Context, Result};
 use crate::escape;
 use crate::log_once::LogOnce;
 use crate::readahead::{
-    OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, Readahead, SequentialReadahead,
+    FindShards, OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, Readahead, SequentialReadahead,
 };
+use fuser::Filesystem;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,6 +43,55 @@ pub fn run(
     ready: impl FnOnce() -> Result<()>,
     hangup: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
+    serve(o, ready, hangup, |parts| {
+        let view = View::new(parts.source, parts.only)?;
+        let tree = Arc::new(Tree::new(view, parts.cache.archive_memory()));
+        let shards = Arc::clone(&tree);
+        let readahead =
+            parts.readahead.start(Box::new(move |archive: &OpenArchive| shards.shards(archive)));
+        Ok(BszFs::new(tree, parts.cache, readahead, parts.control, parts.errors, parts.replier))
+    })
+}
+
+/// What a file system is made of, apart from its tree.
+pub(crate) struct Parts {
+    pub source: Source,
+    /// If a single archive is mounted: its name.
+    pub only: Option<OsString>,
+    pub cache: Arc<ChunkCache>,
+    pub readahead: ReadaheadParts,
+    pub control: Arc<Control>,
+    pub errors: Arc<LogOnce>,
+    pub replier: Arc<Replier>,
+}
+
+/// What readahead is made of.
+pub(crate) struct ReadaheadParts {
+    cache: Arc<ChunkCache>,
+    prefetcher: Prefetcher,
+    prefetch: Prefetch,
+    warmer: Option<Arc<PageCacheWarmer>>,
+    errors: Arc<LogOnce>,
+}
+
+impl ReadaheadParts {
+    /// Start it for a tree that knows which files are the shards of a model.
+    pub fn start(self, shards: FindShards) -> Readahead {
+        let Self { cache, prefetcher, prefetch, warmer, errors } = self;
+        Readahead::new(cache, prefetcher, prefetch, shards, warmer, errors)
+    }
+}
+
+/// As [`run`], for any file system.
+///
+/// # Errors
+/// As [`run`]; those of `make`.
+pub(crate) fn serve<F: Filesystem + Send + 'static>(
+    o: &MountOptions,
+    ready: impl FnOnce() -> Result<()>,
+    hangup: impl Fn() + Send + Sync + 'static,
+    make: impl FnOnce(Parts) -> Result<F>,
+) -> Result<()> {
     let plan = preflight::check(o)?;
     limits::raise_open_files();
     let cache = start_cache(o)?;
@@ -52,21 +106,26 @@ pub fn run(
     let _metrics_socket =
         metrics.map(|at| metrics::serve(at, move || reporter.status())).transpose()?;
 
-    let Plan { source, mountpoint, fuse, view } = plan;
-    let tree = Arc::new(Tree::new(view, cache.archive_memory()));
+    let Plan { source: path, mountpoint, fuse, directory: source, only } = plan;
+    let config = session::config(o, &path);
+    let replier: Arc<Replier> = Arc::default();
     // An inherited mount may be invisible to this process.
     let warmer = fuse.is_none().then(|| Arc::new(PageCacheWarmer::new(mountpoint.clone())));
-    let readahead = start_readahead(o, &cache, prefetcher, &tree, warmer, &errors);
-    let file_system = BszFs::new(tree, cache, readahead, control.clone(), errors);
-    let config = session::config(o, &source);
-    let session =
-        session::open(file_system, fuse, &mountpoint, &config).about_path(&o.mountpoint)?;
+    let (prefetch, of_cache, of_errors) = (o.prefetch, cache.clone(), errors.clone());
+    let readahead =
+        ReadaheadParts { cache: of_cache, prefetcher, prefetch, warmer, errors: of_errors };
+    let (control_, replier_) = (control.clone(), replier.clone());
+    let parts =
+        Parts { source, only, cache, readahead, control: control_, errors, replier: replier_ };
+    let file_system = make(parts).about_path(&o.source)?;
+    let session = session::open(file_system, &replier, fuse, &mountpoint, &config)
+        .about_path(&o.mountpoint)?;
     // None if it has been unmounted or detached already, and if another program mounted it. Until
     // `Serving::start`, an error drops the session, which ends the mount.
     let mount = mountinfo::topmost_at(&mountpoint)?.filter(|m| m.fs_type == FS_TYPE);
     let serving = Serving::start(session).about_path(&o.mountpoint)?;
     let outcome = if serving.wait_until_started() {
-        log::info!("{} shows {}", escape::path(&mountpoint), escape::path(&source));
+        log::info!("{} shows {}", escape::path(&mountpoint), escape::path(&path));
         mount.iter().for_each(raise_readahead);
         handle_signals(signals, mount.clone(), control)
             .and_then(|()| ready())
@@ -104,25 +163,13 @@ fn control(
         version: env!("CARGO_PKG_VERSION").into(),
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
+        store: None,
     };
     let errors = errors.clone();
     Arc::new(Control::new(status, cache.clone(), move || {
         hangup();
         errors.reset();
     }))
-}
-
-fn start_readahead(
-    o: &MountOptions,
-    cache: &Arc<ChunkCache>,
-    prefetcher: Prefetcher,
-    tree: &Arc<Tree>,
-    warmer: Option<Arc<PageCacheWarmer>>,
-    errors: &Arc<LogOnce>,
-) -> Readahead {
-    let tree = tree.clone();
-    let find_shards = Box::new(move |archive: &OpenArchive| tree.shards(archive));
-    Readahead::new(cache.clone(), prefetcher, o.prefetch, find_shards, warmer, errors.clone())
 }
 
 /// Decode layers on a GPU if that is requested and possible. A mount works without one.

@@ -16,6 +16,7 @@
 //! | `source` | the source directory: one handle, no symlinks followed |
 //! | `access` | access control beyond permission bits |
 //! | `links` | where symlinks lead inside the source |
+//! | `footers`, `archives` | archives: what they show, and opening them once |
 //! | `view` | names: which source entry a name of the view stands for |
 //! | `handles`, `opened` | file handles, and the open files behind them |
 //! | `inodes` | which file a nodeid of the kernel stands for |
@@ -23,6 +24,7 @@
 //! | `status`, `control` | what the daemon reports, and the extended attributes that report it |
 //! | `xattrs` | all extended attributes |
 //! | `reply` | replies that `fuser` cannot send: several slices, other inode numbers |
+//! | `convert` | our types as those of `fuser` |
 //! | `fuse` | the thin adapter from `fuser` to the tree and the cache |
 //! | `metrics` | the status for Prometheus |
 //! | `session` | the threads of `fuser` that read requests |
@@ -46,9 +48,12 @@
 //! | `probe_runner` | the child's side of a probe |
 
 mod access;
+mod archives;
 mod attr;
 mod client;
 mod control;
+mod convert;
+mod footers;
 mod fuse;
 mod fusermount;
 mod handles;
@@ -75,16 +80,28 @@ mod unmount;
 mod view;
 mod xattrs;
 
+pub(crate) use access::{Access, DEFAULT_ACL};
+pub(crate) use archives::Archives;
+pub(crate) use attr::{Attr, Packed, ROOT, attr, inode_number};
 pub use client::{drop_cache, space, status};
+pub(crate) use control::{Control, DROP_CACHE, STATUS, may_control};
+pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};
+pub(crate) use footers::{Footers, PLAIN_MARK};
+pub(crate) use fuse::READAHEAD;
 pub use fusermount::find_helper as helper;
+pub(crate) use handles::Handles;
 pub use health::{Unserved, clear_orphan, mounts, unserved};
 pub use lifecycle::run;
+pub(crate) use lifecycle::serve;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
 pub use probe::Probe;
 pub use probe_runner::run_probe;
-pub use status::{Space, Status};
+pub(crate) use reply::Replier;
+pub(crate) use source::{Entry, Source};
+pub use status::{Space, Status, StoreStatus};
 pub use unmount::{detach, unmount};
+pub(crate) use xattrs::archive_attribute;
 
 use crate::readahead::Prefetch;
 use std::path::PathBuf;
@@ -97,9 +114,13 @@ pub const FS_TYPE: &str = "fuse.bszfs";
 pub struct MountOptions {
     /// A directory, or one archive.
     pub source: PathBuf,
-    /// An existing directory outside of the source. Or `/dev/fd/N` for an inherited `/dev/fuse`
-    /// with the number N, which another program has mounted, and will unmount.
+    /// An existing directory outside of the source, or the source itself. Or `/dev/fd/N` for an
+    /// inherited `/dev/fuse` with the number N, which another program has mounted, and will unmount.
     pub mountpoint: PathBuf,
+    /// Whether the mountpoint is meant to be the source itself.
+    pub over_itself: bool,
+    /// Whether files can be changed.
+    pub read_write: bool,
     /// Size of the cache of decoded chunks, in bytes.
     pub cache_bytes: u64,
     /// Number of threads that read archives and decode.

@@ -3,7 +3,6 @@
 use super::probe::{self, Probe, ProbeError};
 use super::resolve::{self, Kind, Resolved};
 use super::source::Source;
-use super::view::View;
 use super::{MountOptions, fusermount, inherited_fd, mountinfo};
 use crate::error::{Context, Error, Result};
 use crate::{escape, input, read};
@@ -21,7 +20,9 @@ pub(super) struct Plan {
     pub mountpoint: PathBuf,
     /// The inherited `/dev/fuse`, if the mountpoint is a descriptor.
     pub fuse: Option<OwnedFd>,
-    pub view: View,
+    pub directory: Source,
+    /// The one archive in it to show, if the source is one.
+    pub only: Option<OsString>,
 }
 
 /// Check the options, and open the source.
@@ -45,7 +46,7 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
         None => o.mountpoint.clone(),
         Some(resolved) => {
             let mountpoint = check_mountpoint(resolved, &o.mountpoint)?;
-            check_overlap(&mountpoint, &source, &directory, only.is_none())
+            check_overlap(o, &mountpoint, &source, &directory, only.is_none())
                 .about_path(&o.mountpoint)?;
             check_fuse()?;
             mountpoint
@@ -53,15 +54,25 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     };
     let mut opened = Source::open(&directory).about_path(&o.source)?;
     opened.add_alias(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
-    let view = View::new(opened, only).about_path(&o.source)?;
-    Ok(Plan { source, mountpoint, fuse, view })
+    Ok(Plan { source, mountpoint, fuse, directory: opened, only })
 }
 
 /// Check that the mount would neither hide its source nor show itself. `whole` tells whether all of
 /// `directory` is shown, or only one file in it, `source`.
-fn check_overlap(mountpoint: &Path, source: &Path, directory: &Path, whole: bool) -> Result<()> {
+fn check_overlap(
+    o: &MountOptions,
+    mountpoint: &Path,
+    source: &Path,
+    directory: &Path,
+    whole: bool,
+) -> Result<()> {
+    if mountpoint == directory && whole && o.over_itself {
+        return Ok(());
+    }
     if mountpoint == directory && whole {
-        return Err(Error::invalid("is the source itself: mount on another directory"));
+        return Err(Error::invalid(
+            "is the source itself: leave MOUNTPOINT out to mount it over itself",
+        ));
     }
     if source.starts_with(mountpoint) {
         return Err(Error::invalid("contains the source: the mount would hide it"));

@@ -6,7 +6,7 @@
 //! therefore written here, to the descriptor that the requests are read from.
 
 use super::attr::Attr;
-use fuser::{Errno, ReplyAttr, ReplyData, ReplyEntry, RequestId};
+use fuser::{Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyEntry, RequestId};
 use std::io::IoSlice;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,7 @@ const MAX_PARTS: usize = 1000;
 
 /// Writes replies, once it has a descriptor.
 #[derive(Default)]
-pub(super) struct Replier(OnceLock<OwnedFd>);
+pub(crate) struct Replier(OnceLock<OwnedFd>);
 
 impl Replier {
     /// Write to this `/dev/fuse`. All requests must be read from it, because the kernel looks up
@@ -81,6 +81,24 @@ impl Replier {
         reply: ReplyEntry,
     ) {
         match self.whole(request, &entry_out(node, attr, ttl)) {
+            true => std::mem::forget(reply),
+            false => reply.error(Errno::EIO),
+        }
+    }
+
+    /// Reply to a creation with the nodeid, the attributes and the handle of the new file.
+    pub fn created(
+        &self,
+        request: RequestId,
+        node: u64,
+        attr: &Attr,
+        ttl: Duration,
+        handle: u64,
+        reply: ReplyCreate,
+    ) {
+        // `struct fuse_open_out` follows: the handle, no flags, no backing file.
+        let body = [entry_out(node, attr, ttl), Wire::default().longs(&[handle, 0]).0].concat();
+        match self.whole(request, &body) {
             true => std::mem::forget(reply),
             false => reply.error(Errno::EIO),
         }

@@ -1,10 +1,10 @@
 //! The FUSE session: mounting, and the threads of `fuser` that serve the mount.
 
-use super::fuse::BszFs;
+use super::reply::Replier;
 use super::{MountOptions, fusermount};
 use crate::error::{Error, Result};
 use crate::escape;
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Filesystem, MountOption, Session, SessionACL};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Most threads that read `/dev/fuse`. They only look things up and pass reads on, and two of them
 /// saturate the kernel's side.
 const MAX_SESSION_THREADS: usize = 4;
+
+/// The number of them in a read-write mount, where they also write to files.
+const WRITING_THREADS: usize = 8;
 
 /// Interval between checks whether the session's threads run.
 const START_CHECK: Duration = Duration::from_millis(1);
@@ -26,13 +29,13 @@ const START_WITHIN: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Mounting failed, or the process is out of descriptors.
-pub(super) fn open(
-    file_system: BszFs,
+pub(super) fn open<F: Filesystem>(
+    file_system: F,
+    replier: &Replier,
     fuse: Option<OwnedFd>,
     mountpoint: &Path,
     config: &Config,
-) -> Result<Session<BszFs>> {
-    let replier = file_system.replier();
+) -> Result<Session<F>> {
     let session = match fuse {
         // Whoever mounted it has decided whom the kernel admits.
         Some(fuse) => Session::from_fd(file_system, fuse, SessionACL::All, config.clone()),
@@ -47,13 +50,16 @@ pub(super) fn open(
 pub(super) fn config(o: &MountOptions, source: &Path) -> Config {
     let cores = thread::available_parallelism().map_or(2, usize::from);
     let mut config = Config::default();
-    config.n_threads = Some(cores.clamp(2, MAX_SESSION_THREADS));
+    config.n_threads = Some(match o.read_write {
+        true => WRITING_THREADS,
+        false => cores.clamp(2, MAX_SESSION_THREADS),
+    });
     // A descriptor for each thread is not faster, and replies must be written to the descriptor
     // that their requests were read from.
     config.clone_fd = false;
     config.acl = if o.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.mount_options = vec![
-        MountOption::RO,
+        if o.read_write { MountOption::RW } else { MountOption::RO },
         MountOption::NoSuid,
         MountOption::NoDev,
         MountOption::DefaultPermissions,
@@ -100,7 +106,7 @@ impl Serving {
     ///
     /// # Errors
     /// Io, if a thread cannot be started. The mount has ended then.
-    pub fn start(session: Session<BszFs>) -> io::Result<Self> {
+    pub fn start<F: Filesystem + Send + 'static>(session: Session<F>) -> io::Result<Self> {
         let mut background: BackgroundSession = session.spawn()?;
         let placeholder = thread::Builder::new().spawn(|| Ok(()))?;
         let serving = std::mem::replace(&mut background.guard, placeholder);

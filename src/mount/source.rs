@@ -22,7 +22,7 @@ const UNRELIABLE_D_INO: [u64; 4] = [0x794c_7630, 0x6573_5546, 0xff53_4d42, 0xfe5
 /// Most bytes of an extended attribute, and of a list of their names (xattr(7)).
 const MAX_XATTR: usize = 1 << 16;
 
-pub(super) struct Source {
+pub(crate) struct Source {
     root: OwnedFd,
     /// Absolute paths of the source, the canonical one first.
     paths: Vec<PathBuf>,
@@ -31,19 +31,29 @@ pub(super) struct Source {
 }
 
 /// A directory of the source, for lookups in it.
-pub(super) enum DirHandle<'a> {
+pub(crate) enum DirHandle<'a> {
     Root(BorrowedFd<'a>),
     Below(OwnedFd),
 }
 
 /// An entry of the source: an `O_PATH` descriptor. Opening one never blocks, and no device or peer
 /// notices it.
-pub(super) struct Entry(OwnedFd);
+pub(crate) struct Entry(OwnedFd);
 
 impl Entry {
+    /// The entry that an `O_PATH` descriptor refers to.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     /// The entry of an open file.
-    pub fn of(file: &File) -> Result<Self> {
-        file.try_clone().map(|file| Self(file.into())).map_err(|_| Errno::MFILE)
+    pub fn of(file: impl AsFd) -> Result<Self> {
+        file.as_fd().try_clone_to_owned().map(Self).map_err(|_| Errno::MFILE)
+    }
+
+    /// The path of the descriptor, for system calls that take no `O_PATH` descriptor.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
     pub fn stat(&self) -> Result<Stat> {
@@ -63,7 +73,7 @@ impl Entry {
     /// Call `get` with the path of the file and a buffer that is long enough. The path leads
     /// through /proc, because extended attributes cannot be read from an `O_PATH` descriptor.
     fn read_xattr(&self, get: impl Fn(&str, &mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let path = self.path();
         let mut buffer = [0; 256];
         match get(&path, &mut buffer) {
             Ok(len) => Ok(buffer[..len].to_vec()),
@@ -79,12 +89,18 @@ impl Entry {
 }
 
 /// The entries of a directory.
-pub(super) struct Listing<'a> {
+pub(crate) struct Listing<'a> {
     pub dir: DirHandle<'a>,
     /// The device of the directory.
     pub dev: u64,
     /// Names without `.` and `..`, their types, and their inode numbers if the listing has them.
     pub entries: Vec<(OsString, FileType, Option<u64>)>,
+}
+
+impl AsFd for Entry {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 impl AsFd for DirHandle<'_> {
@@ -174,6 +190,11 @@ impl Source {
 
     pub fn statfs(&self) -> Result<StatVfs> {
         fs::fstatvfs(&self.root)
+    }
+
+    /// A descriptor of the source directory.
+    pub fn root_fd(&self) -> Result<OwnedFd> {
+        self.root.try_clone().map_err(|_| Errno::MFILE)
     }
 
     /// The source directory itself.

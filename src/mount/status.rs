@@ -24,6 +24,9 @@ pub struct Status {
     pub since: u64,
     /// The statistics of its cache.
     pub cache: CacheStats,
+    /// What its packer does, if the mount is a store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
 }
 
 /// The fields of a [`Status`] in JSON.
@@ -37,6 +40,8 @@ struct Wire {
     version: String,
     since: u64,
     cache: CacheStats,
+    #[serde(default)]
+    store: Option<StoreStatus>,
 }
 
 impl From<Wire> for Status {
@@ -48,8 +53,43 @@ impl From<Wire> for Status {
             version: wire.version,
             since: wire.since,
             cache: wire.cache,
+            store: wire.store,
         }
     }
+}
+
+/// What the packer of a store does, and has done since it was mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreStatus {
+    /// When it packs: `off`, `idle` or `now`.
+    pub pack: String,
+    /// Whether it was told to pause.
+    pub paused: bool,
+    /// Whether it was told to pack all that waits, and has not finished.
+    pub draining: bool,
+    /// Why it does not pack at the moment, if it would like to.
+    pub waits: Option<String>,
+    /// The file being packed, relative to the mount.
+    pub packing: Option<String>,
+    /// Whether the recovery walk after mounting has finished.
+    pub recovered: bool,
+    /// Files that wait to be packed.
+    pub queued: u64,
+    /// Files packed.
+    pub packed: u64,
+    /// Their total size, in bytes.
+    pub original_bytes: u64,
+    /// What their archives take, in bytes.
+    pub stored_bytes: u64,
+    /// Packed files that were written to, and are plain again.
+    pub unpacked: u64,
+    /// Files that were left plain because packing would not make them smaller.
+    pub left: u64,
+    /// Attempts that failed, or were given up because the file changed.
+    pub failed: u64,
+    /// The latest reasons for files that were left or failed: a path and a reason each.
+    pub reasons: Vec<(String, String)>,
 }
 
 /// The space that the archives of a mount take and save.

@@ -4,21 +4,19 @@
 //! of files that are not open, so the view follows the source as it changes.
 
 use super::access::{self, Access};
+use super::archives::Archives;
 use super::attr::{Attr, Identity, Packed, ROOT, attr};
 use super::handles::{Handles, Opener};
 use super::inodes::{Inodes, Node};
 use super::opened::{Content, Opened};
 use super::source::Entry;
 use super::view::{Found, Listed, View, is_name};
-use crate::cache::{CachedFile, FileTable};
-use crate::error::{Error, ErrorKind};
 use crate::format::Naming;
-use crate::read::{Archive, ArchiveMemory};
+use crate::read::ArchiveMemory;
 use crate::readahead::{OpenArchive, Shard, shard_pattern};
-use rustix::fs::{FileType, Stat, StatVfs, fstat};
+use rustix::fs::{FileType, StatVfs, fstat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,9 +41,7 @@ pub(super) struct Tree {
     inodes: Mutex<Inodes>,
     files: Handles<Opened>,
     dirs: Handles<Vec<DirEntry>>,
-    archives: FileTable<Identity>,
-    /// The memory that open archives share.
-    memory: Arc<ArchiveMemory>,
+    archives: Archives,
 }
 
 /// Most shards of a model to prefetch from. All of them stay open as long as one of them is.
@@ -59,8 +55,7 @@ impl Tree {
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
-            archives: FileTable::default(),
-            memory: memory.clone(),
+            archives: Archives::new(memory),
         }
     }
 
@@ -281,30 +276,12 @@ impl Tree {
             Some(_) if now != then => return Err(Errno::STALE),
             Some(packed) => {
                 let path: Arc<Path> = dir.join(&found.source_name).into();
-                let file = self.open_archive(file, &stat, &path)?;
+                let file = self.archives.open(file, &stat, &path)?;
                 let archive = Arc::new(OpenArchive::new(file, path, node.path.clone()));
                 Content::Archive { archive, packed: packed.clone() }
             }
         };
         Ok(Arc::new(Opened::new(stat, found, content)))
-    }
-
-    /// The archive in `file`, which may be open already.
-    fn open_archive(&self, file: File, stat: &Stat, path: &Path) -> Result<Arc<CachedFile>> {
-        let identity = Identity::of(stat);
-        if let Some(open) = self.archives.get(&identity) {
-            return Ok(open);
-        }
-        let opened = file.try_clone().map_err(|_| Errno::MFILE)?;
-        let loaded = Archive::from_file_within(file, &self.memory);
-        // The index belongs to this identity only if the file had it before and after reading. An
-        // error does not count either if the archive was replaced meanwhile.
-        if Identity::of(&fstat(&opened)?) != identity {
-            return Err(Errno::STALE);
-        }
-        let archive = loaded.map_err(|e| open_failed(path, &e))?;
-        archive.read_directly();
-        Ok(self.archives.insert(Some(identity).filter(Identity::is_settled), archive))
     }
 
     /// All shards of the model that an open archive belongs to, without those that cannot be
@@ -324,7 +301,7 @@ impl Tree {
             let found = self.view.find(dir, &listed.name)?;
             found.packed.as_ref().ok_or(Errno::INVAL)?;
             let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
-            let file = self.open_archive(file, &stat, &dir.join(&found.source_name))?;
+            let file = self.archives.open(file, &stat, &dir.join(&found.source_name))?;
             Ok::<_, Errno>(Shard { file, shown: dir.join(&listed.name).into() })
         };
         listed.iter().filter(belongs).take(MAX_SHARDS).filter_map(|l| open(l).ok()).collect()
@@ -347,14 +324,6 @@ impl Tree {
 /// The open file of an inode, unless the file has changed since.
 fn still_open(node: &Node, found: &Found) -> Option<Arc<Opened>> {
     node.opened.upgrade().filter(|opened| opened.identity() == Identity::of(&found.stat))
-}
-
-fn open_failed(path: &Path, e: &Error) -> Errno {
-    log::error!("{}: {e}", crate::escape::path(path));
-    match (e.kind(), e.errno()) {
-        (ErrorKind::Io, Some(errno)) => Errno::from_raw_os_error(errno),
-        _ => Errno::IO,
-    }
 }
 
 #[cfg(test)]

@@ -8,33 +8,22 @@
 //! - A symlink to an archive is shown under the name of the original, and leads to the original.
 
 use super::attr::{Identity, Packed, inode_number};
+use super::footers::Footers;
 use super::links;
 use super::source::{DirHandle, Entry, Source};
-use crate::error::{Context, ErrorKind};
 use crate::format::Naming;
-use crate::read;
-use lru::LruCache;
 use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::{Errno, Result};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ARCHIVE_SUFFIX: &[u8] = b".bsz";
 const SAFETENSORS_SUFFIX: &[u8] = b".safetensors";
 
 /// Most bytes of a file name.
 const NAME_MAX: usize = 255;
-
-/// Most footers to cache. Each takes about 150 bytes.
-const MAX_FOOTERS: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
-
-/// How often to try to read the footer of a file that changes meanwhile.
-const PEEK_ATTEMPTS: usize = 3;
 
 /// The source entry behind a name of the view.
 pub(super) struct Found {
@@ -67,17 +56,13 @@ pub(super) struct Listed {
     pub ino: u64,
 }
 
-/// The footers of `.bsz` files by device and inode, with the state of the file. `None` if it is not
-/// a valid archive.
-type FooterCache = LruCache<(u64, u64), (Identity, Option<Packed>)>;
-
 pub(super) struct View {
     source: Source,
     /// The device of the source directory.
     root_dev: u64,
     /// If a single archive is mounted: its name. Nothing else in its directory is shown.
     only: Option<OsString>,
-    footers: Mutex<FooterCache>,
+    footers: Footers,
 }
 
 impl View {
@@ -87,7 +72,7 @@ impl View {
     /// The source is gone.
     pub fn new(source: Source, only: Option<OsString>) -> Result<Self> {
         let root_dev = Identity::of(&source.stat_root()?).dev;
-        Ok(Self { source, root_dev, only, footers: Mutex::new(LruCache::new(MAX_FOOTERS)) })
+        Ok(Self { source, root_dev, only, footers: Footers::new() })
     }
 
     pub fn source(&self) -> &Source {
@@ -234,70 +219,15 @@ impl View {
         found.packed.as_ref().map(|p| p.naming).filter(|_| self.shows(&at.dir, &found))
     }
 
-    /// Set `packed` from the footer of the file; from the cache if the file has not changed.
+    /// Set `packed` from the footer of the file.
     ///
     /// # Errors
-    /// The footer cannot be read at the moment. No name is better than a wrong one.
+    /// The footer cannot be read at the moment.
     fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) -> Result<()> {
-        let identity = Identity::of(&found.stat);
-        let key = (identity.dev, identity.ino);
-        let cached =
-            self.footers().get(&key).filter(|(of, _)| *of == identity).map(|(_, p)| p.clone());
-        if let Some(packed) = cached {
-            found.packed = packed;
-            return Ok(());
-        }
-        for _ in 0..PEEK_ATTEMPTS {
-            let (file, before) = match handle.open_file(&found.source_name) {
-                Ok(opened) => opened,
-                // A file that may not be read is shown as it is, until the next lookup.
-                Err(Errno::ACCESS | Errno::PERM) => return Ok(()),
-                // It is no longer a regular file.
-                Err(Errno::STALE) => return Err(Errno::NOENT),
-                Err(e) => return Err(e),
-            };
-            let packed = read_footer(&file, &dir.join(&found.source_name));
-            found.stat = fstat(&file)?;
-            let identity = Identity::of(&found.stat);
-            // The footer belongs to this state only if the file had it before and after the read.
-            if Identity::of(&before) != identity {
-                continue;
-            }
-            let Some(packed) = packed else { return Ok(()) };
-            if identity.is_settled() {
-                self.footers().put((identity.dev, identity.ino), (identity, packed.clone()));
-            }
-            found.packed = packed;
-            return Ok(());
-        }
-        // Archives appear complete, so a file that is being written is not one yet.
+        let name = &found.source_name;
+        found.packed =
+            self.footers.of(&mut found.stat, || handle.open_file(name), &dir.join(name))?;
         Ok(())
-    }
-
-    fn footers(&self) -> MutexGuard<'_, FooterCache> {
-        self.footers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Read the footer. `Some(None)` if the file is not a valid archive, `None` if it cannot be read.
-fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
-    match read::peek(file).about_path(path) {
-        Ok(footer) => Some(footer.map(|f| Packed {
-            size: f.original_len,
-            mode: f.mode,
-            mtime: f.mtime,
-            naming: f.naming,
-            sha256: f.sha256,
-        })),
-        Err(e) if e.kind() == ErrorKind::Io => {
-            log::warn!("{e}");
-            None
-        }
-        // Logged once for each state of the file, because the result is cached.
-        Err(e) => {
-            log::warn!("{e}; the file is shown as it is");
-            Some(None)
-        }
     }
 }
 

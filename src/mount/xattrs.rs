@@ -95,7 +95,7 @@ pub(super) fn get(tree: &Tree, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
     archive_attribute(&entry, &packed.ok_or(Errno::NODATA)?, name)
 }
 
-fn archive_attribute(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
+pub(crate) fn archive_attribute(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
     let stored = entry.stat()?.st_size as u64;
     let value = match name.to_str() {
         Some(SHA256) => packed.sha256.iter().map(|b| format!("{b:02x}")).collect(),

@@ -126,6 +126,12 @@ impl Lease {
     }
 }
 
+/// Release the lease on a file that is being packed, if there is one: writers need not wait, and
+/// the packer gives up. Any descriptor that shares the file description of the packer's will do.
+pub fn release_lease(file: &File) {
+    let _ = set(file, libc::F_UNLCK);
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.held {

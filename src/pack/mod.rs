@@ -35,6 +35,7 @@ use std::{
 
 pub use estimate::{Estimate, estimate};
 pub use file::{archive_names, file, unnamed};
+pub use lease::release_lease;
 pub use mirror::refuse_inside;
 pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
 pub use tree::tree;

@@ -40,11 +40,15 @@ pub struct PrepareOptions<'a> {
     /// Called before work starts, and every 16 MiB or less. It may sleep, to pause, or return an
     /// error, to cancel. It runs on a thread of the current rayon pool.
     pub between: &'a (dyn Fn() -> Result<()> + Sync),
+    /// Handed the original once a lease keeps writers waiting, before its first byte is read.
+    /// Whoever cannot wait calls [`release_lease`](super::release_lease) with it; the archive is
+    /// given up then.
+    pub leased: &'a (dyn Fn(&File) + Sync),
 }
 
 impl Default for PrepareOptions<'_> {
     fn default() -> Self {
-        Self { chunk_size: DEFAULT_CHUNK, min_saving: 0.03, between: &|| Ok(()) }
+        Self { chunk_size: DEFAULT_CHUNK, min_saving: 0.03, between: &|| Ok(()), leased: &|_| () }
     }
 }
 
@@ -89,6 +93,7 @@ pub fn prepare(
     let mut source = Source::open(dir, name)?;
     keep_access_time(source.file());
     source.keep_writers_out()?;
+    (o.leased)(source.file());
     let made = make(&source, o, check, p);
     forget(source.file(), 0..0);
     Ok(match made? {

@@ -1,0 +1,104 @@
+//! The footers of archives: read once for each state of a file.
+
+use super::attr::{Identity, Packed};
+use crate::error::{Context, ErrorKind};
+use crate::read;
+use lru::LruCache;
+use rustix::fs::{Stat, fgetxattr, fstat};
+use rustix::io::{Errno, Result};
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Most footers to cache. Each takes about 150 bytes.
+const MAX_FOOTERS: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
+
+/// The attribute of a `.bsz` file that was made through a store: it is shown under its own name.
+pub(crate) const PLAIN_MARK: &str = "user.bsz.plain";
+
+/// How often to try to read the footer of a file that changes meanwhile.
+const PEEK_ATTEMPTS: usize = 3;
+
+/// The footers of `.bsz` files by device and inode, with the state of the file. `None` if it is not
+/// a valid archive.
+type Known = LruCache<(u64, u64), (Identity, Option<Packed>)>;
+
+/// A cache of footers.
+pub(crate) struct Footers(Mutex<Known>);
+
+impl Footers {
+    pub fn new() -> Self {
+        Self(Mutex::new(LruCache::new(MAX_FOOTERS)))
+    }
+
+    /// What the file `stat` shows if it is an archive, from the cache if the file has not changed.
+    /// `open` opens it, and `path` names it in messages. The state in `stat` is updated.
+    ///
+    /// # Errors
+    /// The footer cannot be read at the moment. No name is better than a wrong one.
+    pub fn of(
+        &self,
+        stat: &mut Stat,
+        open: impl Fn() -> Result<(File, Stat)>,
+        path: &Path,
+    ) -> Result<Option<Packed>> {
+        let identity = Identity::of(stat);
+        let key = (identity.dev, identity.ino);
+        let cached = self.known().get(&key).filter(|(of, _)| *of == identity).cloned();
+        if let Some((_, packed)) = cached {
+            return Ok(packed);
+        }
+        for _ in 0..PEEK_ATTEMPTS {
+            let (file, before) = match open() {
+                Ok(opened) => opened,
+                // A file that may not be read is shown as it is, until the next lookup.
+                Err(Errno::ACCESS | Errno::PERM) => return Ok(None),
+                // It is no longer a regular file.
+                Err(Errno::STALE) => return Err(Errno::NOENT),
+                Err(e) => return Err(e),
+            };
+            let is_marked = fgetxattr(&file, PLAIN_MARK, &mut [0u8; 1]).is_ok();
+            let packed = if is_marked { Some(None) } else { read_footer(&file, path) };
+            *stat = fstat(&file)?;
+            let identity = Identity::of(stat);
+            // The footer belongs to this state only if the file had it before and after the read.
+            if Identity::of(&before) != identity {
+                continue;
+            }
+            let Some(packed) = packed else { return Ok(None) };
+            if identity.is_settled() {
+                self.known().put((identity.dev, identity.ino), (identity, packed.clone()));
+            }
+            return Ok(packed);
+        }
+        // Archives appear complete, so a file that is being written is not one yet.
+        Ok(None)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Read the footer. `Some(None)` if the file is not a valid archive, `None` if it cannot be read.
+fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
+    match read::peek(file).about_path(path) {
+        Ok(footer) => Some(footer.map(|f| Packed {
+            size: f.original_len,
+            mode: f.mode,
+            mtime: f.mtime,
+            naming: f.naming,
+            sha256: f.sha256,
+        })),
+        Err(e) if e.kind() == ErrorKind::Io => {
+            log::warn!("{e}");
+            None
+        }
+        // Logged once for each state of the file, because the result is cached.
+        Err(e) => {
+            log::warn!("{e}; the file is shown as it is");
+            Some(None)
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Changing attributes: mode, owner, times, size, extended attributes.
+//!
+//! Those of a packed file are those of its archive, so nothing is unpacked for them.
+
+use super::files::Handle;
+use super::node::Node;
+use super::tree::Tree;
+use super::unpack::{Keep, MODIFIED_NOW};
+use crate::mount::Attr;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, ftruncate,
+    futimens, removexattr, setxattr, utimensat,
+};
+use rustix::io::{Errno, Result};
+use rustix::process::geteuid;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+/// The attributes that the kernel asks for before each write.
+const CAPABILITY: &str = "security.capability";
+
+/// Attributes of the store's own. They are not listed, and cannot be set.
+const BSZ_PREFIX: &[u8] = b"user.bsz.";
+
+/// What to change. What is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Change {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub times: Option<Times>,
+}
+
+/// The times to set; `UTIME_OMIT` for those that stay.
+pub(super) type Times = Timestamps;
+
+impl Tree {
+    /// Whether [`Tree::change`] may take a while: it unpacks.
+    pub fn change_blocks(&self, id: u64, change: &Change, handle: Option<&Handle>) -> bool {
+        let Ok(node) = self.nodes.get(id) else { return false };
+        let is_packed = node.state().packed.is_some();
+        change.size.is_some() && (handle.is_none() || is_packed)
+            || is_packed && loses_owner_read(change.mode)
+    }
+
+    /// Change attributes; the size first, because that changes the times.
+    pub fn change(&self, id: u64, change: &Change, handle: Option<&Handle>) -> Result<Attr> {
+        let node = self.nodes.get(id)?;
+        if let Some(size) = change.size {
+            self.resize(&node, size, handle)?;
+        }
+        if loses_owner_read(change.mode) {
+            // This process could not read the archive any more, and what it shows.
+            self.unpack(&node, Keep::All)?;
+        }
+        if change.uid.is_some() || change.gid.is_some() {
+            let entry = self.entry(&node)?;
+            let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
+            chownat(&entry, "", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(mode) = change.mode {
+            let entry = self.entry(&node)?;
+            if node.kind == FileType::Symlink {
+                return Err(Errno::OPNOTSUPP);
+            }
+            chmodat(CWD, entry.path(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+        }
+        if let Some(times) = &change.times {
+            let entry = self.entry(&node)?;
+            match node.kind {
+                FileType::Symlink => utimensat(&entry, "", times, AtFlags::EMPTY_PATH)?,
+                _ => utimensat(CWD, entry.path(), times, AtFlags::empty())?,
+            }
+        }
+        node.state().epoch += 1;
+        self.attr(id)
+    }
+
+    fn resize(&self, node: &Node, size: u64, handle: Option<&Handle>) -> Result<()> {
+        if node.kind != FileType::RegularFile {
+            return Err(if node.kind.is_dir() { Errno::ISDIR } else { Errno::INVAL });
+        }
+        let is_plain = node.state().packed.is_none();
+        let Some(handle) = handle.filter(|handle| is_plain && handle.may_write()) else {
+            return self.truncate(node, size);
+        };
+        let file = self.writable(handle)?;
+        ftruncate(&*file, size)?;
+        // Some file systems leave the time alone if the size stays.
+        futimens(&*file, &MODIFIED_NOW)
+    }
+
+    /// The value of an extended attribute.
+    pub fn xattr(&self, id: u64, name: &OsStr) -> Result<Vec<u8>> {
+        let node = self.nodes.get(id)?;
+        if name.as_bytes().starts_with(BSZ_PREFIX) {
+            return self.own_xattr(&node, name);
+        }
+        let is_capability = name == CAPABILITY;
+        if is_capability && node.no_capability.load(Ordering::Relaxed) {
+            return Err(Errno::NODATA);
+        }
+        let value = self.entry(&node)?.xattr(name);
+        if is_capability && matches!(value, Err(Errno::NODATA)) {
+            node.no_capability.store(true, Ordering::Relaxed);
+        }
+        value
+    }
+
+    fn own_xattr(&self, node: &Node, name: &OsStr) -> Result<Vec<u8>> {
+        let packed = node.state().packed.clone().ok_or(Errno::NODATA)?;
+        crate::mount::archive_attribute(&self.entry(node)?, &packed, name)
+    }
+
+    /// The names of a file's extended attributes, each terminated by a zero byte.
+    pub fn xattrs(&self, id: u64) -> Result<Vec<u8>> {
+        let node = self.nodes.get(id)?;
+        let names = match self.entry(&node)?.xattrs() {
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let names = names.split_inclusive(|&b| b == 0);
+        Ok(names.filter(|name| !name.starts_with(BSZ_PREFIX)).flatten().copied().collect())
+    }
+
+    pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let node = self.changeable(id, name)?;
+        let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
+        node.no_capability.store(false, Ordering::Relaxed);
+        setxattr(self.entry(&node)?.path(), name, value, flags)
+    }
+
+    pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
+        let node = self.changeable(id, name)?;
+        removexattr(self.entry(&node)?.path(), name)
+    }
+
+    fn changeable(&self, id: u64, name: &OsStr) -> Result<std::sync::Arc<Node>> {
+        if name.as_bytes().starts_with(BSZ_PREFIX) {
+            return Err(Errno::PERM);
+        }
+        let node = self.nodes.get(id)?;
+        node.state().epoch += 1;
+        Ok(node)
+    }
+}
+
+/// Whether a change of mode takes the right to read from a daemon that is not root.
+fn loses_owner_read(mode: Option<u32>) -> bool {
+    mode.is_some_and(|mode| mode & 0o400 == 0) && !geteuid().is_root()
+}

@@ -1,0 +1,368 @@
+//! Open files: handles, reading, writing, and what else is done with a descriptor.
+//!
+//! A handle for reading has no descriptor: it reads from the content of its node, and follows when
+//! that is packed. A handle for writing gets a descriptor of the plain file, at once if the file is
+//! plain, or else when it first changes anything, which unpacks the file.
+
+use super::names::{Found, Key, open_file, packed_name, stem_name};
+use super::node::{Content, Node};
+use super::tree::{Located, Tree, stat_at, write};
+use super::unpack::{Keep, proc_path};
+use crate::readahead::OpenArchive;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
+use rustix::io::{Errno, Result};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+/// How long to wait between attempts to open a file whose lease is being given up.
+const LEASE_POLL: Duration = Duration::from_millis(1);
+
+/// How often to try. The packer gives a lease up within milliseconds; a stranger's may take up to
+/// /proc/sys/fs/lease-break-time.
+const LEASE_ATTEMPTS: usize = 60_000;
+
+/// Flags of open(2) that are not passed on: the kernel has applied them to the name, or gives
+/// offsets and buffers that do not suit them.
+const OWN_FLAGS: OFlags = OFlags::CREATE
+    .union(OFlags::EXCL)
+    .union(OFlags::APPEND)
+    .union(OFlags::DIRECT)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NOATIME)
+    .union(OFlags::TRUNC);
+
+/// An open file, as one open(2) sees it.
+pub(super) struct Handle {
+    pub node: Arc<Node>,
+    flags: OFlags,
+    /// The descriptor of a handle that may write, once it has one.
+    file: OnceLock<Arc<File>>,
+}
+
+impl Handle {
+    fn new(node: Arc<Node>, flags: OFlags) -> Arc<Self> {
+        Arc::new(Self { node, flags, file: OnceLock::new() })
+    }
+
+    pub fn may_write(&self) -> bool {
+        may_write(self.flags)
+    }
+}
+
+pub(super) fn may_write(flags: OFlags) -> bool {
+    flags.intersects(OFlags::WRONLY | OFlags::RDWR)
+}
+
+impl Tree {
+    /// Whether [`Tree::open`] may block: it loads an index, or unpacks.
+    pub fn open_blocks(&self, id: u64, flags: OFlags) -> bool {
+        let Ok(node) = self.nodes.get(id) else { return false };
+        let state = node.state();
+        state.leased.is_some()
+            || state.packed.is_some() && (state.content.is_none() || flags.contains(OFlags::TRUNC))
+    }
+
+    /// Open a file. Returns the handle, and whether the kernel may keep the pages it has cached.
+    pub fn open(&self, id: u64, flags: OFlags) -> Result<(Arc<Handle>, bool)> {
+        let node = self.nodes.get(id)?;
+        let handle = Handle::new(node, flags);
+        self.count(&handle);
+        let opened = self.open_counted(&handle);
+        if opened.is_err() {
+            self.release(&handle);
+        }
+        opened.map(|keep| (handle, keep))
+    }
+
+    fn open_counted(&self, handle: &Handle) -> Result<bool> {
+        let node = &handle.node;
+        if handle.may_write() {
+            if handle.flags.contains(OFlags::TRUNC) {
+                self.truncate(node, 0)?;
+            }
+            if node.state().packed.is_none() {
+                self.writable(handle)?;
+            }
+        }
+        if !handle.flags.contains(OFlags::WRONLY) && handle.file.get().is_none() {
+            self.content(node)?;
+        }
+        self.keeps_pages(node)
+    }
+
+    /// Whether the pages that the kernel has cached of a file are those of its content.
+    fn keeps_pages(&self, node: &Node) -> Result<bool> {
+        let attr = self.attr(node.id)?;
+        let now = Some((attr.size, attr.mtime));
+        let mut state = node.state();
+        Ok(std::mem::replace(&mut state.cached, now) == now)
+    }
+
+    /// The handle of a file that was just created with `fd`.
+    pub fn created(&self, node: Arc<Node>, flags: OFlags, file: File) -> Arc<Handle> {
+        let handle = Handle::new(node, flags);
+        self.count(&handle);
+        // Nobody else has it yet.
+        let _ = handle.file.set(Arc::new(file));
+        handle
+    }
+
+    /// From here on, the packer keeps away from a file that is open for writing.
+    fn count(&self, handle: &Handle) {
+        let mut state = handle.node.state();
+        state.opens += 1;
+        if handle.may_write() {
+            state.writers += 1;
+            state.epoch += 1;
+            self.end_lease(&mut state);
+        }
+    }
+
+    /// Let writers open a file that is being packed.
+    fn end_lease(&self, state: &mut super::node::State) {
+        if let Some(file) = state.leased.take() {
+            crate::pack::release_lease(&file);
+        }
+    }
+
+    /// Close a handle.
+    pub fn release(&self, handle: &Handle) {
+        let node = &handle.node;
+        let is_done = {
+            let mut state = node.state();
+            state.opens -= 1;
+            state.writers -= u32::from(handle.may_write());
+            let content = if state.opens == 0 { state.content.take() } else { None };
+            let is_done = handle.may_write() && state.writers == 0 && state.packed.is_none();
+            drop(state);
+            drop(content);
+            is_done
+        };
+        if is_done {
+            // Written through the kernel, so its page cache has what the file has.
+            if let Ok(attr) = self.attr(node.id) {
+                node.state().cached = Some((attr.size, attr.mtime));
+                self.settle(node.id, &attr);
+            }
+        }
+    }
+
+    /// The content of an open file. Opens it if need be, which loads the index of an archive.
+    pub fn content(&self, node: &Node) -> Result<Content> {
+        loop {
+            let content = node.state().content.clone();
+            if let Some(content) = content {
+                return Ok(content);
+            }
+            let content = self.open_content(node)?;
+            let mut state = node.state();
+            let is_archive = matches!(content, Content::Archive { .. });
+            // It may have changed its form meanwhile.
+            if state.packed.is_some() == is_archive {
+                return Ok(state.content.get_or_insert(content).clone());
+            }
+        }
+    }
+
+    fn open_content(&self, node: &Node) -> Result<Content> {
+        let orphan = node.orphan();
+        let (file, path) = match orphan {
+            Some(orphan) => {
+                let path = proc_path(orphan.as_fd());
+                let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+                (File::from(file), Path::new("(removed)").to_owned())
+            }
+            None => {
+                let Located { dir, link, found } = self.locate(node)?;
+                let (file, stat) = open_file(&dir, &found.source_name)?;
+                if Key::of(&stat) != found.key() {
+                    return Err(Errno::STALE);
+                }
+                (file, self.path(&link))
+            }
+        };
+        self.content_of(node, file, &path)
+    }
+
+    /// The content in an open file of the source.
+    pub fn content_of(&self, node: &Node, file: File, path: &Path) -> Result<Content> {
+        let Some(packed) = node.state().packed.clone() else {
+            return Ok(Content::Plain(Arc::new(file)));
+        };
+        let stat = fstat(&file)?;
+        let file = self.archives.open(file, &stat, path)?;
+        let archive = Arc::new(OpenArchive::new(file, path.into(), path.into()));
+        Ok(Content::Archive { archive, packed })
+    }
+
+    /// What a handle reads: its own descriptor, or the content of its node.
+    pub fn readable(&self, handle: &Handle) -> Result<Content> {
+        match handle.file.get().filter(|_| handle.flags.contains(OFlags::RDWR)) {
+            Some(file) => Ok(Content::Plain(Arc::clone(file))),
+            None => self.content(&handle.node),
+        }
+    }
+
+    /// Whether [`Tree::readable`] is immediate.
+    pub fn is_readable(&self, handle: &Handle) -> bool {
+        handle.file.get().is_some() || handle.node.state().content.is_some()
+    }
+
+    /// Whether [`Tree::writable`] is immediate.
+    pub fn is_writable(&self, handle: &Handle) -> bool {
+        handle.file.get().is_some()
+    }
+
+    /// The descriptor that a handle writes to. Unpacks the file if it is packed.
+    pub fn writable(&self, handle: &Handle) -> Result<Arc<File>> {
+        if !handle.may_write() {
+            return Err(Errno::BADF);
+        }
+        if let Some(file) = handle.file.get() {
+            return Ok(Arc::clone(file));
+        }
+        let file = match self.unpack(&handle.node, Keep::All)? {
+            Some(unpacked) => unpacked,
+            None => Arc::new(self.open_plain(&handle.node, handle.flags)?),
+        };
+        Ok(Arc::clone(handle.file.get_or_init(|| file)))
+    }
+
+    /// Open the plain file of a node for writing.
+    pub fn open_plain(&self, node: &Node, flags: OFlags) -> Result<File> {
+        let flags = flags.difference(OWN_FLAGS) | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Some(orphan) = node.orphan() {
+            let path = proc_path(orphan.as_fd());
+            return Ok(rustix::fs::open(path, flags, Mode::empty())?.into());
+        }
+        let Located { dir, link, found } = self.locate(node)?;
+        self.remove_twins(&dir, &link, &found)?;
+        for _ in 0..LEASE_ATTEMPTS {
+            match openat(&dir, &found.source_name, flags | OFlags::NOFOLLOW, Mode::empty()) {
+                Ok(fd) if Key::of(&fstat(&fd)?) == found.key() => return Ok(fd.into()),
+                Ok(_) => return Err(Errno::STALE),
+                // Not blocking, because this thread may be the one that the lease waits for.
+                Err(Errno::AGAIN) => thread::sleep(LEASE_POLL),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// Remove archives beside a plain file that is about to change: they would be shown once the
+    /// plain file is gone.
+    fn remove_twins(
+        &self,
+        dir: &super::tree::DirFd,
+        link: &(u64, std::ffi::OsString),
+        found: &Found,
+    ) -> Result<()> {
+        let (parent, name) = link;
+        let names = [Some(packed_name(name)), stem_name(name)];
+        let may_exist = |twin: &std::ffi::OsString| {
+            !matches!(stat_at(dir, twin), Err(Errno::NOENT | Errno::NAMETOOLONG))
+        };
+        if !names.iter().flatten().any(may_exist) {
+            return Ok(());
+        }
+        let dir_node = self.nodes.get(*parent)?;
+        let _names = write(&dir_node);
+        self.remove_forms(dir, name, |form| form.key() != found.key())
+    }
+
+    /// Write all of `data`; `limited`: not into blocks that the file system reserves for root.
+    pub fn write(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        data: &[u8],
+        limited: bool,
+    ) -> std::io::Result<usize> {
+        let file = self.writable(handle)?;
+        if limited {
+            let end = offset.saturating_add(data.len() as u64);
+            let grows = end > file.metadata()?.len();
+            let space = self.statfs()?;
+            if grows && space.f_bavail.saturating_mul(space.f_frsize) < data.len() as u64 {
+                return Err(Errno::NOSPC.into());
+            }
+        }
+        match file.write_all_at(data, offset) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && self.packer.give_room() => {
+                file.write_all_at(data, offset)?;
+            }
+            other => other?,
+        }
+        Ok(data.len())
+    }
+
+    /// fsync(2), or fdatasync(2) if `data_only`.
+    pub fn sync(&self, handle: &Handle, data_only: bool) -> Result<()> {
+        let file = match handle.file.get() {
+            Some(file) => Arc::clone(file),
+            None => match self.content(&handle.node)? {
+                Content::Plain(file) => file,
+                // It was synced before it got its name; its attributes may have changed since.
+                Content::Archive { archive, .. } => {
+                    let file = archive.file().archive().file();
+                    return if data_only { Ok(()) } else { rustix::fs::fsync(file) };
+                }
+            },
+        };
+        if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
+    }
+
+    pub fn allocate(&self, handle: &Handle, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let mode = FallocateFlags::from_bits(mode as u32).ok_or(Errno::OPNOTSUPP)?;
+        let supported =
+            FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        if !supported.contains(mode) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let file = self.writable(handle)?;
+        match fallocate(&*file, mode, offset, len) {
+            Err(Errno::NOSPC) if self.packer.give_room() => fallocate(&*file, mode, offset, len),
+            other => other,
+        }
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2). An archive has no holes.
+    pub fn seek(&self, handle: &Handle, offset: i64, whence: i32) -> Result<i64> {
+        let from = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+        let content = match handle.file.get() {
+            Some(file) => Content::Plain(Arc::clone(file)),
+            None => self.content(&handle.node)?,
+        };
+        let (to, size) = match (content, whence) {
+            (Content::Plain(file), libc::SEEK_DATA) => {
+                return Ok(seek(&*file, SeekFrom::Data(from))?.cast_signed());
+            }
+            (Content::Plain(file), libc::SEEK_HOLE) => {
+                return Ok(seek(&*file, SeekFrom::Hole(from))?.cast_signed());
+            }
+            (Content::Archive { packed, .. }, libc::SEEK_DATA) => (from, packed.size),
+            (Content::Archive { packed, .. }, libc::SEEK_HOLE) => (packed.size, packed.size),
+            _ => return Err(Errno::INVAL),
+        };
+        if from >= size { Err(Errno::NXIO) } else { Ok(to.cast_signed()) }
+    }
+}
+
+/// Read a plain file at `offset` until the buffer is full or the file ends.
+pub(super) fn read_plain(file: &File, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}

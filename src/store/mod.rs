@@ -1,0 +1,115 @@
+//! The store: a directory that compresses itself while it is used.
+//!
+//! It is mounted over its own source, and read-write: programs see plain files, and do with them
+//! what they always do. In the background, files that were closed and left alone are replaced by
+//! their archives. `docs/SEMANTICS.md` says what is guaranteed.
+//!
+//! One principle keeps this small: reading, attributes, renaming and removing work on the archive;
+//! everything else first brings the plain file back. And there is neither a journal nor a database:
+//! at every moment, also after a crash, the names and attributes in the source say what each file
+//! is, and recovery only frees space.
+//!
+//! From the source at the bottom up to the kernel:
+//!
+//! | file | its job |
+//! |---|---|
+//! | `names` | the forms in which a file may be in the source, and which of them is shown |
+//! | `steps` | the numbered steps of what follows, at which tests end the process |
+//! | `node`, `nodes` | which file a nodeid of the kernel stands for, whatever form it has |
+//! | `packer` | the queue of files to pack, and what became of them |
+//! | `tree` | directories by descriptor, lookups, attributes, listings |
+//! | `unpack` | writing to a packed file: the plain file comes back |
+//! | `swap` | packing: the archive takes the place of the plain file |
+//! | `files` | open files |
+//! | `namespace`, `rename` | names that come, go and change |
+//! | `change` | attributes that change |
+//! | `work` | packing one file |
+//! | `recovery` | the walk after mounting |
+//! | `control` | commands to the packer |
+//! | `requests`, `fuse` | the adapter from `fuser` to all of this |
+
+mod change;
+mod control;
+mod files;
+mod fuse;
+mod idle;
+mod names;
+mod namespace;
+mod node;
+mod nodes;
+mod packer;
+mod recovery;
+mod rename;
+mod requests;
+mod steps;
+mod swap;
+mod tree;
+mod unpack;
+mod work;
+
+pub use packer::{Pack, PackPolicy};
+pub use steps::STEPS;
+
+use crate::error::Result;
+use crate::mount::{self, Handles, MountOptions};
+use crate::readahead::OpenArchive;
+use packer::Packer;
+use requests::StoreFs;
+use rustix::fs::Mode;
+use rustix::process::{geteuid, umask};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use tree::Tree;
+
+/// Mount a store; as [`mount::run`] otherwise.
+///
+/// # Errors
+/// As [`mount::run`].
+pub fn run(
+    o: &MountOptions,
+    policy: PackPolicy,
+    ready: impl FnOnce() -> Result<()>,
+    hangup: impl Fn() + Send + Sync + 'static,
+) -> Result<()> {
+    // The kernel, or `namespace`, applies the masks of those who create files.
+    umask(Mode::empty());
+    let made: Arc<OnceLock<Arc<Tree>>> = Arc::default();
+    let tree = Arc::clone(&made);
+    let start = move || {
+        ready()?;
+        tree.get().map_or(Ok(()), start_background)
+    };
+    let kept = Arc::clone(&made);
+    let outcome = mount::serve(o, start, hangup, move |parts| {
+        let tree = Arc::new(Tree::new(parts.source, parts.cache.clone(), Packer::new(policy))?);
+        let reporter = Arc::clone(&tree);
+        parts.control.report_store(move || reporter.packer.status());
+        let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
+        // Set once.
+        let _ = kept.set(Arc::clone(&tree));
+        Ok(StoreFs {
+            tree,
+            cache: parts.cache,
+            readahead,
+            control: parts.control,
+            errors: parts.errors,
+            replier: parts.replier,
+            files: Arc::new(Handles::new()),
+            dirs: Handles::new(),
+            is_root: geteuid().is_root(),
+            masks: false,
+        })
+    });
+    if let Some(tree) = made.get() {
+        tree.packer.stop();
+    }
+    outcome
+}
+
+fn start_background(tree: &Arc<Tree>) -> Result<()> {
+    let recovered = Arc::clone(tree);
+    thread::Builder::new().name("bsz-recovery".into()).spawn(move || recovered.recover())?;
+    let packed = Arc::clone(tree);
+    thread::Builder::new().name("bsz-packer".into()).spawn(move || work::run(&packed))?;
+    Ok(())
+}

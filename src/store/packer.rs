@@ -1,0 +1,411 @@
+//! The packer: a queue of files that were closed and left alone, and what became of them.
+//!
+//! It works on one file at a time, on threads that run only when nothing else wants the processor
+//! or the disk (`idle`). `work` packs a file; here is what waits, and when it may be packed.
+
+use super::control::Command;
+use super::names::Key;
+use crate::mount::StoreStatus;
+use lru::LruCache;
+use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// When to pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pack {
+    /// Never, unless told to.
+    Off,
+    /// While the machine has nothing better to do.
+    Idle,
+    /// As soon as a file has settled.
+    Now,
+}
+
+impl Pack {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Idle => "idle",
+            Self::Now => "now",
+        }
+    }
+}
+
+/// What a store packs, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct PackPolicy {
+    /// When to pack.
+    pub pack: Pack,
+    /// How long a file must have been closed and unchanged.
+    pub settle: Duration,
+    /// Smaller files are left plain, in bytes.
+    pub min_size: u64,
+}
+
+/// How often to ask again whether a file may be packed.
+const RECHECK: Duration = Duration::from_secs(2);
+
+/// How long to wait after an attempt that failed.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// How long a writer waits for the packer to give its space back.
+const GIVE_ROOM_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long not to pack after a writer had no space.
+const AFTER_FULL: Duration = Duration::from_secs(10);
+
+/// Most reasons to report.
+const MAX_REASONS: usize = 16;
+
+/// Most files to remember that cannot be marked as not worth packing.
+const MAX_LEFT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// What identifies the content of a file that is not worth packing: size and mtime.
+pub(super) type Version = (u64, (i64, u32));
+
+#[derive(Default)]
+struct Queue {
+    /// When each node may be packed.
+    due: HashMap<u64, Instant>,
+    order: BTreeSet<(Instant, u64)>,
+    /// Pack what waits without further waiting.
+    drain: bool,
+    /// A walk has to find files before the queue can be drained.
+    walk: bool,
+    /// A file is being packed.
+    busy: bool,
+    stopped: bool,
+    /// A writer had no space: nothing is packed until then.
+    full_until: Option<Instant>,
+    status: StoreStatus,
+}
+
+impl Queue {
+    fn remove(&mut self, id: u64) -> Option<Instant> {
+        let due = self.due.remove(&id)?;
+        self.order.remove(&(due, id));
+        Some(due)
+    }
+}
+
+/// What the packer's thread is to do.
+pub(super) enum Task {
+    /// Find files to pack.
+    Walk,
+    /// Pack a node. `Tree::forget` is owed for it.
+    Pack(u64),
+    Stop,
+}
+
+/// What became of a file.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Packed {
+        original: u64,
+        stored: u64,
+    },
+    /// It is not worth packing as long as it does not change.
+    Left(String),
+    /// It is no longer there, or is not a candidate.
+    Gone,
+    /// Try again later.
+    Later(String),
+}
+
+pub(super) struct Packer {
+    pub policy: PackPolicy,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// Tells the file being packed to give up.
+    cancelled: AtomicBool,
+    left: Mutex<LruCache<Key, Version>>,
+}
+
+impl Packer {
+    pub fn new(policy: PackPolicy) -> Self {
+        let status = StoreStatus { pack: policy.pack.name().into(), ..StoreStatus::default() };
+        Self {
+            policy,
+            queue: Mutex::new(Queue { status, ..Queue::default() }),
+            changed: Condvar::new(),
+            cancelled: AtomicBool::new(false),
+            left: Mutex::new(LruCache::new(MAX_LEFT)),
+        }
+    }
+
+    /// Whether files of this size are packed without being asked to.
+    pub fn wants(&self, size: u64) -> bool {
+        self.policy.pack != Pack::Off && size >= self.policy.min_size
+    }
+
+    /// Queue a node that has been unchanged for `age`. Returns false if it was queued already; its
+    /// time is counted from now, then.
+    pub fn enqueue(&self, id: u64, age: Duration) -> bool {
+        let due = Instant::now() + self.policy.settle.saturating_sub(age);
+        self.enqueue_at(id, due)
+    }
+
+    fn enqueue_at(&self, id: u64, due: Instant) -> bool {
+        let mut queue = self.queue();
+        let is_new = queue.remove(id).is_none();
+        queue.due.insert(id, due);
+        queue.order.insert((due, id));
+        self.changed.notify_all();
+        is_new
+    }
+
+    /// Try a node again later. Its hold stays.
+    pub fn retry(&self, id: u64) -> bool {
+        self.enqueue_at(id, Instant::now() + RETRY)
+    }
+
+    pub fn command(&self, command: Command) {
+        let mut queue = self.queue();
+        match command {
+            Command::PackNow => {
+                queue.drain = true;
+                queue.walk = true;
+                queue.status.paused = false;
+            }
+            Command::Pause => queue.status.paused = true,
+            Command::Resume => queue.status.paused = false,
+        }
+        self.changed.notify_all();
+    }
+
+    /// Wait for something to do. `busy` says why nothing should be done at the moment.
+    pub fn next(&self, busy: impl Fn() -> Option<String>) -> Task {
+        let mut queue = self.queue();
+        loop {
+            let now = Instant::now();
+            if queue.stopped {
+                return Task::Stop;
+            }
+            if queue.walk {
+                queue.walk = false;
+                queue.busy = true;
+                return Task::Walk;
+            }
+            let wait = match self.due(&mut queue, now) {
+                Ok(id) => {
+                    let hurry = queue.drain || self.policy.pack == Pack::Now;
+                    let why = if hurry { None } else { busy() };
+                    let Some(why) = why else {
+                        queue.remove(id);
+                        queue.busy = true;
+                        queue.status.waits = None;
+                        self.cancelled.store(false, Ordering::Release);
+                        return Task::Pack(id);
+                    };
+                    queue.status.waits = Some(why);
+                    RECHECK
+                }
+                Err(wait) => wait,
+            };
+            let waited = self.changed.wait_timeout(queue, wait);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The node that may be packed now, or how long to wait for one.
+    fn due(&self, queue: &mut Queue, now: Instant) -> Result<u64, Duration> {
+        const LONG: Duration = Duration::from_secs(3600);
+        if queue.order.is_empty() {
+            queue.drain = false;
+        }
+        if queue.status.paused {
+            return Err(LONG);
+        }
+        if let Some(until) = queue.full_until.filter(|until| *until > now) {
+            return Err(until - now);
+        }
+        match queue.order.first() {
+            Some(&(due, id)) if queue.drain || due <= now => Ok(id),
+            Some(&(due, _)) => Err(due - now),
+            None => Err(LONG),
+        }
+    }
+
+    /// A file is being packed.
+    pub fn begin(&self, path: &str) {
+        self.queue().status.packing = Some(path.to_owned());
+    }
+
+    /// The task is done.
+    pub fn done(&self) {
+        let mut queue = self.queue();
+        queue.busy = false;
+        queue.status.packing = None;
+        self.changed.notify_all();
+    }
+
+    /// Count what became of a file.
+    pub fn record(&self, path: &str, outcome: &Outcome) {
+        let mut queue = self.queue();
+        let status = &mut queue.status;
+        let why = match outcome {
+            Outcome::Packed { original, stored } => {
+                status.packed += 1;
+                status.original_bytes += original;
+                status.stored_bytes += stored;
+                return;
+            }
+            Outcome::Gone => return,
+            Outcome::Left(why) => {
+                status.left += 1;
+                why
+            }
+            Outcome::Later(why) => {
+                status.failed += 1;
+                why
+            }
+        };
+        let reason = (crate::escape::text(path).into_owned(), why.clone());
+        status.reasons.retain(|other| other.0 != reason.0);
+        if status.reasons.len() == MAX_REASONS {
+            status.reasons.remove(0);
+        }
+        status.reasons.push(reason);
+    }
+
+    /// A packed file is plain again, because it was written to.
+    pub fn unpacked(&self) {
+        self.queue().status.unpacked += 1;
+    }
+
+    /// The walk after mounting is done.
+    pub fn recovered(&self) {
+        self.queue().status.recovered = true;
+    }
+
+    /// Whether the file being packed is to be given up.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Wait while packing is paused. Returns whether the file is to be given up.
+    pub fn pause(&self) -> bool {
+        let mut queue = self.queue();
+        while queue.status.paused && !queue.stopped && !self.is_cancelled() {
+            let waited = self.changed.wait_timeout(queue, RECHECK);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.stopped || self.is_cancelled()
+    }
+
+    /// A writer has no space. Give up the archive that is being written, if there is one, and wait
+    /// until its space is free. Returns whether it is worth to try again.
+    pub fn give_room(&self) -> bool {
+        let mut queue = self.queue();
+        queue.full_until = Some(Instant::now() + AFTER_FULL);
+        if !queue.busy {
+            return false;
+        }
+        self.cancelled.store(true, Ordering::Release);
+        self.changed.notify_all();
+        let is_busy = |queue: &mut Queue| queue.busy;
+        let waited = self.changed.wait_timeout_while(queue, GIVE_ROOM_WITHIN, is_busy);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Stop, and give up the file being packed.
+    pub fn stop(&self) {
+        self.queue().stopped = true;
+        self.cancelled.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.queue().stopped
+    }
+
+    /// Remember that the content of a file is not worth packing.
+    pub fn leave(&self, key: Key, version: Version) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).put(key, version);
+    }
+
+    /// Whether that is remembered.
+    pub fn is_left(&self, key: Key, version: Version) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.get(&key) == Some(&version)
+    }
+
+    pub fn status(&self) -> StoreStatus {
+        let queue = self.queue();
+        let mut status = queue.status.clone();
+        status.queued = queue.order.len() as u64;
+        status.draining = queue.drain || queue.walk;
+        status
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packer(pack: Pack, settle: u64) -> Packer {
+        Packer::new(PackPolicy { pack, settle: Duration::from_secs(settle), min_size: 10 })
+    }
+
+    fn next(packer: &Packer) -> Option<u64> {
+        match packer.next(|| None) {
+            Task::Pack(id) => Some(id),
+            Task::Walk | Task::Stop => None,
+        }
+    }
+
+    #[test]
+    fn files_are_packed_once_they_have_settled_and_the_first_to_settle_first() {
+        let packer = packer(Pack::Now, 60);
+        assert!(packer.enqueue(1, Duration::from_secs(61)));
+        assert!(packer.enqueue(2, Duration::from_secs(3600)));
+        assert!(packer.enqueue(3, Duration::ZERO));
+        assert_eq!(next(&packer), Some(1));
+        packer.done();
+        assert_eq!(next(&packer), Some(2));
+        packer.done();
+        // The third has not settled.
+        assert_eq!(packer.status().queued, 1);
+        assert!(!packer.enqueue(3, Duration::from_secs(61)), "it is queued");
+        assert_eq!(next(&packer), Some(3));
+    }
+
+    #[test]
+    fn told_to_pack_now_it_does_not_wait_for_files_to_settle() {
+        let packer = packer(Pack::Off, 3600);
+        assert!(!packer.wants(10));
+        packer.command(Command::PackNow);
+        assert!(matches!(packer.next(|| None), Task::Walk));
+        packer.enqueue(7, Duration::ZERO);
+        packer.done();
+        assert_eq!(next(&packer), Some(7));
+        packer.stop();
+        assert!(matches!(packer.next(|| None), Task::Stop));
+    }
+
+    #[test]
+    fn a_writer_without_space_gets_that_of_the_archive_being_written() {
+        let packer = packer(Pack::Now, 0);
+        assert!(!packer.give_room(), "nothing is being packed");
+        packer.queue().full_until = None;
+        packer.enqueue(1, Duration::ZERO);
+        assert_eq!(next(&packer), Some(1));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !packer.pause() {
+                    std::thread::yield_now();
+                }
+                packer.done();
+            });
+            assert!(packer.give_room());
+        });
+    }
+}

@@ -1,0 +1,374 @@
+//! What the requests of the kernel do with the tree: the larger bodies of the adapter in `fuse`.
+//!
+//! The threads that read `/dev/fuse` do what the directory below does at once. What may take long
+//! goes to the cache's threads: decoding, unpacking, syncing, and removing large files.
+
+use super::change::Change;
+use super::control::{self, Request as ControlRequest};
+use super::files::{Handle, may_write, read_plain};
+use super::namespace::Caller;
+use super::node::{Content, Node};
+use super::nodes::Link;
+use super::rename::End;
+use super::tree::{DirEntry, Tree};
+use crate::cache::{ChunkCache, Slice};
+use crate::error::Result;
+use crate::escape;
+use crate::log_once::LogOnce;
+use crate::mount::{Attr, Control, Handles, Replier, errno, file_type, reply_xattr};
+use crate::readahead::{OpenArchive, Readahead};
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
+    TimeOrNow,
+};
+use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long the kernel may cache names and attributes. Changes through the store are known to the
+/// kernel at once.
+pub(super) const TTL: Duration = Duration::from_secs(1);
+
+/// Most bytes of a reply.
+const MAX_READ: usize = 16 << 20;
+
+/// The listing of an open directory, as it was when its beginning was last read.
+pub(super) type OpenDir = Mutex<Arc<Vec<DirEntry>>>;
+
+pub(super) struct StoreFs {
+    pub tree: Arc<Tree>,
+    pub cache: Arc<ChunkCache>,
+    pub readahead: Readahead,
+    pub control: Arc<Control>,
+    pub errors: Arc<LogOnce>,
+    pub replier: Arc<Replier>,
+    pub files: Arc<Handles<Handle>>,
+    pub dirs: Handles<OpenDir>,
+    /// Whether the daemon could write to blocks that are reserved for root.
+    pub is_root: bool,
+    /// Whether the kernel leaves the callers' masks to us.
+    pub masks: bool,
+}
+
+impl StoreFs {
+    pub fn caller(&self, request: &Request, umask: u32) -> Caller {
+        let umask = if self.masks { umask } else { 0 };
+        Caller { uid: request.uid(), gid: request.gid(), umask }
+    }
+
+    pub fn reply_entry(
+        &self,
+        request: &Request,
+        found: rustix::io::Result<(Arc<Node>, Attr)>,
+        reply: ReplyEntry,
+    ) {
+        match found {
+            Ok((node, attr)) => self.replier.entry(request.unique(), node.id, &attr, TTL, reply),
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    pub fn change_file(
+        &self,
+        request: RequestId,
+        id: u64,
+        change: Change,
+        handle: Option<Arc<Handle>>,
+        reply: ReplyAttr,
+    ) {
+        let (tree, replier) = (self.tree.clone(), self.replier.clone());
+        let blocks = tree.change_blocks(id, &change, handle.as_deref());
+        let change = move || match tree.change(id, &change, handle.as_deref()) {
+            Ok(attr) => replier.attr(request, &attr, TTL, reply),
+            Err(e) => reply.error(errno(e)),
+        };
+        if blocks { self.cache.spawn(change) } else { change() }
+    }
+
+    /// It may unpack, and it syncs if something packed is replaced.
+    pub fn rename_file(&self, from: Link, to: Link, flags: RenameFlags, reply: ReplyEmpty) {
+        let tree = self.tree.clone();
+        let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
+        self.cache.spawn(move || {
+            let from = End { parent: from.0, name: &from.1 };
+            let to = End { parent: to.0, name: &to.1 };
+            reply_empty(tree.rename(from, to, flags), reply);
+        });
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "those of the request")]
+    pub fn create_file(
+        &self,
+        request: &Request,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: OFlags,
+        reply: ReplyCreate,
+    ) {
+        let by = self.caller(request, umask);
+        let made = match self.tree.create(parent, name, mode & 0o7777, flags, by) {
+            Ok(made) => made,
+            Err(e) => return reply.error(errno(e)),
+        };
+        let (tree, replier, files) = (self.tree.clone(), self.replier.clone(), self.files.clone());
+        let request = request.unique();
+        let is_new = made.file.is_some();
+        let open = move || {
+            let node = made.node.id;
+            let opened = match made.file {
+                Some(file) => Ok(tree.created(made.node, flags, file)),
+                None => tree.open(node, flags).map(|(handle, _)| handle),
+            };
+            match opened {
+                Ok(handle) => {
+                    let handle = files.insert(handle);
+                    replier.created(request, node, &made.attr, TTL, handle, reply);
+                }
+                Err(e) => {
+                    tree.forget(node, 1);
+                    reply.error(errno(e));
+                }
+            }
+        };
+        if is_new { open() } else { self.cache.spawn(open) }
+    }
+
+    pub fn open_file(&self, pid: u32, id: u64, flags: OFlags, reply: ReplyOpen) {
+        let blocks = self.tree.open_blocks(id, flags);
+        // The programs that read the file have closed it, so it needs no warming.
+        if self.readahead.is_warmer(pid) && blocks {
+            return reply.error(Errno::EAGAIN);
+        }
+        let (tree, files) = (self.tree.clone(), self.files.clone());
+        let open = move || match tree.open(id, flags) {
+            Ok((handle, keep)) => {
+                let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                let number = files.insert(handle);
+                reply.opened(FileHandle(number), keep);
+                Some(number)
+            }
+            Err(e) => {
+                reply.error(errno(e));
+                None
+            }
+        };
+        if blocks || may_write(flags) {
+            self.cache.spawn(move || {
+                open();
+            });
+        } else if let Some(number) = open() {
+            self.readahead.opened(pid, number);
+        }
+    }
+
+    pub fn read_file(
+        &self,
+        request: &Request,
+        handle: Arc<Handle>,
+        offset: u64,
+        len: usize,
+        is_direct: bool,
+        reply: ReplyData,
+    ) {
+        if len > MAX_READ {
+            return reply.error(Errno::EINVAL);
+        }
+        if !self.tree.is_readable(&handle) {
+            // Its content is opened on another thread, where this one read is answered, too.
+            let (tree, cache) = (self.tree.clone(), self.cache.clone());
+            let read = move || match tree.readable(&handle) {
+                Ok(Content::Archive { archive, .. }) => {
+                    read_archive(&cache, &archive, offset, len, reply);
+                }
+                Ok(Content::Plain(file)) => reply_plain(&cache, &file, offset, len, reply),
+                Err(e) => reply.error(errno(e)),
+            };
+            return self.cache.spawn(read);
+        }
+        match self.tree.readable(&handle) {
+            Ok(Content::Archive { archive, .. }) => {
+                let (errors, replier) = (self.errors.clone(), self.replier.clone());
+                let (id, of) = (request.unique(), archive.clone());
+                let done = move |slices: Result<Vec<Slice>>| match slices {
+                    Ok(slices) => replier.data(id, &slices, reply),
+                    Err(e) => {
+                        let path = escape::path(of.path());
+                        errors.log(log::Level::Error, &format!("{path}: {e}"));
+                        reply.error(Errno::EIO);
+                    }
+                };
+                self.readahead.read(&archive, offset, len, request.pid(), is_direct, done);
+            }
+            Ok(Content::Plain(file)) => {
+                let cache = self.cache.clone();
+                self.cache.spawn(move || reply_plain(&cache, &file, offset, len, reply));
+            }
+            Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    pub fn write_file(
+        &self,
+        uid: u32,
+        handle: Arc<Handle>,
+        offset: u64,
+        data: &[u8],
+        reply: ReplyWrite,
+    ) {
+        let limited = self.is_root && uid != 0;
+        if self.tree.is_writable(&handle) {
+            return reply_written(self.tree.write(&handle, offset, data, limited), reply);
+        }
+        let (tree, data) = (self.tree.clone(), data.to_owned());
+        self.cache.spawn(move || {
+            reply_written(tree.write(&handle, offset, &data, limited), reply);
+        });
+    }
+
+    pub fn release_file(&self, number: u64, reply: ReplyEmpty) {
+        let Some(handle) = self.files.remove(number) else { return reply.ok() };
+        let content = handle.node.state().content.clone();
+        let archive = match &content {
+            Some(Content::Archive { archive, .. }) => Some(&**archive),
+            _ => None,
+        };
+        self.readahead.closed(number, archive);
+        drop(content);
+        self.tree.release(&handle);
+        reply.ok();
+    }
+
+    /// The listing is made when the beginning is read: rewinddir(3) shows what there is now.
+    pub fn read_dir(&self, id: u64, handle: u64, offset: u64, mut reply: ReplyDirectory) {
+        let Some(dir) = self.dirs.get(handle) else { return reply.error(Errno::EBADF) };
+        let entries = match offset {
+            0 => match self.tree.list(id).map(Arc::new) {
+                Ok(entries) => {
+                    *dir.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&entries);
+                    entries
+                }
+                Err(e) => return reply.error(errno(e)),
+            },
+            _ => Arc::clone(&dir.lock().unwrap_or_else(PoisonError::into_inner)),
+        };
+        // The offset of an entry is that of the next one.
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (next, entry) in (1..).zip(entries.iter()).skip(from) {
+            if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &entry.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    pub fn get_xattr(&self, uid: u32, id: u64, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match control::request(id, name) {
+            ControlRequest::None => reply_xattr(self.tree.xattr(id, name), size, reply),
+            ControlRequest::Status => {
+                let status = serde_json::to_vec(&self.control.status());
+                reply_xattr(status.map_err(|_| rustix::io::Errno::IO), size, reply);
+            }
+            _ if !crate::mount::may_control(uid) => reply.error(Errno::EPERM),
+            ControlRequest::DropCache => {
+                let control = self.control.clone();
+                self.cache.spawn(move || {
+                    control.drop_cache();
+                    reply_xattr(Ok(Vec::new()), size, reply);
+                });
+            }
+            ControlRequest::Packer(command) => {
+                self.tree.packer.command(command);
+                reply_xattr(Ok(Vec::new()), size, reply);
+            }
+        }
+    }
+}
+
+/// Read from an archive on a thread of the cache, without readahead.
+fn read_archive(
+    cache: &Arc<ChunkCache>,
+    archive: &OpenArchive,
+    offset: u64,
+    len: usize,
+    reply: ReplyData,
+) {
+    let size = archive.file().archive().footer().original_len;
+    let len = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+    cache.with_scratch(len, |buffer| {
+        let read = buffer.and_then(|buffer| {
+            archive.file().archive().read_at(offset, buffer, cache.decoder()).map(|_| buffer)
+        });
+        match read {
+            Ok(buffer) => reply.data(buffer),
+            Err(e) => {
+                log::error!("{}: {e}", escape::path(archive.path()));
+                reply.error(Errno::EIO);
+            }
+        }
+    });
+}
+
+fn reply_plain(cache: &ChunkCache, file: &File, offset: u64, len: usize, reply: ReplyData) {
+    cache.with_scratch(len, |buffer| match buffer {
+        Ok(buffer) => match read_plain(file, offset, buffer) {
+            Ok(len) => reply.data(&buffer[..len]),
+            Err(e) => reply.error(e.into()),
+        },
+        Err(e) => {
+            log::error!("{e}");
+            reply.error(Errno::ENOMEM);
+        }
+    });
+}
+
+fn reply_written(written: std::io::Result<usize>, reply: ReplyWrite) {
+    match written {
+        Ok(len) => reply.written(len as u32),
+        Err(e) => reply.error(e.into()),
+    }
+}
+
+pub(super) fn reply_empty(outcome: rustix::io::Result<()>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+/// The flags of open(2) that the kernel passes on.
+pub(super) fn open_flags(flags: i32) -> OFlags {
+    OFlags::from_bits_retain(flags as u32)
+}
+
+/// The times that a request sets, if it sets any.
+pub(super) fn times(atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>) -> Option<Timestamps> {
+    let time = |time: Option<TimeOrNow>| match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(TimeOrNow::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(TimeOrNow::SpecificTime(time)) => timespec(time),
+    };
+    let set = atime.is_some() || mtime.is_some();
+    set.then(|| Timestamps { last_access: time(atime), last_modification: time(mtime) })
+}
+
+fn timespec(time: SystemTime) -> Timespec {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timespec {
+            tv_sec: since.as_secs().cast_signed(),
+            tv_nsec: i64::from(since.subsec_nanos()),
+        },
+        Err(before) => {
+            let before = before.duration();
+            let borrow = i64::from(before.subsec_nanos() > 0);
+            Timespec {
+                tv_sec: -before.as_secs().cast_signed() - borrow,
+                tv_nsec: borrow * 1_000_000_000 - i64::from(before.subsec_nanos()),
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Swapping in: an archive takes the place of the plain file that it was made from.
+//!
+//! | step | if all ends after it |
+//! |---|---|
+//! | the archive is written without a name, decoded and compared, given the attributes, synced | the plain file is there |
+//! | link it to `F.bsz` | both are there, and equal: the plain file is shown |
+//! | sync the directory | the same |
+//! | unlink `F` | the archive is there, and shown as `F` |
+//!
+//! Before the second and the fourth step, the names of the directory are locked, and everything is
+//! checked: that the file is the same and unchanged, that no handle may write to it, and that the
+//! lease on it, which keeps everybody else from writing, was not broken.
+
+use super::names::{Found, Key, packed_name};
+use super::node::{Content, Node};
+use super::nodes::Link;
+use super::steps::{Step, reached};
+use super::tree::{DirFd, Tree, stat_at, sync_dir, write};
+use super::unpack::{errno, unlink_if};
+use crate::mount::Packed;
+use crate::pack::Prepared;
+use rustix::fs::{AtFlags, fstat, unlinkat};
+use rustix::io::{Errno, Result};
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// A file that is to be swapped, as it was before its archive was made.
+pub(super) struct Candidate {
+    pub node: Arc<Node>,
+    pub dir: DirFd,
+    pub link: Link,
+    pub key: Key,
+    pub epoch: u64,
+}
+
+impl Candidate {
+    /// Whether nothing has happened to the file. The names of its directory are locked.
+    fn is_unchanged(&self, tree: &Tree) -> bool {
+        let state = self.node.state();
+        let place = tree.nodes.place(self.node.id);
+        state.writers == 0
+            && state.epoch == self.epoch
+            && state.packed.is_none()
+            && place.is_ok_and(|place| place == (self.key, Some(self.link.clone())))
+    }
+}
+
+impl Tree {
+    /// Let the archive `prepared` take the place of a file. `false` if the file has changed.
+    pub fn swap_in(&self, candidate: &Candidate, mut prepared: Prepared) -> Result<bool> {
+        reached(Step::SwapPrepared);
+        let Candidate { node, dir, link, key, .. } = candidate;
+        let dir_node = self.nodes.get(link.0)?;
+        let archive_name = packed_name(&link.1);
+        let archive_key = Key::of(&fstat(prepared.archive())?);
+
+        let names = write(&dir_node);
+        if !candidate.is_unchanged(self) || !prepared.unchanged().is_ok_and(|same| same) {
+            return Ok(false);
+        }
+        // An archive that is there already is of an older file.
+        self.remove_forms(dir, &link.1, |found| found.key() != *key)?;
+        prepared.link().map_err(|e| errno(&e))?;
+        drop(names);
+        reached(Step::SwapLinked);
+        sync_dir(dir)?;
+        reached(Step::SwapSynced);
+
+        let found = self.names.entry(dir.as_fd(), &archive_name)?;
+        let packed = found.packed.filter(|_| Key::of(&found.stat) == archive_key);
+        let packed = Arc::new(packed.ok_or(Errno::STALE)?);
+        let content = self.content_of_archive(candidate, &prepared, &packed)?;
+        let names = write(&dir_node);
+        let kept = prepared.unchanged().is_ok_and(|same| same);
+        if !candidate.is_unchanged(self) || !kept {
+            // The plain file is shown, or has been removed together with the archive.
+            unlink_if(dir, &archive_name, archive_key)?;
+            return Ok(false);
+        }
+        unlinkat(dir, &link.1, AtFlags::empty())?;
+        self.becomes_packed(node, archive_key, link, packed, content);
+        drop(names);
+        reached(Step::SwapRemoved);
+        Ok(true)
+    }
+
+    fn becomes_packed(
+        &self,
+        node: &Node,
+        key: Key,
+        link: &Link,
+        packed: Arc<Packed>,
+        content: Option<Content>,
+    ) {
+        let mut state = node.state();
+        self.nodes.replace(node.id, key, Some(link.clone()));
+        state.packed = Some(packed);
+        state.content = content.filter(|_| state.opens > 0);
+        state.leased = None;
+    }
+
+    /// Remove a plain file beside its archive, which holds the same bytes and is intact. `false` if
+    /// the file has changed.
+    pub fn remove_plain(&self, of: &Candidate, archive: &Found) -> Result<bool> {
+        let Candidate { node, dir, link, key, .. } = of;
+        sync_dir(dir)?;
+        let dir_node = self.nodes.get(link.0)?;
+        let _names = write(&dir_node);
+        let is_there = |name: &OsStr, key| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == key);
+        let both = is_there(&link.1, *key) && is_there(&archive.source_name, archive.key());
+        let Some(packed) = archive.packed.clone().filter(|_| both && of.is_unchanged(self)) else {
+            return Ok(false);
+        };
+        unlinkat(dir, &link.1, AtFlags::empty())?;
+        self.becomes_packed(node, archive.key(), link, Arc::new(packed), None);
+        Ok(true)
+    }
+
+    /// The open archive, if the file is open: its readers go on with it.
+    fn content_of_archive(
+        &self,
+        candidate: &Candidate,
+        prepared: &Prepared,
+        packed: &Arc<Packed>,
+    ) -> Result<Option<Content>> {
+        if candidate.node.state().opens == 0 {
+            return Ok(None);
+        }
+        let path = self.path(&candidate.link);
+        let file = prepared.archive().try_clone().map_err(|_| Errno::MFILE)?;
+        let stat = fstat(&file)?;
+        let file = self.archives.open(file, &stat, &path)?;
+        let archive = crate::readahead::OpenArchive::new(file, (&*path).into(), (&*path).into());
+        Ok(Some(Content::Archive { archive: Arc::new(archive), packed: Arc::clone(packed) }))
+    }
+}

@@ -1,0 +1,266 @@
+//! Packing one file of a store.
+
+use super::idle::{make_idle, why_busy};
+use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK};
+use super::nodes::Link;
+use super::packer::{Outcome, Packer, Task, Version};
+use super::swap::Candidate;
+use super::tree::{Located, Tree};
+use super::unpack::{proc_path, writable_dir};
+use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
+use crate::error::{Context, Error, Result};
+use crate::mount::Attr;
+use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, prepare};
+use crate::read::{self, Archive};
+use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, openat, setxattr};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The attribute of a file that is not worth packing: its size, its mtime, and the version of the
+/// rule that decided so. It moves with the file.
+const LEFT: &str = "user.bsz.left";
+const RULE: u32 = 1;
+
+/// The least share that packing must save.
+const MIN_SAVING: f64 = 0.03;
+
+/// Space that is left free on the disk besides that of the archive, in bytes.
+const RESERVE: u64 = 64 << 20;
+
+/// The endings of names that downloads use. Packing such a file would be harmless, but in vain.
+const UNFINISHED: [&[u8]; 8] = [
+    b".incomplete",
+    b".downloadInProgress",
+    b"-partial",
+    b".part",
+    b".tmp",
+    b".aria2",
+    b".crdownload",
+    b".partial",
+];
+
+/// Why an archive was not finished.
+const GIVEN_UP: &str = "was given up, because something else is more urgent";
+
+/// Progress is in the status.
+struct Silent;
+
+impl Progress for Silent {
+    fn begin(&self, _: &Path, _: crate::pack::Task, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self, _: &FileReport) {}
+}
+
+/// Run the packer until it is stopped.
+pub(super) fn run(tree: &Arc<Tree>) {
+    make_idle();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .thread_name(|n| format!("bsz-pack-{n}"))
+        .start_handler(|_| make_idle())
+        .build();
+    let pool = match pool {
+        Ok(pool) => pool,
+        Err(e) => return log::error!("files are not packed: {e}"),
+    };
+    loop {
+        match tree.packer.next(why_busy) {
+            Task::Stop => return,
+            Task::Walk => tree.find_candidates(),
+            Task::Pack(id) => pool.install(|| tree.pack_node(id)),
+        }
+        tree.packer.done();
+    }
+}
+
+impl Tree {
+    /// A file was closed by a writer, or has got another name. It may be packed later.
+    pub fn settle(&self, id: u64, attr: &Attr) {
+        if attr.kind.is_file() && self.packer.wants(attr.size) {
+            self.queue_node(id, Duration::ZERO);
+        }
+    }
+
+    /// Queue a node that has been unchanged for `age`; it stays known until it is packed.
+    pub fn queue_node(&self, id: u64, age: Duration) {
+        if self.nodes.hold(id).is_some() && !self.packer.enqueue(id, age) {
+            self.forget(id, 1);
+        }
+    }
+
+    /// Pack a queued node.
+    fn pack_node(&self, id: u64) {
+        let link = self.nodes.place(id).ok().and_then(|(_, link)| link);
+        let path = link.map(|link| self.path(&link).to_string_lossy().into_owned());
+        let path = path.unwrap_or_default();
+        self.packer.begin(&path);
+        let outcome = self.pack(id).unwrap_or_else(|e| Outcome::Later(e.to_string()));
+        log::debug!("{}: {outcome:?}", crate::escape::text(&path));
+        self.packer.record(&path, &outcome);
+        let again = matches!(outcome, Outcome::Later(_));
+        if !again || !self.packer.retry(id) {
+            self.forget(id, 1);
+        }
+    }
+
+    fn pack(&self, id: u64) -> Result<Outcome> {
+        let node = self.nodes.get(id)?;
+        let epoch = {
+            let state = node.state();
+            if state.writers > 0 || state.packed.is_some() || state.orphan.is_some() {
+                // It is queued again when it is closed.
+                return Ok(Outcome::Gone);
+            }
+            state.epoch
+        };
+        let Located { dir, link, found } = match self.locate(&node) {
+            Err(rustix::io::Errno::STALE) => return Ok(Outcome::Gone),
+            other => other?,
+        };
+        let attr = self.attr(id)?;
+        let version = (attr.size, attr.mtime);
+        if found.form != Form::Plain || !is_candidate(&link, &attr, self.packer.policy.min_size) {
+            return Ok(Outcome::Gone);
+        }
+        if self.packer.is_left(found.key(), version) || is_left(&dir, &link.1, version) {
+            return Ok(Outcome::Gone);
+        }
+        if let Some(why) = self.no_room(attr.size)? {
+            return Ok(Outcome::Later(why));
+        }
+        let candidate = Candidate { node, dir, link, key: found.key(), epoch };
+        match self.prepare(&candidate)? {
+            Preparation::NotWorthIt(why) => {
+                self.packer.leave(candidate.key, version);
+                leave(&candidate, version);
+                Ok(Outcome::Left(why))
+            }
+            Preparation::Ready(prepared) => self.swap(&candidate, prepared),
+        }
+    }
+
+    fn swap(&self, candidate: &Candidate, prepared: Prepared) -> Result<Outcome> {
+        let (original, stored) = (prepared.original(), prepared.stored());
+        Ok(match self.swap_in(candidate, prepared)? {
+            true => Outcome::Packed { original, stored },
+            false => Outcome::Later("changed while it was packed".into()),
+        })
+    }
+
+    fn prepare(&self, candidate: &Candidate) -> Result<Preparation> {
+        let path = self.path(&candidate.link);
+        let dir = writable_dir(&candidate.dir, &path)?;
+        let between = || match self.packer.pause() {
+            true => Err(Error::invalid(GIVEN_UP)),
+            false => Ok(()),
+        };
+        let node = &candidate.node;
+        let leased = |file: &File| {
+            let mut state = node.state();
+            match file.try_clone() {
+                Ok(file) if state.writers == 0 && state.epoch == candidate.epoch => {
+                    state.leased = Some(Arc::new(file));
+                }
+                _ => crate::pack::release_lease(file),
+            }
+        };
+        let options = PrepareOptions {
+            min_saving: MIN_SAVING,
+            between: &between,
+            leased: &leased,
+            ..PrepareOptions::default()
+        };
+        let decoder = Interruptible { decoder: codec::verifying(), packer: &self.packer };
+        let check = |file: &File, _: &dyn Progress| {
+            let file = file.try_clone().about("archive")?;
+            let archive = Archive::from_file_within(file, self.cache.archive_memory())?;
+            archive.read_directly();
+            read::verify(&archive, &decoder, &|_| {})
+        };
+        let prepared = prepare(&dir, &candidate.link.1, &options, &check, &Silent);
+        if !matches!(prepared, Ok(Preparation::Ready(_))) {
+            node.state().leased = None;
+        }
+        prepared
+    }
+
+    /// Why there is no room for an archive, if there is none.
+    fn no_room(&self, size: u64) -> Result<Option<String>> {
+        let space = self.statfs()?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        Ok((free < size.saturating_add(RESERVE)).then(|| "there is not enough free space".into()))
+    }
+}
+
+/// A decoder that verifies, and gives up when the packer is told to.
+struct Interruptible<'a> {
+    decoder: Arc<dyn ChunkDecoder>,
+    packer: &'a Packer,
+}
+
+impl ChunkDecoder for Interruptible<'_> {
+    fn name(&self) -> &'static str {
+        self.decoder.name()
+    }
+
+    fn decode(
+        &self,
+        coding: Coding,
+        model: Option<&EntropyModel>,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
+        if self.packer.is_cancelled() {
+            return Err(Error::invalid(GIVEN_UP));
+        }
+        self.decoder.decode(coding, model, payload, out)
+    }
+}
+
+/// Whether a file may be packed, as far as its name and its attributes tell.
+pub(super) fn is_candidate((_, name): &Link, attr: &Attr, min_size: u64) -> bool {
+    let bytes = name.as_bytes();
+    attr.kind.is_file()
+        && attr.nlink == 1
+        && attr.size >= min_size.max(1)
+        && bytes.len() <= MAX_PACKED_NAME
+        && !UNFINISHED.iter().any(|ending| bytes.ends_with(ending))
+}
+
+/// How long a file has been unchanged.
+pub(super) fn age(attr: &Attr) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let changed = attr.mtime.max(attr.ctime);
+    let changed = Duration::new(u64::try_from(changed.0).unwrap_or(0), changed.1);
+    now.saturating_sub(changed)
+}
+
+fn version_text((size, (secs, nanos)): Version) -> String {
+    format!("{size}:{secs}.{nanos:09}:{RULE}")
+}
+
+/// Whether the file is marked as not worth packing, or as no candidate at all.
+fn is_left(dir: impl AsFd, name: &OsStr, version: Version) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = openat(dir, name, flags, Mode::empty()) else { return true };
+    let mut value = [0; 64];
+    let left = fgetxattr(&file, LEFT, &mut value[..]);
+    left.is_ok_and(|len| value[..len] == *version_text(version).as_bytes())
+        || fgetxattr(&file, PLAIN_MARK, &mut [0u8; 1]).is_ok()
+}
+
+/// Mark a file as not worth packing, if that is permitted.
+fn leave(candidate: &Candidate, version: Version) {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let marked = openat(&candidate.dir, &candidate.link.1, flags, Mode::empty()).and_then(|fd| {
+        let value = version_text(version);
+        setxattr(proc_path(fd.as_fd()), LEFT, value.as_bytes(), XattrFlags::empty())
+    });
+    if let Err(e) = marked {
+        log::debug!("a file that is not worth packing cannot be marked: {e}");
+    }
+}
