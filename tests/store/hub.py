@@ -12,9 +12,10 @@
     --stages A,B    only these of store, packed, live
 
 Clients are real: huggingface_hub 2 and 0.36, each with and without hf_xet, and transformers; each
-call is a process of its own. The hub is tests/store/hub_server.py, on loopback. Every check's outcome
-is compared with that of the same check on a plain directory. A line says `ok STAGE/CHECK` or `FAIL
-STAGE/CHECK: what`; the exit code is 1 if any failed. HUB_VERBOSE=1 shows what the clients print.
+call is a process of its own. The hub is tests/store/hub_server.py, on loopback. The outcome of each
+check is compared with that of the same check on a plain directory. A line says `ok STAGE/CHECK` or
+`FAIL STAGE/CHECK: what`; the exit code is 1 if any failed. HUB_VERBOSE=1 shows what the clients
+print.
 
 The clients are installed into target/store-tools, or --tools, on the first run. DIR must not exist;
 it is removed at the end unless --keep is given.
@@ -37,7 +38,8 @@ STAGES = {"store": (MOUNT, None), "packed": (MOUNT, PACK_NOW), "live": (MOUNT_PA
 
 
 def install(tools, name):
-    """Make an environment from requirements-NAME.txt, unless it is there; return its site-packages."""
+    """Make an environment from requirements-NAME.txt, unless it is there; return where its
+    packages are."""
     wanted, venv = HERE / f"requirements-{name}.txt", tools / f"venv-{name}"
     stamp = venv / "requirements.txt"
     if not (stamp.exists() and stamp.read_text() == wanted.read_text()):
@@ -132,6 +134,11 @@ def run_stage(stage, quick):
     return failures
 
 
+def shell(command):
+    """The words that run a shell command, in which {} mean nothing to Stage.run; or None."""
+    return command and ["sh", "-c", command.replace("{", "{{").replace("}", "}}")]
+
+
 def run(args, work):
     install_all(args.tools, args.quick)
     xet = make_repos(work, args.tools, args.quick)
@@ -143,9 +150,8 @@ def run(args, work):
         plain = stage("plain", work / "plain")
         failures = run_stage(plain, args.quick)
         if args.cache:
-            pack = ["sh", "-c", args.pack.replace("{", "{{").replace("}", "}}")] if args.pack else None
-            failures += run_stage(stage("given", args.cache.resolve(), plain=plain, pack=pack),
-                                  args.quick)
+            given = stage("given", args.cache.resolve(), plain=plain, pack=shell(args.pack))
+            failures += run_stage(given, args.quick)
         for name in (args.stages or ("packed" if args.quick else ",".join(STAGES))).split(","):
             if args.bsz:
                 mount, pack = STAGES[name]

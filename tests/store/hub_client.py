@@ -19,6 +19,10 @@ def download(repo, **options):
     return huggingface_hub.snapshot_download(repo, **options)
 
 
+def download_all(repos):
+    return [download(repo) for repo in repos]
+
+
 def file(repo, name):
     """Download one file; return its path, or the name of the error."""
     import huggingface_hub

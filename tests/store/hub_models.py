@@ -3,9 +3,9 @@
 
     hub_models.py [--small] DIRECTORY      writes DIRECTORY/bsz/NAME/REVISION/...
 
-Weights are drawn from a normal distribution whose scale differs from tensor to tensor, as in trained
-models, from a fixed seed. Needs numpy only, so that the quick check does not need torch. Where
-repositories hold the same file, it is one file with several links.
+Weights are drawn from a normal distribution whose scale differs from tensor to tensor, as in
+trained models, from a fixed seed. Needs numpy only, so that the quick check does not need torch.
+Where repositories hold the same file, it is one file with several links.
 """
 import json
 import os
@@ -56,9 +56,10 @@ def gpt2_shapes():
     shapes = {"transformer.wte.weight": (VOCABULARY, WIDTH), "transformer.wpe.weight": (256, WIDTH)}
     for layer in range(LAYERS):
         at = f"transformer.h.{layer}"
-        for name, rows, columns in [("attn.c_attn", WIDTH, 3 * WIDTH), ("attn.c_proj", WIDTH, WIDTH),
-                                    ("mlp.c_fc", WIDTH, 4 * WIDTH), ("mlp.c_proj", 4 * WIDTH, WIDTH)]:
-            shapes |= {f"{at}.{name}.weight": (rows, columns), f"{at}.{name}.bias": (columns,)}
+        for name, rows, columns in [("attn.c_attn", 1, 3), ("attn.c_proj", 1, 1),
+                                    ("mlp.c_fc", 1, 4), ("mlp.c_proj", 4, 1)]:
+            shapes |= {f"{at}.{name}.weight": (rows * WIDTH, columns * WIDTH),
+                       f"{at}.{name}.bias": (columns * WIDTH,)}
         for name in ["ln_1", "ln_2"]:
             shapes |= {f"{at}.{name}.weight": (WIDTH,), f"{at}.{name}.bias": (WIDTH,)}
     return shapes | {"transformer.ln_f.weight": (WIDTH,), "transformer.ln_f.bias": (WIDTH,)}

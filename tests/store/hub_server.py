@@ -9,8 +9,8 @@ a test moves it. A program uses the class Hub, whose log says who asked for what
 assert that nothing was downloaded twice. It can cut a connection in the middle of a file.
 
 Only the routes that the hub's clients use for downloads exist. Content of a xet repository is read
-by the client itself from `local://STORE`, a directory that hf_xet takes in place of a server; `fill`
-needs hf_xet, everything else only the standard library.
+by the client itself from `local://STORE`, a directory that hf_xet takes in place of a server.
+`fill` needs hf_xet, everything else only the standard library.
 """
 import argparse
 import hashlib

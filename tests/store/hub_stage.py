@@ -1,4 +1,4 @@
-"""One directory that the checks run in: plain, or mounted over itself; and its clients' processes."""
+"""A directory that the checks run in, plain or mounted over itself, and its clients' processes."""
 import hashlib
 import json
 import os
@@ -22,6 +22,8 @@ TIMEOUT = 300
 # How the clients show how long ago something was.
 AGO = re.compile(r"(\d+|a|an|a few) (second|minute|hour|day)s? ago")
 DAY = 24 * 3600
+# Who owns all repositories of the checks.
+OWNER = "bsz"
 
 
 class Failed(Exception):
@@ -31,6 +33,16 @@ class Failed(Exception):
 def expect(condition, what):
     if not condition:
         raise Failed(what)
+
+
+def folder(repo):
+    """The repository's directory in a cache."""
+    return f"models--{OWNER}--{repo}"
+
+
+def name(repo):
+    """The repository's name on the hub."""
+    return f"{OWNER}/{repo}"
 
 
 class Stage:

@@ -1,0 +1,503 @@
+"""Records what a daemon does to a directory: its system calls, with all data, through strace.
+
+Only small directories are recorded, so the log may hold every byte. A call that changes the
+directory in a way that this file does not know is an error, not a gap.
+"""
+import collections
+import os
+import re
+import shutil
+import stat
+import sys
+
+TRACED = ["open", "openat", "openat2", "creat", "close", "dup", "dup2", "dup3", "fcntl", "write",
+          "writev", "pwrite64", "pwritev", "pwritev2", "ftruncate", "truncate", "fallocate",
+          "copy_file_range", "sendfile", "splice", "ioctl", "link", "linkat", "rename", "renameat",
+          "renameat2", "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "symlink", "symlinkat",
+          "fchmod", "fchmodat", "fchmodat2", "chmod", "utimensat", "fsetxattr", "setxattr",
+          "fremovexattr", "removexattr", "fsync", "fdatasync", "sync", "syncfs", "sync_file_range",
+          "clone", "clone3", "fork", "vfork"]
+STARTS = {"clone", "clone3", "fork", "vfork"}
+IGNORED = {"close", "ioctl", "sync_file_range"} | STARTS
+LINE = re.compile(r"^(\d+) +(\d+\.\d+) (.*)$")
+CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+|\?)(?:<((?:\\x..)*)>)?(.*?)(?: <(\d+\.\d+)>)?$")
+DESCRIPTOR = re.compile(r"^(-?\d+|AT_FDCWD)(?:<((?:\\x..)*)>)?(?:\(deleted\))?$")
+
+
+class Unknown(Exception):
+    """The log has something that cannot be replayed."""
+
+
+def strace(log):
+    """The start of a command line that records what follows it."""
+    if not shutil.which("strace"):
+        sys.exit("needs strace")
+    calls = ",".join("?" + call for call in TRACED)
+    return ["strace", "-f", "-y", "-xx", "-s", "2000000", "-ttt", "-T", "-e", f"trace={calls}",
+            "-e", "signal=none", "-o", log]
+
+
+class Call:
+    """One finished call: name, arguments as printed, result, thread, and when it ran."""
+
+    def __init__(self, thread, name, arguments, result, path, start, end):
+        self.thread, self.name, self.arguments = thread, name, arguments
+        self.result, self.path = result, path
+        self.start, self.end = start, end
+
+
+def split(text):
+    """Arguments at commas outside of brackets and strings; comments are dropped."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    parts, depth, quoted, last = [], 0, False, 0
+    for match in re.finditer(r'["\[\](){}<>,]', text):
+        char = match[0]
+        if char == '"':
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif char in "[({<":
+            depth += 1
+        elif char in "])}>":
+            depth -= 1
+        elif depth == 0:
+            parts.append(text[last:match.start()].strip())
+            last = match.end()
+    return parts + [text[last:].strip()]
+
+
+def plain(hexed):
+    return bytes.fromhex(hexed.replace("\\x", ""))
+
+
+def string(argument):
+    """The bytes of a quoted argument."""
+    match = re.match(r'^"((?:\\x..)*)"(\.\.\.)?$', argument)
+    if not match or match[2]:
+        raise Unknown(f"no full string: {argument[:80]}")
+    return plain(match[1])
+
+
+def read_calls(log):
+    """All successful calls of the log, in the order in which they ended."""
+    begun, calls = {}, []
+    with open(log, encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            match = LINE.match(line.rstrip("\n"))
+            if not match:
+                continue
+            thread, moment, text = match[1], float(match[2]), match[3]
+            if text.endswith("<unfinished ...>"):
+                begun[thread] = (moment, text[:-len("<unfinished ...>")])
+                continue
+            start = moment
+            resumed = re.match(r"^<\.\.\. \w+ resumed>(.*)$", text)
+            if resumed:
+                start, head = begun.pop(thread)
+                text = head + resumed[1]
+            found = CALL.match(text)
+            if not found or found[3] == "?" or int(found[3]) < 0:
+                continue
+            end = start + float(found[6] or 0)
+            path = plain(found[4]).decode() if found[4] else None
+            calls.append(Call(thread, found[1], split(found[2]), int(found[3]), path, start, end))
+    return sorted(calls, key=lambda call: call.end)
+
+
+def leaders(calls):
+    """{thread: first thread of its process} of all that the calls started."""
+    found = {}
+    for call in sorted(calls, key=lambda call: call.start):
+        if call.name in STARTS and call.result > 0:
+            same = any("CLONE_THREAD" in argument for argument in call.arguments)
+            child = str(call.result)
+            found[child] = found.get(call.thread, call.thread) if same else child
+    return found
+
+
+class Descriptors:
+    """A process's table."""
+
+    def __init__(self):
+        # {descriptor: inode number, or folder}; {descriptor: path}.
+        self.open, self.paths = {}, {}
+        # {descriptor: whether it has O_APPEND}; {descriptor: where the next write() goes}.
+        self.appending, self.offsets = {}, {}
+
+
+class Inode:
+    """A file's content and attributes."""
+
+    def __init__(self, data=b"", mode=0o600, mtime=0, attributes=None, link=None):
+        self.data, self.mode, self.mtime, self.link = bytearray(data), mode, mtime, link
+        self.attributes = dict(attributes or {})
+
+    def copy(self):
+        return Inode(self.data, self.mode, self.mtime, self.attributes, self.link)
+
+
+class Change:
+    """What one call did. Exactly one of inode (of its data or attributes) and names is set.
+
+    names: {path: inode number, or None}, applied as one; inode: its number, and apply(Inode).
+    """
+
+    def __init__(self, call, names=None, inode=None, apply=None, span=None):
+        self.start, self.end, self.what = call.start, call.end, call.name
+        self.names, self.inode, self.apply = names, inode, apply
+        # (offset, length) of a write, which can be done in part.
+        self.span = span
+
+    def folders(self):
+        return {os.path.dirname(path) for path in self.names}
+
+
+class Barrier:
+    """A finished fsync: of an inode, of a folder, or (all None) of everything."""
+
+    def __init__(self, call, inode=None, folder=None, data_only=False):
+        self.start, self.end = call.start, call.end
+        self.inode, self.folder, self.data_only = inode, folder, data_only
+
+    def covers(self, change):
+        if change.end > self.start:
+            return False
+        if self.inode is None and self.folder is None:
+            return True
+        if change.names is not None:
+            # A name in two folders counts as kept with either, as a rename is one transaction.
+            return self.folder in change.folders()
+        attributes_only = change.span is None and change.what not in ("ftruncate", "fallocate")
+        return change.inode == self.inode and not (self.data_only and attributes_only)
+
+
+def snapshot(directory):
+    """({path relative to the directory: inode number}, {number: Inode}, folders)."""
+    names, inodes, folders = {}, {}, [""]
+    for folder, inside, files in os.walk(directory):
+        relative = os.path.relpath(folder, directory)
+        relative = "" if relative == "." else relative
+        folders += [os.path.join(relative, name) for name in inside]
+        for name in files:
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            names[os.path.join(relative, name)] = status.st_ino
+            if stat.S_ISLNK(status.st_mode):
+                inodes[status.st_ino] = Inode(link=os.readlink(path))
+                continue
+            with open(path, "rb") as file:
+                inodes[status.st_ino] = Inode(
+                    file.read(), stat.S_IMODE(status.st_mode), status.st_mtime_ns,
+                    {name: os.getxattr(path, name) for name in os.listxattr(path)})
+    return names, inodes, folders
+
+
+class Recording:
+    """The changes and barriers of a log, on top of a snapshot made before."""
+
+    def __init__(self, directory, before, log):
+        self.root = os.path.realpath(directory)
+        self.names, self.inodes, self.folders = before
+        self.live = dict(self.names)
+        self.new = 0
+        self.events = []
+        calls = read_calls(log)
+        self.leaders = leaders(calls)
+        # Processes that the daemon starts do not touch the directory, so that each begins anew.
+        self.tables = collections.defaultdict(Descriptors)
+        for call in calls:
+            self.table = self.tables[self.leaders.get(call.thread, call.thread)]
+            self.take(call)
+
+    # Arguments.
+
+    def relative(self, path):
+        """Path below the root, or None for one elsewhere."""
+        path = os.path.normpath(path)
+        if path == self.root:
+            return ""
+        return path[len(self.root) + 1:] if path.startswith(self.root + "/") else None
+
+    def path(self, folder, argument):
+        """Path of a (directory descriptor, name) pair below the root, or None."""
+        name = string(argument).decode()
+        match = re.match(r"^/proc/(?:self|\d+)/fd/(\d+)(?:/(.*))?$", name)
+        if match:
+            base = self.table.paths.get(int(match[1]))
+            return base and self.relative(os.path.join(base, match[2] or ""))
+        base = DESCRIPTOR.match(folder)
+        return self.relative(os.path.join(plain(base[2] or "").decode(), name))
+
+    def descriptor(self, argument):
+        """What a descriptor is of: inode number, a folder's path, or None if not of the root's."""
+        match = DESCRIPTOR.match(argument)
+        if not match or not match[2]:
+            return None
+        if self.relative(plain(match[2]).decode()) is None:
+            return None
+        return self.table.open.get(int(match[1]))
+
+    def file(self, argument):
+        found = self.descriptor(argument)
+        return found if isinstance(found, int) else None
+
+    # Calls.
+
+    def take(self, call):
+        if call.name in IGNORED:
+            return
+        handler = getattr(self, "on_" + call.name, None)
+        if handler:
+            handler(call, *call.arguments)
+        elif any(map(self.inside, call.arguments)):
+            raise Unknown(f"{call.name}{call.arguments}"[:200])
+
+    def inside(self, argument):
+        """Whether an argument is a descriptor or an absolute path of the recorded directory."""
+        if argument.startswith('"/') or argument.startswith('"\\x2f'):
+            return self.path("AT_FDCWD<>", argument) is not None
+        return self.descriptor(argument) is not None
+
+    def change(self, call, **what):
+        self.events.append(Change(call, **what))
+
+    def rename_names(self, call, names):
+        self.change(call, names=names)
+        for path, number in names.items():
+            if number is None:
+                self.live.pop(path, None)
+            else:
+                self.live[path] = number
+
+    def on_open(self, call, path, flags, *_):
+        self.opened(call, self.path("AT_FDCWD<>", path), flags)
+
+    def on_openat(self, call, folder, path, flags, *_):
+        self.opened(call, self.path(folder, path), flags)
+
+    def on_openat2(self, call, folder, path, how, *_):
+        flags = re.search(r"flags=([A-Z_|0-9a-z]+)", how)[1]
+        self.opened(call, self.path(folder, path), flags)
+
+    def opened(self, call, path, flags):
+        self.table.open.pop(call.result, None)
+        self.table.paths[call.result] = call.path
+        if path is None or not call.path:
+            return
+        flags = flags.split("|")
+        if "O_TMPFILE" in flags:
+            self.table.open[call.result] = self.fresh()
+        elif path in self.live:
+            self.table.open[call.result] = self.live[path]
+            if "O_TRUNC" in flags:
+                self.truncate(call, self.live[path], 0)
+        elif "O_CREAT" in flags:
+            number = self.fresh()
+            self.rename_names(call, {path: number})
+            self.table.open[call.result] = number
+        else:
+            self.table.open[call.result] = path
+        self.table.appending[call.result] = "O_APPEND" in flags
+        self.table.offsets[call.result] = 0
+
+    def fresh(self):
+        self.new -= 1
+        self.inodes[self.new] = Inode()
+        return self.new
+
+    def on_dup(self, call, old, *_):
+        number = int(DESCRIPTOR.match(old)[1])
+        self.table.open[call.result] = self.table.open.get(number)
+        self.table.paths[call.result] = self.table.paths.get(number)
+        self.table.appending[call.result] = self.table.appending.get(number)
+
+    on_dup2 = on_dup3 = on_dup
+
+    def on_fcntl(self, call, old, command, *_):
+        if command.startswith("F_DUPFD"):
+            self.on_dup(call, old)
+
+    def wrote(self, call, number, offset, data):
+        stamp = int(call.start * 1e9)
+
+        def apply(inode):
+            missing = offset - len(inode.data)
+            if missing > 0:
+                inode.data.extend(bytes(missing))
+            inode.data[offset:offset + len(data)] = data
+            inode.mtime = stamp
+        self.change(call, inode=number, apply=apply, span=(offset, data))
+
+    def sequential(self, call, argument, data):
+        number = self.file(argument)
+        if number is None:
+            return
+        descriptor = int(DESCRIPTOR.match(argument)[1])
+        offset = (self.size(number) if self.table.appending.get(descriptor)
+                  else self.table.offsets.get(descriptor, 0))
+        self.wrote(call, number, offset, data[:call.result])
+        self.table.offsets[descriptor] = offset + call.result
+
+    def size(self, number):
+        """Size of the file after all changes up to now."""
+        copy = self.inodes[number].copy()
+        for event in self.events:
+            if isinstance(event, Change) and event.inode == number:
+                event.apply(copy)
+        return len(copy.data)
+
+    def vector(self, argument):
+        return b"".join(plain(part) for part in re.findall(r'iov_base="((?:\\x..)*)"', argument))
+
+    def on_write(self, call, descriptor, data, *_):
+        if self.file(descriptor) is not None:
+            self.sequential(call, descriptor, string(data))
+
+    def on_writev(self, call, descriptor, vector, *_):
+        if self.file(descriptor) is not None:
+            self.sequential(call, descriptor, self.vector(vector))
+
+    def on_pwrite64(self, call, descriptor, data, _length, offset):
+        if self.file(descriptor) is not None:
+            self.wrote(call, self.file(descriptor), int(offset), string(data)[:call.result])
+
+    def on_pwritev(self, call, descriptor, vector, _count, offset, *_):
+        if self.file(descriptor) is not None:
+            self.wrote(call, self.file(descriptor), int(offset),
+                       self.vector(vector)[:call.result])
+
+    on_pwritev2 = on_pwritev
+
+    def truncate(self, call, number, length):
+        stamp = int(call.start * 1e9)
+
+        def apply(inode):
+            inode.data.extend(bytes(max(0, length - len(inode.data))))
+            del inode.data[length:]
+            inode.mtime = stamp
+        self.change(call, inode=number, apply=apply)
+
+    def on_ftruncate(self, call, descriptor, length):
+        if self.file(descriptor) is not None:
+            self.truncate(call, self.file(descriptor), int(length))
+
+    def on_truncate(self, call, path, length):
+        number = self.named("AT_FDCWD<>", path)
+        if number is not None:
+            self.truncate(call, number, int(length))
+
+    def on_fallocate(self, call, descriptor, mode, offset, length):
+        number = self.file(descriptor)
+        if number is None:
+            return
+        end = int(offset) + int(length)
+        if mode == "0":
+            def apply(inode):
+                inode.data.extend(bytes(max(0, end - len(inode.data))))
+            self.change(call, inode=number, apply=apply)
+        elif mode != "FALLOC_FL_KEEP_SIZE":
+            raise Unknown(f"fallocate {mode}")
+
+    def on_linkat(self, call, folder, path, to, name, *flags):
+        if string(path) == b"":
+            number = self.file(folder)
+        else:
+            match = re.match(rb"^/proc/(?:self|\d+)/fd/(\d+)$", string(path))
+            number = (self.table.open.get(int(match[1])) if match
+                      else self.live.get(self.path(folder, path)))
+        target = self.path(to, name)
+        if target is None:
+            return
+        if not isinstance(number, int):
+            raise Unknown(f"link of what was not seen to be opened: {target}")
+        self.rename_names(call, {target: number})
+
+    def on_link(self, call, path, name):
+        self.on_linkat(call, "AT_FDCWD<>", path, "AT_FDCWD<>", name)
+
+    def on_renameat2(self, call, folder, path, to, name, flags="0"):
+        old, new = self.path(folder, path), self.path(to, name)
+        if old is None and new is None:
+            return
+        if old not in self.live:
+            raise Unknown(f"rename of {old}, which is no file")
+        if "RENAME_EXCHANGE" in flags:
+            return self.rename_names(call, {old: self.live[new], new: self.live[old]})
+        self.rename_names(call, {old: None, new: self.live[old]})
+
+    def on_renameat(self, call, folder, path, to, name):
+        self.on_renameat2(call, folder, path, to, name)
+
+    def on_rename(self, call, path, name):
+        self.on_renameat2(call, "AT_FDCWD<>", path, "AT_FDCWD<>", name)
+
+    def on_unlinkat(self, call, folder, path, *_):
+        gone = self.path(folder, path)
+        if gone in self.live:
+            self.rename_names(call, {gone: None})
+
+    def on_unlink(self, call, path):
+        self.on_unlinkat(call, "AT_FDCWD<>", path)
+
+    def attributes(self, call, number, apply):
+        if number is not None:
+            self.change(call, inode=number, apply=apply)
+
+    def named(self, folder, path):
+        """The inode of a name, also through /proc/self/fd."""
+        match = re.match(rb"^/proc/(?:self|\d+)/fd/(\d+)$", string(path))
+        found = (self.table.open.get(int(match[1])) if match
+                 else self.live.get(self.path(folder, path)))
+        return found if isinstance(found, int) else None
+
+    def on_fchmod(self, call, descriptor, mode):
+        self.attributes(call, self.file(descriptor),
+                        lambda inode: setattr(inode, "mode", int(mode, 8)))
+
+    def on_fchmodat(self, call, folder, path, mode, *_):
+        self.attributes(call, self.named(folder, path),
+                        lambda inode: setattr(inode, "mode", int(mode, 8)))
+
+    def on_chmod(self, call, path, mode):
+        self.on_fchmodat(call, "AT_FDCWD<>", path, mode)
+
+    on_fchmodat2 = on_fchmodat
+
+    def on_utimensat(self, call, folder, path, times, *_):
+        number = self.file(folder) if path in ("NULL", '""') else self.named(folder, path)
+        match = re.search(r"tv_nsec=[^}]*}.*?{tv_sec=(\d+), tv_nsec=(\d+)", times)
+        stamp = int(match[1]) * 10**9 + int(match[2]) if match else int(call.start * 1e9)
+        if "UTIME_OMIT" not in times.split("}")[1]:
+            self.attributes(call, number, lambda inode: setattr(inode, "mtime", stamp))
+
+    def on_fsetxattr(self, call, descriptor, name, value, *_):
+        self.attributes(call, self.file(descriptor), lambda inode: inode.attributes.__setitem__(
+            string(name).decode(), string(value)))
+
+    def on_setxattr(self, call, path, name, value, *_):
+        self.attributes(call, self.named("AT_FDCWD<>", path),
+                        lambda inode: inode.attributes.__setitem__(string(name).decode(),
+                                                                   string(value)))
+
+    def on_fremovexattr(self, call, descriptor, name):
+        self.attributes(call, self.file(descriptor),
+                        lambda inode: inode.attributes.pop(string(name).decode(), None))
+
+    def on_removexattr(self, call, path, name):
+        self.attributes(call, self.named("AT_FDCWD<>", path),
+                        lambda inode: inode.attributes.pop(string(name).decode(), None))
+
+    def on_fsync(self, call, descriptor):
+        found = self.descriptor(descriptor)
+        if isinstance(found, int):
+            self.events.append(Barrier(call, inode=found,
+                                       data_only=call.name == "fdatasync"))
+        elif found is not None:
+            self.events.append(Barrier(call, folder=found))
+
+    on_fdatasync = on_fsync
+
+    def on_sync(self, call, *_):
+        self.events.append(Barrier(call))
+
+    on_syncfs = on_sync
