@@ -49,6 +49,22 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "store",
+        &[
+            "error",
+            "escape",
+            "log_once",
+            "output",
+            "codec",
+            "format",
+            "pack",
+            "read",
+            "cache",
+            "readahead",
+            "mount",
+        ],
+    ),
+    (
         "cli",
         &[
             "error",
@@ -64,12 +80,13 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gpu",
             "readahead",
             "mount",
+            "store",
         ],
     ),
 ];
 
 /// The only places where `unsafe` may stand.
-const UNSAFE: [&str; 8] = [
+const UNSAFE: [&str; 9] = [
     "src/codec/simd",
     "src/sha256/simd.rs",
     "src/pack/lease.rs",
@@ -78,6 +95,7 @@ const UNSAFE: [&str; 8] = [
     "src/read/storage.rs",
     "src/gpu",
     "src/mount/inherited_fd.rs",
+    "src/store/idle.rs",
 ];
 
 /// The longest file in `src`, and elsewhere, in lines.

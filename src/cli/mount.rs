@@ -19,10 +19,10 @@ use std::time::Duration;
 
 /// Show compressed models as the plain files they were made from
 ///
-/// MOUNTPOINT becomes a read-only view of SRC. Without MOUNTPOINT, SRC shows itself, and files can
-/// be changed; with --pack, models are packed in the background. Each archive appears with its original name, size,
-/// mode and modification time; all other files appear unchanged. The command returns once the
-/// mount is ready. `bsz umount`, SIGTERM or SIGINT ends the mount.
+/// MOUNTPOINT becomes a read-only view of SRC. Each archive appears with its original name, size,
+/// mode and modification time; all other files appear unchanged. Without MOUNTPOINT, SRC shows
+/// itself, and its files can be changed; with --pack, models are packed in the background. The
+/// command returns once the mount is ready. `bsz umount`, SIGTERM or SIGINT ends the mount.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz mount llama-packed/ /mnt/llama     llama-packed/model.bsz is /mnt/llama/model.safetensors

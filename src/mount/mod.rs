@@ -115,7 +115,8 @@ pub struct MountOptions {
     /// A directory, or one archive.
     pub source: PathBuf,
     /// An existing directory outside of the source, or the source itself. Or `/dev/fd/N` for an
-    /// inherited `/dev/fuse` with the number N, which another program has mounted, and will unmount.
+    /// inherited `/dev/fuse` with the number N, which another program has mounted and will
+    /// unmount.
     pub mountpoint: PathBuf,
     /// Whether the mountpoint is meant to be the source itself.
     pub over_itself: bool,

@@ -7,7 +7,7 @@
 //! | plain `G` over packed `F` | `F.bsz` to `F.bsz-old`; **`G` to `F`**; sync; unlink `F.bsz-old` |
 //! | packed `F` to a free name `H` | **`F.bsz` to `H.bsz`** |
 //! | packed `F` over packed `H` | **`F.bsz` to `H.bsz`** |
-//! | packed `F` over plain `H` | **`F.bsz` to `H.bsz-over`**; sync; unlink `H`; `H.bsz-over` to `H.bsz` |
+//! | packed `F` over plain `H` | **`F.bsz` to `H.bsz-over`**; sync; unlink `H`; then to `H.bsz` |
 //! | exchange | what is packed is unpacked; exchange |
 
 use super::names::{
@@ -160,7 +160,7 @@ impl Tree {
 
     fn plain_over_packed(&self, from: &Side<'_>, to: &Side<'_>) -> Result<Freed> {
         let Some(replaced) = &to.found else { return Err(Errno::NOENT) };
-        if !from.found.as_ref().is_some_and(|moved| !moved.kind().is_dir()) {
+        if from.found.as_ref().is_none_or(|moved| moved.kind().is_dir()) {
             return Err(Errno::NOTDIR);
         }
         let freed = self.keep(&to.dir, replaced);

@@ -2,7 +2,7 @@
 //!
 //! | step | if all ends after it |
 //! |---|---|
-//! | the archive is written without a name, decoded and compared, given the attributes, synced | the plain file is there |
+//! | the archive is written without a name, verified, given its attributes, synced | nothing |
 //! | link it to `F.bsz` | both are there, and equal: the plain file is shown |
 //! | sync the directory | the same |
 //! | unlink `F` | the archive is there, and shown as `F` |

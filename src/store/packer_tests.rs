@@ -1,0 +1,61 @@
+//! Tests of the queue.
+
+use super::*;
+
+fn packer(pack: Pack, settle: u64) -> Packer {
+    Packer::new(PackPolicy { pack, settle: Duration::from_secs(settle), min_size: 10 })
+}
+
+fn next(packer: &Packer) -> Option<u64> {
+    match packer.next(|| None) {
+        Task::Pack(id) => Some(id),
+        Task::Walk | Task::Stop => None,
+    }
+}
+
+#[test]
+fn files_are_packed_once_they_have_settled_and_the_first_to_settle_first() {
+    let packer = packer(Pack::Now, 60);
+    assert!(packer.enqueue(1, Duration::from_secs(61)));
+    assert!(packer.enqueue(2, Duration::from_secs(3600)));
+    assert!(packer.enqueue(3, Duration::ZERO));
+    assert_eq!(next(&packer), Some(1));
+    packer.done();
+    assert_eq!(next(&packer), Some(2));
+    packer.done();
+    // The third has not settled.
+    assert_eq!(packer.status().queued, 1);
+    assert!(!packer.enqueue(3, Duration::from_secs(61)), "it is queued");
+    assert_eq!(next(&packer), Some(3));
+}
+
+#[test]
+fn told_to_pack_now_it_does_not_wait_for_files_to_settle() {
+    let packer = packer(Pack::Off, 3600);
+    assert!(!packer.wants(10));
+    packer.command(Command::PackNow);
+    assert!(matches!(packer.next(|| None), Task::Walk));
+    packer.enqueue(7, Duration::ZERO);
+    packer.done();
+    assert_eq!(next(&packer), Some(7));
+    packer.stop();
+    assert!(matches!(packer.next(|| None), Task::Stop));
+}
+
+#[test]
+fn a_writer_without_space_gets_that_of_the_archive_being_written() {
+    let packer = packer(Pack::Now, 0);
+    assert!(!packer.give_room(), "nothing is being packed");
+    packer.queue().full_until = None;
+    packer.enqueue(1, Duration::ZERO);
+    assert_eq!(next(&packer), Some(1));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !packer.pause() {
+                std::thread::yield_now();
+            }
+            packer.done();
+        });
+        assert!(packer.give_room());
+    });
+}
