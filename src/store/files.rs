@@ -10,7 +10,7 @@ use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
 use crate::readahead::OpenArchive;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, ReadWriteFlags, Result, preadv2};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -98,9 +98,9 @@ impl Tree {
     /// Whether the pages that the kernel has cached of a file are those of its content.
     fn keeps_pages(&self, node: &Node) -> Result<bool> {
         let attr = self.attr(node.id)?;
-        let now = Some((attr.size, attr.mtime));
-        let mut state = node.state();
-        Ok(std::mem::replace(&mut state.cached, now) == now)
+        let now = (attr.size, attr.mtime);
+        let before = node.state().cached.replace(Box::new(now));
+        Ok(before.is_some_and(|before| *before == now))
     }
 
     /// The handle of a file that was just created with `fd`.
@@ -146,7 +146,7 @@ impl Tree {
         if is_done {
             // Written through the kernel, so its page cache has what the file has.
             if let Ok(attr) = self.attr(node.id) {
-                node.state().cached = Some((attr.size, attr.mtime));
+                node.state().cached = Some(Box::new((attr.size, attr.mtime)));
                 self.settle(node.id, &attr);
             }
         }
@@ -182,6 +182,9 @@ impl Tree {
                 let (file, stat) = open_file(&dir, &found.source_name)?;
                 if Key::of(&stat) != found.key() {
                     return Err(Errno::STALE);
+                }
+                if found.packed.is_some() {
+                    touch(&file);
                 }
                 (file, self.path(&link))
             }
@@ -365,4 +368,22 @@ pub(super) fn read_plain(file: &File, offset: u64, buffer: &mut [u8]) -> std::io
         }
     }
     Ok(filled)
+}
+
+/// Read a byte of an archive in the usual way, which moves its access time as reading the file that
+/// it shows would. What is decoded already, and read past the page cache, does not.
+fn touch(archive: &File) {
+    if let Err(e) = archive.read_at(&mut [0], 0) {
+        log::debug!("an access time stays: {e}");
+    }
+}
+
+/// Read a plain file if all that is asked for is in the page cache, without blocking. `None` if it
+/// is not.
+pub(super) fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+    let wanted = buffer.len();
+    let mut part = [std::io::IoSliceMut::new(buffer)];
+    let n = preadv2(file, &mut part, offset, ReadWriteFlags::NOWAIT).ok()?;
+    let is_end = || file.metadata().is_ok_and(|meta| meta.len() <= offset + n as u64);
+    (n == wanted || is_end()).then_some(n)
 }

@@ -29,7 +29,7 @@ pub(super) struct State {
     /// Raised by whatever may change the file. The packer gives up if it moves.
     pub epoch: u64,
     /// Size and mtime of the content that the kernel's page cache holds, once known.
-    pub cached: Option<(u64, (i64, u32))>,
+    pub cached: Option<Box<(u64, (i64, u32))>>,
     /// The file, once it has no name.
     pub orphan: Option<Arc<OwnedFd>>,
     /// The file that is being packed; its lease makes writers wait.

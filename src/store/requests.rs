@@ -5,7 +5,7 @@
 
 use super::change::Change;
 use super::control::{self, Request as ControlRequest};
-use super::files::{Handle, may_write, read_plain};
+use super::files::{Handle, may_write, read_cached, read_plain};
 use super::namespace::Caller;
 use super::node::{Content, Node};
 use super::nodes::Link;
@@ -34,6 +34,9 @@ pub(super) const TTL: Duration = Duration::from_secs(1);
 
 /// Most bytes of a reply.
 const MAX_READ: usize = 16 << 20;
+
+/// Most bytes that are read on a thread that reads `/dev/fuse`, if they are in the page cache.
+const MAX_INLINE_READ: usize = 128 << 10;
 
 /// The listing of an open directory, as it was when its beginning was last read.
 pub(super) type OpenDir = Mutex<Arc<Vec<DirEntry>>>;
@@ -205,10 +208,24 @@ impl StoreFs {
                 self.readahead.read(&archive, offset, len, request.pid(), is_direct, done);
             }
             Ok(Content::Plain(file)) => {
-                let cache = self.cache.clone();
-                self.cache.spawn(move || reply_plain(&cache, &file, offset, len, reply));
+                self.read_plain_file(file, offset, len, reply);
             }
             Err(e) => reply.error(errno(e)),
+        }
+    }
+
+    /// Handing a read over to another thread costs more than reading from the page cache.
+    fn read_plain_file(&self, file: Arc<File>, offset: u64, len: usize, reply: ReplyData) {
+        let mut reply = Some(reply);
+        if len <= MAX_INLINE_READ {
+            let mut buffer = vec![0; len];
+            if let Some(len) = read_cached(&file, offset, &mut buffer) {
+                reply.take().into_iter().for_each(|reply| reply.data(&buffer[..len]));
+            }
+        }
+        if let Some(reply) = reply {
+            let cache = self.cache.clone();
+            self.cache.spawn(move || reply_plain(&cache, &file, offset, len, reply));
         }
     }
 
