@@ -104,10 +104,9 @@ class Crashes:
 
     def recovered(self, reports):
         """Problems of a new mount once recovery has had its time."""
-        self.store.mount("off")
-        problems = []
-        if not tools.wait_until(self.store.settled, RECOVERY_SECONDS, 0.02):
-            problems += tools.unsettled(self.store.below)
+        self.store.recover()
+        tools.wait_until(self.store.settled, RECOVERY_SECONDS, 0.02)
+        problems = tools.unsettled(self.store.below)
         found = tools.read_tree(self.store.directory)
         problems += self.compare("mounted", found, reports)
         for report in reports:
@@ -173,6 +172,7 @@ def random_kills(report, bsz, kills, seed, work, seconds):
 
 
 def main():
+    tools.start()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bsz", required=True, help="the program")
     parser.add_argument("--kills", type=int, default=200)

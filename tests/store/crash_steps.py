@@ -17,20 +17,25 @@ import time
 import crash_worker
 import tools
 
-# Used where the program does not list its steps; too many do no harm.
+# Where the steps are listed, if the program itself does not.
+SOURCE = pathlib.Path(__file__).resolve().parents[2] / "src/store/steps.rs"
+# Used if neither does; too many do no harm.
 STEPS = {number: "" for number in range(1, 41)}
 MOST_TIMES = 3
 RECOVERY_SECONDS = 20
-PACK_SECONDS = 10
+# The packer tries again half a minute after a file was still open.
+PACK_SECONDS = 45
 A, B, C = (tools.model(seed, 20_000) for seed in ["a", "b", "c"])
 OTHER = bytes(range(256)) * 40
 
 
 def steps(bsz):
-    """{number: name} of all steps, as `bsz store steps` lists them."""
+    """{number: what has been done} of all steps: from `bsz store steps`, or from the source."""
     done = subprocess.run([bsz, "store", "steps"], capture_output=True, text=True, check=False)
-    found = dict(re.findall(r"^\s*(\d+)[\s.:]*(.*)$", done.stdout, re.MULTILINE))
-    return {int(number): name.strip() for number, name in found.items()} or STEPS
+    found = re.findall(r"^\s*(\d+)[\s.:]*(.*)$", done.stdout, re.MULTILINE)
+    if not found and SOURCE.exists():
+        found = re.findall(r'^\s*\w+ = (\d+), "(.*)";$', SOURCE.read_text("utf-8"), re.MULTILINE)
+    return {int(number): text.strip() for number, text in found} or STEPS
 
 
 class Ended(Exception):
@@ -104,13 +109,20 @@ class Run:
 
 
 class Scenario:
-    """packed and plain: {name: content} at the start; then calls; raw changes what lies below."""
+    """packed and plain: {name: content} at the start; then calls; raw changes what lies below.
+
+    pack is what the packer does meanwhile; "recover": nothing but resolving pairs."""
 
     def __init__(self, calls, packed=None, plain=None, pack="off", raw=None, shown=None):
         self.calls, self.pack, self.raw = calls, pack, raw
         self.packed, self.plain = packed or {}, plain or {}
         # What must be readable at the start, if raw makes it something else.
         self.shown = shown or {**self.packed, **self.plain}
+
+
+def recovering(raw, packed=None, plain=None, shown=None):
+    """What a crash has left, and a daemon that finishes it."""
+    return Scenario(Run.recover, packed, plain, "recover", raw, shown)
 
 
 def write_exclusive(run):
@@ -156,9 +168,17 @@ def link(run):
 
 
 def link_and_write(run):
-    """The other name keeps the archive's bytes."""
+    """What is written by a name is there under that name; the other one may keep the archive."""
     link(run)
-    run.write("f", 1000, b"x" * 5000)
+    data = b"x" * 5000
+    run.files["g"] = crash_worker.Between(A, A[:1000] + data + A[6000:])
+    run.write("f", 1000, data)
+
+
+def link_and_exchange(run):
+    """Exchanging unpacks; each name has to show what the other one has shown."""
+    link(run)
+    run.exchange("f", "h")
 
 
 def unlink(run):
@@ -226,7 +246,8 @@ def old_alone(below):
 
 
 def partial(below):
-    pathlib.Path(below, ".f.bsz-partial").write_bytes(b"half an archive")
+    """A temporary file, which has the number of a process that is gone in its name."""
+    pathlib.Path(below, ".7ffffff-0-0.bsz-partial").write_bytes(b"half an archive")
 
 
 SCENARIOS = {
@@ -265,6 +286,7 @@ SCENARIOS = {
                                  plain={"h": OTHER}, raw=both),
     "link packed": Scenario(link, packed={"f": A}),
     "link packed, write": Scenario(link_and_write, packed={"f": A}),
+    "link packed, exchange": Scenario(link_and_exchange, packed={"f": A, "h": B}),
     "make the archive's name": Scenario(make_archive_name, packed={"f": A}),
     "unlink differing": Scenario(unlink, packed={"f": A}, raw=differing, shown={"f": OTHER}),
     "write to differing": Scenario(lambda run: run.write("f", 100, b"x" * 5000),
@@ -276,16 +298,13 @@ SCENARIOS = {
                                  raw=differing, shown={"f": OTHER, "h": B}),
     "rename over differing": Scenario(lambda run: run.rename("h", "f"), packed={"f": A, "h": B},
                                       raw=differing, shown={"f": OTHER, "h": B}),
-    "recover both": Scenario(Run.recover, packed={"f": A}, raw=both),
-    "recover over": Scenario(Run.recover, packed={"f": A}, plain={"h": OTHER}, raw=over_plain,
-                             shown={"h": A}),
-    "recover over, later": Scenario(Run.recover, packed={"f": A}, plain={"h": OTHER},
-                                    raw=over_archive, shown={"h": A}),
-    "recover over packed": Scenario(Run.recover, packed={"f": A, "h": B}, raw=over_plain,
-                                    shown={"h": A}),
-    "recover old": Scenario(Run.recover, packed={"f": A}, raw=old_beside_plain, shown={"f": B}),
-    "recover old alone": Scenario(Run.recover, packed={"f": A}, raw=old_alone),
-    "recover partial": Scenario(Run.recover, plain={"f": OTHER}, raw=partial),
+    "recover both": recovering(both, {"f": A}),
+    "recover over": recovering(over_plain, {"f": A}, {"h": OTHER}, {"h": A}),
+    "recover over, later": recovering(over_archive, {"f": A}, {"h": OTHER}, {"h": A}),
+    "recover over packed": recovering(over_plain, {"f": A, "h": B}, None, {"h": A}),
+    "recover old": recovering(old_beside_plain, {"f": A}, None, {"f": B}),
+    "recover old alone": recovering(old_alone, {"f": A}),
+    "recover partial": recovering(partial, plain={"f": OTHER}),
 }
 
 
@@ -338,7 +357,11 @@ class Steps:
         try:
             problems = []
             try:
-                store.mount(scenario.pack, env={"BSZ_END_AT_STEP": step} if step else None)
+                env = {"BSZ_END_AT_STEP": step} if step else None
+                if scenario.pack == "recover":
+                    store.recover(env)
+                else:
+                    store.mount(scenario.pack, env=env)
                 scenario.calls(run)
                 # What the daemon does after its answer may end it, too.
                 ended = tools.wait_until(store.dead, 0.05) if step else False
@@ -371,7 +394,7 @@ class Steps:
     def check(self, store, run):
         """Problems below, on a new mount, and below after it."""
         problems = self.compare("below", tools.read_below(self.bsz, store.below), run)
-        store.mount("off")
+        store.recover()
         tools.wait_until(lambda: not self.unsettled(store), RECOVERY_SECONDS)
         problems += self.compare("mounted", tools.read_tree(store.directory), run)
         self.finish(store, problems)

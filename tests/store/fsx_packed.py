@@ -442,6 +442,7 @@ def test(report, bsz, operations, seed, work=None):
 
 
 def main():
+    tools.start()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bsz", required=True, help="the program, or `none` for no mount")
     parser.add_argument("--ops", type=int, default=100_000)

@@ -342,7 +342,7 @@ class Test:
         problems = []
         try:
             problems += broken("below", tools.read_below(self.bsz, store.below), lists)
-            store.mount("off")
+            store.recover()
             tools.wait_until(lambda: not self.unsettled(store), RECOVERY_SECONDS, 0.05)
             problems += self.unsettled(store)
             problems += broken("mounted", tools.read_tree(store.directory), lists)
@@ -436,6 +436,7 @@ def self_test(report):
 
 
 def main():
+    tools.start()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bsz", help="the program")
     parser.add_argument("--seed", type=int, default=1)

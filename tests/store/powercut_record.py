@@ -2,6 +2,9 @@
 
 Only small directories are recorded, so the log may hold every byte. A call that changes the
 directory in a way that this file does not know is an error, not a gap.
+
+What a descriptor is of is found from the calls that made it. strace could print that (-y), but for
+this it looks the path up: in the mount, whose daemon it has just stopped.
 """
 import collections
 import os
@@ -18,10 +21,10 @@ TRACED = ["open", "openat", "openat2", "creat", "close", "dup", "dup2", "dup3", 
           "fremovexattr", "removexattr", "fsync", "fdatasync", "sync", "syncfs", "sync_file_range",
           "clone", "clone3", "fork", "vfork"]
 STARTS = {"clone", "clone3", "fork", "vfork"}
-IGNORED = {"close", "ioctl", "sync_file_range"} | STARTS
+IGNORED = {"ioctl", "sync_file_range"} | STARTS
 LINE = re.compile(r"^(\d+) +(\d+\.\d+) (.*)$")
-CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+|\?)(?:<((?:\\x..)*)>)?(.*?)(?: <(\d+\.\d+)>)?$")
-DESCRIPTOR = re.compile(r"^(-?\d+|AT_FDCWD)(?:<((?:\\x..)*)>)?(?:\(deleted\))?$")
+CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+|\?)(.*?)(?: <(\d+\.\d+)>)?$")
+OWN = re.compile(r"^/proc/(?:self|\d+)/fd/(\d+)(?:/(.*))?$")
 
 
 class Unknown(Exception):
@@ -33,16 +36,15 @@ def strace(log):
     if not shutil.which("strace"):
         sys.exit("needs strace")
     calls = ",".join("?" + call for call in TRACED)
-    return ["strace", "-f", "-y", "-xx", "-s", "2000000", "-ttt", "-T", "-e", f"trace={calls}",
+    return ["strace", "-f", "-xx", "-s", "2000000", "-ttt", "-T", "-e", f"trace={calls}",
             "-e", "signal=none", "-o", log]
 
 
 class Call:
     """One finished call: name, arguments as printed, result, thread, and when it ran."""
 
-    def __init__(self, thread, name, arguments, result, path, start, end):
-        self.thread, self.name, self.arguments = thread, name, arguments
-        self.result, self.path = result, path
+    def __init__(self, thread, name, arguments, result, start, end):
+        self.thread, self.name, self.arguments, self.result = thread, name, arguments, result
         self.start, self.end = start, end
 
 
@@ -98,10 +100,10 @@ def read_calls(log):
             found = CALL.match(text)
             if not found or found[3] == "?" or int(found[3]) < 0:
                 continue
-            end = start + float(found[6] or 0)
-            path = plain(found[4]).decode() if found[4] else None
-            calls.append(Call(thread, found[1], split(found[2]), int(found[3]), path, start, end))
-    return sorted(calls, key=lambda call: call.end)
+            end = start + float(found[5] or 0)
+            calls.append(Call(thread, found[1], split(found[2]), int(found[3]), start, end))
+    # A descriptor is free, and may be given to another thread, before close returns.
+    return sorted(calls, key=lambda call: call.start if call.name == "close" else call.end)
 
 
 def leaders(calls):
@@ -119,7 +121,7 @@ class Descriptors:
     """A process's table."""
 
     def __init__(self):
-        # {descriptor: inode number, or folder}; {descriptor: path}.
+        # {descriptor: inode number, or folder}, below the root only; {descriptor: absolute path}.
         self.open, self.paths = {}, {}
         # {descriptor: whether it has O_APPEND}; {descriptor: where the next write() goes}.
         self.appending, self.offsets = {}, {}
@@ -200,7 +202,7 @@ class Recording:
         self.names, self.inodes, self.folders = before
         self.live = dict(self.names)
         self.new = 0
-        self.events = []
+        self.events, self.stamps = [], []
         calls = read_calls(log)
         self.leaders = leaders(calls)
         # Processes that the daemon starts do not touch the directory, so that each begins anew.
@@ -218,24 +220,23 @@ class Recording:
             return ""
         return path[len(self.root) + 1:] if path.startswith(self.root + "/") else None
 
-    def path(self, folder, argument):
-        """Path of a (directory descriptor, name) pair below the root, or None."""
+    def absolute(self, folder, argument):
+        """Path of a (directory descriptor, name) pair."""
         name = string(argument).decode()
-        match = re.match(r"^/proc/(?:self|\d+)/fd/(\d+)(?:/(.*))?$", name)
-        if match:
-            base = self.table.paths.get(int(match[1]))
-            return base and self.relative(os.path.join(base, match[2] or ""))
-        base = DESCRIPTOR.match(folder)
-        return self.relative(os.path.join(plain(base[2] or "").decode(), name))
+        own = OWN.match(name)
+        if own:
+            return os.path.join(self.table.paths.get(int(own[1]), "/?"), own[2] or "")
+        # The daemon starts in our own working directory.
+        base = os.getcwd() if folder == "AT_FDCWD" else self.table.paths.get(int(folder), "/?")
+        return os.path.normpath(os.path.join(base, name))
+
+    def path(self, folder, argument):
+        """The same below the root, or None."""
+        return self.relative(self.absolute(folder, argument))
 
     def descriptor(self, argument):
         """What a descriptor is of: inode number, a folder's path, or None if not of the root's."""
-        match = DESCRIPTOR.match(argument)
-        if not match or not match[2]:
-            return None
-        if self.relative(plain(match[2]).decode()) is None:
-            return None
-        return self.table.open.get(int(match[1]))
+        return self.table.open.get(int(argument)) if argument.isdigit() else None
 
     def file(self, argument):
         found = self.descriptor(argument)
@@ -255,7 +256,7 @@ class Recording:
     def inside(self, argument):
         """Whether an argument is a descriptor or an absolute path of the recorded directory."""
         if argument.startswith('"/') or argument.startswith('"\\x2f'):
-            return self.path("AT_FDCWD<>", argument) is not None
+            return self.path("AT_FDCWD", argument) is not None
         return self.descriptor(argument) is not None
 
     def change(self, call, **what):
@@ -270,27 +271,36 @@ class Recording:
                 self.live[path] = number
 
     def on_open(self, call, path, flags, *_):
-        self.opened(call, self.path("AT_FDCWD<>", path), flags)
+        self.opened(call, "AT_FDCWD", path, flags)
 
     def on_openat(self, call, folder, path, flags, *_):
-        self.opened(call, self.path(folder, path), flags)
+        self.opened(call, folder, path, flags)
 
     def on_openat2(self, call, folder, path, how, *_):
-        flags = re.search(r"flags=([A-Z_|0-9a-z]+)", how)[1]
-        self.opened(call, self.path(folder, path), flags)
+        self.opened(call, folder, path, re.search(r"flags=([A-Z_|0-9a-z]+)", how)[1])
 
-    def opened(self, call, path, flags):
+    def on_close(self, _call, descriptor):
+        self.table.open.pop(int(descriptor), None)
+        self.table.paths.pop(int(descriptor), None)
+
+    def opened(self, call, folder, argument, flags):
         self.table.open.pop(call.result, None)
-        self.table.paths[call.result] = call.path
-        if path is None or not call.path:
+        self.table.paths[call.result] = self.absolute(folder, argument)
+        path = self.path(folder, argument)
+        own = OWN.match(string(argument).decode())
+        if own and not own[2]:
+            # The same file again, whatever its name is now.
+            number = self.table.open.get(int(own[1]))
+            if isinstance(number, int):
+                self.reopened(call, number, flags.split("|"))
+                return
+        if path is None:
             return
         flags = flags.split("|")
         if "O_TMPFILE" in flags:
             self.table.open[call.result] = self.fresh()
         elif path in self.live:
-            self.table.open[call.result] = self.live[path]
-            if "O_TRUNC" in flags:
-                self.truncate(call, self.live[path], 0)
+            self.reopened(call, self.live[path], flags)
         elif "O_CREAT" in flags:
             number = self.fresh()
             self.rename_names(call, {path: number})
@@ -300,13 +310,20 @@ class Recording:
         self.table.appending[call.result] = "O_APPEND" in flags
         self.table.offsets[call.result] = 0
 
+    def reopened(self, call, number, flags):
+        self.table.open[call.result] = number
+        self.table.appending[call.result] = "O_APPEND" in flags
+        self.table.offsets[call.result] = 0
+        if "O_TRUNC" in flags:
+            self.truncate(call, number, 0)
+
     def fresh(self):
         self.new -= 1
         self.inodes[self.new] = Inode()
         return self.new
 
     def on_dup(self, call, old, *_):
-        number = int(DESCRIPTOR.match(old)[1])
+        number = int(old)
         self.table.open[call.result] = self.table.open.get(number)
         self.table.paths[call.result] = self.table.paths.get(number)
         self.table.appending[call.result] = self.table.appending.get(number)
@@ -317,22 +334,27 @@ class Recording:
         if command.startswith("F_DUPFD"):
             self.on_dup(call, old)
 
+    def stamp(self, call):
+        """The time that a write gives its file; it may become more exact later."""
+        self.stamps.append([int(call.start * 1e9)])
+        return self.stamps[-1]
+
     def wrote(self, call, number, offset, data):
-        stamp = int(call.start * 1e9)
+        stamp = self.stamp(call)
 
         def apply(inode):
             missing = offset - len(inode.data)
             if missing > 0:
                 inode.data.extend(bytes(missing))
             inode.data[offset:offset + len(data)] = data
-            inode.mtime = stamp
+            inode.mtime = stamp[0]
         self.change(call, inode=number, apply=apply, span=(offset, data))
 
     def sequential(self, call, argument, data):
         number = self.file(argument)
         if number is None:
             return
-        descriptor = int(DESCRIPTOR.match(argument)[1])
+        descriptor = int(argument)
         offset = (self.size(number) if self.table.appending.get(descriptor)
                   else self.table.offsets.get(descriptor, 0))
         self.wrote(call, number, offset, data[:call.result])
@@ -369,12 +391,12 @@ class Recording:
     on_pwritev2 = on_pwritev
 
     def truncate(self, call, number, length):
-        stamp = int(call.start * 1e9)
+        stamp = self.stamp(call)
 
         def apply(inode):
             inode.data.extend(bytes(max(0, length - len(inode.data))))
             del inode.data[length:]
-            inode.mtime = stamp
+            inode.mtime = stamp[0]
         self.change(call, inode=number, apply=apply)
 
     def on_ftruncate(self, call, descriptor, length):
@@ -382,7 +404,7 @@ class Recording:
             self.truncate(call, self.file(descriptor), int(length))
 
     def on_truncate(self, call, path, length):
-        number = self.named("AT_FDCWD<>", path)
+        number = self.named("AT_FDCWD", path)
         if number is not None:
             self.truncate(call, number, int(length))
 
@@ -402,9 +424,7 @@ class Recording:
         if string(path) == b"":
             number = self.file(folder)
         else:
-            match = re.match(rb"^/proc/(?:self|\d+)/fd/(\d+)$", string(path))
-            number = (self.table.open.get(int(match[1])) if match
-                      else self.live.get(self.path(folder, path)))
+            number = self.named(folder, path)
         target = self.path(to, name)
         if target is None:
             return
@@ -413,7 +433,7 @@ class Recording:
         self.rename_names(call, {target: number})
 
     def on_link(self, call, path, name):
-        self.on_linkat(call, "AT_FDCWD<>", path, "AT_FDCWD<>", name)
+        self.on_linkat(call, "AT_FDCWD", path, "AT_FDCWD", name)
 
     def on_renameat2(self, call, folder, path, to, name, flags="0"):
         old, new = self.path(folder, path), self.path(to, name)
@@ -429,7 +449,7 @@ class Recording:
         self.on_renameat2(call, folder, path, to, name)
 
     def on_rename(self, call, path, name):
-        self.on_renameat2(call, "AT_FDCWD<>", path, "AT_FDCWD<>", name)
+        self.on_renameat2(call, "AT_FDCWD", path, "AT_FDCWD", name)
 
     def on_unlinkat(self, call, folder, path, *_):
         gone = self.path(folder, path)
@@ -437,7 +457,7 @@ class Recording:
             self.rename_names(call, {gone: None})
 
     def on_unlink(self, call, path):
-        self.on_unlinkat(call, "AT_FDCWD<>", path)
+        self.on_unlinkat(call, "AT_FDCWD", path)
 
     def attributes(self, call, number, apply):
         if number is not None:
@@ -445,7 +465,8 @@ class Recording:
 
     def named(self, folder, path):
         """The inode of a name, also through /proc/self/fd."""
-        match = re.match(rb"^/proc/(?:self|\d+)/fd/(\d+)$", string(path))
+        match = OWN.match(string(path).decode())
+        match = match if match and not match[2] else None
         found = (self.table.open.get(int(match[1])) if match
                  else self.live.get(self.path(folder, path)))
         return found if isinstance(found, int) else None
@@ -459,23 +480,41 @@ class Recording:
                         lambda inode: setattr(inode, "mode", int(mode, 8)))
 
     def on_chmod(self, call, path, mode):
-        self.on_fchmodat(call, "AT_FDCWD<>", path, mode)
+        self.on_fchmodat(call, "AT_FDCWD", path, mode)
 
     on_fchmodat2 = on_fchmodat
 
     def on_utimensat(self, call, folder, path, times, *_):
         number = self.file(folder) if path in ("NULL", '""') else self.named(folder, path)
-        match = re.search(r"tv_nsec=[^}]*}.*?{tv_sec=(\d+), tv_nsec=(\d+)", times)
-        stamp = int(match[1]) * 10**9 + int(match[2]) if match else int(call.start * 1e9)
-        if "UTIME_OMIT" not in times.split("}")[1]:
-            self.attributes(call, number, lambda inode: setattr(inode, "mtime", stamp))
+        stamp = self.modified(times)
+        if number is None or stamp is None:
+            return
+        if stamp == "now":
+            stamp = int(call.start * 1e9)
+        else:
+            self.adopt(stamp)
+        self.attributes(call, number, lambda inode: setattr(inode, "mtime", stamp))
+
+    def modified(self, times):
+        """The second of two times: nanoseconds, "now", or None for unchanged."""
+        if times == "NULL" or "UTIME_NOW" in split(times[1:-1])[1]:
+            return "now"
+        match = re.search(r"tv_sec=(\d+), tv_nsec=(\d+)", split(times[1:-1])[1])
+        return int(match[1]) * 10**9 + int(match[2]) if match else None
+
+    def adopt(self, stamp):
+        """The log has no times of files. But an archive gets that of its original, which so is the
+        true time of the write that comes closest."""
+        closest = min(self.stamps, key=lambda other: abs(other[0] - stamp), default=[0])
+        if abs(closest[0] - stamp) < 2 * 10**7:
+            closest[0] = stamp
 
     def on_fsetxattr(self, call, descriptor, name, value, *_):
         self.attributes(call, self.file(descriptor), lambda inode: inode.attributes.__setitem__(
             string(name).decode(), string(value)))
 
     def on_setxattr(self, call, path, name, value, *_):
-        self.attributes(call, self.named("AT_FDCWD<>", path),
+        self.attributes(call, self.named("AT_FDCWD", path),
                         lambda inode: inode.attributes.__setitem__(string(name).decode(),
                                                                    string(value)))
 
@@ -484,7 +523,7 @@ class Recording:
                         lambda inode: inode.attributes.pop(string(name).decode(), None))
 
     def on_removexattr(self, call, path, name):
-        self.attributes(call, self.named("AT_FDCWD<>", path),
+        self.attributes(call, self.named("AT_FDCWD", path),
                         lambda inode: inode.attributes.pop(string(name).decode(), None))
 
     def on_fsync(self, call, descriptor):

@@ -93,6 +93,11 @@ class Store:
         if self.daemon.poll() is not None and not (env and "BSZ_END_AT_STEP" in env):
             raise Failed(f"mount ended with {self.daemon.returncode}: {self.log_tail()}")
 
+    def recover(self, env=None):
+        """Mounts so that all pairs are resolved, which needs the packer, but nothing new is packed:
+        without the packer, a plain file beside its archive may be the user's wish."""
+        self.mount("now", min_size="1TiB", env=env)
+
     def dead(self):
         return bool(self.daemon) and self.daemon.poll() is not None
 
@@ -342,6 +347,11 @@ def work_folder(given=None, report=None):
         if mounted(os.path.join(folder, entry)):
             return
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def start():
+    """For the start of each test: without this, an end by SIGTERM would leave mounts behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
 
 
 def need_root():
