@@ -101,8 +101,7 @@ fn times_are_kept_to_the_nanosecond() {
     both(|_, path, model| {
         let set = |access, modified| {
             let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
-            let times =
-                Timestamps { last_access: time(access), last_modification: time(modified) };
+            let times = Timestamps { last_access: time(access), last_modification: time(modified) };
             utimensat(CWD, path, &times, AtFlags::empty()).unwrap();
         };
         let times = || {
@@ -123,7 +122,7 @@ fn times_are_kept_to_the_nanosecond() {
 }
 
 #[test]
-fn user_attributes_can_be_set_listed_and_removed() {
+fn user_attributes_can_be_changed() {
     both(|_, path, model| {
         let set = |name: &str, value: &[u8], flags| setxattr(path, name, value, flags);
         assert_eq!(xattr(path, "user.a"), Err(Errno::NODATA));
@@ -175,7 +174,7 @@ fn acls_are_kept_and_inherited() {
 }
 
 #[test]
-fn packing_keeps_the_attributes() {
+fn packing_keeps_attributes() {
     mount_test(|rig| {
         let store = Store::new(rig);
         store.command("pause");
@@ -197,7 +196,8 @@ fn packing_keeps_the_attributes() {
         };
         let extended = || (xattrs(&path), xattr(&path, "user.mine"), xattr(&path, ACL));
         let (before, extended_before) = (shown(), extended());
-        let (atime, blocks) = (fs::metadata(&path).unwrap().atime(), fs::metadata(&path).unwrap().blocks());
+        let (atime, blocks) =
+            (fs::metadata(&path).unwrap().atime(), fs::metadata(&path).unwrap().blocks());
         store.pack(&path);
         assert_eq!((shown(), extended()), (before, extended_before.clone()));
         let now = fs::metadata(&path).unwrap();

@@ -15,7 +15,7 @@ fn writer(path: &Path) -> File {
 }
 
 #[test]
-fn creating_makes_an_empty_file_of_its_mode() {
+fn new_files_are_empty() {
     mount_test(|rig| {
         let store = Store::new(rig);
         for dir in store.dirs(rig) {
@@ -107,7 +107,7 @@ fn reading_gives_the_bytes_at_each_offset() {
 }
 
 #[test]
-fn writing_changes_exactly_the_bytes_that_are_written() {
+fn writing_changes_what_is_written() {
     both(|_, path, model| {
         let (file, reader) = (writer(path), File::open(path).unwrap());
         let mut wanted = model.to_vec();
@@ -164,7 +164,8 @@ fn truncation_shrinks_grows_and_empties() {
             rustix::fs::ftruncate(writer(path), len).unwrap();
             has(&model[..len as usize]);
             rustix::fs::ftruncate(writer(path), 3000).unwrap();
-            has(&[&model[..len.min(3000) as usize], &vec![0; 3000 - len.min(3000) as usize]].concat());
+            has(&[&model[..len.min(3000) as usize], &vec![0; 3000 - len.min(3000) as usize]]
+                .concat());
             repack(store);
         }
         let file = writer(path);
@@ -214,7 +215,7 @@ fn fsync_and_fdatasync_succeed() {
 }
 
 #[test]
-fn what_was_written_survives_the_death_of_the_daemon() {
+fn writes_survive_the_daemons_death() {
     mount_test(|rig| {
         let store = Store::new(rig);
         let plain = store.plain("plain.part");

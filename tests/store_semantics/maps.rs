@@ -36,11 +36,12 @@ fn shared_mappings_show_and_make_changes() {
 }
 
 #[test]
-fn private_mappings_keep_their_changes_to_themselves() {
+fn private_mappings_keep_changes() {
     both(|_, path, model| {
         let before = is_packed(path);
         // SAFETY: as in `map`.
-        let mut private = unsafe { MmapOptions::new().map_copy(&File::open(path).unwrap()).unwrap() };
+        let mut private =
+            unsafe { MmapOptions::new().map_copy(&File::open(path).unwrap()).unwrap() };
         same(&private, model);
         private[5000..5003].copy_from_slice(b"map");
         assert_eq!(&private[5000..5003], b"map");
@@ -50,7 +51,7 @@ fn private_mappings_keep_their_changes_to_themselves() {
 }
 
 #[test]
-fn mappings_stay_exact_through_packing_renaming_and_removal() {
+fn mappings_stay_exact() {
     mount_test(|rig| {
         let store = Store::new(rig);
         let model = store.packed(PACKED);

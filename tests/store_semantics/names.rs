@@ -112,7 +112,7 @@ fn special_files_can_be_made() {
 }
 
 #[test]
-fn an_archive_that_is_made_through_the_store_stays_what_it_is() {
+fn archives_that_are_made_stay_archives() {
     mount_test(|rig| {
         let store = Store::new(rig);
         let source = rig.path("model.safetensors");
@@ -142,7 +142,7 @@ fn an_archive_that_is_made_through_the_store_stays_what_it_is() {
 }
 
 #[test]
-fn the_name_of_an_archive_is_free_for_other_files() {
+fn names_of_archives_are_free() {
     mount_test(|rig| {
         let store = Store::new(rig);
         for (how, name) in ["created", "renamed", "linked", "directory"].into_iter().enumerate() {

@@ -99,7 +99,8 @@ fn handles_follow_the_file_through_packing() {
         let other = store.path("other");
         fs::write(&other, b"other").unwrap();
         let exchange = RenameFlags::EXCHANGE;
-        rustix::fs::renameat_with(rustix::fs::CWD, &other, rustix::fs::CWD, &path, exchange).unwrap();
+        rustix::fs::renameat_with(rustix::fs::CWD, &other, rustix::fs::CWD, &path, exchange)
+            .unwrap();
         reads(&longer);
         holds(&path, b"other");
     });

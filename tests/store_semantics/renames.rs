@@ -38,7 +38,8 @@ fn renaming_moves_a_file_with_its_number_and_bytes() {
         let dir = path.with_extension("dir");
         fs::create_dir(&dir).unwrap();
         for to in [path.with_extension("other"), dir.join("inside.safetensors"), path.to_owned()] {
-            let from = [path.to_owned(), path.with_extension("other"), dir.join("inside.safetensors")];
+            let from =
+                [path.to_owned(), path.with_extension("other"), dir.join("inside.safetensors")];
             let from = from.iter().find(|from| from.exists()).unwrap();
             fs::rename(from, &to).unwrap();
             assert!(!from.exists());

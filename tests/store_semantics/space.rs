@@ -121,7 +121,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_writer_gets_the_space_that_packing_would_take() {
+fn a_writer_gets_the_space_of_packing() {
     mount_test(|rig| {
         if !is_root() {
             return eprintln!("skipped: only root can mount a file system");

@@ -32,7 +32,7 @@ fn shared(rig: &Rig) -> Option<Store> {
 }
 
 #[test]
-fn new_files_have_the_owner_and_the_mask_of_their_caller() {
+fn new_files_are_their_callers() {
     mount_test(|rig| {
         let Some(store) = shared(rig) else { return };
         let dir = store.path("all");
@@ -103,7 +103,7 @@ fn others_may_do_what_the_mode_allows() {
 }
 
 #[test]
-fn an_ordinary_user_has_a_store_over_a_directory() {
+fn an_ordinary_user_has_a_store() {
     mount_test(|rig| {
         let Some((program, dir)) = ordinary_user(rig) else { return };
         let model = write_model(&rig.path("model.safetensors"), 4, 60_000);
@@ -116,7 +116,11 @@ fn an_ordinary_user_has_a_store_over_a_directory() {
         let bsz = program.display();
         let mounted = sh(&format!("{bsz} mount --pack now --settle 0 --min-size 64KiB ."));
         assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
-        assert!(sh("cp ../model.safetensors ./m && ln m n && rm n && touch -d @5.25 m").status.success());
+        assert!(
+            sh("cp ../model.safetensors ./m && ln m n && rm n && touch -d @5.25 m")
+                .status
+                .success()
+        );
         let packed = || {
             let status = sh(&format!("{bsz} status --json ."));
             let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
@@ -124,7 +128,10 @@ fn an_ordinary_user_has_a_store_over_a_directory() {
         };
         wait_for("packing", packed);
         assert_eq!(sh("cat m").stdout, model);
-        assert_eq!(sh("stat -c '%s %Y %a %U' m").stdout, format!("{} 5 644 nobody\n", model.len()).as_bytes());
+        assert_eq!(
+            sh("stat -c '%s %Y %a %U' m").stdout,
+            format!("{} 5 644 nobody\n", model.len()).as_bytes()
+        );
         assert!(sh("chmod 200 m").status.success(), "the daemon can read it no more");
         assert!(sh("chmod 600 m && printf xyz | dd of=m bs=1 conv=notrunc").status.success());
         assert_eq!(sh("cat m").stdout, [b"xyz", &model[3..]].concat());
