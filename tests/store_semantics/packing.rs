@@ -1,0 +1,107 @@
+//! What programs notice of packing: nothing.
+
+use super::store::{PACKED, Store, holds, is_packed, same};
+use crate::common::models::write_model;
+use crate::common::mounts::{mount_test, wait_for};
+use rustix::fs::{OFlags, RenameFlags};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[test]
+fn a_writer_never_waits_for_the_packer() {
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        store.command("pause");
+        let path = store.path("large.safetensors");
+        let mut model = write_model(&path, 5, 12_000_000);
+        store.command("now");
+        wait_for("packing", || store.status()["packing"] == "large.safetensors");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(!is_packed(&path), "a model that takes a while to pack");
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.write_all_at(b"written meanwhile", 1_000_000).unwrap();
+        // Had it waited, the file would have been packed before, and unpacked.
+        let status = store.status();
+        assert_eq!((&status["packed"], &status["unpacked"]), (&0.into(), &0.into()), "{status}");
+        model[1_000_000..1_000_017].copy_from_slice(b"written meanwhile");
+        wait_for("the packer to give up", || store.status()["packing"].is_null());
+        holds(&path, &model);
+        assert!(!is_packed(&path), "it is open for writing");
+        drop(file);
+        store.pack(&path);
+        holds(&path, &model);
+    });
+}
+
+#[test]
+fn files_are_exact_at_each_moment() {
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        let model = store.packed(PACKED);
+        let path = store.path(PACKED);
+        let (done, ino) = (AtomicBool::new(false), fs::metadata(&path).unwrap().ino());
+        std::thread::scope(|scope| {
+            let reader = |direct: bool| {
+                let (path, done, model) = (&path, &done, &model);
+                move || {
+                    let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+                    while !done.load(Ordering::Relaxed) {
+                        let mut options = File::options();
+                        options.read(true).custom_flags(flags.bits().cast_signed());
+                        let file = options.open(path).expect("it has its name at each moment");
+                        let mut read = vec![0; model.len()];
+                        file.read_exact_at(&mut read, 0).unwrap();
+                        same(&read, model);
+                        assert_eq!(fs::metadata(path).unwrap().ino(), ino);
+                        let listed = fs::read_dir(path.parent().unwrap()).unwrap();
+                        assert_eq!(listed.count(), 1);
+                    }
+                }
+            };
+            let readers = [scope.spawn(reader(false)), scope.spawn(reader(true))];
+            for n in 0..15 {
+                let file = File::options().write(true).open(&path).unwrap();
+                file.write_all_at(&model[n..n + 1], n as u64).unwrap();
+                drop(file);
+                store.pack(&path);
+            }
+            done.store(true, Ordering::Relaxed);
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        });
+    });
+}
+
+#[test]
+fn handles_follow_the_file_through_packing() {
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        store.command("pause");
+        let path = store.path(PACKED);
+        let model = write_model(&path, 6, 60_000);
+        let reader = File::open(&path).unwrap();
+        let reads = |wanted: &[u8]| {
+            let mut read = vec![0; wanted.len()];
+            reader.read_exact_at(&mut read, 0).unwrap();
+            same(&read, wanted);
+            assert_eq!(reader.metadata().unwrap().len(), wanted.len() as u64);
+        };
+        reads(&model);
+        store.pack(&path);
+        assert!(!store.below.join(PACKED).exists(), "the space of the plain file is free");
+        reads(&model);
+        let file = File::options().append(true).open(&path).unwrap();
+        rustix::io::write(&file, b"more").unwrap();
+        drop(file);
+        let longer = [&*model, b"more"].concat();
+        reads(&longer);
+        // Another file that takes its name is not its content.
+        let other = store.path("other");
+        fs::write(&other, b"other").unwrap();
+        let exchange = RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(rustix::fs::CWD, &other, rustix::fs::CWD, &path, exchange)
+            .unwrap();
+        reads(&longer);
+        holds(&path, b"other");
+    });
+}
