@@ -3,7 +3,7 @@
 //! Replies are not trusted, because anybody can mount a FUSE file system of any name.
 
 use super::FS_TYPE;
-use super::control::{DROP_CACHE, STATUS};
+use super::control::STATUS;
 use super::mountinfo::Mount;
 use super::probe::{self, DAEMON_TIMED_OUT, Probe, ProbeError, ProbeResult};
 use super::resolve;
@@ -74,24 +74,57 @@ pub(super) fn status_blocking(mountpoint: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`status`]; Io, if the caller may not do this.
 pub fn drop_cache(path: &Path) -> Result<()> {
+    trigger(path, Probe::DropCache, "drop its cache")
+}
+
+/// A command to the packer of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackerCommand {
+    /// Pack everything that waits, now.
+    PackNow,
+    /// Pause, also in the middle of a file.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
+/// Give the packer of the store at `path` a command.
+///
+/// # Errors
+/// As [`drop_cache`].
+pub fn command_packer(path: &Path, command: PackerCommand) -> Result<()> {
+    let probe = match command {
+        PackerCommand::PackNow => Probe::PackNow,
+        PackerCommand::Pause => Probe::PausePacking,
+        PackerCommand::Resume => Probe::ResumePacking,
+    };
+    trigger(path, probe, "control its packer")
+}
+
+/// Run a probe that reads an attribute to which the daemon of the mount at `path` reacts. `what` is
+/// what that does.
+fn trigger(path: &Path, probe: Probe, what: &str) -> Result<()> {
     let mount = fuse_mount_at(path)?;
     let explain = |e: ProbeError| match e.errno() {
-        _ if has_no_attribute(&e) && mount.fs_type == FS_TYPE => {
+        _ if has_no_attribute(&e) && mount.fs_type == FS_TYPE && probe == Probe::DropCache => {
             Error::invalid("its daemon is too old for this request: unmount, and mount again")
+        }
+        _ if has_no_attribute(&e) && mount.fs_type == FS_TYPE => {
+            Error::invalid("is a read-only mount, in which nothing is packed")
         }
         _ if has_no_attribute(&e) => not_a_bszfs_mount(),
         Some(Errno::PERM) => {
-            Error::invalid("only root and the user who mounted it may drop its cache")
+            Error::invalid(format!("only root and the user who mounted it may {what}"))
         }
         _ => e.into_error(DAEMON_TIMED_OUT),
     };
-    let dropped = probe::run(Probe::DropCache, &mount.mountpoint);
-    dropped.map(drop).map_err(explain).about_path(path)
+    let done = probe::run(probe, &mount.mountpoint);
+    done.map(drop).map_err(explain).about_path(path)
 }
 
-/// Run [`Probe::DropCache`].
-pub(super) fn drop_cache_blocking(mountpoint: &Path) -> Result<Vec<u8>> {
-    getxattr(mountpoint, DROP_CACHE, &mut [0u8; 1][..])?;
+/// Run a probe of [`trigger`].
+pub(super) fn trigger_blocking(mountpoint: &Path, attribute: &str) -> Result<Vec<u8>> {
+    getxattr(mountpoint, attribute, &mut [0u8; 1][..])?;
     Ok(Vec::new())
 }
 
@@ -130,6 +163,6 @@ pub(super) fn space_blocking(mountpoint: &Path) -> Result<Vec<u8>> {
 }
 
 /// Whether a file in a mount is shown from an archive. Needs permission to read it.
-fn is_from_archive(path: &Path) -> bool {
+pub(super) fn is_from_archive(path: &Path) -> bool {
     getxattr(path, STORED, &mut [0u8; 32]).is_ok()
 }

@@ -44,6 +44,8 @@
 //! | `fusermount` | the helper of libfuse, for ordinary users |
 //! | `unmount` | unmounting |
 //! | `client` | requests to the control interface of a daemon |
+//! | `usage` | the space that the archives of a mount save, by directory |
+//! | `place` | what is mounted at, around and below a directory |
 //! | `health` | which mounts are dead, or hang |
 //! | `probe_runner` | the child's side of a probe |
 
@@ -66,6 +68,7 @@ mod links;
 mod metrics;
 mod mountinfo;
 mod opened;
+mod place;
 mod preflight;
 mod probe;
 mod probe_runner;
@@ -77,14 +80,15 @@ mod status;
 mod subprocess;
 mod tree;
 mod unmount;
+mod usage;
 mod view;
 mod xattrs;
 
 pub(crate) use access::{Access, DEFAULT_ACL};
 pub(crate) use archives::Archives;
 pub(crate) use attr::{Attr, Packed, ROOT, attr, inode_number};
-pub use client::{drop_cache, space, status};
-pub(crate) use control::{Control, DROP_CACHE, STATUS, may_control};
+pub use client::{PackerCommand, command_packer, drop_cache, space, status};
+pub(crate) use control::{Control, DROP_CACHE, PACK_NOW, PAUSE, RESUME, STATUS, may_control};
 pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};
 pub(crate) use footers::{Footers, PLAIN_MARK};
 pub(crate) use fuse::READAHEAD;
@@ -95,12 +99,14 @@ pub use lifecycle::run;
 pub(crate) use lifecycle::serve;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
+pub use place::{Place, place};
 pub use probe::Probe;
 pub use probe_runner::run_probe;
 pub(crate) use reply::Replier;
 pub(crate) use source::{Entry, Source};
 pub use status::{Space, Status, StoreStatus};
 pub use unmount::{detach, unmount};
+pub use usage::{DirectoryUsage, Usage, usage};
 pub(crate) use xattrs::archive_attribute;
 
 use crate::readahead::Prefetch;

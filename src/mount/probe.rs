@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// How long a probe may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long [`Probe::Space`] may take, which lists all files of a mount.
+/// How long [`Probe::Space`] and [`Probe::Usage`] may take, which list all files of a mount.
 const SPACE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most probes at a time. Each one takes a process, and a descriptor of this process.
@@ -45,8 +45,16 @@ pub enum Probe {
     Status,
     /// Measure how much space the archives of a mount save.
     Space,
+    /// Measure the same for each directory of a mount's root.
+    Usage,
     /// Drop the cache of a daemon.
     DropCache,
+    /// Have a store pack everything that waits.
+    PackNow,
+    /// Have a store pause packing.
+    PausePacking,
+    /// Have a store go on packing.
+    ResumePacking,
     /// Unmount.
     Unmount,
     /// Unmount lazily.
@@ -54,13 +62,17 @@ pub enum Probe {
 }
 
 /// The names of probes on the command line.
-const NAMES: [(&str, Probe); 8] = [
+const NAMES: [(&str, Probe); 12] = [
     ("resolve", Probe::Resolve),
     ("resolve-mountpoint", Probe::ResolveMountpoint),
     ("alive", Probe::Alive),
     ("status", Probe::Status),
     ("space", Probe::Space),
+    ("usage", Probe::Usage),
     ("drop-cache", Probe::DropCache),
+    ("pack-now", Probe::PackNow),
+    ("pause-packing", Probe::PausePacking),
+    ("resume-packing", Probe::ResumePacking),
     ("unmount", Probe::Unmount),
     ("detach", Probe::Detach),
 ];
@@ -76,7 +88,7 @@ impl Probe {
     }
 
     fn timeout(self) -> Duration {
-        if self == Self::Space { SPACE_TIMEOUT } else { TIMEOUT }
+        if matches!(self, Self::Space | Self::Usage) { SPACE_TIMEOUT } else { TIMEOUT }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `bsz ask`: the process that runs one probe, and may hang in it.
 
 use super::probe::{self, Probe};
-use super::{client, resolve, unmount};
+use super::control::{DROP_CACHE, PACK_NOW, PAUSE, RESUME};
+use super::{client, resolve, unmount, usage};
 use crate::error::{Context, Result};
 use crate::program;
 use std::io::Write;
@@ -23,7 +24,11 @@ pub fn run_probe(probe: Probe, path: &Path) -> Result<()> {
         Probe::Alive => rustix::fs::statfs(path).map(|_| Vec::new()).map_err(Into::into),
         Probe::Status => client::status_blocking(path),
         Probe::Space => client::space_blocking(path),
-        Probe::DropCache => client::drop_cache_blocking(path),
+        Probe::Usage => usage::usage_blocking(path),
+        Probe::DropCache => client::trigger_blocking(path, DROP_CACHE),
+        Probe::PackNow => client::trigger_blocking(path, PACK_NOW),
+        Probe::PausePacking => client::trigger_blocking(path, PAUSE),
+        Probe::ResumePacking => client::trigger_blocking(path, RESUME),
         Probe::Unmount => unmount::unmount_blocking(path, false),
         Probe::Detach => unmount::unmount_blocking(path, true),
     };

@@ -1,14 +1,8 @@
 //! The control interface of a store: that of every mount, and commands to the packer. All are
 //! extended attributes of the root.
 
-use crate::mount::{DROP_CACHE, ROOT, STATUS};
+use crate::mount::{DROP_CACHE, PACK_NOW, PAUSE, RESUME, ROOT, STATUS};
 use std::ffi::OsStr;
-
-/// Tell the packer to pack everything that waits, now.
-pub(crate) const PACK_NOW: &str = "user.bsz.pack.now";
-/// Tell the packer to pause, and to go on.
-pub(crate) const PAUSE: &str = "user.bsz.pack.pause";
-pub(crate) const RESUME: &str = "user.bsz.pack.resume";
 
 /// A command to the packer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

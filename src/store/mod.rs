@@ -25,6 +25,8 @@
 //! | `change` | attributes that change |
 //! | `work` | packing one file |
 //! | `recovery` | the walk after mounting |
+//! | `lock` | of several processes, only one packs |
+//! | `restore` | the way back: unpacking everything, without a mount |
 //! | `control` | commands to the packer |
 //! | `requests`, `fuse` | the adapter from `fuser` to all of this |
 
@@ -33,6 +35,7 @@ mod control;
 mod files;
 mod fuse;
 mod idle;
+mod lock;
 mod names;
 mod namespace;
 mod node;
@@ -41,6 +44,7 @@ mod packer;
 mod recovery;
 mod rename;
 mod requests;
+mod restore;
 mod steps;
 mod swap;
 mod tree;
@@ -48,17 +52,20 @@ mod unpack;
 mod work;
 
 pub use packer::{Pack, PackPolicy};
+pub use restore::{Restore, RestoreProgress, Restored, Room};
 pub use steps::STEPS;
 
 use crate::error::Result;
-use crate::mount::{self, Handles, MountOptions};
+use crate::mount::{self, Handles, MountOptions, ROOT};
 use crate::readahead::OpenArchive;
+use lock::Lock;
 use packer::Packer;
 use requests::StoreFs;
 use rustix::fs::Mode;
 use rustix::process::{geteuid, umask};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 use tree::Tree;
 
 /// Mount a store; as [`mount::run`] otherwise.
@@ -107,9 +114,42 @@ pub fn run(
 }
 
 fn start_background(tree: &Arc<Tree>) -> Result<()> {
-    let recovered = Arc::clone(tree);
-    thread::Builder::new().name("bsz-recovery".into()).spawn(move || recovered.recover())?;
-    let packed = Arc::clone(tree);
-    thread::Builder::new().name("bsz-packer".into()).spawn(move || work::run(&packed))?;
+    let tree = Arc::clone(tree);
+    let work = move || {
+        let Some(_lock) = wait_for_lock(&tree) else { return };
+        thread::scope(|scope| {
+            let recovery = thread::Builder::new().name("bsz-recovery".into());
+            if let Err(e) = recovery.spawn_scoped(scope, || tree.recover()) {
+                log::error!("what a crash has left is not cleared away: {e}");
+            }
+            work::run(&tree);
+        });
+    };
+    thread::Builder::new().name("bsz-packer".into()).spawn(work)?;
     Ok(())
+}
+
+/// The lock of the store. While another process has it, files are served, but not packed. `None`
+/// if the store ends first.
+fn wait_for_lock(tree: &Tree) -> Option<Lock> {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut warned = false;
+    loop {
+        let why = match tree.dir(ROOT).and_then(|root| Lock::take(&*root)) {
+            Ok(Some(lock)) => {
+                tree.packer.waits(None);
+                return Some(lock);
+            }
+            Ok(None) => "another process packs or unpacks its files".to_owned(),
+            Err(e) => format!("its directory cannot be locked: {e}"),
+        };
+        if !warned {
+            log::warn!("nothing is packed for now: {why}");
+            warned = true;
+        }
+        tree.packer.waits(Some(why));
+        if tree.packer.is_stopped_within(EVERY) {
+            return None;
+        }
+    }
 }

@@ -319,6 +319,17 @@ impl Packer {
         self.changed.notify_all();
     }
 
+    /// Nothing is packed for this reason, or for none.
+    pub fn waits(&self, why: Option<String>) {
+        self.queue().status.waits = why;
+    }
+
+    /// Wait, at most so long, until it is stopped. Returns whether it is.
+    pub fn is_stopped_within(&self, time: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.queue(), time, |queue| !queue.stopped);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stopped
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.queue().stopped
     }
