@@ -56,25 +56,22 @@ impl Tree {
             self.unpack(&node, Keep::All)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
-            let entry = self.entry(&node)?;
             let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
-            chownat(&entry, "", uid, gid, AtFlags::EMPTY_PATH)?;
+            self.with_entry(&node, |e| chownat(e, "", uid, gid, AtFlags::EMPTY_PATH))?;
         }
         if let Some(mode) = change.mode {
-            let entry = self.entry(&node)?;
             if node.kind == FileType::Symlink {
                 return Err(Errno::OPNOTSUPP);
             }
-            chmodat(CWD, entry.path(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+            let mode = Mode::from_raw_mode(mode & 0o7777);
+            self.with_entry(&node, |e| chmodat(CWD, e.path(), mode, AtFlags::empty()))?;
         }
         if let Some(times) = &change.times {
-            let entry = self.entry(&node)?;
-            match node.kind {
-                FileType::Symlink => utimensat(&entry, "", times, AtFlags::EMPTY_PATH)?,
-                _ => utimensat(CWD, entry.path(), times, AtFlags::empty())?,
-            }
+            self.with_entry(&node, |entry| match node.kind {
+                FileType::Symlink => utimensat(entry, "", times, AtFlags::EMPTY_PATH),
+                _ => utimensat(CWD, entry.path(), times, AtFlags::empty()),
+            })?;
         }
-        node.state().epoch += 1;
         self.attr(id)
     }
 
@@ -128,22 +125,22 @@ impl Tree {
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.changeable(id, name)?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
+        let set = self.with_entry(&node, |entry| setxattr(entry.path(), name, value, flags));
+        // Last: it may have been asked for meanwhile.
         node.no_capability.store(false, Ordering::Relaxed);
-        setxattr(self.entry(&node)?.path(), name, value, flags)
+        set
     }
 
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
         let node = self.changeable(id, name)?;
-        removexattr(self.entry(&node)?.path(), name)
+        self.with_entry(&node, |entry| removexattr(entry.path(), name))
     }
 
     fn changeable(&self, id: u64, name: &OsStr) -> Result<std::sync::Arc<Node>> {
         if name.as_bytes().starts_with(BSZ_PREFIX) {
             return Err(Errno::PERM);
         }
-        let node = self.nodes.get(id)?;
-        node.state().epoch += 1;
-        Ok(node)
+        self.nodes.get(id)
     }
 }
 

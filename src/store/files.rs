@@ -4,10 +4,11 @@
 //! that is packed. A handle for writing gets a descriptor of the plain file, at once if the file is
 //! plain, or else when it first changes anything, which unpacks the file.
 
-use super::names::{Found, Key, open_file, packed_name, stem_name};
+use super::names::{Found, Key, may_be_archive, open_file, packed_name, stem_name};
 use super::node::{Content, Node};
 use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
+use crate::mount::Packed;
 use crate::readahead::OpenArchive;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
 use rustix::io::{Errno, ReadWriteFlags, Result, preadv2};
@@ -107,8 +108,10 @@ impl Tree {
     pub fn created(&self, node: Arc<Node>, flags: OFlags, file: File) -> Arc<Handle> {
         let handle = Handle::new(node, flags);
         self.count(&handle);
-        // Nobody else has it yet.
-        let _ = handle.file.set(Arc::new(file));
+        if handle.may_write() {
+            // Nobody else has it yet.
+            let _ = handle.file.set(Arc::new(file));
+        }
         handle
     }
 
@@ -138,7 +141,10 @@ impl Tree {
             state.opens -= 1;
             state.writers -= u32::from(handle.may_write());
             let content = if state.opens == 0 { state.content.take() } else { None };
-            let is_done = handle.may_write() && state.writers == 0 && state.packed.is_none();
+            let is_done = handle.may_write()
+                && state.writers == 0
+                && state.packed.is_none()
+                && state.orphan.is_none();
             drop(state);
             drop(content);
             is_done
@@ -171,11 +177,11 @@ impl Tree {
 
     fn open_content(&self, node: &Node) -> Result<Content> {
         let orphan = node.orphan();
-        let (file, path) = match orphan {
+        let (file, path, packed) = match orphan {
             Some(orphan) => {
                 let path = proc_path(orphan.as_fd());
                 let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                (File::from(file), Path::new("(removed)").to_owned())
+                (File::from(file), Path::new("(removed)").to_owned(), node.state().packed.clone())
             }
             None => {
                 let Located { dir, link, found } = self.locate(node)?;
@@ -186,15 +192,15 @@ impl Tree {
                 if found.packed.is_some() {
                     touch(&file);
                 }
-                (file, self.path(&link))
+                (file, self.path(&link), found.packed.map(Arc::new))
             }
         };
-        self.content_of(node, file, &path)
+        self.content_of(packed, file, &path)
     }
 
     /// The content in an open file of the source.
-    pub fn content_of(&self, node: &Node, file: File, path: &Path) -> Result<Content> {
-        let Some(packed) = node.state().packed.clone() else {
+    fn content_of(&self, packed: Option<Arc<Packed>>, file: File, path: &Path) -> Result<Content> {
+        let Some(packed) = packed else {
             return Ok(Content::Plain(Arc::new(file)));
         };
         let stat = fstat(&file)?;
@@ -244,6 +250,10 @@ impl Tree {
             return Ok(rustix::fs::open(path, flags, Mode::empty())?.into());
         }
         let Located { dir, link, found } = self.locate(node)?;
+        if may_be_archive(&link.1) {
+            // What is written may turn it into an archive.
+            self.mark_plain(&dir, &link.1)?;
+        }
         self.remove_twins(&dir, &link, &found)?;
         for _ in 0..LEASE_ATTEMPTS {
             match openat(&dir, &found.source_name, flags | OFlags::NOFOLLOW, Mode::empty()) {

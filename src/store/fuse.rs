@@ -106,7 +106,7 @@ impl Filesystem for StoreFs {
     ) {
         let what = Make::Node(FileType::from_raw_mode(mode), u64::from(rdev));
         let by = self.caller(request, umask);
-        self.reply_entry(request, self.tree.make(parent.0, name, mode & 0o7777, what, by), reply);
+        self.reply_entry(request, self.tree.make(parent.0, name, mode & 0o7777, &what, by), reply);
     }
 
     fn mkdir(
@@ -119,7 +119,7 @@ impl Filesystem for StoreFs {
         reply: ReplyEntry,
     ) {
         let by = self.caller(request, umask);
-        let made = self.tree.make(parent.0, name, mode & 0o7777, Make::Directory, by);
+        let made = self.tree.make(parent.0, name, mode & 0o7777, &Make::Directory, by);
         self.reply_entry(request, made, reply);
     }
 
@@ -133,7 +133,7 @@ impl Filesystem for StoreFs {
     ) {
         let by = self.caller(request, 0);
         let what = Make::Symlink(target.as_os_str());
-        self.reply_entry(request, self.tree.make(parent.0, name, 0o777, what, by), reply);
+        self.reply_entry(request, self.tree.make(parent.0, name, 0o777, &what, by), reply);
     }
 
     fn link(

@@ -1,14 +1,14 @@
 //! Names that come and go: creating, linking and removing.
 
-use super::names::{Form, Found, PLAIN_MARK, check, may_be_archive, packed_name, shown_name};
+use super::names::{Form, Found, Key, PLAIN_MARK, check, may_be_archive, shown_name};
 use super::node::Node;
 use super::tree::{DirFd, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
 use crate::mount::{Attr, DEFAULT_ACL};
 use crate::output::is_temporary;
 use rustix::fs::{
-    AtFlags, Dev, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fsetxattr, fstat,
-    getxattr, linkat, mkdirat, mknodat, openat, setxattr, statat, symlinkat, unlinkat,
+    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fsetxattr,
+    fstat, getxattr, linkat, mkdirat, mknodat, openat, setxattr, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, Result};
 use rustix::process::geteuid;
@@ -16,6 +16,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+
+/// How often to start again when a file changes its form or its name meanwhile.
+const ATTEMPTS: usize = 16;
 
 /// Who makes a request, as far as new files are concerned.
 #[derive(Clone, Copy, Debug)]
@@ -51,32 +54,32 @@ impl Tree {
         flags: OFlags,
         by: Caller,
     ) -> Result<Created> {
-        let (dir_node, dir) = self.free(parent, name)?;
-        let _names = write(&dir_node);
-        match self.names.find(dir.as_fd(), name) {
-            Ok(_) if flags.contains(OFlags::EXCL) => return Err(Errno::EXIST),
-            Ok(found) => {
-                let (node, attr) = self.found(parent, name, &dir, &found)?;
-                return Ok(Created { node, attr, file: None });
+        self.with_free(parent, name, |dir| {
+            match self.names.find(dir.as_fd(), name) {
+                Ok(_) if flags.contains(OFlags::EXCL) => return Err(Errno::EXIST),
+                Ok(found) => {
+                    let (node, attr) = self.found(parent, name, dir, &found)?;
+                    return Ok(Created { node, attr, file: None });
+                }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
             }
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(e),
-        }
-        let mode = Mode::from_raw_mode(self.masked(&dir, mode, by));
-        // For reading as well: the kernel reads pages that are mapped for writing.
-        let access = flags.intersection(OFlags::SYNC | OFlags::DSYNC) | OFlags::RDWR;
-        let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(openat(&dir, name, access | create, mode)?);
-        let made = self.own(&dir, name, mode, by).and_then(|()| match may_be_archive(name) {
-            true => fsetxattr(&file, PLAIN_MARK, b"", XattrFlags::empty()),
-            false => Ok(()),
-        });
-        if let Err(e) = made {
-            let _ = unlinkat(&dir, name, AtFlags::empty());
-            return Err(e);
-        }
-        let (node, attr) = self.plain_found(parent, name, &dir)?;
-        Ok(Created { node, attr, file: Some(file) })
+            let mode = Mode::from_raw_mode(self.masked(dir, mode, by));
+            // For reading as well: the kernel reads pages that are mapped for writing.
+            let access = flags.intersection(OFlags::SYNC | OFlags::DSYNC) | OFlags::RDWR;
+            let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = File::from(openat(dir, name, access | create, mode)?);
+            let made = self.own(dir, &file, mode, by).and_then(|()| match may_be_archive(name) {
+                true => fsetxattr(&file, PLAIN_MARK, b"", XattrFlags::empty()),
+                false => Ok(()),
+            });
+            if let Err(e) = made {
+                let _ = unlinkat(dir, name, AtFlags::empty());
+                return Err(e);
+            }
+            let (node, attr) = self.plain_found(parent, name, dir)?;
+            Ok(Created { node, attr, file: Some(file) })
+        })
     }
 
     /// Create a directory, a symlink, a FIFO, a socket or a device, or a regular file.
@@ -85,62 +88,67 @@ impl Tree {
         parent: u64,
         name: &OsStr,
         mode: u32,
-        what: Make<'_>,
+        what: &Make<'_>,
         by: Caller,
     ) -> Result<(Arc<Node>, Attr)> {
-        let (dir_node, dir) = self.free(parent, name)?;
-        let _names = write(&dir_node);
-        self.must_not_exist(&dir, name)?;
-        let mode = Mode::from_raw_mode(self.masked(&dir, mode, by));
-        let is_regular = matches!(what, Make::Node(FileType::RegularFile, _));
-        let is_dir = matches!(what, Make::Directory);
-        match what {
-            Make::Directory => mkdirat(&dir, name, mode)?,
-            Make::Node(kind, dev) => mknodat(&dir, name, kind, mode, dev)?,
-            Make::Symlink(target) => symlinkat(target, &dir, name)?,
-        }
-        let is_symlink = matches!(what, Make::Symlink(_));
-        let owned =
-            if is_symlink { self.give(&dir, name, by) } else { self.own(&dir, name, mode, by) };
-        let made = owned.and_then(|()| match is_regular && may_be_archive(name) {
-            true => self.mark_plain(&dir, name),
-            false => Ok(()),
-        });
-        if let Err(e) = made {
-            let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            let _ = unlinkat(&dir, name, flags);
-            return Err(e);
-        }
-        self.plain_found(parent, name, &dir)
+        self.with_free(parent, name, |dir| {
+            self.must_not_exist(dir, name)?;
+            let mode = Mode::from_raw_mode(self.masked(dir, mode, by));
+            match *what {
+                Make::Directory => mkdirat(dir, name, mode)?,
+                Make::Node(kind, dev) => mknodat(dir, name, kind, mode, dev)?,
+                Make::Symlink(target) => symlinkat(target, dir, name)?,
+            }
+            let is_regular = matches!(what, Make::Node(FileType::RegularFile, _));
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = openat(dir, name, flags, Mode::empty()).and_then(|fd| {
+                match what {
+                    Make::Symlink(_) => self.give(dir, &fd, by).map(drop)?,
+                    _ => self.own(dir, &fd, mode, by)?,
+                }
+                if is_regular && may_be_archive(name) { mark(&fd) } else { Ok(()) }
+            });
+            if let Err(e) = made {
+                let is_dir = matches!(what, Make::Directory);
+                let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                let _ = unlinkat(dir, name, flags);
+                return Err(e);
+            }
+            self.plain_found(parent, name, dir)
+        })
     }
 
-    /// Give a file another name.
+    /// Give a file another name. A packed file becomes plain, because it could not be written to
+    /// under both names otherwise.
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<(Arc<Node>, Attr)> {
         let node = self.nodes.get(id)?;
-        let (dir_node, dir) = self.free(parent, name)?;
-        loop {
-            let from = self.locate(&node)?;
-            let packed = packed_name(name);
-            let is_native = from.found.form == Form::Packed && check(&packed).is_ok();
-            if from.found.form != Form::Plain && !is_native {
-                self.unpack(&node, Keep::All)?;
-                continue;
+        for _ in 0..ATTEMPTS {
+            self.unpack(&node, Keep::All)?;
+            node.state().epoch += 1;
+            let linked = self.with_free(parent, name, |dir| {
+                let from = self.locate_once(&node)?;
+                if from.found.form != Form::Plain {
+                    return Err(Errno::STALE);
+                }
+                self.must_not_exist(dir, name)?;
+                if may_be_archive(name) && from.found.kind().is_file() {
+                    self.mark_plain(&from.dir, &from.found.source_name)?;
+                }
+                linkat(&from.dir, &from.found.source_name, dir, name, AtFlags::empty())?;
+                if Key::of(&stat_at(dir, name)?) != from.found.key() {
+                    // The name was given to another file since it was looked up.
+                    unlinkat(dir, name, AtFlags::empty())?;
+                    return Err(Errno::STALE);
+                }
+                self.plain_found(parent, name, dir)
+            });
+            match linked {
+                // It was renamed or packed meanwhile.
+                Err(Errno::STALE | Errno::NOENT) if self.nodes.place(id)?.1.is_some() => {}
+                other => return other,
             }
-            let _names = write(&dir_node);
-            self.must_not_exist(&dir, name)?;
-            let to = if is_native { &*packed } else { name };
-            if !is_native && may_be_archive(name) && from.found.kind().is_file() {
-                self.mark_plain(&from.dir, &from.found.source_name)?;
-            }
-            linkat(&from.dir, &from.found.source_name, &dir, to, AtFlags::empty())?;
-            if super::names::Key::of(&stat_at(&dir, to)?) != from.found.key() {
-                // The name was given to another file since it was looked up.
-                unlinkat(&dir, to, AtFlags::empty())?;
-                return Err(Errno::STALE);
-            }
-            let found = self.names.entry(dir.as_fd(), to)?;
-            return self.found(parent, name, &dir, &found);
         }
+        Err(Errno::NOENT)
     }
 
     /// Remove a name of a file.
@@ -153,7 +161,7 @@ impl Tree {
         if found.kind().is_dir() {
             return Err(Errno::ISDIR);
         }
-        let kept = self.keep(&dir, &found);
+        let kept = self.keep(&dir, &found)?;
         self.remove_forms(&dir, name, |_| true)?;
         let gone = self.lost(kept.clone(), &(parent, name.to_owned()));
         drop(names);
@@ -172,7 +180,9 @@ impl Tree {
         if !found.kind().is_dir() {
             return Err(Errno::NOTDIR);
         }
-        let kept = self.keep(&dir, &found);
+        let kept = self.keep(&dir, &found)?;
+        // They would be shown once the directory is gone.
+        self.remove_forms(&dir, name, |found| found.form != Form::Plain)?;
         match unlinkat(&dir, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 self.remove_temporaries(&dir, name)?;
@@ -203,27 +213,68 @@ impl Tree {
         Ok(())
     }
 
+    /// Do something with a directory whose names are locked, and in which the source has no file
+    /// `name` but the one that is shown as such.
+    fn with_free<T>(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        make: impl Fn(&DirFd) -> Result<T>,
+    ) -> Result<T> {
+        let dir_node = self.nodes.get(parent)?;
+        for _ in 0..ATTEMPTS {
+            let dir = self.free(parent, name)?;
+            let _names = write(&dir_node);
+            if !self.is_archive_of_another(&dir, name)? {
+                return make(&dir);
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
     /// The directory in which a file called `name` is to appear. If the archive of another file
     /// has that very name in the source, that file is unpacked first.
-    pub fn free(&self, parent: u64, name: &OsStr) -> Result<(Arc<Node>, DirFd)> {
+    pub fn free(&self, parent: u64, name: &OsStr) -> Result<DirFd> {
         check(name)?;
         if is_temporary(name) {
             // Hidden in listings.
             return Err(Errno::PERM);
         }
-        let dir_node = self.nodes.get(parent)?;
         let dir = self.dir(parent)?;
-        if may_be_archive(name)
-            && let Ok(Found { form, source_name, .. }) = self.names.entry(dir.as_fd(), name)
-            && form != Form::Plain
-            && let Some(shown) = shown_name(&source_name, form)
-        {
-            let (node, _) = self.look_up(parent, &shown)?;
-            let unpacked = self.unpack(&node, Keep::All);
-            self.forget(node.id, 1);
-            unpacked?;
+        if !self.is_archive_of_another(&dir, name)? {
+            return Ok(dir);
         }
-        Ok((dir_node, dir))
+        let found = self.names.entry(dir.as_fd(), name)?;
+        let Some(shown) = shown_name(name, found.form) else { return Ok(dir) };
+        let (node, _) = self.look_up(parent, &shown)?;
+        let unpacked = self.unpack(&node, Keep::All);
+        self.forget(node.id, 1);
+        unpacked?;
+        let dir_node = self.nodes.get(parent)?;
+        let _names = write(&dir_node);
+        // Beside a plain file, an archive is not shown, and may be in the way.
+        if self.names.find(dir.as_fd(), &shown)?.form == Form::Plain {
+            super::unpack::unlink_if(&dir, name, found.key())?;
+        }
+        Ok(dir)
+    }
+
+    /// Whether the source has an archive called `name`, which is shown under another name.
+    pub fn is_archive_of_another(&self, dir: &DirFd, name: &OsStr) -> Result<bool> {
+        if !may_be_archive(name) {
+            return Ok(false);
+        }
+        match self.names.entry(dir.as_fd(), name) {
+            Ok(found) => Ok(found.form != Form::Plain),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a file is shown under a name that an archive is to get, although nobody else may
+    /// give such names.
+    pub fn is_taken(&self, dir: &DirFd, name: &OsStr) -> bool {
+        self.names.entry(dir.as_fd(), name).is_ok_and(|found| found.form == Form::Plain)
     }
 
     fn must_not_exist(&self, dir: &DirFd, name: &OsStr) -> Result<()> {
@@ -249,39 +300,43 @@ impl Tree {
     }
 
     /// Give a new file to whoever made it, with its mode.
-    fn own(&self, dir: &DirFd, name: &OsStr, mode: Mode, by: Caller) -> Result<()> {
-        if !self.give_to(dir, name, by)? || !mode.intersects(Mode::SUID | Mode::SGID) {
+    fn own(&self, dir: &DirFd, file: impl AsFd, mode: Mode, by: Caller) -> Result<()> {
+        let special = mode.intersection(Mode::SUID | Mode::SGID);
+        if !self.give(dir, &file, by)? || special.is_empty() {
             return Ok(());
         }
         // Changing the owner has cleared these bits.
-        let now = stat_at(dir, name)?.st_mode;
-        let special = mode.intersection(Mode::SUID | Mode::SGID);
-        chmodat(dir, name, Mode::from_raw_mode(now & 0o7777) | special, AtFlags::empty())
-    }
-
-    fn give(&self, dir: &DirFd, name: &OsStr, by: Caller) -> Result<()> {
-        self.give_to(dir, name, by).map(drop)
+        let now = Mode::from_raw_mode(fstat(&file)?.st_mode & 0o7777);
+        chmodat(CWD, proc_path(file.as_fd()), now | special, AtFlags::empty())
     }
 
     /// Give a new file to whoever made it, if this process may; returns whether that changed it.
-    fn give_to(&self, dir: &DirFd, name: &OsStr, by: Caller) -> Result<bool> {
+    fn give(&self, dir: &DirFd, file: impl AsFd, by: Caller) -> Result<bool> {
         if !geteuid().is_root() {
             return Ok(false);
         }
         let inherits_group = fstat(dir)?.st_mode & Mode::SGID.as_raw_mode() != 0;
-        let now = stat_at(dir, name)?;
+        let now = fstat(&file)?;
         let gid = if inherits_group { now.st_gid } else { by.gid };
         if (now.st_uid, now.st_gid) == (by.uid, gid) {
             return Ok(false);
         }
         let (uid, gid) = (Some(Uid::from_raw(by.uid)), Some(Gid::from_raw(gid)));
-        chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map(|()| true)
+        chownat(file, "", uid, gid, AtFlags::EMPTY_PATH).map(|()| true)
     }
 
     /// Mark a file that is no archive of ours, although its name says so.
     pub fn mark_plain(&self, dir: &DirFd, name: &OsStr) -> Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(dir, name, flags, Mode::empty())?;
-        setxattr(proc_path(fd.as_fd()), PLAIN_MARK, b"", XattrFlags::empty())
+        mark(openat(dir, name, flags, Mode::empty())?)
+    }
+}
+
+fn mark(file: impl AsFd) -> Result<()> {
+    let path = proc_path(file.as_fd());
+    match setxattr(&path, PLAIN_MARK, b"", XattrFlags::empty()) {
+        // The owner may not write to it.
+        Err(Errno::ACCESS) if getxattr(&path, PLAIN_MARK, &mut [0u8; 1]).is_ok() => Ok(()),
+        other => other,
     }
 }

@@ -26,6 +26,7 @@ pub(super) type Link = (u64, OsString);
 struct Entry {
     node: Arc<Node>,
     key: Key,
+    is_packed: bool,
     lookups: u64,
     /// How many names lead through it, if it is a directory. They keep it, too.
     children: u64,
@@ -55,7 +56,8 @@ impl Table {
         let number = if is_taken { COUNTED | id } else { number };
         let packed = found.packed.clone().map(Arc::new);
         let node = Arc::new(Node::new(id, number, found.kind(), packed));
-        let entry = Entry { node, key, lookups: 0, children: 0, links: Vec::new() };
+        let is_packed = found.packed.is_some();
+        let entry = Entry { node, key, is_packed, lookups: 0, children: 0, links: Vec::new() };
         self.by_id.insert(id, entry);
         self.by_key.insert(key, id);
         id
@@ -116,7 +118,8 @@ impl Nodes {
     /// A table with only the root, whose key is `root`.
     pub fn new(root: Key) -> Self {
         let node = Arc::new(Node::new(ROOT, root.ino, FileType::Directory, None));
-        let entry = Entry { node, key: root, lookups: 1, children: 0, links: Vec::new() };
+        let links = Vec::new();
+        let entry = Entry { node, key: root, is_packed: false, lookups: 1, children: 0, links };
         Self(Mutex::new(Table {
             root_dev: root.dev,
             next: ROOT + 1,
@@ -130,8 +133,12 @@ impl Nodes {
     pub fn look_up(&self, parent: u64, name: &OsStr, found: &Found) -> Arc<Node> {
         let mut table = self.table();
         let known = table.by_key.get(&found.key()).copied();
-        // The source may have given the number of a removed file to another one.
-        let is_same = |id: &u64| table.by_id.get(id).is_some_and(|e| e.node.kind == found.kind());
+        // The source may have given the number of a removed file to another one, or somebody may
+        // have completed an archive.
+        let (kind, is_packed) = (found.kind(), found.packed.is_some());
+        let is_same = |id: &u64| {
+            table.by_id.get(id).is_some_and(|e| (e.node.kind, e.is_packed) == (kind, is_packed))
+        };
         let known = known.filter(is_same);
         let id = known.unwrap_or_else(|| table.insert(found));
         table.add_link(id, (parent, name.to_owned()));
@@ -191,8 +198,9 @@ impl Nodes {
         self.table().add_link(id, (parent, name.to_owned()));
     }
 
-    /// A file has lost a name. If `was_last`, its inode number may be given to another file.
-    pub fn unlink(&self, id: u64, parent: u64, name: &OsStr, was_last: bool) {
+    /// A file has lost a name. If `was_last`, its inode number may be given to another file. Returns
+    /// whether another name is known.
+    pub fn unlink(&self, id: u64, parent: u64, name: &OsStr, was_last: bool) -> bool {
         let mut table = self.table();
         let is_it = |link: &Link| was_last || (link.0, &*link.1) == (parent, name);
         let gone = table.remove_links(id, is_it);
@@ -204,16 +212,19 @@ impl Nodes {
             // Until the kernel forgets it, no other file gets its number.
             table.displaced.insert(number, id);
         }
+        let has_name = table.by_id.get(&id).is_some_and(|entry| !entry.links.is_empty());
         drop(table);
         drop(gone);
+        has_name
     }
 
     /// From now on, a node stands for the file `key`, which has only the name `link`.
-    pub fn replace(&self, id: u64, key: Key, link: Option<Link>) {
+    pub fn replace(&self, id: u64, key: Key, is_packed: bool, link: Option<Link>) {
         let mut table = self.table();
         let gone = table.remove_links(id, |other| Some(other) != link.as_ref());
         let Some(entry) = table.by_id.get_mut(&id) else { return };
         let old = std::mem::replace(&mut entry.key, key);
+        entry.is_packed = is_packed;
         let number = entry.node.number;
         if table.by_key.get(&old) == Some(&id) {
             table.by_key.remove(&old);

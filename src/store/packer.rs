@@ -7,7 +7,7 @@ use super::control::Command;
 use super::names::Key;
 use crate::mount::StoreStatus;
 use lru::LruCache;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -72,6 +72,8 @@ struct Queue {
     /// When each node may be packed.
     due: HashMap<u64, Instant>,
     order: BTreeSet<(Instant, u64)>,
+    /// Those of them that have failed, and are tried again when they are due.
+    failed: HashSet<u64>,
     /// Pack what waits without further waiting.
     drain: bool,
     /// A walk has to find files before the queue can be drained.
@@ -88,6 +90,7 @@ impl Queue {
     fn remove(&mut self, id: u64) -> Option<Instant> {
         let due = self.due.remove(&id)?;
         self.order.remove(&(due, id));
+        self.failed.remove(&id);
         Some(due)
     }
 }
@@ -160,7 +163,14 @@ impl Packer {
 
     /// Try a node again later. Its hold stays.
     pub fn retry(&self, id: u64) -> bool {
-        self.enqueue_at(id, Instant::now() + RETRY)
+        let is_new = self.enqueue_at(id, Instant::now() + RETRY);
+        self.queue().failed.insert(id);
+        is_new
+    }
+
+    /// Take a node from the queue: its file is gone. Returns whether it was queued.
+    pub fn remove(&self, id: u64) -> bool {
+        self.queue().remove(id).is_some()
     }
 
     pub fn command(&self, command: Command) {
@@ -187,7 +197,6 @@ impl Packer {
             }
             if queue.walk {
                 queue.walk = false;
-                queue.busy = true;
                 return Task::Walk;
             }
             let wait = match self.due(&mut queue, now) {
@@ -214,9 +223,8 @@ impl Packer {
     /// The node that may be packed now, or how long to wait for one.
     fn due(&self, queue: &mut Queue, now: Instant) -> Result<u64, Duration> {
         const LONG: Duration = Duration::from_secs(3600);
-        if queue.order.is_empty() {
-            queue.drain = false;
-        }
+        let fresh = queue.order.iter().map(|&(_, id)| id).find(|id| !queue.failed.contains(id));
+        queue.drain &= fresh.is_some();
         if queue.status.paused {
             return Err(LONG);
         }
@@ -224,7 +232,8 @@ impl Packer {
             return Err(until - now);
         }
         match queue.order.first() {
-            Some(&(due, id)) if queue.drain || due <= now => Ok(id),
+            Some(&(due, id)) if due <= now => Ok(id),
+            Some(_) if queue.drain => Ok(fresh.unwrap_or_default()),
             Some(&(due, _)) => Err(due - now),
             None => Err(LONG),
         }

@@ -14,6 +14,7 @@
 //! | a temporary file of a process that is gone | it is removed |
 
 use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
+use super::steps::{Step, reached};
 use super::swap::Candidate;
 use super::tree::{DirFd, Tree, read, sync_dir, write};
 use super::unpack::{UNPACKING, unlink_if};
@@ -21,14 +22,15 @@ use super::work::{age, is_candidate};
 use crate::codec;
 use crate::format::Naming;
 use crate::mount::ROOT;
-use crate::output::{is_temporary, sha256};
+use crate::output::{Attributes, is_temporary, sha256};
 use crate::read::{Archive, verify};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fremovexattr, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fremovexattr, fstat, openat};
 use rustix::fs::{renameat, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, test_kill_process};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -131,28 +133,62 @@ impl Tree {
         }
     }
 
-    fn finish_over(&self, parent: u64, dir: &DirFd, shown: &OsStr) -> Result<()> {
+    /// An archive is shown as *over*: remove what it replaces, and give it its name.
+    pub(super) fn finish_over(&self, parent: u64, dir: &DirFd, shown: &OsStr) -> Result<()> {
+        sync_dir(dir)?;
+        reached(Step::OverSynced);
         let node = self.nodes.get(parent)?;
         let _names = write(&node);
-        let over = self.names.entry(dir.as_fd(), &over_name(shown))?;
-        sync_dir(dir)?;
+        let over = match self.names.entry(dir.as_fd(), &over_name(shown)) {
+            // Somebody has unpacked, renamed or removed it.
+            Err(Errno::NOENT) => return Ok(()),
+            other => other?,
+        };
+        let target = archive_name(&over, shown);
+        if over.form != Form::Over || self.is_taken(dir, &target) {
+            return Ok(());
+        }
         self.remove_forms(dir, shown, |found| found.form > Form::Over)?;
-        renameat(dir, &over.source_name, dir, archive_name(&over, shown))
+        reached(Step::OverRemoved);
+        renameat(dir, &over.source_name, dir, target)?;
+        reached(Step::OverDone);
+        Ok(())
     }
 
-    fn finish_old(&self, parent: u64, dir: &DirFd, shown: &OsStr) -> Result<()> {
+    /// An archive is *old*: remove it beside the plain file that has replaced it; or give it its
+    /// name back if nothing has.
+    pub(super) fn finish_old(&self, parent: u64, dir: &DirFd, shown: &OsStr) -> Result<()> {
+        // The file that has replaced it must be on disk first.
+        match open_file(dir, shown) {
+            Ok((file, _)) => rustix::fs::fdatasync(&file)?,
+            Err(Errno::NOENT | Errno::STALE | Errno::ACCESS) => {}
+            Err(e) => return Err(e),
+        }
+        sync_dir(dir)?;
+        reached(Step::ReplacedSynced);
         let node = self.nodes.get(parent)?;
         let _names = write(&node);
         let forms = self.names.forms(dir.as_fd(), shown)?;
         let Some(old) = forms.iter().find(|found| found.form == Form::Old) else { return Ok(()) };
-        if forms.len() == 1 {
-            return renameat(dir, &old.source_name, dir, archive_name(old, shown));
+        match forms[0].form {
+            Form::Old => {
+                let target = archive_name(old, shown);
+                if self.is_taken(dir, &target) {
+                    Ok(())
+                } else {
+                    renameat(dir, &old.source_name, dir, target)
+                }
+            }
+            Form::Plain => {
+                self.remove_forms(dir, shown, |found| found.form != Form::Plain)?;
+                if let Ok((file, _)) = open_file(dir, shown) {
+                    let _ = fremovexattr(&file, UNPACKING);
+                }
+                Ok(())
+            }
+            // Both are archives: whichever the user wants, neither is shown wrong.
+            _ => Ok(()),
         }
-        sync_dir(dir)?;
-        unlink_if(dir, &old.source_name, old.key())?;
-        let (file, _) = open_file(dir, shown)?;
-        let _ = fremovexattr(&file, UNPACKING);
-        Ok(())
     }
 
     /// Of a plain file and its archive, only one stays if they are equal.
@@ -187,13 +223,13 @@ impl Tree {
                 Ok(())
             }
             (true, true) => self.keep_plain(&candidate, archive, &file),
-            (true, false) => self.keep_archive(&candidate, archive, &path),
+            (true, false) => self.keep_archive(&candidate, &file, archive, &path),
         };
         self.forget(candidate.node.id, 1);
         finished
     }
 
-    fn keep_plain(&self, of: &Candidate, archive: &Found, file: &std::fs::File) -> Result<()> {
+    fn keep_plain(&self, of: &Candidate, archive: &Found, file: &File) -> Result<()> {
         sync_dir(&of.dir)?;
         let node = self.nodes.get(of.link.0)?;
         let _names = write(&node);
@@ -202,11 +238,20 @@ impl Tree {
         Ok(())
     }
 
-    fn keep_archive(&self, of: &Candidate, archive: &Found, path: &Path) -> Result<()> {
+    fn keep_archive(
+        &self,
+        of: &Candidate,
+        plain: &File,
+        archive: &Found,
+        path: &Path,
+    ) -> Result<()> {
         let (file, stat) = open_file(&of.dir, &archive.source_name)?;
-        if Key::of(&stat) != archive.key() {
+        let alike = Attributes::of(&file)?.satisfy(&Attributes::of(plain)?);
+        if Key::of(&stat) != archive.key() || fstat(plain)?.st_nlink != 1 || !alike {
             return Ok(());
         }
+        // It may have been copied here.
+        rustix::fs::fsync(&file)?;
         let intact = Archive::from_file_within(file, self.cache.archive_memory())
             .and_then(|archive| verify(&archive, &*codec::verifying(), &|_| {}));
         if let Err(e) = intact {

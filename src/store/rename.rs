@@ -11,19 +11,19 @@
 //! | exchange | what is packed is unpacked; exchange |
 
 use super::names::{
-    Form, Found, PLAIN_MARK, may_be_archive, old_name, over_name, packed_name, stem_name,
+    Form, Found, MAX_PACKED_NAME, PLAIN_MARK, check, may_be_archive, old_name, over_name,
+    packed_name, stem_name,
 };
-use super::names::{MAX_PACKED_NAME, check};
 use super::node::Node;
 use super::steps::{Step, reached};
-use super::tree::{DirFd, Tree, sync_dir, write};
-use super::unpack::{Keep, proc_path, unlink_if};
-use rustix::fs::{Mode, OFlags, RenameFlags, openat, removexattr, renameat, renameat_with};
+use super::tree::{DirFd, Kept, Tree, write};
+use super::unpack::{Keep, proc_path};
+use rustix::fs::{
+    Mode, OFlags, RenameFlags, getxattr, openat, removexattr, renameat, renameat_with,
+};
 use rustix::io::{Errno, Result};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 
 /// One end of a renaming: a name in a directory.
 #[derive(Clone, Copy)]
@@ -54,27 +54,48 @@ impl Tree {
             return Err(Errno::INVAL);
         }
         check(from.name)?;
-        let (to_node, _) = self.free(to.parent, to.name)?;
-        let from_node = self.nodes.get(from.parent)?;
+        let (from_node, to_node) = (self.nodes.get(from.parent)?, self.nodes.get(to.parent)?);
         for _ in 0..ATTEMPTS {
+            self.free(to.parent, to.name)?;
             let locked = Locked::new(&from_node, &to_node);
-            match self.rename_locked(from, to, flags)? {
-                Next::Done(freed) => {
-                    drop(locked);
-                    // The space of a replaced file is freed here, where nobody waits for the names.
-                    drop(freed);
+            let next = self.rename_locked(from, to, flags)?;
+            drop(locked);
+            match next {
+                Next::Done(done) => {
+                    self.finish_rename(to, done);
                     return Ok(());
                 }
                 Next::Unpack(end) => {
-                    drop(locked);
                     let (node, _) = self.look_up(end.parent, end.name)?;
                     let unpacked = self.unpack(&node, Keep::All);
                     self.forget(node.id, 1);
                     unpacked?;
                 }
+                Next::Again => {}
             }
         }
         Err(Errno::BUSY)
+    }
+
+    /// What is left to do after the switch, when nobody waits for the names. If it fails, the next
+    /// mount does it.
+    fn finish_rename(&self, to: End<'_>, done: Done) {
+        let finished = self.dir(to.parent).and_then(|dir| match done.rest {
+            Rest::Nothing => Ok(()),
+            Rest::Old => self.finish_old(to.parent, &dir, to.name),
+            Rest::Over => self.finish_over(to.parent, &dir, to.name),
+        });
+        if let Err(e) = finished {
+            let path = self.path(&(to.parent, to.name.to_owned()));
+            log::warn!("{}: a replaced form stays: {e}", crate::escape::path(&path));
+        }
+        // The space of a replaced file is freed here.
+        drop(done.replaced);
+        if let Some(id) = done.moved
+            && let Ok(attr) = self.attr(id)
+        {
+            self.settle(id, &attr);
+        }
     }
 
     fn side<'a>(&self, end: End<'a>) -> Result<Side<'a>> {
@@ -95,6 +116,9 @@ impl Tree {
     ) -> Result<Next<'a>> {
         let (from, to) = (self.side(from)?, self.side(to)?);
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
+        if self.is_archive_of_another(&to.dir, to.end.name)? {
+            return Ok(Next::Again);
+        }
         if flags.contains(RenameFlags::EXCHANGE) {
             return self.exchange(&from, &to);
         }
@@ -102,124 +126,127 @@ impl Tree {
             return Err(Errno::EXIST);
         }
         let over_directory = to.found.as_ref().is_some_and(|found| found.kind().is_dir());
-        let freed = match (from.is_packed(), to.is_packed()) {
-            _ if over_directory && !moved.kind().is_dir() => return Err(Errno::ISDIR),
-            // A directory over a packed file: the kernel's own error.
-            (false, true) if moved.kind().is_dir() => return Err(Errno::NOTDIR),
-            (true, _) if !is_native(moved, to.end.name) => return Ok(Next::Unpack(from.end)),
+        let is_dir = moved.kind().is_dir();
+        let (replaced, rest) = match (from.is_packed(), to.is_packed()) {
+            _ if over_directory && !is_dir => return Err(Errno::ISDIR),
+            (false, true) if is_dir => return Err(Errno::NOTDIR),
             (false, false) => self.plain_over_plain(&from, &to)?,
+            (false, true) if self.is_taken(&to.dir, &old_name(to.end.name)) => {
+                return Ok(Next::Unpack(to.end));
+            }
             (false, true) => self.plain_over_packed(&from, &to)?,
-            (true, false) if to.found.is_some() => self.packed_over_plain(&from, &to)?,
-            (true, _) => match (&moved.form, to.found.as_ref().map(|found| found.form)) {
-                (Form::Packed, None | Some(Form::Packed)) | (Form::PackedStem, None) => {
-                    self.packed_over_packed(&from, &to)?
+            (true, _) => match self.native_name(moved, &to) {
+                None => return Ok(Next::Unpack(from.end)),
+                Some(target) if to.found.is_some() && !to.is_packed() => {
+                    self.packed_over_plain(&from, &to, &target)?
                 }
-                // The archives have names that do not replace each other.
-                _ => return Ok(Next::Unpack(from.end)),
+                Some(target) => self.packed_over_packed(&from, &to, &target)?,
             },
         };
         let lost = (to.end.parent, to.end.name.to_owned());
-        self.lost(freed.clone(), &lost)?;
-        if let Some(node) = self.nodes.of_key(moved.key()) {
+        self.lost(replaced.clone(), &lost)?;
+        let moved = self.nodes.of_key(moved.key()).map(|node| {
             node.state().epoch += 1;
-            self.nodes.unlink(node.id, from.end.parent, from.end.name, false);
             self.nodes.link(node.id, to.end.parent, to.end.name);
-            if let Ok(attr) = self.attr(node.id) {
-                self.settle(node.id, &attr);
-            }
-        }
-        Ok(Next::Done(freed))
+            self.nodes.unlink(node.id, from.end.parent, from.end.name, false);
+            node.id
+        });
+        Ok(Next::Done(Done { replaced, rest, moved }))
     }
 
-    fn plain_over_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<Freed> {
-        let freed = to.found.as_ref().and_then(|found| self.keep(&to.dir, found));
+    /// The name that the archive of a packed file gets, if renaming it is all there is to do.
+    fn native_name(&self, moved: &Found, to: &Side<'_>) -> Option<OsString> {
+        let name = to.end.name;
+        let target = match moved.form {
+            Form::Packed => packed_name(name),
+            Form::PackedStem => stem_name(name)?,
+            Form::Over | Form::Old | Form::Plain => return None,
+        };
+        let replaces = match to.found.as_ref().map(|found| found.form) {
+            // Archives of other names do not replace each other.
+            Some(form) if form != Form::Plain => form == moved.form,
+            Some(_) => !self.is_taken(&to.dir, &over_name(name)),
+            None => true,
+        };
+        let is_free = name.len() <= MAX_PACKED_NAME && !self.is_taken(&to.dir, &target);
+        (replaces && is_free).then_some(target)
+    }
+
+    fn plain_over_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<(Kept, Rest)> {
+        let replaced = self.replaced(to)?;
         self.prepare_plain(from, to)?;
         renameat(&from.dir, from.end.name, &to.dir, to.end.name)?;
-        Ok(freed)
+        Ok((replaced, Rest::Nothing))
+    }
+
+    fn replaced(&self, to: &Side<'_>) -> Result<Kept> {
+        to.found.as_ref().map_or(Ok(None), |found| self.keep(&to.dir, found))
     }
 
     /// What a plain file needs before it is renamed: no archive of another content may be shown
     /// under either name later, and the name of an archive must not make it one.
     fn prepare_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
-        if !moved.kind().is_file() {
-            return Ok(());
-        }
         let is_beside = |found: &Found| found.form != Form::Plain;
         self.remove_forms(&from.dir, from.end.name, is_beside)?;
         if to.found.as_ref().is_some_and(|found| found.form == Form::Plain) {
             self.remove_forms(&to.dir, to.end.name, is_beside)?;
         }
         match (may_be_archive(from.end.name), may_be_archive(to.end.name)) {
+            _ if !moved.kind().is_file() => Ok(()),
             (_, true) => self.mark_plain(&from.dir, from.end.name),
-            // Under its new name, it may be packed, and its archive would inherit the mark.
+            // Under its new name, it may be packed.
             (true, false) => unmark(&from.dir, from.end.name),
             (false, false) => Ok(()),
         }
     }
 
-    fn plain_over_packed(&self, from: &Side<'_>, to: &Side<'_>) -> Result<Freed> {
-        let Some(replaced) = &to.found else { return Err(Errno::NOENT) };
-        if from.found.as_ref().is_none_or(|moved| moved.kind().is_dir()) {
-            return Err(Errno::NOTDIR);
-        }
-        let freed = self.keep(&to.dir, replaced);
+    fn plain_over_packed(&self, from: &Side<'_>, to: &Side<'_>) -> Result<(Kept, Rest)> {
+        let Some(packed) = &to.found else { return Err(Errno::NOENT) };
+        let replaced = self.replaced(to)?;
         self.prepare_plain(from, to)?;
         let old = old_name(to.end.name);
-        if replaced.form != Form::Old {
-            renameat(&to.dir, &replaced.source_name, &to.dir, &old)?;
+        if packed.form != Form::Old {
+            renameat(&to.dir, &packed.source_name, &to.dir, &old)?;
         }
         reached(Step::ReplacedIsOld);
         if let Err(e) = renameat(&from.dir, from.end.name, &to.dir, to.end.name) {
-            renameat(&to.dir, &old, &to.dir, &replaced.source_name)?;
+            renameat(&to.dir, &old, &to.dir, &packed.source_name)?;
             return Err(e);
         }
         reached(Step::ReplacedRenamed);
-        sync_dir(&to.dir)?;
-        reached(Step::ReplacedSynced);
-        self.remove_forms(&to.dir, to.end.name, |found| found.form != Form::Plain)?;
-        Ok(freed)
+        Ok((replaced, Rest::Old))
     }
 
     /// Also to a free name.
-    fn packed_over_packed(&self, from: &Side<'_>, to: &Side<'_>) -> Result<Freed> {
+    fn packed_over_packed(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        target: &OsStr,
+    ) -> Result<(Kept, Rest)> {
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
-        let freed = to.found.as_ref().and_then(|found| self.keep(&to.dir, found));
-        let target = archive_name(moved.form, to.end.name).ok_or(Errno::INVAL)?;
+        let replaced = self.replaced(to)?;
         self.remove_forms(&from.dir, from.end.name, |found| found.key() != moved.key())?;
-        match &to.found {
-            Some(_) => renameat(&from.dir, &moved.source_name, &to.dir, &target)?,
-            None => {
-                let (source, flags) = (&moved.source_name, RenameFlags::NOREPLACE);
-                match renameat_with(&from.dir, source, &to.dir, &target, flags) {
-                    // The file system has no such flag; the names are locked.
-                    Err(Errno::INVAL) => renameat(&from.dir, source, &to.dir, &target)?,
-                    other => other?,
-                }
-            }
-        }
-        Ok(freed)
+        renameat(&from.dir, &moved.source_name, &to.dir, target)?;
+        Ok((replaced, Rest::Nothing))
     }
 
-    fn packed_over_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<Freed> {
-        let (Some(moved), Some(replaced)) = (&from.found, &to.found) else {
-            return Err(Errno::NOENT);
-        };
-        let freed = self.keep(&to.dir, replaced);
-        let over = over_name(to.end.name);
-        let target = archive_name(moved.form, to.end.name).ok_or(Errno::INVAL)?;
+    fn packed_over_plain(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        target: &OsStr,
+    ) -> Result<(Kept, Rest)> {
+        let Some(moved) = &from.found else { return Err(Errno::NOENT) };
+        let replaced = self.replaced(to)?;
         self.remove_forms(&from.dir, from.end.name, |found| found.key() != moved.key())?;
         // An archive beside the replaced file would be in the way.
         self.remove_forms(&to.dir, to.end.name, |found| found.form > Form::Plain)?;
-        renameat(&from.dir, &moved.source_name, &to.dir, &over)?;
+        debug_assert!(!self.is_taken(&to.dir, target));
+        renameat(&from.dir, &moved.source_name, &to.dir, over_name(to.end.name))?;
         reached(Step::OverRenamed);
-        sync_dir(&to.dir)?;
-        reached(Step::OverSynced);
-        unlink_if(&to.dir, to.end.name, replaced.key())?;
-        reached(Step::OverRemoved);
-        renameat(&to.dir, &over, &to.dir, &target)?;
-        reached(Step::OverDone);
-        Ok(freed)
+        Ok((replaced, Rest::Over))
     }
 
     fn exchange<'a>(&self, from: &Side<'a>, to: &Side<'a>) -> Result<Next<'a>> {
@@ -245,47 +272,49 @@ impl Tree {
         for (node, old, new) in [(&nodes[0], from, to), (&nodes[1], to, from)] {
             if let Some(node) = node {
                 node.state().epoch += 1;
-                self.nodes.unlink(node.id, old.end.parent, old.end.name, false);
                 self.nodes.link(node.id, new.end.parent, new.end.name);
+                self.nodes.unlink(node.id, old.end.parent, old.end.name, false);
             }
         }
-        Ok(Next::Done(None))
+        Ok(Next::Done(Done { replaced: None, rest: Rest::Nothing, moved: None }))
     }
 }
 
-/// What a replaced file leaves behind: its node and a descriptor.
-type Freed = Option<(Arc<Node>, Arc<std::os::fd::OwnedFd>)>;
+/// What is left to do after the switch.
+enum Rest {
+    Nothing,
+    /// The archive that was replaced is called `.bsz-old`.
+    Old,
+    /// The archive that replaces a plain file is called `.bsz-over`.
+    Over,
+}
+
+/// A file has been renamed.
+struct Done {
+    /// The file that it has replaced.
+    replaced: Kept,
+    rest: Rest,
+    /// The node of the file.
+    moved: Option<u64>,
+}
 
 /// What is to be done next.
 enum Next<'a> {
-    Done(Freed),
+    Done(Done),
     /// Unpack the file that has this name, and start again.
     Unpack(End<'a>),
-}
-
-/// Whether a packed file can be called `name` by renaming its archive.
-fn is_native(moved: &Found, name: &OsStr) -> bool {
-    name.as_bytes().len() <= MAX_PACKED_NAME
-        && match moved.form {
-            Form::Packed => true,
-            Form::PackedStem => stem_name(name).is_some(),
-            _ => false,
-        }
-}
-
-/// The name of an archive of the form that shows `name`.
-fn archive_name(form: Form, name: &OsStr) -> Option<std::ffi::OsString> {
-    match form {
-        Form::PackedStem => stem_name(name),
-        _ => Some(packed_name(name)),
-    }
+    /// Start again: the archive of another file has got the new name.
+    Again,
 }
 
 fn unmark(dir: &DirFd, name: &OsStr) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = openat(dir, name, flags, Mode::empty())?;
-    match removexattr(proc_path(fd.as_fd()), PLAIN_MARK) {
+    let path = proc_path(fd.as_fd());
+    match removexattr(&path, PLAIN_MARK) {
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        // The owner may not write to it.
+        Err(Errno::ACCESS) if getxattr(&path, PLAIN_MARK, &mut [0u8; 1]).is_err() => Ok(()),
         other => other,
     }
 }

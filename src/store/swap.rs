@@ -21,7 +21,7 @@ use crate::mount::Packed;
 use crate::pack::Prepared;
 use rustix::fs::{AtFlags, fstat, unlinkat};
 use rustix::io::{Errno, Result};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -50,36 +50,51 @@ impl Tree {
     /// Let the archive `prepared` take the place of a file. `false` if the file has changed.
     pub fn swap_in(&self, candidate: &Candidate, mut prepared: Prepared) -> Result<bool> {
         reached(Step::SwapPrepared);
-        let Candidate { node, dir, link, key, .. } = candidate;
+        let Candidate { dir, link, key, .. } = candidate;
         let dir_node = self.nodes.get(link.0)?;
         let archive_name = packed_name(&link.1);
-        let archive_key = Key::of(&fstat(prepared.archive())?);
-
         let names = write(&dir_node);
         if !candidate.is_unchanged(self) || !prepared.unchanged().is_ok_and(|same| same) {
             return Ok(false);
         }
         // An archive that is there already is of an older file.
         self.remove_forms(dir, &link.1, |found| found.key() != *key)?;
-        prepared.link().map_err(|e| errno(&e))?;
+        let (dev, ino) = prepared.link().map_err(|e| errno(&e))?;
         drop(names);
         reached(Step::SwapLinked);
+        let archive = (archive_name, Key { dev, ino });
+        let swapped = self.switch(candidate, &prepared, &archive);
+        if !matches!(swapped, Ok(true)) {
+            // The plain file is shown, or has been removed together with the archive.
+            let _names = write(&dir_node);
+            unlink_if(dir, &archive.0, archive.1)?;
+        }
+        swapped
+    }
+
+    /// The last steps: the archive has its name beside the plain file.
+    fn switch(
+        &self,
+        candidate: &Candidate,
+        prepared: &Prepared,
+        (archive_name, archive_key): &(OsString, Key),
+    ) -> Result<bool> {
+        let Candidate { node, dir, link, .. } = candidate;
+        let dir_node = self.nodes.get(link.0)?;
         sync_dir(dir)?;
         reached(Step::SwapSynced);
-
-        let found = self.names.entry(dir.as_fd(), &archive_name)?;
-        let packed = found.packed.filter(|_| Key::of(&found.stat) == archive_key);
+        let found = self.names.entry(dir.as_fd(), archive_name)?;
+        let packed = found.packed.filter(|_| Key::of(&found.stat) == *archive_key);
         let packed = Arc::new(packed.ok_or(Errno::STALE)?);
-        let content = self.content_of_archive(candidate, &prepared, &packed)?;
+        let content = self.content_of_archive(candidate, prepared, &packed)?;
         let names = write(&dir_node);
+        let is_there = stat_at(dir, archive_name).is_ok_and(|s| Key::of(&s) == *archive_key);
         let kept = prepared.unchanged().is_ok_and(|same| same);
-        if !candidate.is_unchanged(self) || !kept {
-            // The plain file is shown, or has been removed together with the archive.
-            unlink_if(dir, &archive_name, archive_key)?;
+        if !is_there || !candidate.is_unchanged(self) || !kept {
             return Ok(false);
         }
         unlinkat(dir, &link.1, AtFlags::empty())?;
-        self.becomes_packed(node, archive_key, link, packed, content);
+        self.becomes_packed(node, *archive_key, link, packed, content);
         drop(names);
         reached(Step::SwapRemoved);
         Ok(true)
@@ -94,7 +109,7 @@ impl Tree {
         content: Option<Content>,
     ) {
         let mut state = node.state();
-        self.nodes.replace(node.id, key, Some(link.clone()));
+        self.nodes.replace(node.id, key, true, Some(link.clone()));
         state.packed = Some(packed);
         state.content = content.filter(|_| state.opens > 0);
         state.leased = None;

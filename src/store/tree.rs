@@ -47,6 +47,9 @@ pub(super) struct DirEntry {
     pub name: OsString,
 }
 
+/// A node that is about to lose a name, and a descriptor of its file.
+pub(super) type Kept = Option<(Arc<Node>, Arc<OwnedFd>)>;
+
 /// The file that a node stands for at the moment, and the directory that it was found in.
 pub(super) struct Located {
     pub dir: DirFd,
@@ -145,6 +148,8 @@ impl Tree {
         found: &Found,
     ) -> Result<(Arc<Node>, Attr)> {
         let node = self.nodes.look_up(parent, name, found);
+        // It may have lost the only other name that was known.
+        node.state().orphan = None;
         Ok((Arc::clone(&node), self.attr_of(&node, dir, found)))
     }
 
@@ -175,6 +180,19 @@ impl Tree {
     /// The file of a node, by one of its names. `ESTALE` if none of them refers to it any more,
     /// which makes the kernel look up the path again.
     pub fn locate(&self, node: &Node) -> Result<Located> {
+        let located = self.locate_once(node);
+        if !matches!(located, Err(Errno::STALE)) {
+            return located;
+        }
+        // The directory and the table may be out of step while a name changes.
+        if let Some((parent, _)) = self.nodes.place(node.id)?.1 {
+            drop(read(&*self.nodes.get(parent)?));
+        }
+        self.locate_once(node)
+    }
+
+    /// The same for a caller that has locked the names of the directory.
+    pub fn locate_once(&self, node: &Node) -> Result<Located> {
         for _ in 0..ATTEMPTS {
             let (key, link) = self.nodes.place(node.id)?;
             let Some(link) = link else { break };
@@ -193,16 +211,34 @@ impl Tree {
         Err(Errno::STALE)
     }
 
+    /// Change the attributes of a file through a descriptor of it. Meanwhile, its form stays, and
+    /// an archive that is being made is given up.
+    pub fn with_entry(&self, node: &Node, change: impl Fn(&Entry) -> Result<()>) -> Result<()> {
+        node.state().epoch += 1;
+        let Some((parent, _)) = self.nodes.place(node.id)?.1 else {
+            return change(&self.entry(node)?);
+        };
+        let parent = self.nodes.get(parent)?;
+        let _names = read(&parent);
+        // It may have been moved to another directory meanwhile, which changes no form.
+        change(&self.entry_once(node, |node| self.locate_once(node))?)
+    }
+
     /// A descriptor of the file of a node, for its attributes.
     pub fn entry(&self, node: &Node) -> Result<Entry> {
         if node.id == ROOT {
             return self.source.root_entry();
         }
-        if let Some(orphan) = node.orphan() {
+        self.entry_once(node, |node| self.locate(node))
+    }
+
+    fn entry_once(&self, node: &Node, locate: impl Fn(&Node) -> Result<Located>) -> Result<Entry> {
+        let orphan = node.orphan();
+        if let Some(orphan) = orphan {
             return Entry::of(&*orphan);
         }
         for _ in 0..ATTEMPTS {
-            let located = self.locate(node)?;
+            let located = locate(node)?;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match openat(&located.dir, &located.found.source_name, flags, Mode::empty()) {
                 Ok(fd) if Key::of(&fstat(&fd)?) == located.found.key() => {
@@ -269,25 +305,27 @@ impl Tree {
     }
 
     /// Keep a descriptor of a file that is about to lose its name, if anybody may still use it.
-    pub fn keep(&self, dir: &DirFd, found: &Found) -> Option<(Arc<Node>, Arc<OwnedFd>)> {
-        let node = self.nodes.of_key(found.key())?;
+    pub fn keep(&self, dir: &DirFd, found: &Found) -> Result<Kept> {
+        let Some(node) = self.nodes.of_key(found.key()) else { return Ok(None) };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(dir, &found.source_name, flags, Mode::empty()).ok()?;
-        Some((node, Arc::new(fd)))
+        let fd = openat(dir, &found.source_name, flags, Mode::empty())?;
+        Ok(Some((node, Arc::new(fd))))
     }
 
     /// A file has lost the name `link`; `kept` is what [`Tree::keep`] returned.
-    pub fn lost(&self, kept: Option<(Arc<Node>, Arc<OwnedFd>)>, link: &Link) -> Result<()> {
+    pub fn lost(&self, kept: Kept, link: &Link) -> Result<()> {
         let Some((node, fd)) = kept else { return Ok(()) };
         let stat = fstat(&fd)?;
-        let is_dir = node.kind == FileType::Directory;
-        let was_last = is_dir || stat.st_nlink == 0;
-        if was_last {
+        let was_last = node.kind == FileType::Directory || stat.st_nlink == 0;
+        let has_name = self.nodes.unlink(node.id, link.0, &link.1, was_last);
+        if !has_name {
             let mut state = node.state();
             state.orphan = Some(fd);
             state.epoch += 1;
         }
-        self.nodes.unlink(node.id, link.0, &link.1, was_last);
+        if was_last && self.packer.remove(node.id) {
+            self.forget(node.id, 1);
+        }
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl Tree {
         let writing = self.begin_writing(node);
         let packed = node.state().packed.clone();
         let outcome = match packed {
-            Some(packed) if size < packed.size => {
+            Some(packed) if size < packed.size && self.may_be_old(node) => {
                 self.unpack(node, Keep::Prefix(size)).and_then(|done| match done {
                     Some(_) => Ok(()),
                     None => self.truncate_plain(node, size),
@@ -86,6 +86,25 @@ impl Tree {
             self.settle(node.id, &attr);
         }
         outcome
+    }
+
+    /// Whether the archive of a file may be called `.bsz-old` for a while.
+    fn may_be_old(&self, node: &Node) -> bool {
+        let is_free = |at: &Located| {
+            let old = old_name(&at.link.1);
+            super::names::check(&old).is_ok() && !self.is_taken(&at.dir, &old)
+        };
+        node.orphan().is_some() || self.locate(node).is_ok_and(|at| is_free(&at))
+    }
+
+    /// Give a decoded file the attributes that its archive has by now. The names are locked, so
+    /// that no others are changed meanwhile.
+    fn keep_attributes(&self, dir: &DirFd, found: &Found, output: &Output) -> Result<()> {
+        let (file, stat) = open_file(dir, &found.source_name)?;
+        if (stat.st_ctime, stat.st_ctime_nsec) == (found.stat.st_ctime, found.stat.st_ctime_nsec) {
+            return Ok(());
+        }
+        Attributes::of(&file)?.apply(output.file()).map(drop)
     }
 
     fn begin_writing<'a>(&self, node: &'a Node) -> Writing<'a> {
@@ -207,6 +226,11 @@ impl Tree {
         if self.nodes.place(node.id)? != (found.key(), Some(link.clone())) {
             return Ok(None);
         }
+        if found.form == Form::Over {
+            sync_dir(dir)?;
+            self.remove_forms(dir, name, |found| found.form > Form::Over)?;
+        }
+        self.keep_attributes(dir, found, &output)?;
         let mut archive = found.source_name.clone();
         if keep != Keep::All && found.form != Form::Old {
             renameat(dir, &archive, dir, old_name(name))?;
@@ -240,8 +264,9 @@ impl Tree {
         let output =
             self.with_room(|| self.decode(&file, &root, OsStr::new("removed"), path, keep))?;
         let file = Arc::new(output.into_unnamed());
+        let orphan = Arc::new(OwnedFd::from(reopened(&file)?));
+        node.state().orphan = Some(orphan);
         self.becomes_plain(node, &file, None, keep)?;
-        node.state().orphan = Some(Arc::new(OwnedFd::from(reopened(&file)?)));
         Ok(file)
     }
 
@@ -254,7 +279,7 @@ impl Tree {
     ) -> Result<()> {
         let key = Key::of(&fstat(&**file)?);
         let mut state = node.state();
-        self.nodes.replace(node.id, key, link);
+        self.nodes.replace(node.id, key, false, link);
         state.packed = None;
         state.epoch += 1;
         if state.opens > 0 {

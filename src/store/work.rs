@@ -145,7 +145,9 @@ impl Tree {
 
     fn swap(&self, candidate: &Candidate, prepared: Prepared) -> Result<Outcome> {
         let (original, stored) = (prepared.original(), prepared.stored());
-        Ok(match self.swap_in(candidate, prepared)? {
+        let swapped = self.swap_in(candidate, prepared);
+        candidate.node.state().leased = None;
+        Ok(match swapped? {
             true => Outcome::Packed { original, stored },
             false => Outcome::Later("changed while it was packed".into()),
         })
