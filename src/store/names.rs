@@ -178,7 +178,7 @@ impl Names {
         let mut stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let regular = FileType::from_raw_mode(stat.st_mode).is_file();
         let packed = match regular && may_be_archive(name) {
-            true => self.footers.of(&mut stat, || open_file(dir, name), Path::new(name))?,
+            true => self.footers.of(&mut stat, || open_unnoticed(dir, name), Path::new(name))?,
             false => None,
         };
         let form = packed.as_ref().map_or(Form::Plain, |packed| form_of(name, packed));
@@ -254,11 +254,23 @@ pub(super) fn shown_name(name: &OsStr, form: Form) -> Option<OsString> {
 
 /// Open a regular file for reading. `ESTALE` if the name refers to anything else.
 pub(super) fn open_file(dir: impl AsFd, name: &OsStr) -> Result<(File, Stat)> {
+    open_regular(dir, name, OFlags::empty())
+}
+
+/// The same for what no program has asked for, which is no access to the file where that can be.
+fn open_unnoticed(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(File, Stat)> {
+    match open_regular(dir, name, OFlags::NOATIME) {
+        Err(Errno::PERM) => open_regular(dir, name, OFlags::empty()),
+        other => other,
+    }
+}
+
+fn open_regular(dir: impl AsFd, name: &OsStr, more: OFlags) -> Result<(File, Stat)> {
     // Non-blocking, because a FIFO may have taken the name meanwhile, and so that no lease is
     // waited for.
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = openat(dir, name, flags, Mode::empty())
+    let fd = openat(dir, name, flags | more, Mode::empty())
         .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
     let stat = fstat(&fd)?;
     match FileType::from_raw_mode(stat.st_mode).is_file() {

@@ -379,12 +379,12 @@ fn timespec(time: SystemTime) -> Timespec {
             tv_sec: since.as_secs().cast_signed(),
             tv_nsec: i64::from(since.subsec_nanos()),
         },
+        // Nanoseconds count forwards, but `fuser` has subtracted them with the seconds.
         Err(before) => {
             let before = before.duration();
-            let borrow = i64::from(before.subsec_nanos() > 0);
             Timespec {
-                tv_sec: -before.as_secs().cast_signed() - borrow,
-                tv_nsec: borrow * 1_000_000_000 - i64::from(before.subsec_nanos()),
+                tv_sec: -before.as_secs().cast_signed(),
+                tv_nsec: i64::from(before.subsec_nanos()),
             }
         }
     }

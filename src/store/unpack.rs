@@ -283,7 +283,9 @@ impl Tree {
         state.packed = None;
         state.epoch += 1;
         if state.opens > 0 {
-            state.content = Some(Content::Plain(Arc::clone(file)));
+            // A descriptor that may write would keep the packer away as long as there are readers.
+            let read_only = read_only(file).map_or_else(|_| Arc::clone(file), Arc::new);
+            state.content = Some(Content::Plain(read_only));
         }
         if keep != Keep::All {
             state.cached = None;
@@ -311,6 +313,12 @@ impl Tree {
 /// Another descriptor of an open file.
 fn reopened(file: &File) -> Result<File> {
     file.try_clone().map_err(|_| Errno::MFILE)
+}
+
+/// A descriptor of the same file, for reading only.
+fn read_only(file: &File) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(proc_path(file.as_fd()), flags, Mode::empty())?.into())
 }
 
 /// The directory as `output` wants it.

@@ -1,6 +1,7 @@
 //! Locks of one machine.
 
 use super::store::{both, holds, is_packed};
+use crate::common::mounts::wait_for;
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 use std::fs::File;
@@ -43,7 +44,8 @@ fn flock_excludes_other_descriptors() {
         flock(&one, SHARED).unwrap();
         flock(&other, SHARED).unwrap();
         drop(one);
-        flock(&other, EXCLUSIVE).unwrap();
+        // A program that another test starts has its descriptors for a moment.
+        wait_for("the lock", || flock(&other, EXCLUSIVE).is_ok());
         // A lock holds for a file without a name, too.
         std::fs::remove_file(&link).unwrap();
         assert_eq!(flock(open(path), SHARED), Err(Errno::WOULDBLOCK));
@@ -80,6 +82,6 @@ fn ofd_locks_belong_to_the_descriptor() {
         drop(open(path));
         assert_eq!(ofd_lock(&other, libc::F_RDLCK, 100, 1), Err(Errno::AGAIN));
         drop(one);
-        ofd_lock(&other, libc::F_WRLCK, 100, 50).unwrap();
+        wait_for("the lock", || ofd_lock(&other, libc::F_WRLCK, 100, 50).is_ok());
     });
 }

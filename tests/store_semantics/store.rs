@@ -92,7 +92,7 @@ impl Store {
         self.mount.status()["store"].clone()
     }
 
-    /// Run a test on a directory below, and in the store.
+    /// An ordinary directory, and that of the store: what holds for one holds for the other.
     pub fn dirs(&self, rig: &Rig) -> [PathBuf; 2] {
         [rig.mkdir("ordinary"), self.mount.root().to_owned()]
     }
