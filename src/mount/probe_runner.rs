@@ -1,7 +1,7 @@
 //! `bsz ask`: the process that runs one probe, and may hang in it.
 
-use super::probe::{self, Probe};
 use super::control::{DROP_CACHE, PACK_NOW, PAUSE, RESUME};
+use super::probe::{self, Probe};
 use super::{client, resolve, unmount, usage};
 use crate::error::{Context, Result};
 use crate::program;

@@ -7,7 +7,7 @@ use super::control::Command;
 use super::names::Key;
 use crate::mount::StoreStatus;
 use lru::LruCache;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,8 @@ struct Queue {
     order: BTreeSet<(Instant, u64)>,
     /// Pack what waits without further waiting.
     drain: bool,
+    /// The nodes whose last attempt failed. They are not drained.
+    again: HashSet<u64>,
     /// A walk has to find files before the queue can be drained.
     walk: bool,
     /// A file is being packed.
@@ -87,6 +89,7 @@ struct Queue {
 impl Queue {
     fn remove(&mut self, id: u64) -> Option<Instant> {
         let due = self.due.remove(&id)?;
+        self.again.remove(&id);
         self.order.remove(&(due, id));
         Some(due)
     }
@@ -160,7 +163,9 @@ impl Packer {
 
     /// Try a node again later. Its hold stays.
     pub fn retry(&self, id: u64) -> bool {
-        self.enqueue_at(id, Instant::now() + RETRY)
+        let is_new = self.enqueue_at(id, Instant::now() + RETRY);
+        self.queue().again.insert(id);
+        is_new
     }
 
     pub fn command(&self, command: Command) {
@@ -214,7 +219,8 @@ impl Packer {
     /// The node that may be packed now, or how long to wait for one.
     fn due(&self, queue: &mut Queue, now: Instant) -> Result<u64, Duration> {
         const LONG: Duration = Duration::from_secs(3600);
-        if queue.order.is_empty() {
+        let drained = queue.order.iter().find(|(_, id)| !queue.again.contains(id)).copied();
+        if drained.is_none() {
             queue.drain = false;
         }
         if queue.status.paused {
@@ -223,10 +229,11 @@ impl Packer {
         if let Some(until) = queue.full_until.filter(|until| *until > now) {
             return Err(until - now);
         }
-        match queue.order.first() {
-            Some(&(due, id)) if queue.drain || due <= now => Ok(id),
-            Some(&(due, _)) => Err(due - now),
-            None => Err(LONG),
+        match (drained.filter(|_| queue.drain), queue.order.first()) {
+            (Some((_, id)), _) => Ok(id),
+            (None, Some(&(due, id))) if due <= now => Ok(id),
+            (None, Some(&(due, _))) => Err(due - now),
+            (None, None) => Err(LONG),
         }
     }
 

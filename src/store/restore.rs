@@ -166,10 +166,7 @@ impl Restore {
 
 impl Tree {
     /// Call `visit` for each regular file, with its directory. Returns the errors.
-    fn visit(
-        &self,
-        visit: &mut dyn FnMut(u64, &DirFd, Listed) -> crate::Result<()>,
-    ) -> Vec<Error> {
+    fn visit(&self, visit: &mut dyn FnMut(u64, &DirFd, Listed) -> crate::Result<()>) -> Vec<Error> {
         let mut failures = Vec::new();
         let mut left = vec![ROOT];
         while let Some(id) = left.pop() {
@@ -256,8 +253,8 @@ impl Tree {
             let Some(packed) = &found.packed else { continue };
             let (file, stat) = open_file(dir, name)?;
             let mtime = |stat| crate::mount::attr(0, stat, None).mtime;
-            let is_like = stat.st_size.cast_unsigned() == packed.size
-                && mtime(&stat) == mtime(&found.stat);
+            let is_like =
+                stat.st_size.cast_unsigned() == packed.size && mtime(&stat) == mtime(&found.stat);
             if is_like && sha256(&file, Path::new(name))? == packed.sha256 {
                 sync_dir(dir)?;
                 let node = self.nodes.get(id)?;
