@@ -61,9 +61,10 @@ fn hub_cache(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(value),
     };
-    let below = |name: &str, path: &str| variable(name).map(|value| expanded(value).join(path));
-    let known = below("HF_HUB_CACHE", "")
-        .or_else(|| below("HUGGINGFACE_HUB_CACHE", ""))
+    let at = |name: &str| variable(name).map(expanded);
+    let below = |name: &str, path: &str| at(name).map(|value| value.join(path));
+    let known = at("HF_HUB_CACHE")
+        .or_else(|| at("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| below("HF_HOME", "hub"))
         .or_else(|| below("XDG_CACHE_HOME", "huggingface/hub"))
         .or_else(|| below("HOME", ".cache/huggingface/hub"));
