@@ -174,6 +174,8 @@ install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
 	install -d $(INTO)/lib/systemd/system $(INTO)/lib/systemd/user
 	$(WITH_PREFIX) systemd/bszfs@.service >$(INTO)/lib/systemd/system/bszfs@.service
 	$(WITH_PREFIX) systemd/user/bszfs@.service >$(INTO)/lib/systemd/user/bszfs@.service
+	$(WITH_PREFIX) systemd/bszfs-store@.service >$(INTO)/lib/systemd/system/bszfs-store@.service
+	$(WITH_PREFIX) systemd/user/bszfs-store@.service >$(INTO)/lib/systemd/user/bszfs-store@.service
 
 clean: ## Remove all that was built, including the Python environments
 	$(CARGO) clean

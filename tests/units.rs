@@ -4,7 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const UNITS: [&str; 2] = ["systemd/bszfs@.service", "systemd/user/bszfs@.service"];
+const UNITS: [&str; 4] = [
+    "systemd/bszfs@.service",
+    "systemd/user/bszfs@.service",
+    "systemd/bszfs-store@.service",
+    "systemd/user/bszfs-store@.service",
+];
 
 fn unit(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
@@ -18,7 +23,7 @@ fn systemd_accepts_the_units() {
     }
     let dir = tempfile::tempdir().expect("a temporary directory");
     for path in UNITS {
-        let copy = dir.path().join("bszfs@.service");
+        let copy = dir.path().join(Path::new(path).file_name().expect("a name"));
         let text = unit(path).replace("/usr/bin/bsz", env!("CARGO_BIN_EXE_bsz"));
         fs::write(&copy, text).expect("a writable directory");
         let mut analyze = Command::new("systemd-analyze");
@@ -50,5 +55,17 @@ fn the_units_use_only_options_that_exist() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn the_units_of_stores_keep_nothing_from_changing_files() {
+    for path in UNITS.into_iter().filter(|path| path.contains("store")) {
+        let text = unit(path);
+        let set = |line: &str| text.lines().any(|set| set == line);
+        assert!(set("UMask=0000") && !text.contains("\nRestrictSUIDSGID"), "{path}");
+        assert!(set("KillMode=mixed"), "{path}");
+        let ends_dead = |when: &str| set(&format!("{when}=-/usr/bin/bsz umount --stale %f"));
+        assert!(ends_dead("ExecStartPre") && ends_dead("ExecStopPost"), "{path}");
     }
 }

@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod generate;
 mod guard;
+mod hf;
 mod interrupt;
 mod logfile;
 mod mount;
@@ -22,6 +23,7 @@ mod progress;
 mod report;
 mod size;
 mod status;
+mod store;
 mod tree;
 mod umount;
 mod unpack;
@@ -41,6 +43,7 @@ use std::process::ExitCode;
   bsz mount llama-packed/ llama-view/   show it as it was, and load the model from llama-view/
   bsz umount llama-view/                end the mount
   bsz unpack llama-packed/ -o llama/    restore the plain files
+  bsz store enable models/              have a directory compress itself while it is used
   bsz help mount                        explain one command, with examples
 
 Environment:
@@ -81,6 +84,8 @@ enum Command {
     #[command(hide = true)]
     Ask(ask::AskArgs),
     Status(status::StatusArgs),
+    Store(store::StoreArgs),
+    Hf(hf::HfArgs),
     Warm(warm::WarmArgs),
     Cache(cache::CacheArgs),
     Bench(bench::BenchArgs),
@@ -114,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::umount(args),
         Command::Ask(args) => ask::answer(&args),
         Command::Status(args) => status::status(&args, cli.quiet),
+        Command::Store(args) => store::store(args, cli.quiet),
+        Command::Hf(args) => hf::hf(args, cli.quiet),
         Command::Warm(args) => warm::warm(&args, cli.quiet),
         Command::Cache(args) => cache::cache(&args),
         Command::Bench(args) => bench::bench(args, cli.quiet),

@@ -55,6 +55,11 @@ impl Bar {
         self.bar.set_position(done / self.passes.load(Ordering::Relaxed));
     }
 
+    /// So many bytes are done altogether.
+    pub fn reach(&self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+
     /// Print something else, with the bar out of the way.
     pub fn aside(&self, print: impl FnOnce()) {
         self.bar.suspend(print);

@@ -1,6 +1,7 @@
 //! `bsz status`: the mounts and their figures, once or repeatedly.
 
 use super::report::{Output, bytes, ratio, table};
+use super::store::packer_line;
 use super::{complain, for_each};
 use crate::cache::CacheStats;
 use crate::error::{Context, Result};
@@ -67,6 +68,7 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
             ["MOUNTPOINT", "SOURCE", "FOR", "SERVED", "HITS", "CACHE", "ERRORS"].map(str::to_owned);
         let rows: Vec<_> = std::iter::once(head.to_vec()).chain(all.iter().map(row)).collect();
         table(&rows, &[3, 4, 5, 6]).into_iter().for_each(|line| output.line(line));
+        all.iter().filter_map(store_line).for_each(|line| output.line(line));
     }
     output.finish(&all)?;
     // Unless it was named, a mount of another user that does not answer is not our concern.
@@ -223,6 +225,13 @@ fn row(described: &Described) -> Vec<String> {
     ]
 }
 
+/// What the packer of a store does.
+fn store_line(described: &Described) -> Option<String> {
+    let store = described.status.store.as_ref()?;
+    let at = escape::path(&described.status.mountpoint);
+    Some(format!("{at}: {}", packer_line(store)))
+}
+
 /// A line of `--watch`.
 fn rates_row(described: &Described) -> Vec<String> {
     let c = &described.status.cache;
@@ -265,7 +274,10 @@ fn figures(described: &Described) -> Vec<String> {
         ("cache", cache),
         ("latency", format!("50 % below {}, 99 % below {}", latency(c, 0.5), latency(c, 0.99))),
     ];
-    table(&rows.map(|(name, figures)| vec![name.to_owned(), figures]), &[])
+    let packer = status.store.as_ref().map(|store| ("packer", packer_line(store)));
+    let rows = rows.into_iter().chain(packer);
+    let rows: Vec<_> = rows.map(|(name, figures)| vec![name.to_owned(), figures]).collect();
+    table(&rows, &[])
 }
 
 fn space(s: Space) -> String {

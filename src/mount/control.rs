@@ -16,8 +16,8 @@ pub(crate) const STATUS: &str = "user.bsz.status";
 /// it by accident.
 pub(crate) const DROP_CACHE: &str = "user.bsz.cache.drop";
 
-/// The attributes that tell the packer of a store to pack everything that waits, to pause, and to go
-/// on. As [`DROP_CACHE`], they act when they are read.
+/// The attributes that tell the packer of a store to pack everything that waits, to pause, and to
+/// go on. As [`DROP_CACHE`], they act when they are read.
 pub(crate) const PACK_NOW: &str = "user.bsz.pack.now";
 pub(crate) const PAUSE: &str = "user.bsz.pack.pause";
 pub(crate) const RESUME: &str = "user.bsz.pack.resume";

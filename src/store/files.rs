@@ -6,12 +6,13 @@
 
 use super::names::{Found, Key, may_be_archive, open_file, packed_name, stem_name};
 use super::node::{Content, Node};
+use super::plain::touch;
 use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
 use crate::mount::Packed;
 use crate::readahead::OpenArchive;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
-use rustix::io::{Errno, ReadWriteFlags, Result, preadv2};
+use rustix::io::{Errno, Result};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,9 @@ const LEASE_POLL: Duration = Duration::from_millis(1);
 /// How often to try. The packer gives a lease up within milliseconds; a stranger's may take up to
 /// /proc/sys/fs/lease-break-time.
 const LEASE_ATTEMPTS: usize = 60_000;
+
+/// How often to look at a file again that changes its form meanwhile.
+const ATTEMPTS: usize = 8;
 
 /// Flags of open(2) that are not passed on: the kernel has applied them to the name, or gives
 /// offsets and buffers that do not suit them.
@@ -184,11 +188,7 @@ impl Tree {
                 (File::from(file), Path::new("(removed)").to_owned(), node.state().packed.clone())
             }
             None => {
-                let Located { dir, link, found } = self.locate(node)?;
-                let (file, stat) = open_file(&dir, &found.source_name)?;
-                if Key::of(&stat) != found.key() {
-                    return Err(Errno::STALE);
-                }
+                let (Located { link, found, .. }, file) = self.open_located(node)?;
                 if found.packed.is_some() {
                     touch(&file);
                 }
@@ -199,6 +199,21 @@ impl Tree {
     }
 
     /// The content in an open file of the source.
+    /// The file of a node, open for reading. It may change its form between being found and opened.
+    pub fn open_located(&self, node: &Node) -> Result<(Located, File)> {
+        for _ in 0..ATTEMPTS {
+            let located = self.locate(node)?;
+            match open_file(&located.dir, &located.found.source_name) {
+                Ok((file, stat)) if Key::of(&stat) == located.found.key() => {
+                    return Ok((located, file));
+                }
+                Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::STALE)
+    }
+
     fn content_of(&self, packed: Option<Arc<Packed>>, file: File, path: &Path) -> Result<Content> {
         let Some(packed) = packed else {
             return Ok(Content::Plain(Arc::new(file)));
@@ -364,36 +379,4 @@ impl Tree {
         };
         if from >= size { Err(Errno::NXIO) } else { Ok(to.cast_signed()) }
     }
-}
-
-/// Read a plain file at `offset` until the buffer is full or the file ends.
-pub(super) fn read_plain(file: &File, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset.saturating_add(filled as u64)) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
-}
-
-/// Read a byte of an archive in the usual way, which moves its access time as reading the file that
-/// it shows would. What is decoded already, and read past the page cache, does not.
-fn touch(archive: &File) {
-    if let Err(e) = archive.read_at(&mut [0], 0) {
-        log::debug!("an access time stays: {e}");
-    }
-}
-
-/// Read a plain file if all that is asked for is in the page cache, without blocking. `None` if it
-/// is not.
-pub(super) fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> Option<usize> {
-    let wanted = buffer.len();
-    let mut part = [std::io::IoSliceMut::new(buffer)];
-    let n = preadv2(file, &mut part, offset, ReadWriteFlags::NOWAIT).ok()?;
-    let is_end = || file.metadata().is_ok_and(|meta| meta.len() <= offset + n as u64);
-    (n == wanted || is_end()).then_some(n)
 }

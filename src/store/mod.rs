@@ -20,7 +20,7 @@
 //! | `tree` | directories by descriptor, lookups, attributes, listings |
 //! | `unpack` | writing to a packed file: the plain file comes back |
 //! | `swap` | packing: the archive takes the place of the plain file |
-//! | `files` | open files |
+//! | `files`, `plain` | open files |
 //! | `namespace`, `rename` | names that come, go and change |
 //! | `change` | attributes that change |
 //! | `work` | packing one file |
@@ -41,6 +41,7 @@ mod namespace;
 mod node;
 mod nodes;
 mod packer;
+mod plain;
 mod recovery;
 mod rename;
 mod requests;

@@ -49,8 +49,9 @@ pub struct PackPolicy {
 /// How often to ask again whether a file may be packed.
 const RECHECK: Duration = Duration::from_secs(2);
 
-/// How long to wait after an attempt that failed.
+/// How long to wait after an attempt that failed, and at least after the first one.
 const RETRY: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// How long a writer waits for the packer to give its space back.
 const GIVE_ROOM_WITHIN: Duration = Duration::from_secs(30);
@@ -72,10 +73,12 @@ struct Queue {
     /// When each node may be packed.
     due: HashMap<u64, Instant>,
     order: BTreeSet<(Instant, u64)>,
-    /// Those of them that have failed, and are tried again when they are due.
-    failed: HashSet<u64>,
     /// Pack what waits without further waiting.
     drain: bool,
+    /// The nodes whose last attempt failed. They are not drained.
+    again: HashSet<u64>,
+    /// Those of which more than one attempt failed, until one succeeds.
+    retried: HashSet<u64>,
     /// A walk has to find files before the queue can be drained.
     walk: bool,
     /// A file is being packed.
@@ -89,8 +92,8 @@ struct Queue {
 impl Queue {
     fn remove(&mut self, id: u64) -> Option<Instant> {
         let due = self.due.remove(&id)?;
+        self.again.remove(&id);
         self.order.remove(&(due, id));
-        self.failed.remove(&id);
         Some(due)
     }
 }
@@ -163,14 +166,18 @@ impl Packer {
 
     /// Try a node again later. Its hold stays.
     pub fn retry(&self, id: u64) -> bool {
-        let is_new = self.enqueue_at(id, Instant::now() + RETRY);
-        self.queue().failed.insert(id);
+        let is_first = self.queue().retried.insert(id);
+        let wait = if is_first { self.policy.settle.max(FIRST_RETRY) } else { RETRY };
+        let is_new = self.enqueue_at(id, Instant::now() + wait.min(RETRY));
+        self.queue().again.insert(id);
         is_new
     }
 
-    /// Take a node from the queue: its file is gone. Returns whether it was queued.
+    /// Nothing more is to be done about a node: it is packed, or gone. Returns whether it was queued.
     pub fn remove(&self, id: u64) -> bool {
-        self.queue().remove(id).is_some()
+        let mut queue = self.queue();
+        queue.retried.remove(&id);
+        queue.remove(id).is_some()
     }
 
     pub fn command(&self, command: Command) {
@@ -223,19 +230,21 @@ impl Packer {
     /// The node that may be packed now, or how long to wait for one.
     fn due(&self, queue: &mut Queue, now: Instant) -> Result<u64, Duration> {
         const LONG: Duration = Duration::from_secs(3600);
-        let fresh = queue.order.iter().map(|&(_, id)| id).find(|id| !queue.failed.contains(id));
-        queue.drain &= fresh.is_some();
+        let drained = queue.order.iter().find(|(_, id)| !queue.again.contains(id)).copied();
+        if drained.is_none() {
+            queue.drain = false;
+        }
         if queue.status.paused {
             return Err(LONG);
         }
         if let Some(until) = queue.full_until.filter(|until| *until > now) {
             return Err(until - now);
         }
-        match queue.order.first() {
-            Some(&(due, id)) if due <= now => Ok(id),
-            Some(_) if queue.drain => Ok(fresh.unwrap_or_default()),
-            Some(&(due, _)) => Err(due - now),
-            None => Err(LONG),
+        match (drained.filter(|_| queue.drain), queue.order.first()) {
+            (Some((_, id)), _) => Ok(id),
+            (None, Some(&(due, id))) if due <= now => Ok(id),
+            (None, Some(&(due, _))) => Err(due - now),
+            (None, None) => Err(LONG),
         }
     }
 

@@ -150,6 +150,8 @@ impl Tree {
         }
         self.remove_forms(dir, shown, |found| found.form > Form::Over)?;
         reached(Step::OverRemoved);
+        // The old file must not come back beside the archive.
+        sync_dir(dir)?;
         renameat(dir, &over.source_name, dir, target)?;
         reached(Step::OverDone);
         Ok(())

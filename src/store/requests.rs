@@ -5,10 +5,11 @@
 
 use super::change::Change;
 use super::control::{self, Request as ControlRequest};
-use super::files::{Handle, may_write, read_cached, read_plain};
+use super::files::{Handle, may_write};
 use super::namespace::Caller;
 use super::node::{Content, Node};
 use super::nodes::Link;
+use super::plain::{read_cached, read_plain};
 use super::rename::End;
 use super::tree::{DirEntry, Tree};
 use crate::cache::{ChunkCache, Slice};

@@ -156,9 +156,15 @@ impl Restore {
     pub fn run(&self, progress: &dyn Fn(RestoreProgress<'_>)) -> Restored {
         self.tree.recover();
         let mut run = Run { progress, restored: Restored::default(), unpacked: HashMap::new() };
-        let failures = self.tree.visit(&mut |id, dir, listed| {
-            self.tree.restore(id, dir, &listed, &mut run).and_then(|()| clear(dir, &listed.name))
-        });
+        let mut failures =
+            self.tree.visit(&mut |id, dir, listed| self.tree.restore(id, dir, &listed, &mut run));
+        // Last, since these attributes tell which archives are the user's own.
+        if failures.is_empty() {
+            failures = self.tree.visit(&mut |_, dir, listed| match listed.form {
+                Form::Plain => clear(dir, &listed.name),
+                _ => Ok(()),
+            });
+        }
         run.restored.failures = failures;
         run.restored
     }

@@ -148,15 +148,11 @@ impl Tree {
 
     /// `None` if the file lost its name or got another one meanwhile.
     fn unpack_named(&self, node: &Node, keep: Keep) -> Result<Option<Arc<File>>> {
-        let located = match self.locate(node) {
+        let (located, file) = match self.open_located(node) {
             Err(Errno::STALE) if node.orphan().is_some() => return Ok(None),
             other => other?,
         };
-        let Located { dir, link, found } = &located;
-        let (file, stat) = open_file(dir, &found.source_name)?;
-        if Key::of(&stat) != found.key() {
-            return Ok(None);
-        }
+        let Located { dir, link, .. } = &located;
         let path = self.path(link);
         let output = self.with_room(|| self.decode(&file, dir, &link.1, &path, keep))?;
         reached(Step::UnpackDecoded);

@@ -102,6 +102,9 @@ impl Tree {
         log::debug!("{}: {outcome:?}", crate::escape::text(&path));
         self.packer.record(&path, &outcome);
         let again = matches!(outcome, Outcome::Later(_));
+        if !again {
+            self.packer.remove(id);
+        }
         if !again || !self.packer.retry(id) {
             self.forget(id, 1);
         }

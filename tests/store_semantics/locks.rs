@@ -34,9 +34,9 @@ fn ofd_lock(file: &File, kind: libc::c_int, start: i64, len: i64) -> rustix::io:
 #[test]
 fn flock_excludes_other_descriptors() {
     both(|_, path, model| {
-        let before = is_packed(path);
         let link = path.with_extension("other-name");
         std::fs::hard_link(path, &link).unwrap();
+        let before = is_packed(path);
         let (one, other) = (open(path), open(&link));
         flock(&one, EXCLUSIVE).unwrap();
         assert_eq!(flock(&other, EXCLUSIVE), Err(Errno::WOULDBLOCK));
