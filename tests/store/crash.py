@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills the daemon at random moments, or at each step of its protocols; nothing may be lost.
 
-    crash.py --bsz PATH [--kills N] [--seed S] [--work DIR] [--quick]
+    crash.py --bsz PATH [--kills N] [--seed S] [--without OPERATION]... [--work DIR] [--quick]
     crash.py --bsz PATH --steps [--only SCENARIO] [--quick]
 
 Random kills: workers (crash_worker.py) download, write, rename, link and remove while the packer
@@ -178,12 +178,16 @@ def main():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", action="store_true", help="end at each step instead")
+    parser.add_argument("--without", action="append", default=[], metavar="OPERATION",
+                        help="leave an operation of the workers out, to narrow a failure down")
     parser.add_argument("--only", help="with --steps: only this scenario")
     parser.add_argument("--work", help="where to put the directories (default: temporary files)")
     parser.add_argument("--quick", action="store_true", help="stop after 40 s")
     arguments = parser.parse_args()
     tools.need_root()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in arguments.without:
+        crash_worker.Worker.OPERATIONS[getattr(crash_worker.Worker, name)] = 0
     report = tools.Report()
     seconds = 40 if arguments.quick else 24 * 3600
     if arguments.steps:

@@ -417,8 +417,8 @@ class Steps:
             return []
         return [f"{where}: {({name: tools.describe(data) for name, data in found.items()})}"]
 
-    def scenario(self, name, numbers, most_times):
-        """One result for a scenario at all steps."""
+    def scenario(self, name, numbers, most_times, deadline):
+        """One result for a scenario at all steps, or at those that there is time for."""
         scenario = SCENARIOS[name]
         problems, ends = [], 0
         try:
@@ -428,7 +428,7 @@ class Steps:
         except (tools.Failed, OSError) as error:
             return self.report.fail(name, f"cannot be prepared: {error}")
         for number in numbers if not problems else []:
-            for times in range(1, most_times + 1):
+            for times in range(1, most_times + 1 if time.monotonic() < deadline else 1):
                 ended, more = self.run(scenario, template, f"{number}:{times}")
                 problems += [f"step {number}:{times}: {what}" for what in more]
                 if not ended:
@@ -444,12 +444,12 @@ def test(report, bsz, work, only, quick, seed):
     names = [only] if only else list(SCENARIOS)
     if quick:
         random.Random(seed).shuffle(names)
-    end = time.monotonic() + 40
+    end = time.monotonic() + (30 if quick else 24 * 3600)
     with tools.work_folder(work, report) as folder:
         tests = Steps(report, bsz, folder)
         for name in names:
-            if not quick or time.monotonic() < end:
-                tests.scenario(name, numbers, 1 if quick else MOST_TIMES)
+            if time.monotonic() < end:
+                tests.scenario(name, numbers, 1 if quick else MOST_TIMES, end)
     missed = [f"{number} {numbers[number]}".strip() for number in numbers
               if number not in tests.reached]
     if numbers is STEPS or only or quick:

@@ -164,9 +164,9 @@ class Store:
         return not unsettled(self.below)
 
     def close(self):
-        with contextlib.suppress(Failed):
-            self.umount()
-        self.kill()
+        for end in [self.umount, self.kill]:
+            with contextlib.suppress(Failed):
+                end()
         self.detach()
         os.close(self.fd)
 
@@ -181,7 +181,8 @@ def daemon_ended(error, directory):
     """Whether a call failed as its daemon has ended; pages that could not be written give EIO."""
     if error.errno == errno.EIO:
         try:
-            os.stat(directory)
+            # What stat says may have been kept by the kernel.
+            os.statvfs(directory)
         except OSError as again:
             return again.errno in DAEMON_ENDED
     return error.errno in DAEMON_ENDED
