@@ -198,8 +198,8 @@ impl Nodes {
         self.table().add_link(id, (parent, name.to_owned()));
     }
 
-    /// A file has lost a name. If `was_last`, its inode number may be given to another file. Returns
-    /// whether another name is known.
+    /// A file has lost a name. If `was_last`, its inode number may be given to another file.
+    /// Returns whether another name is known.
     pub fn unlink(&self, id: u64, parent: u64, name: &OsStr, was_last: bool) -> bool {
         let mut table = self.table();
         let is_it = |link: &Link| was_last || (link.0, &*link.1) == (parent, name);

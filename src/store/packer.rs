@@ -173,7 +173,8 @@ impl Packer {
         is_new
     }
 
-    /// Nothing more is to be done about a node: it is packed, or gone. Returns whether it was queued.
+    /// Nothing more is to be done about a node: it is packed, or gone. Returns whether it was
+    /// queued.
     pub fn remove(&self, id: u64) -> bool {
         let mut queue = self.queue();
         queue.retried.remove(&id);
