@@ -12,7 +12,8 @@ STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
 MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo \
-	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks install clean
+	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks \
+	test-store store-check install clean
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
@@ -158,6 +159,22 @@ package-test: deb ## Try the .deb on a clean Debian: install, use, start units, 
 test-frameworks: build ## Load models with torch, transformers, JAX and others (large downloads)
 	@tests/prepare fuse frameworks
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
+
+store-check: build ## Samples of the long tests of the store (6 minutes); needs root
+	tests/store/posix --bsz $(TARGET)/release/bsz --quick
+	tests/store/fsx --bsz $(TARGET)/release/bsz --quick
+	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps --quick
+	tests/store/crash.py --bsz $(TARGET)/release/bsz --quick
+	tests/store/powercut.py --bsz $(TARGET)/release/bsz --quick
+	tests/store/hub.py --bsz $(TARGET)/release/bsz --quick --work $(TARGET)/store-hub
+
+test-store: build ## POSIX suites, fsx, kills, power cuts and hub clients on a store (hours); needs root
+	tests/store/posix --bsz $(TARGET)/release/bsz
+	tests/store/fsx --bsz $(TARGET)/release/bsz --ops 1000000
+	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps
+	tests/store/crash.py --bsz $(TARGET)/release/bsz --kills 200
+	tests/store/powercut.py --bsz $(TARGET)/release/bsz
+	tests/store/hub.py --bsz $(TARGET)/release/bsz --work $(TARGET)/store-hub
 
 INTO = $(DESTDIR)$(PREFIX)
 WITH_PREFIX = sed 's|/usr/bin/bsz|$(PREFIX)/bin/bsz|'
