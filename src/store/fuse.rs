@@ -1,9 +1,10 @@
 //! The thin adapter between `fuser` and the store: decode the arguments, make one call, encode the
 //! reply. What takes more than that is in `requests`.
 
+use super::arguments::{open_flags, times};
 use super::change::Change;
 use super::namespace::Make;
-use super::requests::{StoreFs, TTL, open_flags, reply_empty, times};
+use super::requests::{StoreFs, TTL, reply_empty};
 use crate::mount::{READAHEAD, errno, reply_statfs, reply_xattr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -144,7 +145,7 @@ impl Filesystem for StoreFs {
         name: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.reply_entry(request, self.tree.link(ino.0, parent.0, name), reply);
+        self.link_file(request.unique(), ino.0, (parent.0, name.to_owned()), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

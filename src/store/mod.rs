@@ -28,8 +28,9 @@
 //! | `lock` | of several processes, only one packs |
 //! | `restore` | the way back: unpacking everything, without a mount |
 //! | `control` | commands to the packer |
-//! | `requests`, `fuse` | the adapter from `fuser` to all of this |
+//! | `arguments`, `requests`, `fuse` | the adapter from `fuser` to all of this |
 
+mod arguments;
 mod change;
 mod control;
 mod files;

@@ -21,13 +21,12 @@ use crate::readahead::{OpenArchive, Readahead};
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
-    TimeOrNow,
 };
-use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How long the kernel may cache names and attributes. Changes through the store are known to the
 /// kernel at once.
@@ -90,6 +89,15 @@ impl StoreFs {
             Err(e) => reply.error(errno(e)),
         };
         if blocks { self.cache.spawn(change) } else { change() }
+    }
+
+    /// It may unpack.
+    pub fn link_file(&self, request: RequestId, id: u64, to: Link, reply: ReplyEntry) {
+        let (tree, replier) = (self.tree.clone(), self.replier.clone());
+        self.cache.spawn(move || match tree.link(id, to.0, &to.1) {
+            Ok((node, attr)) => replier.entry(request, node.id, &attr, TTL, reply),
+            Err(e) => reply.error(errno(e)),
+        });
     }
 
     /// It may unpack, and it syncs if something packed is replaced.
@@ -355,38 +363,5 @@ pub(super) fn reply_empty(outcome: rustix::io::Result<()>, reply: ReplyEmpty) {
     match outcome {
         Ok(()) => reply.ok(),
         Err(e) => reply.error(errno(e)),
-    }
-}
-
-/// The flags of open(2) that the kernel passes on.
-pub(super) fn open_flags(flags: i32) -> OFlags {
-    OFlags::from_bits_retain(flags as u32)
-}
-
-/// The times that a request sets, if it sets any.
-pub(super) fn times(atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>) -> Option<Timestamps> {
-    let time = |time: Option<TimeOrNow>| match time {
-        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        Some(TimeOrNow::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(TimeOrNow::SpecificTime(time)) => timespec(time),
-    };
-    let set = atime.is_some() || mtime.is_some();
-    set.then(|| Timestamps { last_access: time(atime), last_modification: time(mtime) })
-}
-
-fn timespec(time: SystemTime) -> Timespec {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Timespec {
-            tv_sec: since.as_secs().cast_signed(),
-            tv_nsec: i64::from(since.subsec_nanos()),
-        },
-        // Nanoseconds count forwards, but `fuser` has subtracted them with the seconds.
-        Err(before) => {
-            let before = before.duration();
-            Timespec {
-                tv_sec: -before.as_secs().cast_signed(),
-                tv_nsec: i64::from(before.subsec_nanos()),
-            }
-        }
     }
 }
