@@ -6,7 +6,7 @@
 
 use super::names::{Found, Key, may_be_archive, open_file, packed_name, stem_name};
 use super::node::{Content, Node};
-use super::plain::touch;
+use super::plain::{Written, touch};
 use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
 use crate::mount::Packed;
@@ -47,15 +47,22 @@ pub(super) struct Handle {
     flags: OFlags,
     /// The descriptor of a handle that may write, once it has one.
     file: OnceLock<Arc<File>>,
+    written: Written,
 }
 
 impl Handle {
     fn new(node: Arc<Node>, flags: OFlags) -> Arc<Self> {
-        Arc::new(Self { node, flags, file: OnceLock::new() })
+        Arc::new(Self { node, flags, file: OnceLock::new(), written: Written::default() })
     }
 
     pub fn may_write(&self) -> bool {
         may_write(self.flags)
+    }
+
+    /// Count a write. Returns the range of which file should be sent to the disk now.
+    pub fn wrote(&self, offset: u64, len: usize) -> Option<(Arc<File>, (u64, u64))> {
+        let file = self.file.get()?;
+        Some((Arc::clone(file), self.written.add(offset, len as u64)?))
     }
 }
 

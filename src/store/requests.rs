@@ -9,7 +9,7 @@ use super::files::{Handle, may_write};
 use super::namespace::Caller;
 use super::node::{Content, Node};
 use super::nodes::Link;
-use super::plain::{read_cached, read_plain};
+use super::plain::{drop_behind, read_cached, read_plain, write_behind};
 use super::rename::End;
 use super::tree::{DirEntry, Tree};
 use crate::cache::{ChunkCache, Slice};
@@ -248,7 +248,13 @@ impl StoreFs {
     ) {
         let limited = self.is_root && uid != 0;
         if self.tree.is_writable(&handle) {
-            return reply_written(self.tree.write(&handle, offset, data, limited), reply);
+            let written = self.tree.write(&handle, offset, data, limited);
+            reply_written(written, reply);
+            if let Some((file, range)) = handle.wrote(offset, data.len()) {
+                // A full queue of the disk makes it wait.
+                self.cache.spawn(move || write_behind(&file, range));
+            }
+            return;
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
         self.cache.spawn(move || {
@@ -342,7 +348,10 @@ fn read_archive(
 fn reply_plain(cache: &ChunkCache, file: &File, offset: u64, len: usize, reply: ReplyData) {
     cache.with_scratch(len, |buffer| match buffer {
         Ok(buffer) => match read_plain(file, offset, buffer) {
-            Ok(len) => reply.data(&buffer[..len]),
+            Ok(len) => {
+                reply.data(&buffer[..len]);
+                drop_behind(file, offset, len as u64);
+            }
             Err(e) => reply.error(e.into()),
         },
         Err(e) => {
