@@ -13,7 +13,7 @@ MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo \
 	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks \
-	test-store store-check install clean
+	test-store store-check store-samples install clean
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
@@ -160,7 +160,13 @@ test-frameworks: build ## Load models with torch, transformers, JAX and others (
 	@tests/prepare fuse frameworks
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
 
-store-check: build ## Samples of the long tests of the store (6 minutes); needs root
+store-check: build ## Samples of the long tests of the store (7 minutes); needs root and /dev/fuse
+	@test "$$(id -u)" -eq 0 -a -w /dev/fuse || { \
+		echo "store-check: NOT RUN: it needs root and /dev/fuse"; exit 0; }; \
+	$(MAKE) --no-print-directory store-samples
+
+store-samples:
+	@tests/prepare fuse store
 	tests/store/posix --bsz $(TARGET)/release/bsz --quick
 	tests/store/fsx --bsz $(TARGET)/release/bsz --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps --quick
@@ -169,6 +175,7 @@ store-check: build ## Samples of the long tests of the store (6 minutes); needs 
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --quick --work $(TARGET)/store-hub
 
 test-store: build ## POSIX suites, fsx, kills, power cuts and hub clients on a store (hours); needs root
+	@tests/prepare fuse store
 	tests/store/posix --bsz $(TARGET)/release/bsz
 	tests/store/fsx --bsz $(TARGET)/release/bsz --ops 1000000
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps

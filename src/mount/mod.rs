@@ -102,7 +102,7 @@ pub use metrics::MetricsAddress;
 pub use place::{Place, place};
 pub use probe::Probe;
 pub use probe_runner::run_probe;
-pub(crate) use reply::Replier;
+pub(crate) use reply::{Entries, Replier};
 pub(crate) use source::{Entry, Source};
 pub use status::{Space, Status, StoreStatus};
 pub use unmount::{detach, unmount};

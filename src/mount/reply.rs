@@ -6,15 +6,57 @@
 //! therefore written here, to the descriptor that the requests are read from.
 
 use super::attr::Attr;
-use fuser::{Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyEntry, RequestId};
+use fuser::{Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectoryPlus, ReplyEntry, RequestId};
+use rustix::fs::FileType;
+use std::ffi::OsStr;
 use std::io::IoSlice;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Most parts of a reply besides its header. The kernel accepts 1024 at once.
 const MAX_PARTS: usize = 1000;
+
+/// Most bytes of a listing with attributes: what the kernel asks for at least. `fuser` does not tell
+/// what it asked for.
+const MAX_LISTING: usize = 4096;
+
+/// The entries of a directory with their attributes, as the kernel reads them.
+#[derive(Default)]
+pub(crate) struct Entries(Vec<u8>);
+
+impl Entries {
+    /// Whether there is room for an entry with this name.
+    pub fn has_room(&self, name: &OsStr) -> bool {
+        // `struct fuse_direntplus` has 152 bytes before the name.
+        self.0.len() + (152 + name.len()).next_multiple_of(8) <= MAX_LISTING
+    }
+
+    /// Add an entry; `offset` is that of the next one. Without a node and its attributes, the
+    /// kernel only lists the entry.
+    pub fn add(
+        &mut self,
+        ino: u64,
+        offset: u64,
+        kind: FileType,
+        name: &OsStr,
+        node: Option<(u64, &Attr, Duration)>,
+    ) {
+        let entry = match node {
+            Some((node, attr, ttl)) => entry_out(node, attr, ttl),
+            None => vec![0; 128],
+        };
+        let name = name.as_bytes();
+        // `struct fuse_dirent`. The types of directory entries are the upper bits of a mode.
+        let entry =
+            Wire(entry).longs(&[ino, offset]).words(&[name.len() as u32, kind.as_raw_mode() >> 12]);
+        self.0.extend(entry.0);
+        self.0.extend(name);
+        self.0.resize(self.0.len().next_multiple_of(8), 0);
+    }
+}
 
 /// Writes replies, once it has a descriptor.
 #[derive(Default)]
@@ -99,6 +141,14 @@ impl Replier {
         // `struct fuse_open_out` follows: the handle, no flags, no backing file.
         let body = [entry_out(node, attr, ttl), Wire::default().longs(&[handle, 0]).0].concat();
         match self.whole(request, &body) {
+            true => std::mem::forget(reply),
+            false => reply.error(Errno::EIO),
+        }
+    }
+
+    /// Reply with a part of a listing.
+    pub fn entries(&self, request: RequestId, entries: &Entries, reply: ReplyDirectoryPlus) {
+        match self.whole(request, &entries.0) {
             true => std::mem::forget(reply),
             false => reply.error(Errno::EIO),
         }

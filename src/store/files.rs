@@ -4,19 +4,16 @@
 //! that is packed. A handle for writing gets a descriptor of the plain file, at once if the file is
 //! plain, or else when it first changes anything, which unpacks the file.
 
-use super::names::{Found, Key, may_be_archive, open_file, packed_name, stem_name};
+use super::names::{Found, Key, may_be_archive, packed_name, stem_name};
 use super::node::{Content, Node};
-use super::plain::{Written, touch};
+use super::plain::Written;
 use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
-use crate::mount::Packed;
-use crate::readahead::OpenArchive;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
 use rustix::io::{Errno, Result};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -27,9 +24,6 @@ const LEASE_POLL: Duration = Duration::from_millis(1);
 /// How often to try. The packer gives a lease up within milliseconds; a stranger's may take up to
 /// /proc/sys/fs/lease-break-time.
 const LEASE_ATTEMPTS: usize = 60_000;
-
-/// How often to look at a file again that changes its form meanwhile.
-const ATTEMPTS: usize = 8;
 
 /// Flags of open(2) that are not passed on: the kernel has applied them to the name, or gives
 /// offsets and buffers that do not suit them.
@@ -107,14 +101,6 @@ impl Tree {
         self.keeps_pages(node)
     }
 
-    /// Whether the pages that the kernel has cached of a file are those of its content.
-    fn keeps_pages(&self, node: &Node) -> Result<bool> {
-        let attr = self.attr(node.id)?;
-        let now = (attr.size, attr.mtime);
-        let before = node.state().cached.replace(Box::new(now));
-        Ok(before.is_some_and(|before| *before == now))
-    }
-
     /// The handle of a file that was just created with `fd`.
     pub fn created(&self, node: Arc<Node>, flags: OFlags, file: File) -> Arc<Handle> {
         let handle = Handle::new(node, flags);
@@ -167,68 +153,6 @@ impl Tree {
                 self.settle(node.id, &attr);
             }
         }
-    }
-
-    /// The content of an open file. Opens it if need be, which loads the index of an archive.
-    pub fn content(&self, node: &Node) -> Result<Content> {
-        loop {
-            let content = node.state().content.clone();
-            if let Some(content) = content {
-                return Ok(content);
-            }
-            let content = self.open_content(node)?;
-            let mut state = node.state();
-            let is_archive = matches!(content, Content::Archive { .. });
-            // It may have changed its form meanwhile.
-            if state.packed.is_some() == is_archive {
-                return Ok(state.content.get_or_insert(content).clone());
-            }
-        }
-    }
-
-    fn open_content(&self, node: &Node) -> Result<Content> {
-        let orphan = node.orphan();
-        let (file, path, packed) = match orphan {
-            Some(orphan) => {
-                let path = proc_path(orphan.as_fd());
-                let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-                (File::from(file), Path::new("(removed)").to_owned(), node.state().packed.clone())
-            }
-            None => {
-                let (Located { link, found, .. }, file) = self.open_located(node)?;
-                if found.packed.is_some() {
-                    touch(&file);
-                }
-                (file, self.path(&link), found.packed.map(Arc::new))
-            }
-        };
-        self.content_of(packed, file, &path)
-    }
-
-    /// The content in an open file of the source.
-    /// The file of a node, open for reading. It may change its form between being found and opened.
-    pub fn open_located(&self, node: &Node) -> Result<(Located, File)> {
-        for _ in 0..ATTEMPTS {
-            let located = self.locate(node)?;
-            match open_file(&located.dir, &located.found.source_name) {
-                Ok((file, stat)) if Key::of(&stat) == located.found.key() => {
-                    return Ok((located, file));
-                }
-                Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Err(Errno::STALE)
-    }
-
-    fn content_of(&self, packed: Option<Arc<Packed>>, file: File, path: &Path) -> Result<Content> {
-        let Some(packed) = packed else {
-            return Ok(Content::Plain(Arc::new(file)));
-        };
-        let stat = fstat(&file)?;
-        let file = self.archives.open(file, &stat, path)?;
-        let archive = Arc::new(OpenArchive::new(file, path.into(), path.into()));
-        Ok(Content::Archive { archive, packed })
     }
 
     /// What a handle reads: its own descriptor, or the content of its node.
@@ -310,7 +234,8 @@ impl Tree {
         self.remove_forms(dir, name, |form| form.key() != found.key())
     }
 
-    /// Write all of `data`; `limited`: not into blocks that the file system reserves for root.
+    /// Write `data`, or less of it if the disk is full before its end. `limited`: not into blocks that
+    /// the file system reserves for root.
     pub fn write(
         &self,
         handle: &Handle,
@@ -327,13 +252,18 @@ impl Tree {
                 return Err(Errno::NOSPC.into());
             }
         }
-        match file.write_all_at(data, offset) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && self.packer.give_room() => {
-                file.write_all_at(data, offset)?;
+        let mut written = 0;
+        while written < data.len() {
+            match file.write_at(&data[written..], offset.saturating_add(written as u64)) {
+                Ok(n) => written += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && self.packer.give_room() => {}
+                // The next write of the caller gets the error.
+                Err(_) if written > 0 => break,
+                Err(e) => return Err(e),
             }
-            other => other?,
         }
-        Ok(data.len())
+        Ok(written)
     }
 
     /// fsync(2), or fdatasync(2) if `data_only`.

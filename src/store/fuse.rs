@@ -4,12 +4,13 @@
 use super::arguments::{open_flags, times};
 use super::change::Change;
 use super::namespace::Make;
+use super::negotiate::negotiate;
 use super::requests::{StoreFs, TTL, reply_empty};
-use crate::mount::{READAHEAD, errno, reply_statfs, reply_xattr};
+use crate::mount::{errno, reply_statfs, reply_xattr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::FileType;
@@ -19,33 +20,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Background requests in flight before the kernel blocks readers.
-const MAX_BACKGROUND: u16 = 128;
-
 impl Filesystem for StoreFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let _ = config.set_max_readahead(READAHEAD).or_else(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        // Locks are left to the kernel, which applies them without our help. So is O_TRUNC: opening
-        // does not unpack, and only the kernel knows whether a file is being executed.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_BIG_WRITES,
-        ] {
-            if config.add_capabilities(wanted).is_err() {
-                log::debug!("the kernel has no {wanted:?}");
-            }
-        }
-        match config.add_capabilities(InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK) {
-            Ok(()) => {
-                self.tree.access.kernel_applies_acls();
-                self.masks = true;
-            }
-            Err(_) => log::warn!("the kernel does not apply ACLs to FUSE mounts"),
+        self.masks = negotiate(config);
+        if self.masks {
+            self.tree.access.kernel_applies_acls();
         }
         Ok(())
     }
@@ -259,6 +238,17 @@ impl Filesystem for StoreFs {
         reply: ReplyDirectory,
     ) {
         self.read_dir(ino.0, handle.0, offset, reply);
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.read_dir_plus(request.unique(), ino.0, handle.0, offset, reply);
     }
 
     fn releasedir(

@@ -32,13 +32,16 @@
 
 mod arguments;
 mod change;
+mod content;
 mod control;
 mod files;
 mod fuse;
 mod idle;
+mod listing;
 mod lock;
 mod names;
 mod namespace;
+mod negotiate;
 mod node;
 mod nodes;
 mod packer;

@@ -16,16 +16,16 @@ use crate::cache::{ChunkCache, Slice};
 use crate::error::Result;
 use crate::escape;
 use crate::log_once::LogOnce;
-use crate::mount::{Attr, Control, Handles, Replier, errno, file_type, reply_xattr};
+use crate::mount::{Attr, Control, Handles, Replier, errno, reply_xattr};
 use crate::readahead::{OpenArchive, Readahead};
 use fuser::{
-    Errno, FileHandle, FopenFlags, INodeNo, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
+    Errno, FileHandle, FopenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
 };
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long the kernel may cache names and attributes. Changes through the store are known to the
@@ -38,9 +38,6 @@ const MAX_READ: usize = 16 << 20;
 /// Most bytes that are read on a thread that reads `/dev/fuse`, if they are in the page cache.
 const MAX_INLINE_READ: usize = 128 << 10;
 
-/// The listing of an open directory, as it was when its beginning was last read.
-pub(super) type OpenDir = Mutex<Arc<Vec<DirEntry>>>;
-
 pub(super) struct StoreFs {
     pub tree: Arc<Tree>,
     pub cache: Arc<ChunkCache>,
@@ -49,7 +46,8 @@ pub(super) struct StoreFs {
     pub errors: Arc<LogOnce>,
     pub replier: Arc<Replier>,
     pub files: Arc<Handles<Handle>>,
-    pub dirs: Handles<OpenDir>,
+    /// Open directories, and the listing of each as it was when its beginning was last read.
+    pub dirs: Handles<Mutex<Arc<Vec<DirEntry>>>>,
     /// Whether the daemon could write to blocks that are reserved for root.
     pub is_root: bool,
     /// Whether the kernel leaves the callers' masks to us.
@@ -272,29 +270,6 @@ impl StoreFs {
         self.readahead.closed(number, archive);
         drop(content);
         self.tree.release(&handle);
-        reply.ok();
-    }
-
-    /// The listing is made when the beginning is read: rewinddir(3) shows what there is now.
-    pub fn read_dir(&self, id: u64, handle: u64, offset: u64, mut reply: ReplyDirectory) {
-        let Some(dir) = self.dirs.get(handle) else { return reply.error(Errno::EBADF) };
-        let entries = match offset {
-            0 => match self.tree.list(id).map(Arc::new) {
-                Ok(entries) => {
-                    *dir.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&entries);
-                    entries
-                }
-                Err(e) => return reply.error(errno(e)),
-            },
-            _ => Arc::clone(&dir.lock().unwrap_or_else(PoisonError::into_inner)),
-        };
-        // The offset of an entry is that of the next one.
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (next, entry) in (1..).zip(entries.iter()).skip(from) {
-            if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &entry.name) {
-                break;
-            }
-        }
         reply.ok();
     }
 

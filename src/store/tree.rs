@@ -322,6 +322,9 @@ impl Tree {
             let mut state = node.state();
             state.orphan = Some(fd);
             state.epoch += 1;
+        } else if stat.st_nlink == 1 {
+            // A file with several names is not packed.
+            self.settle(node.id, &attr(node.number, &stat, None));
         }
         if was_last && self.packer.remove(node.id) {
             self.forget(node.id, 1);
