@@ -9,6 +9,7 @@ use super::control::{self, Control};
 use super::convert::{errno, file_type, reply_statfs, reply_xattr};
 use super::handles::Opener;
 use super::opened::Content;
+use super::plain::read_plain;
 use super::reply::Replier;
 use super::tree::{Handle, Tree};
 use super::xattrs::{self, Origin};
@@ -169,20 +170,8 @@ impl Filesystem for BszFs {
                 };
                 self.readahead.read(archive, offset, len, request.pid(), is_direct, done);
             }
-            Content::Plain(_) => {
-                let cache = self.cache.clone();
-                self.cache.spawn(move || {
-                    cache.with_scratch(len, |buffer| match buffer {
-                        Ok(buffer) => match opened.read_plain(offset, buffer) {
-                            Ok(len) => reply.data(&buffer[..len]),
-                            Err(e) => reply.error(e.into()),
-                        },
-                        Err(e) => {
-                            log::error!("{e}");
-                            reply.error(Errno::ENOMEM);
-                        }
-                    });
-                });
+            Content::Plain(file) => {
+                read_plain(&self.cache, Arc::clone(file), offset, len, reply);
             }
         }
     }

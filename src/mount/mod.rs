@@ -23,6 +23,7 @@
 //! | `tree` | the file system as a whole; knows no FUSE types, so it is tested without a kernel |
 //! | `status`, `control` | what the daemon reports, and the extended attributes that report it |
 //! | `xattrs` | all extended attributes |
+//! | `plain` | reads of plain files |
 //! | `reply` | replies that `fuser` cannot send: several slices, other inode numbers |
 //! | `convert` | our types as those of `fuser` |
 //! | `fuse` | the thin adapter from `fuser` to the tree and the cache |
@@ -69,6 +70,7 @@ mod metrics;
 mod mountinfo;
 mod opened;
 mod place;
+mod plain;
 mod preflight;
 mod probe;
 mod probe_runner;
@@ -100,10 +102,11 @@ pub(crate) use lifecycle::serve;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
 pub use place::{Place, place};
+pub(crate) use plain::{drop_cached, read_plain, read_plain_blocking};
 pub use probe::Probe;
 pub use probe_runner::run_probe;
 pub(crate) use reply::{Entries, Replier};
-pub(crate) use source::{Entry, Source};
+pub(crate) use source::{Entry, Source, open_regular};
 pub use status::{Space, Status, StoreStatus};
 pub use unmount::{detach, unmount};
 pub use usage::{DirectoryUsage, Usage, usage};

@@ -7,7 +7,6 @@ use crate::readahead::OpenArchive;
 use rustix::fs::{FileType, SeekFrom, Stat, fstat, seek};
 use rustix::io::{Errno, Result};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -46,7 +45,7 @@ pub(super) struct Opened {
 /// Where the bytes of an open file come from.
 pub(super) enum Content {
     Archive { archive: Arc<OpenArchive>, packed: Packed },
-    Plain(File),
+    Plain(Arc<File>),
 }
 
 impl Opened {
@@ -116,21 +115,6 @@ impl Opened {
             Content::Archive { archive, .. } => archive.file().archive().file(),
             Content::Plain(file) => file,
         }
-    }
-
-    /// Read at `offset` until the buffer is full or the file ends. Returns the number of bytes.
-    pub fn read_plain(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let at = offset.saturating_add(filled as u64);
-            match self.file().read_at(&mut buffer[filled..], at) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(filled)
     }
 
     /// The open archive, unless the file is shown as it is.

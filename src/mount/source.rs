@@ -130,17 +130,7 @@ impl DirHandle<'_> {
         if !FileType::from_raw_mode(self.stat(name)?.st_mode).is_file() {
             return Err(Errno::STALE);
         }
-        // Non-blocking, because a FIFO may have replaced the file meanwhile, and so that no lease
-        // is waited for.
-        let flags =
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let fd = fs::openat(self, name, flags, Mode::empty())
-            .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
-        let stat = fs::fstat(&fd)?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(Errno::STALE);
-        }
-        Ok((fd.into(), stat))
+        open_regular(self, name, OFlags::empty())
     }
 
     pub fn read_link(&self, name: &OsStr) -> Result<OsString> {
@@ -254,6 +244,21 @@ impl Source {
             at = fs::openat(&at, name, flags, Mode::empty())?;
         }
         Ok(at)
+    }
+}
+
+/// Open a regular file for reading, with more flags. `ESTALE` if the name refers to anything else.
+pub(crate) fn open_regular(dir: impl AsFd, name: &OsStr, more: OFlags) -> Result<(File, Stat)> {
+    // Non-blocking, because a FIFO may have taken the name meanwhile, and so that no lease is
+    // waited for.
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = fs::openat(dir, name, flags | more, Mode::empty())
+        .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
+    let stat = fs::fstat(&fd)?;
+    match FileType::from_raw_mode(stat.st_mode).is_file() {
+        true => Ok((fd.into(), stat)),
+        false => Err(Errno::STALE),
     }
 }
 

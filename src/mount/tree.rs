@@ -272,7 +272,7 @@ impl Tree {
         let (now, then) = (Identity::of(&stat), Identity::of(&found.stat));
         let content = match &found.packed {
             None if (now.dev, now.ino) != (then.dev, then.ino) => return Err(Errno::STALE),
-            None => Content::Plain(file),
+            None => Content::Plain(Arc::new(file)),
             Some(_) if now != then => return Err(Errno::STALE),
             Some(packed) => {
                 let path: Arc<Path> = dir.join(&found.source_name).into();

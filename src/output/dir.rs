@@ -4,7 +4,7 @@
 //! Each system call on a path walks that path again, and whoever can rename inside a tree can
 //! redirect the walk. A descriptor stays where it was opened.
 
-use super::support::is_unsupported;
+use super::support::{sync_dir, sync_file};
 use crate::{
     error::{Context, Error, Result},
     input,
@@ -13,7 +13,6 @@ use rustix::{
     fs::{
         AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, XattrFlags, fcntl_getfl, fgetxattr,
         fremovexattr, fsetxattr, fstat, linkat, mkdirat, openat, readlinkat, statat, symlinkat,
-        syncfs,
     },
     io::Errno,
     process::geteuid,
@@ -272,17 +271,10 @@ impl Dir {
     /// # Errors
     /// Io.
     pub fn sync(&self) -> Result<()> {
-        let synced = if self.readable { rustix::fs::fsync(&self.fd) } else { Err(Errno::BADF) };
+        let synced = if self.readable { sync_file(&self.fd) } else { sync_dir(&self.fd) };
         match synced {
-            // Some file systems cannot sync a single directory. If they cannot sync as a whole
-            // either, nothing can be done.
-            Err(e) if is_unsupported(e) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let whole = openat(&self.fd, ".", flags, Mode::empty()).and_then(syncfs);
-                whole.or_else(
-                    |e| if is_unsupported(e) || e == Errno::ACCESS { Ok(()) } else { Err(e) },
-                )
-            }
+            // Nothing can be done.
+            Err(Errno::ACCESS) => Ok(()),
             other => other,
         }
         .about_path(&self.path)

@@ -16,7 +16,7 @@ pub use copier::{Copied, Copier, Form, Place};
 pub use copy::{copy, same_bytes, sha256, write_sparse};
 pub use dir::{Dir, DirEntry, FileId, file_id};
 pub use file::{Output, retry_if_taken};
-pub use support::sync_file;
+pub use support::{sync_dir, sync_file};
 pub use temporary::{abandon, is_temporary};
 
 /// What may have a file's name when it is committed.

@@ -1,10 +1,10 @@
 //! What a file system, a kernel or a sandbox may not offer, and syncing in spite of that.
 
 use rustix::{
-    fs::{fsync, syncfs},
+    fs::{Mode, OFlags, fsync, openat, syncfs},
     io::Errno,
 };
-use std::fs::File;
+use std::os::fd::AsFd;
 
 /// Whether an error says that a file system, a kernel or a sandbox does not offer a call.
 pub(super) fn is_unsupported(e: Errno) -> bool {
@@ -18,12 +18,21 @@ pub(super) fn is_unsupported(e: Errno) -> bool {
 ///
 /// # Errors
 /// Failures of the disk; a file system that offers no syncing is not an error.
-pub fn sync_file(file: &File) -> Result<(), Errno> {
-    match fsync(file) {
-        Err(e) if is_unsupported(e) => match syncfs(file) {
+pub fn sync_file(file: impl AsFd) -> Result<(), Errno> {
+    match fsync(&file) {
+        Err(e) if is_unsupported(e) => match syncfs(&file) {
             Err(e) if is_unsupported(e) => Ok(()),
             other => other,
         },
         other => other,
     }
+}
+
+/// Sync the entries of a directory to disk, by any descriptor of it.
+///
+/// # Errors
+/// `EACCES` if it may not be read; failures of the disk.
+pub fn sync_dir(dir: impl AsFd) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    sync_file(openat(dir, ".", flags, Mode::empty())?)
 }

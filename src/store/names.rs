@@ -14,9 +14,9 @@
 //! through the store carries the attribute [`PLAIN_MARK`], and is shown under its own name.
 
 use crate::format::Naming;
-use crate::mount::{Footers, Packed};
+use crate::mount::{Footers, Packed, open_regular};
 use crate::output::is_temporary;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -262,20 +262,6 @@ fn open_unnoticed(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(File, Stat)> {
     match open_regular(dir, name, OFlags::NOATIME) {
         Err(Errno::PERM) => open_regular(dir, name, OFlags::empty()),
         other => other,
-    }
-}
-
-fn open_regular(dir: impl AsFd, name: &OsStr, more: OFlags) -> Result<(File, Stat)> {
-    // Non-blocking, because a FIFO may have taken the name meanwhile, and so that no lease is
-    // waited for.
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = openat(dir, name, flags | more, Mode::empty())
-        .map_err(|e| if e == Errno::LOOP { Errno::STALE } else { e })?;
-    let stat = fstat(&fd)?;
-    match FileType::from_raw_mode(stat.st_mode).is_file() {
-        true => Ok((fd.into(), stat)),
-        false => Err(Errno::STALE),
     }
 }
 

@@ -16,13 +16,13 @@
 use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
 use super::steps::{Step, reached};
 use super::swap::Candidate;
-use super::tree::{DirFd, Tree, read, sync_dir, write};
+use super::tree::{DirFd, Tree, read, write};
 use super::unpack::{UNPACKING, unlink_if};
 use super::work::{age, is_candidate};
 use crate::codec;
 use crate::format::Naming;
 use crate::mount::ROOT;
-use crate::output::{Attributes, is_temporary, sha256};
+use crate::output::{Attributes, is_temporary, sha256, sync_dir};
 use crate::read::{Archive, verify};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fremovexattr, fstat, openat};
 use rustix::fs::{renameat, statat, unlinkat};

@@ -9,14 +9,16 @@ use super::files::{Handle, may_write};
 use super::namespace::Caller;
 use super::node::{Content, Node};
 use super::nodes::Link;
-use super::plain::{drop_behind, read_cached, read_plain, write_behind};
+use super::plain::write_behind;
 use super::rename::End;
 use super::tree::{DirEntry, Tree};
 use crate::cache::{ChunkCache, Slice};
 use crate::error::Result;
 use crate::escape;
 use crate::log_once::LogOnce;
-use crate::mount::{Attr, Control, Handles, Replier, errno, reply_xattr};
+use crate::mount::{
+    Attr, Control, Handles, Replier, errno, read_plain, read_plain_blocking, reply_xattr,
+};
 use crate::readahead::{OpenArchive, Readahead};
 use fuser::{
     Errno, FileHandle, FopenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
@@ -24,7 +26,6 @@ use fuser::{
 };
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,9 +35,6 @@ pub(super) const TTL: Duration = Duration::from_secs(1);
 
 /// Most bytes of a reply.
 const MAX_READ: usize = 16 << 20;
-
-/// Most bytes that are read on a thread that reads `/dev/fuse`, if they are in the page cache.
-const MAX_INLINE_READ: usize = 128 << 10;
 
 pub(super) struct StoreFs {
     pub tree: Arc<Tree>,
@@ -195,7 +193,7 @@ impl StoreFs {
                 Ok(Content::Archive { archive, .. }) => {
                     read_archive(&cache, &archive, offset, len, reply);
                 }
-                Ok(Content::Plain(file)) => reply_plain(&cache, &file, offset, len, reply),
+                Ok(Content::Plain(file)) => read_plain_blocking(&cache, &file, offset, len, reply),
                 Err(e) => reply.error(errno(e)),
             };
             return self.cache.spawn(read);
@@ -215,24 +213,9 @@ impl StoreFs {
                 self.readahead.read(&archive, offset, len, request.pid(), is_direct, done);
             }
             Ok(Content::Plain(file)) => {
-                self.read_plain_file(file, offset, len, reply);
+                read_plain(&self.cache, file, offset, len, reply);
             }
             Err(e) => reply.error(errno(e)),
-        }
-    }
-
-    /// Handing a read over to another thread costs more than reading from the page cache.
-    fn read_plain_file(&self, file: Arc<File>, offset: u64, len: usize, reply: ReplyData) {
-        let mut reply = Some(reply);
-        if len <= MAX_INLINE_READ {
-            let mut buffer = vec![0; len];
-            if let Some(len) = read_cached(&file, offset, &mut buffer) {
-                reply.take().into_iter().for_each(|reply| reply.data(&buffer[..len]));
-            }
-        }
-        if let Some(reply) = reply {
-            let cache = self.cache.clone();
-            self.cache.spawn(move || reply_plain(&cache, &file, offset, len, reply));
         }
     }
 
@@ -316,22 +299,6 @@ fn read_archive(
                 log::error!("{}: {e}", escape::path(archive.path()));
                 reply.error(Errno::EIO);
             }
-        }
-    });
-}
-
-fn reply_plain(cache: &ChunkCache, file: &File, offset: u64, len: usize, reply: ReplyData) {
-    cache.with_scratch(len, |buffer| match buffer {
-        Ok(buffer) => match read_plain(file, offset, buffer) {
-            Ok(len) => {
-                reply.data(&buffer[..len]);
-                drop_behind(file, offset, len as u64);
-            }
-            Err(e) => reply.error(e.into()),
-        },
-        Err(e) => {
-            log::error!("{e}");
-            reply.error(Errno::ENOMEM);
         }
     });
 }

@@ -6,13 +6,13 @@
 use super::lock::Lock;
 use super::names::{Form, Found, Key, Listed, open_file};
 use super::packer::{Pack, PackPolicy, Packer};
-use super::tree::{DirFd, Tree, read, sync_dir, write};
+use super::tree::{DirFd, Tree, read, write};
 use super::unpack::{Keep, unlink_if};
 use crate::cache::{CacheOptions, ChunkCache};
 use crate::codec;
 use crate::error::{Context, Error};
 use crate::mount::{Entry, ROOT, Source, default_threads};
-use crate::output::sha256;
+use crate::output::{sha256, sync_dir};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, linkat, openat, removexattr};
 use rustix::io::{Errno, Result};
 use std::collections::{HashMap, HashSet};

@@ -9,6 +9,7 @@ use super::nodes::{Link, Nodes};
 use super::packer::Packer;
 use crate::cache::ChunkCache;
 use crate::mount::{Access, Archives, Attr, Entry, ROOT, Source, attr};
+use crate::output::sync_dir;
 use lru::LruCache;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfs, fstat, openat, readlinkat};
 use rustix::io::{Errno, Result};
@@ -363,14 +364,4 @@ fn stale(e: Errno) -> Errno {
 /// The attributes of a file in the source, not followed if it is a symlink.
 pub(super) fn stat_at(dir: &DirFd, name: &OsStr) -> Result<rustix::fs::Stat> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// Sync the entries of a directory.
-pub(super) fn sync_dir(dir: &OwnedFd) -> Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match openat(dir, ".", flags, Mode::empty()).and_then(rustix::fs::fsync) {
-        // Some file systems cannot sync a directory, and nothing can be done about it.
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::ROFS) => Ok(()),
-        other => other,
-    }
 }

@@ -15,9 +15,9 @@
 use super::names::{Form, Found, Key, old_name, open_file};
 use super::node::{Content, Node};
 use super::steps::{Step, reached};
-use super::tree::{DirFd, Located, Tree, sync_dir, write};
+use super::tree::{DirFd, Located, Tree, write};
 use crate::error::Error;
-use crate::output::{Attributes, Dir, Existing, Lost, Output};
+use crate::output::{Attributes, Dir, Existing, Lost, Output, sync_dir};
 use crate::read::{self, Archive};
 use rustix::fs::{
     AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, fremovexattr,
