@@ -49,6 +49,7 @@ impl Footers {
         if let Some((_, packed)) = cached {
             return Ok(packed);
         }
+        let mut last = None;
         for _ in 0..PEEK_ATTEMPTS {
             let (file, before) = match open() {
                 Ok(opened) => opened,
@@ -64,6 +65,11 @@ impl Footers {
             let identity = Identity::of(stat);
             // The footer belongs to this state only if the file had it before and after the read.
             if Identity::of(&before) != identity {
+                // Attributes alone may change, again and again.
+                if last.is_some() && last == packed {
+                    return Ok(last.flatten());
+                }
+                last = packed;
                 continue;
             }
             let Some(packed) = packed else { return Ok(None) };

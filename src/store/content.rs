@@ -5,6 +5,7 @@ use super::node::{Content, Node};
 use super::plain::touch;
 use super::tree::{Located, Tree};
 use super::unpack::proc_path;
+use crate::cache::CachedFile;
 use crate::mount::{Packed, attr};
 use crate::readahead::OpenArchive;
 use rustix::fs::{Mode, OFlags, fstat};
@@ -104,9 +105,20 @@ impl Tree {
         let Some(packed) = packed else {
             return Ok(Content::Plain(Arc::new(file)));
         };
-        let stat = fstat(&file)?;
-        let file = self.archives.open(file, &stat, path)?;
+        let file = self.open_archive(&file, path)?;
         let archive = Arc::new(OpenArchive::new(file, path.into(), path.into()));
         Ok(Content::Archive { archive, packed })
+    }
+
+    /// The archive in an open file. Its attributes may change while its index is read.
+    pub fn open_archive(&self, file: &File, path: &Path) -> Result<Arc<CachedFile>> {
+        for _ in 0..ATTEMPTS {
+            let again = file.try_clone().map_err(|_| Errno::MFILE)?;
+            match self.archives.open(again, &fstat(file)?, path) {
+                Err(Errno::STALE) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 }

@@ -200,7 +200,7 @@ impl Tree {
             // What is written may turn it into an archive.
             self.mark_plain(&dir, &link.1)?;
         }
-        self.remove_twins(&dir, &link, &found)?;
+        self.clear_twins(&dir, &link, &found)?;
         for _ in 0..LEASE_ATTEMPTS {
             match openat(&dir, &found.source_name, flags | OFlags::NOFOLLOW, Mode::empty()) {
                 Ok(fd) if Key::of(&fstat(&fd)?) == found.key() => return Ok(fd.into()),
@@ -213,9 +213,8 @@ impl Tree {
         Err(Errno::AGAIN)
     }
 
-    /// Remove archives beside a plain file that is about to change: they would be shown once the
-    /// plain file is gone.
-    fn remove_twins(
+    /// Clear away archives beside a plain file that is about to change.
+    fn clear_twins(
         &self,
         dir: &super::tree::DirFd,
         link: &(u64, std::ffi::OsString),
@@ -231,7 +230,7 @@ impl Tree {
         }
         let dir_node = self.nodes.get(*parent)?;
         let _names = write(&dir_node);
-        self.remove_forms(dir, name, |form| form.key() != found.key())
+        self.clear_beside(dir, name, found)
     }
 
     /// Write `data`, or less of it if the disk is full before its end. `limited`: not into blocks that

@@ -2,6 +2,7 @@
 
 use super::names::{Form, Found, Key, PLAIN_MARK, check, may_be_archive, shown_name};
 use super::node::Node;
+use super::steps::{Step, reached};
 use super::tree::{DirFd, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
 use crate::mount::{Attr, DEFAULT_ACL};
@@ -162,7 +163,9 @@ impl Tree {
             return Err(Errno::ISDIR);
         }
         let kept = self.keep(&dir, &found)?;
-        self.remove_forms(&dir, name, |_| true)?;
+        self.clear_beside(&dir, name, &found)?;
+        unlinkat(&dir, &found.source_name, AtFlags::empty())?;
+        reached(Step::FormRemoved);
         let gone = self.lost(kept.clone(), &(parent, name.to_owned()));
         drop(names);
         // The space of a large file is freed here, where nobody waits for the names.
@@ -181,8 +184,7 @@ impl Tree {
             return Err(Errno::NOTDIR);
         }
         let kept = self.keep(&dir, &found)?;
-        // They would be shown once the directory is gone.
-        self.remove_forms(&dir, name, |found| found.form != Form::Plain)?;
+        self.clear_beside(&dir, name, &found)?;
         match unlinkat(&dir, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 self.remove_temporaries(&dir, name)?;
@@ -253,8 +255,9 @@ impl Tree {
         let dir_node = self.nodes.get(parent)?;
         let _names = write(&dir_node);
         // Beside a plain file, an archive is not shown, and may be in the way.
-        if self.names.find(dir.as_fd(), &shown)?.form == Form::Plain {
-            super::unpack::unlink_if(&dir, name, found.key())?;
+        let plain = self.names.find(dir.as_fd(), &shown)?;
+        if plain.form == Form::Plain {
+            self.clear_beside(&dir, &shown, &plain)?;
         }
         Ok(dir)
     }

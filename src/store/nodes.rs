@@ -81,33 +81,39 @@ impl Table {
         let Some(entry) = self.by_id.get_mut(&id) else { return Vec::new() };
         let (removed, kept) = std::mem::take(&mut entry.links).into_iter().partition(which);
         entry.links = kept;
-        let removed: Vec<Link> = removed;
-        removed.into_iter().flat_map(|(parent, _)| self.remove_child(parent)).collect()
+        self.collect(removed)
     }
 
-    fn remove_child(&mut self, parent: u64) -> Vec<Entry> {
-        if let Some(entry) = self.by_id.get_mut(&parent) {
-            entry.children -= 1;
+    /// Directories have lost these names in them. Remove those that nobody knows any more, and then
+    /// their own directories likewise.
+    fn collect(&mut self, mut lost: Vec<Link>) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        while let Some((parent, _)) = lost.pop() {
+            if let Some(entry) = self.by_id.get_mut(&parent) {
+                entry.children -= 1;
+            }
+            if let Some(mut entry) = self.take_unused(parent) {
+                lost.append(&mut entry.links);
+                gone.push(entry);
+            }
         }
-        self.collect(parent)
+        gone
     }
 
-    /// Remove a node if nobody knows it any more, and then its directories likewise.
-    fn collect(&mut self, id: u64) -> Vec<Entry> {
+    /// Remove a node if nobody knows it any more; its names still count as children.
+    fn take_unused(&mut self, id: u64) -> Option<Entry> {
         let is_used = |entry: &Entry| entry.lookups > 0 || entry.children > 0;
         if id == ROOT || self.by_id.get(&id).is_none_or(is_used) {
-            return Vec::new();
+            return None;
         }
-        let mut gone = self.remove_links(id, |_| true);
-        let Some(entry) = self.by_id.remove(&id) else { return gone };
+        let entry = self.by_id.remove(&id)?;
         if self.by_key.get(&entry.key) == Some(&id) {
             self.by_key.remove(&entry.key);
         }
         if self.displaced.get(&entry.node.number) == Some(&id) {
             self.displaced.remove(&entry.node.number);
         }
-        gone.push(entry);
-        gone
+        Some(entry)
     }
 }
 
@@ -168,7 +174,9 @@ impl Nodes {
         if let Some(entry) = table.by_id.get_mut(&id).filter(|_| id != ROOT) {
             entry.lookups = entry.lookups.saturating_sub(lookups);
         }
-        let gone = table.collect(id);
+        let Some(mut entry) = table.take_unused(id) else { return Vec::new() };
+        let mut gone = table.collect(std::mem::take(&mut entry.links));
+        gone.push(entry);
         // Dropping them may close files.
         drop(table);
         gone.iter().map(|entry| entry.node.id).collect()

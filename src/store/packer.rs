@@ -49,9 +49,11 @@ pub struct PackPolicy {
 /// How often to ask again whether a file may be packed.
 const RECHECK: Duration = Duration::from_secs(2);
 
-/// How long to wait after an attempt that failed, and at least after the first one.
+/// How long to wait after an attempt that failed, and at least after the first one. Each that has
+/// made an archive in vain doubles the time.
 const RETRY: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+const MAX_DOUBLINGS: u32 = 7;
 
 /// How long a writer waits for the packer to give its space back.
 const GIVE_ROOM_WITHIN: Duration = Duration::from_secs(30);
@@ -77,8 +79,8 @@ struct Queue {
     drain: bool,
     /// The nodes whose last attempt failed. They are not drained.
     again: HashSet<u64>,
-    /// Those of which more than one attempt failed, until one succeeds.
-    retried: HashSet<u64>,
+    /// Of those of which an attempt failed, until one succeeds: how many made an archive.
+    retried: HashMap<u64, u32>,
     /// A walk has to find files before the queue can be drained.
     walk: bool,
     /// A file is being packed.
@@ -120,6 +122,8 @@ pub(super) enum Outcome {
     Gone,
     /// Try again later.
     Later(String),
+    /// Try again, but not soon: an archive was made, and could not take its place.
+    Failed(String),
 }
 
 pub(super) struct Packer {
@@ -164,13 +168,27 @@ impl Packer {
         is_new
     }
 
-    /// Try a node again later. Its hold stays.
-    pub fn retry(&self, id: u64) -> bool {
-        let is_first = self.queue().retried.insert(id);
-        let wait = if is_first { self.policy.settle.max(FIRST_RETRY) } else { RETRY };
-        let is_new = self.enqueue_at(id, Instant::now() + wait.min(RETRY));
+    /// Try a node again later; `in_vain`: an archive was made. Its hold stays.
+    pub fn retry(&self, id: u64, in_vain: bool) -> bool {
+        let before = {
+            let mut queue = self.queue();
+            let before = queue.retried.get(&id).copied();
+            queue.retried.insert(id, before.unwrap_or(0) + u32::from(in_vain));
+            before
+        };
+        let wait = match before {
+            None => self.policy.settle.clamp(FIRST_RETRY, RETRY),
+            Some(made) => RETRY * (1 << made.min(MAX_DOUBLINGS)),
+        };
+        let is_new = self.enqueue_at(id, Instant::now() + wait);
         self.queue().again.insert(id);
         is_new
+    }
+
+    /// An attempt has come to an end that is no reason to try again. It may have been queued anew
+    /// meanwhile.
+    pub fn settled(&self, id: u64) {
+        self.queue().retried.remove(&id);
     }
 
     /// Nothing more is to be done about a node: it is packed, or gone. Returns whether it was
@@ -231,6 +249,10 @@ impl Packer {
     /// The node that may be packed now, or how long to wait for one.
     fn due(&self, queue: &mut Queue, now: Instant) -> Result<u64, Duration> {
         const LONG: Duration = Duration::from_secs(3600);
+        if !queue.status.recovered {
+            // A file and its archive may be what a crash has left, or what is being swapped.
+            return Err(LONG);
+        }
         let drained = queue.order.iter().find(|(_, id)| !queue.again.contains(id)).copied();
         if drained.is_none() {
             queue.drain = false;
@@ -278,7 +300,7 @@ impl Packer {
                 status.left += 1;
                 why
             }
-            Outcome::Later(why) => {
+            Outcome::Later(why) | Outcome::Failed(why) => {
                 status.failed += 1;
                 why
             }
@@ -299,6 +321,7 @@ impl Packer {
     /// The walk after mounting is done.
     pub fn recovered(&self) {
         self.queue().status.recovered = true;
+        self.changed.notify_all();
     }
 
     /// Whether the file being packed is to be given up.

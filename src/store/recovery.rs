@@ -10,13 +10,13 @@
 //! | `N.bsz-old` alone | the archive gets its name back |
 //! | `N` and `N.bsz`, `N` marked as being unpacked, equal by SHA-256 | the archive is removed |
 //! | `N` and `N.bsz`, equal by size, mtime and SHA-256, the archive intact | `N` is removed |
-//! | `N` and `N.bsz` that differ | both stay: they were changed while nothing was mounted |
+//! | `N` and `N.bsz` that differ | the archive is marked, and shown as the file that it is |
 //! | a temporary file of a process that is gone | it is removed |
 
 use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
 use super::steps::{Step, reached};
 use super::swap::Candidate;
-use super::tree::{DirFd, Tree, read, write};
+use super::tree::{DirFd, Tree, read, stat_at, write};
 use super::unpack::{UNPACKING, unlink_if};
 use super::work::{age, is_candidate};
 use crate::codec;
@@ -182,7 +182,7 @@ impl Tree {
                 }
             }
             Form::Plain => {
-                self.remove_forms(dir, shown, |found| found.form != Form::Plain)?;
+                self.clear_beside(dir, shown, &forms[0])?;
                 if let Ok((file, _)) = open_file(dir, shown) {
                     let _ = fremovexattr(&file, UNPACKING);
                 }
@@ -219,16 +219,21 @@ impl Tree {
             && (is_unpacking || attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime);
         let is_equal = is_like && sha256(&file, &path).is_ok_and(|sum| sum == packed.sha256);
         let finished = match (is_equal, is_unpacking) {
-            (false, _) => {
-                let path = crate::escape::path(&path);
-                log::warn!("{path}: differs from the archive beside it, which is not shown");
-                Ok(())
-            }
+            (false, _) => self.keep_both(&candidate, archive),
             (true, true) => self.keep_plain(&candidate, archive, &file),
             (true, false) => self.keep_archive(&candidate, &file, archive, &path),
         };
         self.forget(candidate.node.id, 1);
         finished
+    }
+
+    /// They were changed while nothing was mounted.
+    fn keep_both(&self, of: &Candidate, archive: &Found) -> Result<()> {
+        let node = self.nodes.get(of.link.0)?;
+        let _names = write(&node);
+        let is_there = |name, key| stat_at(&of.dir, name).is_ok_and(|s| Key::of(&s) == key);
+        let both = is_there(&*of.link.1, of.key) && is_there(&archive.source_name, archive.key());
+        if both { self.set_aside(&of.dir, &of.link.1, archive) } else { Ok(()) }
     }
 
     fn keep_plain(&self, of: &Candidate, archive: &Found, file: &File) -> Result<()> {

@@ -18,9 +18,7 @@ use super::node::Node;
 use super::steps::{Step, reached};
 use super::tree::{DirFd, Kept, Tree, write};
 use super::unpack::{Keep, proc_path};
-use rustix::fs::{
-    Mode, OFlags, RenameFlags, getxattr, openat, removexattr, renameat, renameat_with,
-};
+use rustix::fs::{Mode, OFlags, RenameFlags, openat, removexattr, renameat, renameat_with};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -165,17 +163,26 @@ impl Tree {
         let replaces = match to.found.as_ref().map(|found| found.form) {
             // Archives of other names do not replace each other.
             Some(form) if form != Form::Plain => form == moved.form,
-            Some(_) => !self.is_taken(&to.dir, &over_name(name)),
+            Some(_) => !self.is_taken(&to.dir, &over_name(name)) && !self.has_another_beside(to),
             None => true,
         };
         let is_free = name.len() <= MAX_PACKED_NAME && !self.is_taken(&to.dir, &target);
         (replaces && is_free).then_some(target)
     }
 
+    /// Whether an archive of something else is beside the plain file at the new name. It will be
+    /// shown under its own name.
+    fn has_another_beside(&self, to: &Side<'_>) -> bool {
+        let Some(plain) = &to.found else { return false };
+        let another = |form: &Found| form.key() != plain.key() && !form.is_of(plain);
+        self.names.forms(to.dir.as_fd(), to.end.name).map_or(true, |f| f.iter().any(another))
+    }
+
     fn plain_over_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<(Kept, Rest)> {
         let replaced = self.replaced(to)?;
         self.prepare_plain(from, to)?;
         renameat(&from.dir, from.end.name, &to.dir, to.end.name)?;
+        unmark(from, to);
         Ok((replaced, Rest::Nothing))
     }
 
@@ -187,17 +194,13 @@ impl Tree {
     /// under either name later, and the name of an archive must not make it one.
     fn prepare_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
-        let is_beside = |found: &Found| found.form != Form::Plain;
-        self.remove_forms(&from.dir, from.end.name, is_beside)?;
-        if to.found.as_ref().is_some_and(|found| found.form == Form::Plain) {
-            self.remove_forms(&to.dir, to.end.name, is_beside)?;
+        self.clear_beside(&from.dir, from.end.name, moved)?;
+        if let Some(replaced) = to.found.as_ref().filter(|found| found.form == Form::Plain) {
+            self.clear_beside(&to.dir, to.end.name, replaced)?;
         }
-        match (may_be_archive(from.end.name), may_be_archive(to.end.name)) {
-            _ if !moved.kind().is_file() => Ok(()),
-            (_, true) => self.mark_plain(&from.dir, from.end.name),
-            // Under its new name, it may be packed.
-            (true, false) => unmark(&from.dir, from.end.name),
-            (false, false) => Ok(()),
+        match moved.kind().is_file() && may_be_archive(to.end.name) {
+            true => self.mark_plain(&from.dir, from.end.name),
+            false => Ok(()),
         }
     }
 
@@ -215,6 +218,7 @@ impl Tree {
             return Err(e);
         }
         reached(Step::ReplacedRenamed);
+        unmark(from, to);
         Ok((replaced, Rest::Old))
     }
 
@@ -227,7 +231,7 @@ impl Tree {
     ) -> Result<(Kept, Rest)> {
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
         let replaced = self.replaced(to)?;
-        self.remove_forms(&from.dir, from.end.name, |found| found.key() != moved.key())?;
+        self.clear_beside(&from.dir, from.end.name, moved)?;
         renameat(&from.dir, &moved.source_name, &to.dir, target)?;
         Ok((replaced, Rest::Nothing))
     }
@@ -240,9 +244,11 @@ impl Tree {
     ) -> Result<(Kept, Rest)> {
         let Some(moved) = &from.found else { return Err(Errno::NOENT) };
         let replaced = self.replaced(to)?;
-        self.remove_forms(&from.dir, from.end.name, |found| found.key() != moved.key())?;
+        self.clear_beside(&from.dir, from.end.name, moved)?;
         // An archive beside the replaced file would be in the way.
-        self.remove_forms(&to.dir, to.end.name, |found| found.form > Form::Plain)?;
+        if let Some(plain) = &to.found {
+            self.clear_beside(&to.dir, to.end.name, plain)?;
+        }
         debug_assert!(!self.is_taken(&to.dir, target));
         renameat(&from.dir, &moved.source_name, &to.dir, over_name(to.end.name))?;
         reached(Step::OverRenamed);
@@ -258,11 +264,9 @@ impl Tree {
                 return Ok(Next::Unpack(side.end));
             }
         }
-        let is_beside = |found: &Found| found.form != Form::Plain;
-        for (side, target) in [(from, to), (to, from)] {
-            self.remove_forms(&side.dir, side.end.name, is_beside)?;
-            let is_file = side.found.as_ref().is_some_and(|found| found.kind().is_file());
-            if is_file && may_be_archive(target.end.name) {
+        for (side, found, target) in [(from, one, to), (to, other, from)] {
+            self.clear_beside(&side.dir, side.end.name, found)?;
+            if found.kind().is_file() && may_be_archive(target.end.name) {
                 self.mark_plain(&side.dir, side.end.name)?;
             }
         }
@@ -307,15 +311,19 @@ enum Next<'a> {
     Again,
 }
 
-fn unmark(dir: &DirFd, name: &OsStr) -> Result<()> {
+/// A file has been renamed. If its old name was that of an archive, and the new one is not, it needs
+/// no mark, and may be packed. A mark that stays only prevents that.
+fn unmark(from: &Side<'_>, to: &Side<'_>) {
+    let (was, is) = (may_be_archive(from.end.name), may_be_archive(to.end.name));
+    if !was || is || !from.found.as_ref().is_some_and(|found| found.kind().is_file()) {
+        return;
+    }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = openat(dir, name, flags, Mode::empty())?;
-    let path = proc_path(fd.as_fd());
-    match removexattr(&path, PLAIN_MARK) {
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        // The owner may not write to it.
-        Err(Errno::ACCESS) if getxattr(&path, PLAIN_MARK, &mut [0u8; 1]).is_err() => Ok(()),
-        other => other,
+    let unmarked = openat(&to.dir, to.end.name, flags, Mode::empty())
+        .and_then(|fd| removexattr(proc_path(fd.as_fd()), PLAIN_MARK));
+    match unmarked {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+        Err(e) => log::debug!("a renamed file stays marked: {e}"),
     }
 }
 

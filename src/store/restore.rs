@@ -4,7 +4,7 @@
 //! again. First, what a crash has left is finished.
 
 use super::lock::Lock;
-use super::names::{Form, Found, Key, Listed, open_file};
+use super::names::{Form, Found, Key, Listed, PLAIN_MARK, may_be_archive, open_file};
 use super::packer::{Pack, PackPolicy, Packer};
 use super::tree::{DirFd, Tree, read, write};
 use super::unpack::{Keep, unlink_if};
@@ -13,7 +13,8 @@ use crate::codec;
 use crate::error::{Context, Error};
 use crate::mount::{Entry, ROOT, Source, default_threads};
 use crate::output::{sha256, sync_dir};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, linkat, openat, removexattr};
+use crate::read::peek;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, linkat, openat, removexattr};
 use rustix::io::{Errno, Result};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -115,6 +116,10 @@ impl Restore {
         let root = tree.dir(ROOT).about_path(dir)?;
         loop {
             if let Some(lock) = Lock::take(&*root).about_path(dir)? {
+                let at_path = rustix::fs::stat(dir).about_path(dir)?;
+                if Key::of(&at_path) != Key::of(&fstat(&*root).about_path(dir)?) {
+                    return Err(Error::invalid("has been mounted again, or moved").about_path(dir));
+                }
                 return Ok(Self { tree: Arc::new(tree), _lock: lock });
             }
             if !waits() {
@@ -277,6 +282,12 @@ fn stored(found: &Found) -> u64 {
     u64::try_from(found.stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
+/// Whether a file is an archive.
+fn is_archive(dir: &DirFd, name: &OsStr) -> bool {
+    may_be_archive(name)
+        && open_file(dir, name).is_ok_and(|(file, _)| peek(&file).is_ok_and(|f| f.is_some()))
+}
+
 /// Remove the attributes of the store from a file.
 fn clear(dir: &DirFd, name: &OsStr) -> crate::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -285,7 +296,10 @@ fn clear(dir: &DirFd, name: &OsStr) -> crate::Result<()> {
         Err(Errno::OPNOTSUPP) => return Ok(()),
         other => other?,
     };
-    let names = names.split(|&byte| byte == 0).filter(|name| name.starts_with(PREFIX));
+    // Without its mark, an archive that was made through the store would be taken for one of the
+    // store's own, should this directory be one again.
+    let keeps = if is_archive(dir, name) { PLAIN_MARK.as_bytes() } else { b"" };
+    let names = names.split(|&byte| byte == 0).filter(|n| n.starts_with(PREFIX) && *n != keeps);
     for name in names {
         removexattr(entry.path(), OsStr::from_bytes(name))?;
     }

@@ -20,7 +20,7 @@ use super::unpack::{errno, unlink_if};
 use crate::mount::Packed;
 use crate::output::sync_dir;
 use crate::pack::Prepared;
-use rustix::fs::{AtFlags, fstat, unlinkat};
+use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -58,17 +58,22 @@ impl Tree {
         if !candidate.is_unchanged(self) || !prepared.unchanged().is_ok_and(|same| same) {
             return Ok(false);
         }
-        // An archive that is there already is of an older file.
-        self.remove_forms(dir, &link.1, |found| found.key() != *key)?;
+        let plain = self.names.entry(dir.as_fd(), &link.1)?;
+        if plain.key() != *key {
+            return Ok(false);
+        }
+        self.clear_beside(dir, &link.1, &plain)?;
         let (dev, ino) = prepared.link().map_err(|e| errno(&e))?;
         drop(names);
         reached(Step::SwapLinked);
         let archive = (archive_name, Key { dev, ino });
         let swapped = self.switch(candidate, &prepared, &archive);
         if !matches!(swapped, Ok(true)) {
-            // The plain file is shown, or has been removed together with the archive.
+            // If the plain file is gone, the archive is all that is left.
             let _names = write(&dir_node);
-            unlink_if(dir, &archive.0, archive.1)?;
+            if self.names.find(dir.as_fd(), &link.1).is_ok_and(|shown| shown.key() != archive.1) {
+                unlink_if(dir, &archive.0, archive.1)?;
+            }
         }
         swapped
     }
@@ -123,6 +128,7 @@ impl Tree {
         sync_dir(dir)?;
         let dir_node = self.nodes.get(link.0)?;
         let _names = write(&dir_node);
+        let Ok(_not_unpacked) = node.unpacking.try_lock() else { return Ok(false) };
         let is_there = |name: &OsStr, key| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == key);
         let both = is_there(&link.1, *key) && is_there(&archive.source_name, archive.key());
         let Some(packed) = archive.packed.clone().filter(|_| both && of.is_unchanged(self)) else {
@@ -144,9 +150,7 @@ impl Tree {
             return Ok(None);
         }
         let path = self.path(&candidate.link);
-        let file = prepared.archive().try_clone().map_err(|_| Errno::MFILE)?;
-        let stat = fstat(&file)?;
-        let file = self.archives.open(file, &stat, &path)?;
+        let file = self.open_archive(prepared.archive(), &path)?;
         let archive = crate::readahead::OpenArchive::new(file, (&*path).into(), (&*path).into());
         Ok(Some(Content::Archive { archive: Arc::new(archive), packed: Arc::clone(packed) }))
     }

@@ -83,30 +83,43 @@ impl Tree {
 
     /// The descriptor of a directory.
     pub fn dir(&self, id: u64) -> Result<DirFd> {
+        // Up to a directory that is open, and down again. Not by recursion: users decide how deep
+        // directories are.
+        let (mut at, mut closed) = (id, Vec::new());
+        let mut dir = loop {
+            if let Some(dir) = self.open_dir(at)? {
+                break dir;
+            }
+            let (key, link) = self.nodes.place(at)?;
+            let (parent, name) = link.ok_or(Errno::STALE)?;
+            closed.push((at, key, name));
+            at = parent;
+        };
+        for (id, key, name) in closed.into_iter().rev() {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = openat(&dir, &name, flags, Mode::empty()).map_err(stale)?;
+            if Key::of(&fstat(&fd)?) != key {
+                return Err(Errno::STALE);
+            }
+            dir = Arc::new(fd);
+            self.dirs().put(id, Arc::clone(&dir));
+        }
+        Ok(dir)
+    }
+
+    /// The descriptor of a directory, if it is open.
+    fn open_dir(&self, id: u64) -> Result<Option<DirFd>> {
         if id == ROOT {
-            return Ok(Arc::clone(&self.root));
+            return Ok(Some(Arc::clone(&self.root)));
         }
         if let Some(dir) = self.dirs().get(&id) {
-            return Ok(Arc::clone(dir));
+            return Ok(Some(Arc::clone(dir)));
         }
         let node = self.nodes.get(id)?;
         if node.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        if let Some(orphan) = node.orphan() {
-            return Ok(orphan);
-        }
-        let (key, link) = self.nodes.place(id)?;
-        let (parent, name) = link.ok_or(Errno::STALE)?;
-        let parent = self.dir(parent)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&parent, &name, flags, Mode::empty()).map_err(stale)?;
-        if Key::of(&fstat(&fd)?) != key {
-            return Err(Errno::STALE);
-        }
-        let dir = Arc::new(fd);
-        self.dirs().put(id, Arc::clone(&dir));
-        Ok(dir)
+        Ok(node.orphan())
     }
 
     /// Sync the entries of a directory.

@@ -15,7 +15,7 @@
 use super::names::{Form, Found, Key, old_name, open_file};
 use super::node::{Content, Node};
 use super::steps::{Step, reached};
-use super::tree::{DirFd, Located, Tree, write};
+use super::tree::{DirFd, Located, Tree, stat_at, write};
 use crate::error::Error;
 use crate::output::{Attributes, Dir, Existing, Lost, Output, sync_dir};
 use crate::read::{self, Archive};
@@ -176,8 +176,7 @@ impl Tree {
         path: &Path,
         keep: Keep,
     ) -> Result<Output> {
-        let stat = fstat(file)?;
-        let open = self.archives.open(reopened(file)?, &stat, path)?;
+        let open = self.open_archive(file, path)?;
         let output = Output::create(&writable_dir(dir, path)?, name).map_err(|e| errno(&e))?;
         let archive = open.archive();
         let decoded = match keep {
@@ -219,7 +218,10 @@ impl Tree {
         let dir_node = self.nodes.get(link.0)?;
         let name = &link.1;
         let names = write(&dir_node);
-        if self.nodes.place(node.id)? != (found.key(), Some(link.clone())) {
+        let is_there = |name: &OsStr| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == found.key());
+        if self.nodes.place(node.id)? != (found.key(), Some(link.clone()))
+            || !is_there(&found.source_name)
+        {
             return Ok(None);
         }
         if found.form == Form::Over {
@@ -244,8 +246,14 @@ impl Tree {
         reached(Step::UnpackLinked);
         sync_dir(dir)?;
         reached(Step::UnpackSynced);
-        let _names = write(&dir_node);
+        let names = write(&dir_node);
+        if node.state().packed.is_some() {
+            return Ok(None);
+        }
         unlink_if(dir, &archive, found.key())?;
+        drop(names);
+        // It must not come back beside what is written now.
+        sync_dir(dir)?;
         reached(Step::UnpackRemoved);
         let _ = fremovexattr(&*file, UNPACKING);
         Ok(Some(file))
@@ -304,6 +312,34 @@ impl Tree {
         }
         Ok(())
     }
+
+    /// Clear away the other forms of `name` beside `shown`, which is about to change or to go: they
+    /// would be shown in its place. Those of the store hold the same bytes, so they are removed. An
+    /// archive of anything else is the user's, and is shown under its own name from now on. The
+    /// names of the directory are locked.
+    pub fn clear_beside(&self, dir: &DirFd, name: &OsStr, shown: &Found) -> Result<()> {
+        let forms = self.names.forms(dir.as_fd(), name)?;
+        for found in forms.iter().rev().filter(|found| found.key() != shown.key()) {
+            if shown.form == Form::Over || found.is_of(shown) {
+                unlinkat(dir, &found.source_name, AtFlags::empty())?;
+                reached(Step::FormRemoved);
+            } else {
+                self.set_aside(dir, name, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Show an archive that holds something else than the file beside it under its own name.
+    pub fn set_aside(&self, dir: &DirFd, name: &OsStr, archive: &Found) -> Result<()> {
+        self.mark_plain(dir, &archive.source_name)?;
+        log::warn!(
+            "{} holds something else than {} and is shown, too",
+            crate::escape::path(Path::new(&archive.source_name)),
+            crate::escape::path(Path::new(name)),
+        );
+        Ok(())
+    }
 }
 
 /// Another descriptor of an open file.
@@ -330,7 +366,7 @@ pub(super) fn writable_dir(dir: &DirFd, path: &Path) -> Result<Arc<Dir>> {
 
 /// Remove `name` if it is the file `key`.
 pub(super) fn unlink_if(dir: &DirFd, name: &OsStr, key: Key) -> Result<()> {
-    match super::tree::stat_at(dir, name) {
+    match stat_at(dir, name) {
         Ok(stat) if Key::of(&stat) == key => unlinkat(dir, name, AtFlags::empty()),
         Ok(_) | Err(Errno::NOENT) => Ok(()),
         Err(e) => Err(e),

@@ -1,18 +1,21 @@
 //! Packing one file of a store.
 
 use super::idle::{make_idle, why_busy};
-use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK};
+use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK, packed_name};
 use super::nodes::Link;
 use super::packer::{Outcome, Packer, Task, Version};
 use super::swap::Candidate;
-use super::tree::{Located, Tree};
+use super::tree::{DirFd, Located, Tree};
 use super::unpack::{proc_path, writable_dir};
 use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use crate::error::{Context, Error, Result};
 use crate::mount::Attr;
 use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, prepare};
 use crate::read::{self, Archive};
-use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, openat, setxattr};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, openat, setxattr,
+    statx,
+};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -101,11 +104,15 @@ impl Tree {
         let outcome = self.pack(id).unwrap_or_else(|e| Outcome::Later(e.to_string()));
         log::debug!("{}: {outcome:?}", crate::escape::text(&path));
         self.packer.record(&path, &outcome);
-        let again = matches!(outcome, Outcome::Later(_));
-        if !again {
-            self.packer.remove(id);
-        }
-        if !again || !self.packer.retry(id) {
+        let queued = match outcome {
+            Outcome::Later(_) => self.packer.retry(id, false),
+            Outcome::Failed(_) => self.packer.retry(id, true),
+            Outcome::Packed { .. } | Outcome::Left(_) | Outcome::Gone => {
+                self.packer.settled(id);
+                false
+            }
+        };
+        if !queued {
             self.forget(id, 1);
         }
     }
@@ -132,6 +139,9 @@ impl Tree {
         if self.packer.is_left(found.key(), version) || is_left(&dir, &link.1, version) {
             return Ok(Outcome::Gone);
         }
+        if let Some(why) = self.is_in_the_way(&dir, &link.1)? {
+            return Ok(Outcome::Left(why.into()));
+        }
         if let Some(why) = self.no_room(attr.size)? {
             return Ok(Outcome::Later(why));
         }
@@ -150,10 +160,22 @@ impl Tree {
         let (original, stored) = (prepared.original(), prepared.stored());
         let swapped = self.swap_in(candidate, prepared);
         candidate.node.state().leased = None;
-        Ok(match swapped? {
-            true => Outcome::Packed { original, stored },
-            false => Outcome::Later("changed while it was packed".into()),
+        Ok(match swapped {
+            Ok(true) => Outcome::Packed { original, stored },
+            Ok(false) => Outcome::Failed("changed while it was packed".into()),
+            Err(e) => Outcome::Failed(e.to_string()),
         })
+    }
+
+    /// Why an archive could not take the place of a file, although it may be worth one.
+    fn is_in_the_way(&self, dir: &DirFd, name: &OsStr) -> Result<Option<&'static str>> {
+        if self.is_taken(dir, &packed_name(name)) {
+            return Ok(Some("another file has the name of its archive"));
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let attributes = statx(dir, name, flags, StatxFlags::empty())?.stx_attributes;
+        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        Ok(attributes.intersects(fixed).then_some("may not be removed (chattr)"))
     }
 
     fn prepare(&self, candidate: &Candidate) -> Result<Preparation> {
