@@ -23,6 +23,7 @@
 //! | `files`, `plain` | open files |
 //! | `namespace`, `rename` | names that come, go and change |
 //! | `change` | attributes that change |
+//! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
 //! | `recovery` | the walk after mounting |
 //! | `lock` | of several processes, only one packs |
@@ -33,6 +34,7 @@
 mod arguments;
 mod change;
 mod control;
+mod examine;
 mod files;
 mod fuse;
 mod idle;
@@ -50,6 +52,7 @@ mod restore;
 mod steps;
 mod swap;
 mod tree;
+mod twins;
 mod unpack;
 mod work;
 
@@ -92,7 +95,7 @@ pub fn run(
     let outcome = mount::serve(o, start, hangup, move |parts| {
         let tree = Arc::new(Tree::new(parts.source, parts.cache.clone(), Packer::new(policy))?);
         let reporter = Arc::clone(&tree);
-        parts.control.report_store(move || reporter.packer.status());
+        parts.control.report_store(move || reporter.status());
         let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
         // Set once.
         let _ = kept.set(Arc::clone(&tree));

@@ -102,6 +102,8 @@ impl Queue {
 pub(super) enum Task {
     /// Find files to pack.
     Walk,
+    /// Examine an archive.
+    Examine,
     /// Pack a node. `Tree::forget` is owed for it.
     Pack(u64),
     Stop,
@@ -195,8 +197,9 @@ impl Packer {
         self.changed.notify_all();
     }
 
-    /// Wait for something to do. `busy` says why nothing should be done at the moment.
-    pub fn next(&self, busy: impl Fn() -> Option<String>) -> Task {
+    /// Wait for something to do. `busy` says why nothing should be done at the moment, `examines`
+    /// whether there are archives to examine, which comes before packing.
+    pub fn next(&self, busy: impl Fn() -> Option<String>, examines: impl Fn() -> bool) -> Task {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
@@ -207,18 +210,22 @@ impl Packer {
                 queue.walk = false;
                 return Task::Walk;
             }
-            let wait = match self.due(&mut queue, now) {
+            let due = self.due(&mut queue, now).map(Some);
+            let examine = !queue.status.paused && examines();
+            let due = if examine { Ok(due.ok().flatten()) } else { due };
+            let wait = match due {
                 Ok(id) => {
                     let hurry = queue.drain || self.policy.pack == Pack::Now;
                     let why = if hurry { None } else { busy() };
                     let Some(why) = why else {
+                        let Some(id) = id.filter(|_| !examine) else { return Task::Examine };
                         queue.remove(id);
                         queue.busy = true;
                         queue.status.waits = None;
                         self.cancelled.store(false, Ordering::Release);
                         return Task::Pack(id);
                     };
-                    queue.status.waits = Some(why);
+                    queue.status.waits = Some(why).filter(|_| id.is_some());
                     RECHECK
                 }
                 Err(wait) => wait,
@@ -299,6 +306,7 @@ impl Packer {
     /// The walk after mounting is done.
     pub fn recovered(&self) {
         self.queue().status.recovered = true;
+        self.changed.notify_all();
     }
 
     /// Whether the file being packed is to be given up.

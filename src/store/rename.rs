@@ -229,6 +229,7 @@ impl Tree {
         let replaced = self.replaced(to)?;
         self.remove_forms(&from.dir, from.end.name, |found| found.key() != moved.key())?;
         renameat(&from.dir, &moved.source_name, &to.dir, target)?;
+        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
         Ok((replaced, Rest::Nothing))
     }
 

@@ -246,6 +246,7 @@ impl Tree {
         reached(Step::UnpackSynced);
         let _names = write(&dir_node);
         unlink_if(dir, &archive, found.key())?;
+        self.twins.forget(found.key());
         reached(Step::UnpackRemoved);
         let _ = fremovexattr(&*file, UNPACKING);
         Ok(Some(file))
@@ -300,6 +301,7 @@ impl Tree {
         let forms = self.names.forms(dir.as_fd(), name)?;
         for found in forms.iter().rev().filter(|found| which(found)) {
             unlinkat(dir, &found.source_name, AtFlags::empty())?;
+            self.twins.forget(found.key());
             reached(Step::FormRemoved);
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Packing one file of a store.
 
+use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
 use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK};
 use super::nodes::Link;
@@ -10,7 +11,7 @@ use super::unpack::{proc_path, writable_dir};
 use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use crate::error::{Context, Error, Result};
 use crate::mount::Attr;
-use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, prepare};
+use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, Twins, prepare};
 use crate::read::{self, Archive};
 use rustix::fs::{Mode, OFlags, XattrFlags, fgetxattr, openat, setxattr};
 use std::ffi::OsStr;
@@ -68,9 +69,10 @@ pub(super) fn run(tree: &Arc<Tree>) {
         Err(e) => return log::error!("files are not packed: {e}"),
     };
     loop {
-        match tree.packer.next(why_busy) {
+        match tree.packer.next(why_busy, || tree.twins.waiting() > 0) {
             Task::Stop => return,
             Task::Walk => tree.find_candidates(),
+            Task::Examine => tree.examine_next(),
             Task::Pack(id) => pool.install(|| tree.pack_node(id)),
         }
         tree.packer.done();
@@ -151,7 +153,10 @@ impl Tree {
         let swapped = self.swap_in(candidate, prepared);
         candidate.node.state().leased = None;
         Ok(match swapped? {
-            true => Outcome::Packed { original, stored },
+            true => {
+                self.examine_packed(&candidate.link);
+                Outcome::Packed { original, stored }
+            }
             false => Outcome::Later("changed while it was packed".into()),
         })
     }
@@ -173,10 +178,13 @@ impl Tree {
                 _ => crate::pack::release_lease(file),
             }
         };
+        let finder = Finder::new(self);
+        let twins: Option<&dyn Twins> = if self.can_share(&dir) { Some(&finder) } else { None };
         let options = PrepareOptions {
             min_saving: MIN_SAVING,
             between: &between,
             leased: &leased,
+            twins,
             ..PrepareOptions::default()
         };
         let decoder = Interruptible { decoder: codec::verifying(), packer: &self.packer };
