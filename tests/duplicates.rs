@@ -223,6 +223,14 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
+    fn none() -> Self {
+        Self::at(Path::new("/none"), Vec::new())
+    }
+
+    fn at(archive: &'a Path, at: Vec<u64>) -> Self {
+        Self { archive, at, asked: AtomicUsize::new(0), distrusted: AtomicUsize::new(0) }
+    }
+
     /// The large tensors of [`models`] in an archive of the first, asked for by the second.
     fn new(archive: &'a Path) -> Self {
         let open = Archive::open(archive).expect("opens");
@@ -233,7 +241,7 @@ impl<'a> Found<'a> {
             .collect();
         // Tensors `a`, `large` and `small` start at a block.
         let [_, large, small] = starts[..] else { panic!("{starts:?}") };
-        Self { archive, at: vec![small, large], asked: 0.into(), distrusted: 0.into() }
+        Self::at(archive, vec![small, large])
     }
 }
 
@@ -278,12 +286,7 @@ fn a_damaged_or_missing_archive_is_never_cloned() {
         let (dir, [a, b]) = (disk.path(), models());
         fs::write(dir.join("a"), &a).expect("written");
         fs::write(dir.join("b"), &b).expect("written");
-        let none = Found {
-            archive: Path::new("/none"),
-            at: vec![0; 9],
-            asked: 0.into(),
-            distrusted: 0.into(),
-        };
+        let none = Found::none();
         let mut first = prepared(dir, "a", &none);
         assert_eq!(first.cloned(), 0, "there is no other archive");
         first.link().expect("linked");
@@ -325,12 +328,7 @@ fn what_was_cloned_is_verified_and_written_instead_if_it_is_damaged() {
         let (dir, [a, b]) = (disk.path(), models());
         fs::write(dir.join("a"), &a).expect("written");
         fs::write(dir.join("b"), &b).expect("written");
-        let none = Found {
-            archive: Path::new("/none"),
-            at: vec![],
-            asked: 0.into(),
-            distrusted: 0.into(),
-        };
+        let none = Found::none();
         prepared(dir, "a", &none).link().expect("linked");
         let path = dir.join("a.bsz");
         let found = Found::new(&path);

@@ -3,7 +3,8 @@
 
 #![allow(unsafe_code)]
 
-use super::{dir::Dir, file::unnamed};
+use super::{dir::Dir, file::unnamed, support::is_unsupported};
+use rustix::io::Errno;
 use std::{
     fs::File,
     io,
@@ -69,13 +70,18 @@ pub fn clone_range(from: &File, from_at: u64, to: &File, to_at: u64, len: u64) -
     }
 }
 
-/// Whether files in `dir` can share ranges, found by trying. Nothing is left of the attempt.
-pub fn can_clone(dir: &Dir) -> bool {
-    let (Ok(Some(from)), Ok(Some(to))) = (unnamed(dir), unnamed(dir)) else { return false };
+/// Whether files in `dir` can share ranges, found by trying; `None` if that fails for another
+/// reason. Nothing is left of the attempt.
+pub fn can_clone(dir: &Dir) -> Option<bool> {
+    let (Some(from), Some(to)) = (unnamed(dir).ok()?, unnamed(dir).ok()?) else {
+        return Some(false);
+    };
+    from.write_all_at(&[1; 3 * CLONE_BLOCK as usize], 0).ok()?;
     // The block in the middle: file systems accept the end of a file at any offset.
-    let bytes = [1; 3 * CLONE_BLOCK as usize];
-    from.write_all_at(&bytes, 0).is_ok()
-        && clone_range(&from, CLONE_BLOCK, &to, CLONE_BLOCK, CLONE_BLOCK).is_ok()
+    match clone_range(&from, CLONE_BLOCK, &to, CLONE_BLOCK, CLONE_BLOCK) {
+        Ok(()) => Some(true),
+        Err(e) => Errno::from_io_error(&e).filter(|&e| is_unsupported(e)).map(|_| false),
+    }
 }
 
 /// Where on disk byte `at` of a file is, by an address that means something only within its file
@@ -102,7 +108,7 @@ mod tests {
         let (Ok(Some(from)), Ok(Some(to))) = (from, to) else { return };
         from.write_all_at(&[7; 3 * CLONE_BLOCK as usize], 0).expect("written");
         let cloned = clone_range(&from, CLONE_BLOCK, &to, 0, CLONE_BLOCK).is_ok();
-        assert_eq!(cloned, can_clone(&dir));
+        assert_eq!(Some(cloned), can_clone(&dir));
         assert_eq!(to.metadata().expect("stat").len(), if cloned { CLONE_BLOCK } else { 0 });
         assert!(clone_range(&from, 1, &to, 0, CLONE_BLOCK).is_err(), "not at a block");
         assert_eq!(std::fs::read_dir(root.path()).expect("lists").count(), 0);

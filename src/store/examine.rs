@@ -28,11 +28,8 @@ const MAX_HEADER: u64 = 16 << 20;
 impl Tree {
     /// Whether files of the store can share ranges, found by trying once, in this directory.
     pub fn can_share(&self, dir: &Dir) -> bool {
-        *self.shares.get_or_init(|| {
-            let shares = can_clone(dir);
-            log::debug!("equal tensors of different files share their place on disk: {shares}");
-            shares
-        })
+        let known = self.shares.get().copied();
+        known.or_else(|| can_clone(dir)).is_some_and(|shares| *self.shares.get_or_init(|| shares))
     }
 
     /// What the packer does, and what is stored more than once.

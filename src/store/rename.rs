@@ -246,6 +246,8 @@ impl Tree {
         self.remove_forms(&to.dir, to.end.name, |found| found.form > Form::Plain)?;
         debug_assert!(!self.is_taken(&to.dir, target));
         renameat(&from.dir, &moved.source_name, &to.dir, over_name(to.end.name))?;
+        // Its name once the plain file is gone.
+        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
         reached(Step::OverRenamed);
         Ok((replaced, Rest::Over))
     }
