@@ -57,6 +57,7 @@ links: ## Check that the files to which the pages link exist
 
 test: ## Run all tests, installing what they need
 	@tests/prepare fuse python cxx strace
+	@tests/prepare disks || true
 	@tests/prepare fuse-device
 	@$(PYTHON) tests/python/ptx.py --check
 	@$(PYTHON) benches/report.py --check

@@ -88,6 +88,20 @@ pub struct StoreStatus {
     pub left: u64,
     /// Attempts that failed, or were given up because the file changed.
     pub failed: u64,
+    /// Whether equal tensors of different files share their place on disk: it takes a file system
+    /// that can do that (XFS, btrfs, bcachefs). Unknown until it was tried.
+    pub shares: Option<bool>,
+    /// Archives that the following figures are about.
+    pub examined: u64,
+    /// Archives that are still to be examined.
+    pub unexamined: u64,
+    /// What is saved by sharing, in stored bytes of tensors of 1 MiB and more.
+    pub shared_bytes: u64,
+    /// What such tensors take that are stored again although another archive holds them: what
+    /// sharing would save.
+    pub repeated_bytes: u64,
+    /// Archives of files that another archive holds, too, byte for byte.
+    pub equal_files: u64,
     /// The latest reasons for files that were left or failed: a path and a reason each.
     pub reasons: Vec<(String, String)>,
 }

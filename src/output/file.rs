@@ -179,7 +179,7 @@ impl Output {
 }
 
 /// An unnamed file in `dir`; `None` if the file system does not support that.
-fn unnamed(dir: &Dir) -> Result<Option<File>, Errno> {
+pub(super) fn unnamed(dir: &Dir) -> Result<Option<File>, Errno> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) {
         Ok(fd) => Ok(Some(fd.into())),

@@ -3,6 +3,7 @@
 
 mod acl;
 mod attributes;
+mod clone;
 mod copier;
 mod copy;
 mod dir;
@@ -12,6 +13,7 @@ mod support;
 mod temporary;
 
 pub use attributes::{Attributes, Lost, mtime};
+pub use clone::{CLONE_BLOCK, can_clone, clone_range, place_on_disk};
 pub use copier::{Copied, Copier, Form, Place};
 pub use copy::{copy, same_bytes, sha256, write_sparse};
 pub use dir::{Dir, DirEntry, FileId, file_id};

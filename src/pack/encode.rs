@@ -8,6 +8,7 @@ use super::{
     Progress,
     plan::{Planned, plan},
     source::Source,
+    twins::{MIN_TWIN, Piece, Twin, Twins, put},
 };
 use crate::{
     codec::{self, Coding, Encoder},
@@ -15,11 +16,11 @@ use crate::{
     format::{
         Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header,
     },
-    output::{Output, mtime},
+    output::{CLONE_BLOCK, Output, mtime},
     sha256::Hasher,
 };
 use rayon::prelude::*;
-use std::{collections::HashMap, io::Write, ops::Range};
+use std::{collections::HashMap, ops::Range, os::unix::fs::FileExt};
 
 /// Bytes of the source that are encoded together. Two windows are in memory at a time, and the
 /// encoded chunks of two.
@@ -39,16 +40,28 @@ pub(super) struct Input<'a> {
     /// Decoded bytes of a chunk.
     pub(super) chunk_size: u32,
     pub(super) after: AfterWindow<'a>,
+    /// Archives that equal tensors are cloned from. Large tensors start at blocks then.
+    pub(super) twins: Option<&'a dyn Twins>,
 }
 
-/// Write `input` to `output` as an archive; returns the length of the archive.
-pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Result<u64> {
+/// An archive that has been written.
+#[derive(Clone, Copy)]
+pub(super) struct Written {
+    /// Its length in bytes.
+    pub(super) stored: u64,
+    /// How many of them it shares with other archives.
+    pub(super) cloned: u64,
+}
+
+/// Write `input` to `output` as an archive.
+pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Result<Written> {
     let Input { source, naming, chunk_size, .. } = input;
     let extents = source.content().extents()?;
     let mut writer = Writer {
         input,
         output,
         at: 0,
+        cloned: 0,
         index: IndexWriter::default(),
         hash: Hasher::default(),
         pending: Vec::new(),
@@ -67,7 +80,7 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         written?;
         planned = next?;
     }
-    append(output, writer.pending.drain(..))?;
+    writer.cloned += put(output, writer.pending.drain(..))?;
     let (sha256, states) = std::mem::take(&mut writer.hash).finish();
     let footer = Footer {
         original_len: source.len(),
@@ -86,7 +99,7 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
     writer.write(&index)?;
     writer.write(&footer.to_bytes())?;
     debug_assert_eq!(writer.at, footer.index_offset + footer.index_len + FOOTER_LEN);
-    Ok(writer.at)
+    Ok(Written { stored: writer.at, cloned: writer.cloned })
 }
 
 /// Groups of extents that fit into a window; each has at least one extent.
@@ -111,11 +124,14 @@ impl<'a> Iterator for Groups<'a> {
 struct Writer<'a> {
     input: Input<'a>,
     output: &'a Output,
+    /// Where the next bytes belong.
     at: u64,
+    /// Bytes shared with other archives so far.
+    cloned: u64,
     index: IndexWriter,
     hash: Hasher,
     /// Encoded chunks that are not written yet.
-    pending: Vec<Vec<u8>>,
+    pending: Vec<Piece>,
     /// The first extent by length and checksum of its first chunk. A later extent with the same key
     /// may share its chunks.
     extents: HashMap<(u64, u64), u64>,
@@ -126,6 +142,14 @@ struct Part {
     /// The index of the extent in its group.
     extent: usize,
     original: Range<u64>,
+}
+
+/// What is known of an extent while its chunks are added to the index.
+#[derive(Default)]
+struct State {
+    /// The number of its model, which it gets when its first chunk uses the model.
+    model: Option<u32>,
+    twin: Option<Twin>,
 }
 
 /// How a part is stored.
@@ -145,7 +169,7 @@ impl Stored {
 
 impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.output.file().write_all(bytes).about_path(&self.output.path())?;
+        self.output.file().write_all_at(bytes, self.at).about_path(&self.output.path())?;
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -163,8 +187,7 @@ impl Writer<'_> {
             let range = range(parts);
             source.read(range.start, data, (range.end - range.start) as usize)
         };
-        // A model gets its number when its first chunk uses it.
-        let mut numbers = vec![None; group.len()];
+        let mut states: Vec<_> = group.iter().map(|_| State::default()).collect();
         let (mut data, mut next) = (Vec::new(), Vec::new());
         let mut pending = std::mem::take(&mut self.pending);
         read(windows[0], &mut data)?;
@@ -189,14 +212,15 @@ impl Writer<'_> {
                 || parts.par_iter().map(encode).collect::<Result<Vec<_>>>(),
                 || {
                     hash.update(&data);
-                    append(output, pending.drain(..))?;
-                    windows.get(i + 1).map_or(Ok(()), |parts| read(parts, &mut next))
+                    let cloned = put(output, pending.drain(..))?;
+                    let more = windows.get(i + 1);
+                    more.map_or(Ok(()), |parts| read(parts, &mut next)).map(|()| cloned)
                 },
             );
-            beside?;
+            self.cloned += beside?;
             for (part, (checksum, stored)) in parts.iter().zip(coded?) {
-                let (planned, number) = (&group[part.extent], &mut numbers[part.extent]);
-                pending.extend(self.describe(part, checksum, stored, planned, number)?);
+                let (planned, state) = (&group[part.extent], &mut states[part.extent]);
+                pending.extend(self.describe(part, checksum, stored, planned, state)?);
             }
             std::mem::swap(&mut data, &mut next);
             after(range(parts).end, self.at)?;
@@ -212,8 +236,8 @@ impl Writer<'_> {
         checksum: u64,
         stored: Stored,
         planned: &Planned,
-        number: &mut Option<u32>,
-    ) -> Result<Option<Vec<u8>>> {
+        state: &mut State,
+    ) -> Result<Option<Piece>> {
         let original = part.original.clone();
         let (coding, bytes) = match stored {
             Stored::Shared(chunk) => {
@@ -222,9 +246,12 @@ impl Writer<'_> {
             }
             Stored::Own(coding, bytes) => (coding, bytes),
         };
-        let model = match (coding, &planned.model, *number) {
+        if part.original.start == planned.extent.start {
+            state.twin = self.twin_elsewhere(planned);
+        }
+        let model = match (coding, &planned.model, state.model) {
             (Coding::Planes, _, Some(n)) => n,
-            (Coding::Planes, Some(model), None) => *number.insert(self.index.model(model)?),
+            (Coding::Planes, Some(model), None) => *state.model.insert(self.index.model(model)?),
             _ => NO_MODEL,
         };
         let stored_len = bytes.len() as u32;
@@ -236,8 +263,19 @@ impl Writer<'_> {
             model,
             checksum,
         });
+        let at = self.at;
         self.at += u64::from(stored_len);
-        Ok(Some(bytes))
+        Ok(Some(Piece { at, bytes, twin: state.twin.clone() }))
+    }
+
+    /// Start a large tensor at a block, and find another archive that may hold it.
+    fn twin_elsewhere(&mut self, planned: &Planned) -> Option<Twin> {
+        let twins = self.input.twins.filter(|_| planned.extent.kind.is_some())?;
+        if planned.extent.len < MIN_TWIN {
+            return None;
+        }
+        self.at = self.at.next_multiple_of(CLONE_BLOCK);
+        twins.find(planned.fingerprint).map(|found| Twin::new(found, self.at))
     }
 
     /// The start of an extent of an earlier group that may hold the same bytes.
@@ -266,11 +304,6 @@ fn parts(group: &[Planned]) -> Vec<Part> {
 /// The range of the original that neighbouring parts cover.
 fn range(parts: &[Part]) -> Range<u64> {
     parts[0].original.start..parts[parts.len() - 1].original.end
-}
-
-/// Append encoded chunks to the archive.
-fn append(output: &Output, chunks: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
-    chunks.into_iter().try_for_each(|c| output.file().write_all(&c).about_path(&output.path()))
 }
 
 /// The chunk that starts at `twin`, if it holds exactly `bytes`.

@@ -89,7 +89,8 @@ pub fn unnamed(
     }
     p.begin(src, Task::Pack, source.len());
     let output = Output::create(&Dir::open(dir)?, OsStr::new("archive"))?;
-    let stored = encode::archive(input(&source, Naming::of(source.name()), o), &output, p)?;
+    let input = input(&source, Naming::of(source.name()), o);
+    let stored = encode::archive(input, &output, p)?.stored;
     source.unchanged()?;
     check(output.file(), p).about_path(src)?;
     let (path, original) = (src.to_owned(), source.len());
@@ -121,7 +122,7 @@ fn naming(original: &OsStr, archive: &OsStr) -> Naming {
 
 /// What an archive is made from if nobody waits between windows.
 fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
-    Input { source, naming, chunk_size: o.chunk_size, after: &|_, _| Ok(()) }
+    Input { source, naming, chunk_size: o.chunk_size, after: &|_, _| Ok(()), twins: None }
 }
 
 /// Set the attributes of `output`, sync it and verify it. Returns the attributes that it could not
@@ -339,7 +340,8 @@ impl Job<'_> {
 
     fn write(self, source: &Source, to: &Place, existing: Existing) -> Result<Written> {
         let output = Output::create(&to.dir, &to.name)?;
-        let stored = encode::archive(input(source, to.naming, self.o), &output, self.p)?;
+        let input = input(source, to.naming, self.o);
+        let stored = encode::archive(input, &output, self.p)?.stored;
         let gone = || match shown(&to.dir, &to.name) {
             Some(name) if name == source.name() => Written::Nothing(Action::AlreadyDone),
             _ => Written::Nothing(Action::Skipped("was renamed or removed meanwhile".to_owned())),

@@ -20,6 +20,7 @@ mod prepare;
 mod replace;
 mod source;
 mod tree;
+mod twins;
 mod unpack;
 mod unpack_tree;
 mod writers;
@@ -39,6 +40,7 @@ pub use lease::release_lease;
 pub use mirror::refuse_inside;
 pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
 pub use tree::tree;
+pub use twins::{MIN_TWIN, Twins, fingerprint, sampled_chunks};
 pub use unpack::unpack_file;
 pub use unpack_tree::unpack_tree;
 

@@ -1,6 +1,7 @@
 //! Decisions about each extent before it is encoded: its entropy model, the length of its chunks,
 //! and whether to try zstd.
 
+use super::twins::{fingerprint, sampled_chunks};
 use crate::{
     codec::{self, Encoder, EntropyModel, Sample, should_try_zstd},
     error::Result,
@@ -23,6 +24,8 @@ pub(super) struct Planned {
     pub(super) chunk: usize,
     pub(super) model: Option<EntropyModel>,
     pub(super) try_zstd: bool,
+    /// By which equal tensors of other archives are found.
+    pub(super) fingerprint: u64,
 }
 
 /// Reads so many bytes at an offset of the file into a buffer, which is resized to hold them.
@@ -109,16 +112,16 @@ fn planned(
     extent: Extent,
     chunk: usize,
     model: Option<EntropyModel>,
-    samples: &[&[u8]],
+    samples: &[&[u8]; 3],
 ) -> Planned {
     let encoder = model.as_ref().map(Encoder::new);
     let try_zstd = extent.len < MIN_MODELLED || should_try_zstd(samples, encoder.as_ref());
     drop(encoder);
-    Planned { extent, chunk, model, try_zstd }
+    let fingerprint = fingerprint(extent.len, samples.map(codec::checksum));
+    Planned { extent, chunk, model, try_zstd, fingerprint }
 }
 
 /// The first, a middle and the last chunk of an extent of `len` bytes.
 fn samples(len: usize, chunk: usize) -> [Range<usize>; 3] {
-    let last = (len - 1) / chunk;
-    [0, last / 2, last].map(|i| i * chunk..len.min((i + 1) * chunk))
+    sampled_chunks(len.div_ceil(chunk)).map(|i| i * chunk..len.min((i + 1) * chunk))
 }

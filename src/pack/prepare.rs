@@ -8,18 +8,26 @@
 use super::{
     Action, Check, FileReport, Progress, Task,
     content::Kind,
-    encode::{self, Input},
+    encode::{self, Input, Written},
     estimate,
     file::sync_and_check,
     source::Source,
+    twins::Twins,
 };
 use crate::{
     error::{Context, Error, Result},
+    escape,
     format::{DEFAULT_CHUNK, Naming},
     output::{Attributes, Dir, Existing, FileId, Lost, Output, file_id},
 };
 use rustix::fs::{Advice, OFlags, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat};
-use std::{ffi::OsStr, fs::File, num::NonZeroU64, ops::Range, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    num::NonZeroU64,
+    ops::Range,
+    sync::Arc,
+};
 
 /// The longest name of a file whose archive gets a name, in bytes. It leaves room for `.bsz` and
 /// for a suffix of five more, by which the archive may be known while it is renamed.
@@ -44,11 +52,20 @@ pub struct PrepareOptions<'a> {
     /// Whoever cannot wait calls [`release_lease`](super::release_lease) with it; the archive is
     /// given up then.
     pub leased: &'a (dyn Fn(&File) + Sync),
+    /// Other archives on a file system that can share ranges of files: the stored bytes of equal
+    /// large tensors are cloned from them.
+    pub twins: Option<&'a dyn Twins>,
 }
 
 impl Default for PrepareOptions<'_> {
     fn default() -> Self {
-        Self { chunk_size: DEFAULT_CHUNK, min_saving: 0.03, between: &|| Ok(()), leased: &|_| () }
+        Self {
+            chunk_size: DEFAULT_CHUNK,
+            min_saving: 0.03,
+            between: &|| Ok(()),
+            leased: &|_| (),
+            twins: None,
+        }
     }
 }
 
@@ -67,7 +84,7 @@ pub enum Preparation {
 pub struct Prepared {
     source: Source,
     output: Output,
-    stored: u64,
+    written: Written,
 }
 
 /// Pack the file `name` of `dir`, which must be a model with a single name, and verify the archive
@@ -97,7 +114,7 @@ pub fn prepare(
     let made = make(&source, o, check, p);
     forget(source.file(), 0..0);
     Ok(match made? {
-        Made::Archive(output, stored) => Preparation::Ready(Prepared { source, output, stored }),
+        Made::Archive(output, written) => Preparation::Ready(Prepared { source, output, written }),
         Made::Nothing(why) => Preparation::NotWorthIt(why),
     })
 }
@@ -110,7 +127,12 @@ impl Prepared {
 
     /// Bytes of the archive.
     pub fn stored(&self) -> u64 {
-        self.stored
+        self.written.stored
+    }
+
+    /// How many of them it shares with the archives that [`PrepareOptions::twins`] has found.
+    pub fn cloned(&self) -> u64 {
+        self.written.cloned
     }
 
     /// The attributes of the original when writers were shut out, before the first byte was read.
@@ -171,8 +193,8 @@ impl Prepared {
 
 /// What is made of a file.
 enum Made {
-    /// Its archive, which has so many bytes.
-    Archive(Output, u64),
+    /// Its archive.
+    Archive(Output, Written),
     /// Nothing, for this reason.
     Nothing(String),
 }
@@ -192,20 +214,48 @@ fn make(
     if estimate.saving() < o.min_saving - ESTIMATE_ERROR {
         return Ok(Made::Nothing(too_little(source, estimate.stored)));
     }
+    let mut cloned = 0;
+    let made = match attempt(source, o, check, p, &mut cloned) {
+        // An archive that bytes were cloned from may be damaged on disk.
+        Err(e) if cloned > 0 => {
+            log::warn!("{}: is packed again, without sharing: {e}", escape::path(source.path()));
+            o.twins.inspect(|twins| twins.distrust());
+            let o = PrepareOptions { twins: None, ..*o };
+            (o.between)()?;
+            attempt(source, &o, check, p, &mut 0)
+        }
+        made => made,
+    }?;
+    let (action, stored) = match &made {
+        Made::Archive(_, written) => (Action::Packed, written.stored),
+        Made::Nothing(why) => (Action::Skipped(why.clone()), source.len()),
+    };
+    let (path, archive) = (source.path().to_owned(), source.dir().path(&archive_name(source)));
+    p.end(&FileReport { path, output: archive, original: source.len(), stored, action });
+    Ok(made)
+}
+
+fn archive_name(source: &Source) -> OsString {
+    Naming::Appended.archive_name(source.name())
+}
+
+/// Write, sync and verify the archive. Sets how many bytes were cloned, also if that fails.
+fn attempt(
+    source: &Source,
+    o: &PrepareOptions<'_>,
+    check: Check<'_>,
+    p: &dyn Progress,
+    cloned: &mut u64,
+) -> Result<Made> {
     p.begin(source.path(), Task::Pack, source.len());
-    let output = Output::create(source.dir(), &Naming::Appended.archive_name(source.name()))?;
-    let stored = write(source, &output, o, p)?;
-    let lost = match stored as f64 > source.len() as f64 * (1.0 - o.min_saving) {
-        true => Some(too_little(source, stored)),
+    let output = Output::create(source.dir(), &archive_name(source))?;
+    let written = write(source, &output, o, p)?;
+    *cloned = written.cloned;
+    let lost = match written.stored as f64 > source.len() as f64 * (1.0 - o.min_saving) {
+        true => Some(too_little(source, written.stored)),
         false => finish(source, &output, o, check, p)?,
     };
-    let (action, stored) = match &lost {
-        None => (Action::Packed, stored),
-        Some(why) => (Action::Skipped(why.clone()), source.len()),
-    };
-    let (path, archive) = (source.path().to_owned(), output.path());
-    p.end(&FileReport { path, output: archive, original: source.len(), stored, action });
-    Ok(lost.map_or_else(|| Made::Archive(output, stored), Made::Nothing))
+    Ok(lost.map_or_else(|| Made::Archive(output, written), Made::Nothing))
 }
 
 /// Why a file is not to be packed, if its bytes are the reason.
@@ -233,13 +283,13 @@ fn too_little(source: &Source, stored: u64) -> String {
     format!("packing would save too little: about {stored} bytes of {} are left", source.len())
 }
 
-/// Write the archive of `source`; returns its length.
+/// Write the archive of `source`.
 fn write(
     source: &Source,
     output: &Output,
     o: &PrepareOptions<'_>,
     p: &dyn Progress,
-) -> Result<u64> {
+) -> Result<Written> {
     let after = |read: u64, written: u64| {
         for (file, end) in [(source.file(), read), (output.file(), written)] {
             forget(file, end.saturating_sub(BEHIND)..end);
@@ -247,12 +297,12 @@ fn write(
         (o.between)()
     };
     let (naming, chunk_size) = (Naming::Appended, o.chunk_size);
-    let input = Input { source, naming, chunk_size, after: &after };
-    let stored = encode::archive(input, output, p)?;
+    let input = Input { source, naming, chunk_size, after: &after, twins: o.twins };
+    let written = encode::archive(input, output, p)?;
     if !source.unchanged()? {
         return Err(Error::invalid("was renamed or removed meanwhile").about_path(source.path()));
     }
-    Ok(stored)
+    Ok(written)
 }
 
 /// Give a written archive the attributes of `source`, sync it and verify it. Returns which of them

@@ -105,13 +105,13 @@ impl Tree {
         let Some(packed) = packed else {
             return Ok(Content::Plain(Arc::new(file)));
         };
-        let file = self.open_archive(&file, path)?;
+        let file = self.cached_archive(&file, path)?;
         let archive = Arc::new(OpenArchive::new(file, path.into(), path.into()));
         Ok(Content::Archive { archive, packed })
     }
 
     /// The archive in an open file. Its attributes may change while its index is read.
-    pub fn open_archive(&self, file: &File, path: &Path) -> Result<Arc<CachedFile>> {
+    pub fn cached_archive(&self, file: &File, path: &Path) -> Result<Arc<CachedFile>> {
         for _ in 0..ATTEMPTS {
             let again = file.try_clone().map_err(|_| Errno::MFILE)?;
             match self.archives.open(again, &fstat(file)?, path) {

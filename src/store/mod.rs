@@ -23,6 +23,7 @@
 //! | `files`, `plain` | open files |
 //! | `namespace`, `rename` | names that come, go and change |
 //! | `change` | attributes that change |
+//! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
 //! | `recovery` | the walk after mounting |
 //! | `lock` | of several processes, only one packs |
@@ -34,6 +35,7 @@ mod arguments;
 mod change;
 mod content;
 mod control;
+mod examine;
 mod files;
 mod fuse;
 mod idle;
@@ -46,6 +48,7 @@ mod node;
 mod nodes;
 mod packer;
 mod plain;
+mod policy;
 mod recovery;
 mod rename;
 mod requests;
@@ -53,10 +56,11 @@ mod restore;
 mod steps;
 mod swap;
 mod tree;
+mod twins;
 mod unpack;
 mod work;
 
-pub use packer::{Pack, PackPolicy};
+pub use policy::{Pack, PackPolicy};
 pub use restore::{Restore, RestoreProgress, Restored, Room};
 pub use steps::STEPS;
 
@@ -95,7 +99,7 @@ pub fn run(
     let outcome = mount::serve(o, start, hangup, move |parts| {
         let tree = Arc::new(Tree::new(parts.source, parts.cache.clone(), Packer::new(policy))?);
         let reporter = Arc::clone(&tree);
-        parts.control.report_store(move || reporter.packer.status());
+        parts.control.report_store(move || reporter.status());
         let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
         // Set once.
         let _ = kept.set(Arc::clone(&tree));

@@ -5,6 +5,7 @@
 
 use super::control::Command;
 use super::names::Key;
+use super::policy::{Pack, PackPolicy};
 use crate::mount::StoreStatus;
 use lru::LruCache;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -12,39 +13,6 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// When to pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pack {
-    /// Never, unless told to.
-    Off,
-    /// While the machine has nothing better to do.
-    Idle,
-    /// As soon as a file has settled.
-    Now,
-}
-
-impl Pack {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Idle => "idle",
-            Self::Now => "now",
-        }
-    }
-}
-
-/// What a store packs, and when.
-#[derive(Clone, Copy, Debug)]
-pub struct PackPolicy {
-    /// When to pack.
-    pub pack: Pack,
-    /// How long a file must have been closed and unchanged.
-    pub settle: Duration,
-    /// Smaller files are left plain, in bytes.
-    pub min_size: u64,
-}
 
 /// How often to ask again whether a file may be packed.
 const RECHECK: Duration = Duration::from_secs(2);
@@ -104,6 +72,8 @@ impl Queue {
 pub(super) enum Task {
     /// Find files to pack.
     Walk,
+    /// Examine an archive.
+    Examine,
     /// Pack a node. `Tree::forget` is owed for it.
     Pack(u64),
     Stop,
@@ -213,8 +183,9 @@ impl Packer {
         self.changed.notify_all();
     }
 
-    /// Wait for something to do. `busy` says why nothing should be done at the moment.
-    pub fn next(&self, busy: impl Fn() -> Option<String>) -> Task {
+    /// Wait for something to do. `busy` says why nothing should be done at the moment, `examines`
+    /// whether there are archives to examine, which comes before packing.
+    pub fn next(&self, busy: impl Fn() -> Option<String>, examines: impl Fn() -> bool) -> Task {
         let mut queue = self.queue();
         loop {
             let now = Instant::now();
@@ -225,18 +196,22 @@ impl Packer {
                 queue.walk = false;
                 return Task::Walk;
             }
-            let wait = match self.due(&mut queue, now) {
+            let due = self.due(&mut queue, now).map(Some);
+            let examine = !queue.status.paused && examines();
+            let due = if examine { Ok(due.ok().flatten()) } else { due };
+            let wait = match due {
                 Ok(id) => {
                     let hurry = queue.drain || self.policy.pack == Pack::Now;
                     let why = if hurry { None } else { busy() };
                     let Some(why) = why else {
+                        let Some(id) = id.filter(|_| !examine) else { return Task::Examine };
                         queue.remove(id);
                         queue.busy = true;
                         queue.status.waits = None;
                         self.cancelled.store(false, Ordering::Release);
                         return Task::Pack(id);
                     };
-                    queue.status.waits = Some(why);
+                    queue.status.waits = Some(why).filter(|_| id.is_some());
                     RECHECK
                 }
                 Err(wait) => wait,

@@ -3,13 +3,16 @@
 use super::*;
 
 fn packer(pack: Pack, settle: u64) -> Packer {
-    Packer::new(PackPolicy { pack, settle: Duration::from_secs(settle), min_size: 10 })
+    let packer =
+        Packer::new(PackPolicy { pack, settle: Duration::from_secs(settle), min_size: 10 });
+    packer.recovered();
+    packer
 }
 
 fn next(packer: &Packer) -> Option<u64> {
-    match packer.next(|| None) {
+    match packer.next(|| None, || false) {
         Task::Pack(id) => Some(id),
-        Task::Walk | Task::Stop => None,
+        Task::Walk | Task::Examine | Task::Stop => None,
     }
 }
 
@@ -34,12 +37,15 @@ fn told_to_pack_now_it_does_not_wait_for_files_to_settle() {
     let packer = packer(Pack::Off, 3600);
     assert!(!packer.wants(10));
     packer.command(Command::PackNow);
-    assert!(matches!(packer.next(|| None), Task::Walk));
+    assert!(matches!(packer.next(|| None, || true), Task::Walk));
     packer.enqueue(7, Duration::ZERO);
+    packer.done();
+    // First what is there, so that the file shares what it has in common with it.
+    assert!(matches!(packer.next(|| None, || true), Task::Examine));
     packer.done();
     assert_eq!(next(&packer), Some(7));
     packer.stop();
-    assert!(matches!(packer.next(|| None), Task::Stop));
+    assert!(matches!(packer.next(|| None, || false), Task::Stop));
 }
 
 #[test]
@@ -58,4 +64,35 @@ fn a_writer_without_space_gets_that_of_the_archive_being_written() {
         });
         assert!(packer.give_room());
     });
+}
+
+#[test]
+fn nothing_is_packed_before_what_a_crash_has_left_is_finished() {
+    let packer = Packer::new(PackPolicy { pack: Pack::Now, settle: Duration::ZERO, min_size: 10 });
+    packer.enqueue(1, Duration::ZERO);
+    std::thread::scope(|s| {
+        let packed = s.spawn(|| next(&packer));
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(packer.status().queued, 1);
+        packer.recovered();
+        assert_eq!(packed.join().expect("does not panic"), Some(1));
+    });
+}
+
+#[test]
+fn attempts_that_made_an_archive_in_vain_become_rarer() {
+    let packer = packer(Pack::Now, 0);
+    let due_in = |packer: &Packer| packer.queue().due[&1].duration_since(Instant::now());
+    packer.retry(1, true);
+    assert!(due_in(&packer) <= FIRST_RETRY);
+    for doubled in [2, 4, 8] {
+        packer.retry(1, true);
+        let wait = due_in(&packer);
+        assert!(wait > RETRY * doubled / 2 && wait <= RETRY * doubled, "{wait:?}");
+    }
+    packer.retry(1, false);
+    assert!(due_in(&packer) > RETRY * 8);
+    packer.settled(1);
+    packer.retry(1, false);
+    assert!(due_in(&packer) <= FIRST_RETRY);
 }

@@ -51,6 +51,7 @@ impl Tree {
 
     /// Queue all files that may be packed.
     pub(super) fn find_candidates(&self) {
+        self.forget_missing_archives();
         self.walk(Walk::Find);
     }
 
@@ -96,6 +97,8 @@ impl Tree {
                 below.extend(self.look_up(id, &entry.name).map(|(node, _)| node.id));
             } else if finds && entry.kind.is_file() && entry.form == Form::Plain {
                 self.consider(id, &dir, &entry.name);
+            } else if finds {
+                self.note_archive(id, &dir, &entry);
             }
         }
         Ok(below)

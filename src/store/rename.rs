@@ -233,6 +233,7 @@ impl Tree {
         let replaced = self.replaced(to)?;
         self.clear_beside(&from.dir, from.end.name, moved)?;
         renameat(&from.dir, &moved.source_name, &to.dir, target)?;
+        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
         Ok((replaced, Rest::Nothing))
     }
 
@@ -251,6 +252,8 @@ impl Tree {
         }
         debug_assert!(!self.is_taken(&to.dir, target));
         renameat(&from.dir, &moved.source_name, &to.dir, over_name(to.end.name))?;
+        // Its name once the plain file is gone.
+        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
         reached(Step::OverRenamed);
         Ok((replaced, Rest::Over))
     }

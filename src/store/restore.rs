@@ -5,7 +5,8 @@
 
 use super::lock::Lock;
 use super::names::{Form, Found, Key, Listed, PLAIN_MARK, may_be_archive, open_file};
-use super::packer::{Pack, PackPolicy, Packer};
+use super::packer::Packer;
+use super::policy::{Pack, PackPolicy};
 use super::tree::{DirFd, Tree, read, write};
 use super::unpack::{Keep, unlink_if};
 use crate::cache::{CacheOptions, ChunkCache};

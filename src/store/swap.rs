@@ -150,7 +150,7 @@ impl Tree {
             return Ok(None);
         }
         let path = self.path(&candidate.link);
-        let file = self.open_archive(prepared.archive(), &path)?;
+        let file = self.cached_archive(prepared.archive(), &path)?;
         let archive = crate::readahead::OpenArchive::new(file, (&*path).into(), (&*path).into());
         Ok(Some(Content::Archive { archive: Arc::new(archive), packed: Arc::clone(packed) }))
     }

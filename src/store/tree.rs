@@ -7,6 +7,7 @@ use super::names::{Form, Found, Key, Listed, Names, check};
 use super::node::Node;
 use super::nodes::{Link, Nodes};
 use super::packer::Packer;
+use super::twins::Twins;
 use crate::cache::ChunkCache;
 use crate::mount::{Access, Archives, Attr, Entry, ROOT, Source, attr};
 use crate::output::sync_dir;
@@ -18,7 +19,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 /// Most directories to keep open.
 const MAX_DIRS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -38,6 +39,9 @@ pub(super) struct Tree {
     pub archives: Archives,
     pub cache: Arc<ChunkCache>,
     pub packer: Packer,
+    pub twins: Twins,
+    /// Whether files can share ranges, once that was tried.
+    pub shares: OnceLock<bool>,
     dirs: Mutex<LruCache<u64, DirFd>>,
 }
 
@@ -73,6 +77,8 @@ impl Tree {
             archives,
             cache,
             packer,
+            twins: Twins::new(),
+            shares: OnceLock::new(),
             dirs: Mutex::new(LruCache::new(MAX_DIRS)),
         })
     }
@@ -339,6 +345,9 @@ impl Tree {
         } else if stat.st_nlink == 1 {
             // A file with several names is not packed.
             self.settle(node.id, &attr(node.number, &stat, None));
+        }
+        if was_last {
+            self.twins.forget(Key::of(&stat));
         }
         if was_last && self.packer.remove(node.id) {
             self.forget(node.id, 1);

@@ -176,7 +176,7 @@ impl Tree {
         path: &Path,
         keep: Keep,
     ) -> Result<Output> {
-        let open = self.open_archive(file, path)?;
+        let open = self.cached_archive(file, path)?;
         let output = Output::create(&writable_dir(dir, path)?, name).map_err(|e| errno(&e))?;
         let archive = open.archive();
         let decoded = match keep {
@@ -251,6 +251,7 @@ impl Tree {
             return Ok(None);
         }
         unlink_if(dir, &archive, found.key())?;
+        self.twins.forget(found.key());
         drop(names);
         // It must not come back beside what is written now.
         sync_dir(dir)?;
@@ -308,6 +309,7 @@ impl Tree {
         let forms = self.names.forms(dir.as_fd(), name)?;
         for found in forms.iter().rev().filter(|found| which(found)) {
             unlinkat(dir, &found.source_name, AtFlags::empty())?;
+            self.twins.forget(found.key());
             reached(Step::FormRemoved);
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Packing one file of a store.
 
+use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
 use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK, packed_name};
 use super::nodes::Link;
@@ -10,7 +11,7 @@ use super::unpack::{proc_path, writable_dir};
 use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use crate::error::{Context, Error, Result};
 use crate::mount::Attr;
-use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, prepare};
+use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, Twins, prepare};
 use crate::read::{self, Archive};
 use rustix::fs::{
     AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, openat, setxattr,
@@ -71,9 +72,10 @@ pub(super) fn run(tree: &Arc<Tree>) {
         Err(e) => return log::error!("files are not packed: {e}"),
     };
     loop {
-        match tree.packer.next(why_busy) {
+        match tree.packer.next(why_busy, || tree.twins.waiting() > 0) {
             Task::Stop => return,
             Task::Walk => tree.find_candidates(),
+            Task::Examine => tree.examine_next(),
             Task::Pack(id) => pool.install(|| tree.pack_node(id)),
         }
         tree.packer.done();
@@ -161,7 +163,10 @@ impl Tree {
         let swapped = self.swap_in(candidate, prepared);
         candidate.node.state().leased = None;
         Ok(match swapped {
-            Ok(true) => Outcome::Packed { original, stored },
+            Ok(true) => {
+                self.examine_packed(&candidate.link);
+                Outcome::Packed { original, stored }
+            }
             Ok(false) => Outcome::Failed("changed while it was packed".into()),
             Err(e) => Outcome::Failed(e.to_string()),
         })
@@ -195,10 +200,13 @@ impl Tree {
                 _ => crate::pack::release_lease(file),
             }
         };
+        let finder = Finder::new(self);
+        let twins: Option<&dyn Twins> = if self.can_share(&dir) { Some(&finder) } else { None };
         let options = PrepareOptions {
             min_saving: MIN_SAVING,
             between: &between,
             leased: &leased,
+            twins,
             ..PrepareOptions::default()
         };
         let decoder = Interruptible { decoder: codec::verifying(), packer: &self.packer };

@@ -4,6 +4,7 @@
 
 pub mod crafted;
 pub mod cxx;
+pub mod disks;
 pub mod models;
 pub mod mounts;
 pub mod program;

@@ -87,6 +87,11 @@ struct DisableArgs {
 }
 
 /// Show what stores have packed and saved, what is left, and why
+///
+/// If several files hold the same tensor of 1 MiB or more, its stored bytes share their place on
+/// disk on XFS, btrfs and bcachefs: the status says what that saves, and what is stored again. On
+/// other file systems the latter is what sharing would save. Sizes of files do not show what is
+/// shared; the free space does.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz store status                 all stores

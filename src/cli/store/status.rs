@@ -139,6 +139,33 @@ pub fn packer_line(store: &StoreStatus) -> String {
     parts.join("; ")
 }
 
+/// What is stored more than once, or would be without sharing; `None` if nothing is.
+fn twins_line(store: &StoreStatus) -> Option<String> {
+    let mut parts = Vec::new();
+    if store.shared_bytes > 0 {
+        parts.push(format!("equal tensors share {}", bytes(store.shared_bytes)));
+    }
+    if store.repeated_bytes > 0 {
+        let again = bytes(store.repeated_bytes);
+        parts.push(match store.shares {
+            Some(true) => {
+                format!("equal tensors of {again} are stored again: packed without sharing")
+            }
+            _ => format!("equal tensors take {again} that XFS, btrfs or bcachefs would save"),
+        });
+    }
+    if store.equal_files > 0 {
+        parts.push(format!("{} files equal others", store.equal_files));
+    }
+    if parts.is_empty() {
+        return None;
+    }
+    if store.unexamined > 0 {
+        parts.push(format!("{} archives not examined yet", store.unexamined));
+    }
+    Some(parts.join("; "))
+}
+
 fn lines(report: &Report, bars: bool) -> Vec<String> {
     let at = escape::path(&report.mountpoint);
     let mut lines = vec![
@@ -152,6 +179,7 @@ fn lines(report: &Report, bars: bool) -> Vec<String> {
             bytes(report.saved_bytes)
         ),
     ];
+    lines.extend(twins_line(&report.store).map(|line| format!("{at}: {line}")));
     let rows = report.directories.as_deref().unwrap_or_default();
     if !rows.is_empty() {
         let head = ["NAME", "FILES", "PACKED", "SIZE", "SAVED"].map(str::to_owned).to_vec();
@@ -204,6 +232,19 @@ mod tests {
         ] {
             assert_eq!(name(Path::new(directory)), shown);
         }
+    }
+
+    #[test]
+    fn equal_tensors_are_mentioned_if_there_are_any() {
+        let mut store = StoreStatus { unexamined: 3, ..StoreStatus::default() };
+        assert_eq!(twins_line(&store), None);
+        store.repeated_bytes = 5 << 20;
+        let line = twins_line(&store).expect("a line");
+        assert!(line.contains("XFS, btrfs or bcachefs would save"), "{line}");
+        assert!(line.ends_with("3 archives not examined yet"), "{line}");
+        store = StoreStatus { shares: Some(true), shared_bytes: 1, ..store };
+        let line = twins_line(&store).expect("a line");
+        assert!(line.contains("share") && line.contains("stored again"), "{line}");
     }
 
     #[test]
