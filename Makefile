@@ -160,20 +160,22 @@ test-frameworks: build ## Load models with torch, transformers, JAX and others (
 	@tests/prepare fuse frameworks
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
 
-store-check: build ## Samples of the long tests of the store (6 minutes); needs root
+store-check: build ## Samples of the long tests of the store (7 minutes); needs root
 	tests/store/posix --bsz $(TARGET)/release/bsz --quick
 	tests/store/fsx --bsz $(TARGET)/release/bsz --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz --quick
+	tests/store/many.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --quick --work $(TARGET)/store-hub
 
-test-store: build ## POSIX suites, fsx, kills, power cuts and hub clients on a store (hours); needs root
+test-store: build ## POSIX suites, fsx, kills, power cuts, many files, hub clients (hours); needs root
 	tests/store/posix --bsz $(TARGET)/release/bsz
 	tests/store/fsx --bsz $(TARGET)/release/bsz --ops 1000000
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --kills 200
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz
+	tests/store/many.py --bsz $(TARGET)/release/bsz
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --work $(TARGET)/store-hub
 
 INTO = $(DESTDIR)$(PREFIX)
