@@ -161,7 +161,7 @@ test-frameworks: build ## Load models with torch, transformers, JAX and others (
 	@tests/prepare fuse frameworks
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
 
-store-check: build ## Samples of the long tests of the store (7 minutes); needs root and /dev/fuse
+store-check: build ## Samples of the long tests of the store (8 minutes); needs root and /dev/fuse
 	@test "$$(id -u)" -eq 0 -a -w /dev/fuse || { \
 		echo "store-check: NOT RUN: it needs root and /dev/fuse"; exit 0; }; \
 	$(MAKE) --no-print-directory store-samples
@@ -173,15 +173,17 @@ store-samples:
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz --quick
+	tests/store/many.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --quick --work $(TARGET)/store-hub
 
-test-store: build ## POSIX suites, fsx, kills, power cuts and hub clients on a store (hours); needs root
+test-store: build ## POSIX suites, fsx, kills, power cuts, many files, hub clients (hours); needs root
 	@tests/prepare fuse store
 	tests/store/posix --bsz $(TARGET)/release/bsz
 	tests/store/fsx --bsz $(TARGET)/release/bsz --ops 1000000
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --kills 200
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz
+	tests/store/many.py --bsz $(TARGET)/release/bsz
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --work $(TARGET)/store-hub
 
 INTO = $(DESTDIR)$(PREFIX)

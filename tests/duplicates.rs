@@ -268,7 +268,7 @@ fn prepared(dir: &Path, name: &str, twins: &dyn Twins) -> Prepared {
     let dir = Dir::open(dir).expect("opens");
     match prepare(&dir, name.as_ref(), &o, &check, &Silent).expect("prepared") {
         Preparation::Ready(prepared) => prepared,
-        Preparation::NotWorthIt(why) => panic!("{why}"),
+        Preparation::NotWorthIt(why) | Preparation::Lossy(why) => panic!("{why}"),
     }
 }
 

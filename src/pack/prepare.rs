@@ -45,6 +45,9 @@ pub struct PrepareOptions<'a> {
     pub chunk_size: u32,
     /// The least share of its bytes that packing must save, or the file is left as it is.
     pub min_saving: f64,
+    /// Called with the estimated size of the archive, in bytes, before it is written. An error says
+    /// why it must not be.
+    pub room: &'a (dyn Fn(u64) -> Result<()> + Sync),
     /// Called before work starts, and every 16 MiB or less. It may sleep, to pause, or return an
     /// error, to cancel. It runs on a thread of the current rayon pool.
     pub between: &'a (dyn Fn() -> Result<()> + Sync),
@@ -62,6 +65,7 @@ impl Default for PrepareOptions<'_> {
         Self {
             chunk_size: DEFAULT_CHUNK,
             min_saving: 0.03,
+            room: &|_| Ok(()),
             between: &|| Ok(()),
             leased: &|_| (),
             twins: None,
@@ -76,6 +80,8 @@ pub enum Preparation {
     Ready(Prepared),
     /// It is left as it is for this reason, which holds until its bytes change.
     NotWorthIt(String),
+    /// Its archive could not be given all of its attributes, for this reason.
+    Lossy(String),
 }
 
 /// An archive that is complete, verified and on disk, with the attributes of its original, but
@@ -116,6 +122,7 @@ pub fn prepare(
     Ok(match made? {
         Made::Archive(output, written) => Preparation::Ready(Prepared { source, output, written }),
         Made::Nothing(why) => Preparation::NotWorthIt(why),
+        Made::Lossy(why) => Preparation::Lossy(why),
     })
 }
 
@@ -197,6 +204,8 @@ enum Made {
     Archive(Output, Written),
     /// Nothing, for this reason.
     Nothing(String),
+    /// An archive that lacks attributes.
+    Lossy(String),
 }
 
 /// Make the archive of `source`, or find out that it is not worth one.
@@ -214,6 +223,7 @@ fn make(
     if estimate.saving() < o.min_saving - ESTIMATE_ERROR {
         return Ok(Made::Nothing(too_little(source, estimate.stored)));
     }
+    (o.room)(estimate.stored)?;
     let mut cloned = 0;
     let made = match attempt(source, o, check, p, &mut cloned) {
         // An archive that bytes were cloned from may be damaged on disk.
@@ -228,7 +238,7 @@ fn make(
     }?;
     let (action, stored) = match &made {
         Made::Archive(_, written) => (Action::Packed, written.stored),
-        Made::Nothing(why) => (Action::Skipped(why.clone()), source.len()),
+        Made::Nothing(why) | Made::Lossy(why) => (Action::Skipped(why.clone()), source.len()),
     };
     let (path, archive) = (source.path().to_owned(), source.dir().path(&archive_name(source)));
     p.end(&FileReport { path, output: archive, original: source.len(), stored, action });
@@ -251,11 +261,11 @@ fn attempt(
     let output = Output::create(source.dir(), &archive_name(source))?;
     let written = write(source, &output, o, p)?;
     *cloned = written.cloned;
-    let lost = match written.stored as f64 > source.len() as f64 * (1.0 - o.min_saving) {
-        true => Some(too_little(source, written.stored)),
-        false => finish(source, &output, o, check, p)?,
-    };
-    Ok(lost.map_or_else(|| Made::Archive(output, written), Made::Nothing))
+    if written.stored as f64 > source.len() as f64 * (1.0 - o.min_saving) {
+        return Ok(Made::Nothing(too_little(source, written.stored)));
+    }
+    let lost = finish(source, &output, o, check, p)?;
+    Ok(lost.map_or_else(|| Made::Archive(output, written), Made::Lossy))
 }
 
 /// Why a file is not to be packed, if its bytes are the reason.

@@ -100,6 +100,16 @@ impl Table {
         gone
     }
 
+    /// Give memory back once most of the nodes are gone.
+    fn shrink(&mut self) {
+        const KEPT: usize = 1 << 10;
+        if self.by_id.capacity() > 4 * self.by_id.len().max(KEPT) {
+            self.by_id.shrink_to(2 * self.by_id.len());
+            self.by_key.shrink_to(2 * self.by_key.len());
+            self.displaced.shrink_to_fit();
+        }
+    }
+
     /// Remove a node if nobody knows it any more; its names still count as children.
     fn take_unused(&mut self, id: u64) -> Option<Entry> {
         let is_used = |entry: &Entry| entry.lookups > 0 || entry.children > 0;
@@ -177,6 +187,7 @@ impl Nodes {
         let Some(mut entry) = table.take_unused(id) else { return Vec::new() };
         let mut gone = table.collect(std::mem::take(&mut entry.links));
         gone.push(entry);
+        table.shrink();
         // Dropping them may close files.
         drop(table);
         gone.iter().map(|entry| entry.node.id).collect()

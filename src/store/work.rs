@@ -48,7 +48,8 @@ const UNFINISHED: [&[u8]; 8] = [
     b".partial",
 ];
 
-/// Why an archive was not finished.
+/// Why an archive was not started, or not finished.
+const NO_ROOM: &str = "there is not enough free space";
 const GIVEN_UP: &str = "was given up, because something else is more urgent";
 
 /// Progress is in the status.
@@ -144,9 +145,6 @@ impl Tree {
         if let Some(why) = self.is_in_the_way(&dir, &link.1)? {
             return Ok(Outcome::Left(why.into()));
         }
-        if let Some(why) = self.no_room(attr.size)? {
-            return Ok(Outcome::Later(why));
-        }
         let candidate = Candidate { node, dir, link, key: found.key(), epoch };
         match self.prepare(&candidate)? {
             Preparation::NotWorthIt(why) => {
@@ -154,6 +152,7 @@ impl Tree {
                 leave(&candidate, version);
                 Ok(Outcome::Left(why))
             }
+            Preparation::Lossy(why) => Ok(Outcome::Failed(why)),
             Preparation::Ready(prepared) => self.swap(&candidate, prepared),
         }
     }
@@ -186,8 +185,14 @@ impl Tree {
     fn prepare(&self, candidate: &Candidate) -> Result<Preparation> {
         let path = self.path(&candidate.link);
         let dir = writable_dir(&candidate.dir, &path)?;
+        let room = |size: u64| match self.free_space()? < size.saturating_add(RESERVE) {
+            true => Err(Error::invalid(NO_ROOM)),
+            false => Ok(()),
+        };
         let between = || match self.packer.pause() {
             true => Err(Error::invalid(GIVEN_UP)),
+            // Others write to the disk, too.
+            false if self.free_space()? < RESERVE / 2 => Err(Error::invalid(NO_ROOM)),
             false => Ok(()),
         };
         let node = &candidate.node;
@@ -204,6 +209,7 @@ impl Tree {
         let twins: Option<&dyn Twins> = if self.can_share(&dir) { Some(&finder) } else { None };
         let options = PrepareOptions {
             min_saving: MIN_SAVING,
+            room: &room,
             between: &between,
             leased: &leased,
             twins,
@@ -223,11 +229,10 @@ impl Tree {
         prepared
     }
 
-    /// Why there is no room for an archive, if there is none.
-    fn no_room(&self, size: u64) -> Result<Option<String>> {
+    /// Free space, in bytes.
+    fn free_space(&self) -> Result<u64> {
         let space = self.statfs()?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        Ok((free < size.saturating_add(RESERVE)).then(|| "there is not enough free space".into()))
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 }
 
