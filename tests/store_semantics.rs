@@ -14,6 +14,8 @@ mod locks;
 mod maps;
 #[path = "store_semantics/names.rs"]
 mod names;
+#[path = "store_semantics/own_archives.rs"]
+mod own_archives;
 #[path = "store_semantics/packing.rs"]
 mod packing;
 #[path = "store_semantics/renames.rs"]

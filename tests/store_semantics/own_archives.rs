@@ -1,0 +1,150 @@
+//! Archives that are the user's own, and not forms of the store's files.
+
+use super::store::{PACKED, Store, holds, is_packed};
+use crate::common::models::write_model;
+use crate::common::mounts::{BSZ, mount_test, run, wait_for};
+use crate::common::program::SOME;
+use crate::common::users::is_root;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Pack a file as people do, which leaves the file; returns the path and the bytes of the archive.
+fn archive_of(file: &Path) -> (PathBuf, Vec<u8>) {
+    let packed = run(Command::new(BSZ).args(["--quiet", "pack"]).arg(file));
+    assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    let archive = file.with_extension("bsz");
+    let bytes = fs::read(&archive).unwrap();
+    (archive, bytes)
+}
+
+#[test]
+fn an_archive_of_something_else_is_never_removed() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
+        ("written", |file| {
+            let file = fs::File::options().append(true).open(file).unwrap();
+            rustix::io::write(&file, b"more").unwrap();
+        }),
+        ("removed", |file| fs::remove_file(file).unwrap()),
+        ("renamed", |file| fs::rename(file, file.with_extension("other")).unwrap()),
+        ("replaced", |file| {
+            let new = file.with_extension("part");
+            fs::write(&new, b"new").unwrap();
+            fs::rename(&new, file).unwrap();
+        }),
+        ("packed", |file| wait_for("the file to be packed", || is_packed(file))),
+    ];
+    for (name, change) in changes {
+        mount_test(move |rig| {
+            let below = rig.mkdir("below");
+            let file = below.join("m.safetensors");
+            write_model(&file, 1, SOME);
+            let (archive, bytes) = archive_of(&file);
+            write_model(&file, 2, SOME);
+            let store = Store::of(rig, below);
+            if name != "packed" {
+                store.command("pause");
+            }
+            change(&store.path("m.safetensors"));
+            let kept = fs::read(&archive).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(kept == bytes, "{name}");
+            holds(&store.path("m.bsz"), &bytes);
+        });
+    }
+}
+
+#[test]
+fn what_fails_leaves_an_archive_what_it_is() {
+    mount_test(|rig| {
+        let below = rig.mkdir("below");
+        // A directory with the name that an archive shows.
+        let model = below.join("dir.safetensors");
+        write_model(&model, 1, SOME);
+        let (archive, bytes) = archive_of(&model);
+        fs::remove_file(&model).unwrap();
+        fs::create_dir_all(model.join("inside")).unwrap();
+        fs::create_dir_all(below.join("other")).unwrap();
+        fs::create_dir_all(below.join("sub")).unwrap();
+        if is_root() {
+            mount("tmpfs", &below.join("sub"), "tmpfs", MountFlags::empty(), c"").unwrap();
+        }
+        let sub = below.join("sub");
+        let store = Store::of(rig, below);
+        fs::remove_dir(store.path("dir.safetensors")).expect_err("it is not empty");
+        fs::rename(store.path("other"), store.path("dir.safetensors")).expect_err("not empty");
+        assert!(fs::read(&archive).unwrap() == bytes);
+        // Made through the store, so it is a file like others.
+        store.command("pause");
+        fs::copy(&archive, store.path("mine.bsz")).unwrap();
+        write_model(&store.path("mine.safetensors"), 2, SOME);
+        if is_root() {
+            let moved = fs::rename(store.path("mine.bsz"), store.path("sub/mine"));
+            moved.expect_err("another file system");
+            holds(&store.path("mine.bsz"), &bytes);
+            unmount(&sub, UnmountFlags::empty()).unwrap();
+        }
+        fs::write(store.path("mine.safetensors"), b"new").unwrap();
+        holds(&store.path("mine.bsz"), &bytes);
+        fs::remove_file(store.path("mine.safetensors")).unwrap();
+        holds(&store.path("mine.bsz"), &bytes);
+    });
+}
+
+#[test]
+fn a_file_keeps_its_name_while_its_attributes_change() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        let model = store.packed(PACKED);
+        let (path, done) = (store.path(PACKED), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let change = || {
+                for mode in (0..).map(|n| 0o600 + n % 2) {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                }
+            };
+            let threads = [scope.spawn(change), scope.spawn(change)];
+            for _ in 0..200 {
+                let listed = fs::read_dir(store.mount.root()).unwrap();
+                let names: Vec<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(names, [PACKED]);
+                holds(&path, &model);
+            }
+            done.store(true, Ordering::Relaxed);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    });
+}
+
+#[test]
+fn directories_may_be_deep() {
+    use rustix::fd::OwnedFd;
+    use rustix::fs::{Dir, Mode, OFlags, mkdirat, openat};
+    const DEPTH: usize = 9000;
+    // More levels than the store keeps directories open.
+    const ABOVE_THE_END: usize = 1200;
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at: OwnedFd = fs::File::open(store.mount.root()).unwrap().into();
+        let mut middle = None;
+        for level in 1..=DEPTH {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", flags, Mode::empty()).unwrap();
+            if level == DEPTH - ABOVE_THE_END {
+                middle = Some(at.try_clone().unwrap());
+            }
+        }
+        let names = Dir::read_from(middle.unwrap()).unwrap();
+        assert_eq!(names.count(), 3);
+        drop(at);
+        let removed = run(Command::new("rm").arg("-r").arg(store.below.join("d")));
+        assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    });
+}
