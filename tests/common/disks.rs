@@ -6,6 +6,8 @@ use rustix::fs::statvfs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 /// A file system of 512 MiB that is mounted, and unmounted when it is dropped.
 pub struct Disk {
@@ -23,13 +25,29 @@ impl Disk {
             "xfs" => &["-q", "-m", "reflink=1"],
             _ => &["-q"],
         };
-        let succeeds = |command: &mut Command| run(command).status.success();
+        let succeeds = |command: &mut Command| {
+            let ran = run(command);
+            let ok = ran.status.success();
+            if !ok {
+                eprintln!("{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
+            }
+            ok
+        };
         let program = format!("mkfs.{kind}");
         let is_there = Command::new("sh").arg("-c").arg(format!("command -v {program}")).output();
+        // Others may take the loop device that was free a moment ago.
+        let mount = || succeeds(Command::new("mount").args(["-o", "loop"]).args([&image, &at]));
+        let mounts = || {
+            let again = |_| {
+                sleep(Duration::from_millis(300));
+                mount()
+            };
+            mount() || (0..5).any(again)
+        };
         let made = is_root()
             && is_there.is_ok_and(|ran| ran.status.success())
             && succeeds(Command::new(program).args(options).arg(&image))
-            && succeeds(Command::new("mount").args(["-o", "loop"]).args([&image, &at]));
+            && mounts();
         assert!(made || std::env::var_os("BSZ_REQUIRE_DISKS").is_none(), "no {kind} here");
         if !made {
             eprintln!("skipped: no {kind} on a loop device");
