@@ -130,7 +130,7 @@ impl Filesystem for StoreFs {
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         // The space of a large file takes a while to free.
         let (tree, name) = (self.tree.clone(), name.to_owned());
-        self.cache.spawn(move || reply_empty(tree.unlink(parent.0, &name), reply));
+        self.workers.spawn(move || reply_empty(tree.unlink(parent.0, &name), reply));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -216,7 +216,7 @@ impl Filesystem for StoreFs {
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, data: bool, reply: ReplyEmpty) {
         let Some(handle) = self.files.get(handle.0) else { return reply.error(Errno::EBADF) };
         let tree = self.tree.clone();
-        self.cache.spawn(move || reply_empty(tree.sync(&handle, data), reply));
+        self.workers.spawn(move || reply_empty(tree.sync(&handle, data), reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -265,7 +265,7 @@ impl Filesystem for StoreFs {
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let tree = self.tree.clone();
-        self.cache.spawn(move || reply_empty(tree.sync_names(ino.0), reply));
+        self.workers.spawn(move || reply_empty(tree.sync_names(ino.0), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -316,7 +316,7 @@ impl Filesystem for StoreFs {
     ) {
         let Some(handle) = self.files.get(handle.0) else { return reply.error(Errno::EBADF) };
         let tree = self.tree.clone();
-        self.cache.spawn(move || reply_empty(tree.allocate(&handle, mode, offset, len), reply));
+        self.workers.spawn(move || reply_empty(tree.allocate(&handle, mode, offset, len), reply));
     }
 
     fn lseek(
@@ -330,7 +330,7 @@ impl Filesystem for StoreFs {
     ) {
         let Some(handle) = self.files.get(handle.0) else { return reply.error(Errno::EBADF) };
         let tree = self.tree.clone();
-        self.cache.spawn(move || match tree.seek(&handle, offset, whence) {
+        self.workers.spawn(move || match tree.seek(&handle, offset, whence) {
             Ok(at) => reply.offset(at),
             Err(e) => reply.error(errno(e)),
         });

@@ -26,6 +26,7 @@
 //! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
 //! | `recovery` | the walk after mounting |
+//! | `workers` | threads for what may take long |
 //! | `lock` | of several processes, only one packs |
 //! | `restore` | the way back: unpacking everything, without a mount |
 //! | `control` | commands to the packer |
@@ -59,6 +60,7 @@ mod tree;
 mod twins;
 mod unpack;
 mod work;
+mod workers;
 
 pub use policy::{Pack, PackPolicy};
 pub use restore::{Restore, RestoreProgress, Restored, Room};
@@ -76,6 +78,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 use tree::Tree;
+use workers::Workers;
 
 /// Mount a store; as [`mount::run`] otherwise.
 ///
@@ -106,6 +109,7 @@ pub fn run(
         Ok(StoreFs {
             tree,
             cache: parts.cache,
+            workers: Workers::default(),
             readahead,
             control: parts.control,
             errors: parts.errors,

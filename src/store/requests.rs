@@ -1,7 +1,7 @@
 //! What the requests of the kernel do with the tree: the larger bodies of the adapter in `fuse`.
 //!
-//! The threads that read `/dev/fuse` do what the directory below does at once. What may take long
-//! goes to the cache's threads: decoding, unpacking, syncing, and removing large files.
+//! The threads that read `/dev/fuse` do what the directory below does at once. Decoding goes to the
+//! threads of the cache, and whatever else may take long to the `workers`.
 
 use super::change::Change;
 use super::control::{self, Request as ControlRequest};
@@ -12,6 +12,7 @@ use super::nodes::Link;
 use super::plain::write_behind;
 use super::rename::End;
 use super::tree::{DirEntry, Tree};
+use super::workers::Workers;
 use crate::cache::{ChunkCache, Slice};
 use crate::error::Result;
 use crate::escape;
@@ -39,6 +40,7 @@ const MAX_READ: usize = 16 << 20;
 pub(super) struct StoreFs {
     pub tree: Arc<Tree>,
     pub cache: Arc<ChunkCache>,
+    pub workers: Workers,
     pub readahead: Readahead,
     pub control: Arc<Control>,
     pub errors: Arc<LogOnce>,
@@ -84,13 +86,13 @@ impl StoreFs {
             Ok(attr) => replier.attr(request, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         };
-        if blocks { self.cache.spawn(change) } else { change() }
+        if blocks { self.workers.spawn(change) } else { change() }
     }
 
     /// It may unpack.
     pub fn link_file(&self, request: RequestId, id: u64, to: Link, reply: ReplyEntry) {
         let (tree, replier) = (self.tree.clone(), self.replier.clone());
-        self.cache.spawn(move || match tree.link(id, to.0, &to.1) {
+        self.workers.spawn(move || match tree.link(id, to.0, &to.1) {
             Ok((node, attr)) => replier.entry(request, node.id, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         });
@@ -100,7 +102,7 @@ impl StoreFs {
     pub fn rename_file(&self, from: Link, to: Link, flags: RenameFlags, reply: ReplyEmpty) {
         let tree = self.tree.clone();
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
-        self.cache.spawn(move || {
+        self.workers.spawn(move || {
             let from = End { parent: from.0, name: &from.1 };
             let to = End { parent: to.0, name: &to.1 };
             reply_empty(tree.rename(from, to, flags), reply);
@@ -143,7 +145,7 @@ impl StoreFs {
                 }
             }
         };
-        if is_new { open() } else { self.cache.spawn(open) }
+        if is_new { open() } else { self.workers.spawn(open) }
     }
 
     pub fn open_file(&self, pid: u32, id: u64, flags: OFlags, reply: ReplyOpen) {
@@ -166,7 +168,7 @@ impl StoreFs {
             }
         };
         if blocks || may_write(flags) {
-            self.cache.spawn(move || {
+            self.workers.spawn(move || {
                 open();
             });
         } else if let Some(number) = open() {
@@ -233,12 +235,12 @@ impl StoreFs {
             reply_written(written, reply);
             if let Some((file, range)) = handle.wrote(offset, data.len()) {
                 // A full queue of the disk makes it wait.
-                self.cache.spawn(move || write_behind(&file, range));
+                self.workers.spawn(move || write_behind(&file, range));
             }
             return;
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
-        self.cache.spawn(move || {
+        self.workers.spawn(move || {
             reply_written(tree.write(&handle, offset, &data, limited), reply);
         });
     }
@@ -266,7 +268,7 @@ impl StoreFs {
             _ if !crate::mount::may_control(uid) => reply.error(Errno::EPERM),
             ControlRequest::DropCache => {
                 let control = self.control.clone();
-                self.cache.spawn(move || {
+                self.workers.spawn(move || {
                     control.drop_cache();
                     reply_xattr(Ok(Vec::new()), size, reply);
                 });
