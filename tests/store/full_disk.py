@@ -13,10 +13,10 @@ import time
 import tools
 
 MIB = 1 << 20
-SIZE = 400 * MIB
+SIZE, QUICK_SIZE = 400 * MIB, 320 * MIB
 MKFS = {
-    "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0"],
-    "ext4-reserved": ["mkfs.ext4", "-q", "-F", "-m", "5"],
+    "ext4": ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0"],
+    "ext4-reserved": ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "5"],
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
@@ -45,14 +45,14 @@ def missing(kind):
 class Disk:
     """A new file system. The store is the directory d in it; what fills the disk is beside that."""
 
-    def __init__(self, folder, kind, user=None):
+    def __init__(self, folder, kind, user, size):
         self.user = user
         self.image = os.path.join(folder, "image")
         self.root = os.path.join(folder, "disk")
         self.directory = os.path.join(self.root, "d")
         os.makedirs(self.root, exist_ok=True)
         with open(self.image, "wb") as image:
-            image.truncate(SIZE)
+            image.truncate(size)
         run([*MKFS[kind], self.image])
         run(["mount", "-o", "loop", self.image, self.root])
         os.mkdir(self.directory)
@@ -73,36 +73,21 @@ class Disk:
     def fill(self, leave=0):
         """Leave so many bytes of room, which is taken first, and given back last."""
         self.sync()
-        if leave:
-            self.take(leave)
-            room = self.last()
-        size = 64 * MIB
+        self.fills += 1
+        room = os.path.join(self.root, f"fill-{self.fills}-room")
+        if leave and not take(room, 0, leave):
+            raise tools.Failed(f"there are no {leave} bytes of room")
+        at, size = 0, 64 * MIB
         while size >= 4096:
             # Root could take what is reserved, too.
-            if self.user and self.free() < size or not self.take(size):
+            if self.user and self.free() < size or not take(room[:-5], at, size):
                 size //= 2
+            else:
+                at += size
         self.sync()
         if leave:
             os.unlink(room)
             self.sync()
-
-    def take(self, size):
-        """Whether there were so many bytes to take."""
-        self.fills += 1
-        handle = os.open(self.last(), os.O_WRONLY | os.O_CREAT)
-        try:
-            os.posix_fallocate(handle, 0, size)
-            return True
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            os.ftruncate(handle, 0)
-            return False
-        finally:
-            os.close(handle)
-
-    def last(self):
-        return os.path.join(self.root, f"fill-{self.fills}")
 
     def unfill(self):
         for name in os.listdir(self.root):
@@ -130,6 +115,20 @@ def run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise tools.Failed(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def take(path, start, size):
+    """Whether there were so many bytes to take for a file."""
+    try:
+        with open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), start, size)
+        return True
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    with contextlib.suppress(OSError):
+        os.truncate(path, start)
+    return False
 
 
 class Call:

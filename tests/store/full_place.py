@@ -62,7 +62,7 @@ class Place:
         self.test, self.user = test, test.user
         self.folder = os.path.join(test.folder, f"{test.name}-{next(test.numbers)}")
         os.mkdir(self.folder)
-        self.disk = full_disk.Disk(self.folder, test.kind, test.user)
+        self.disk = full_disk.Disk(self.folder, test.kind, test.user, test.size)
         self.store = tools.Store(bsz, self.disk.directory)
         self.store.log = os.path.join(self.folder, "log")
         self.files = {}
@@ -96,6 +96,14 @@ class Place:
 
     def status(self):
         return json.loads(os.getxattr(self.disk.directory, "user.bsz.status"))["store"]
+
+    def pace(self):
+        """Wait until at most one file waits to be packed, if there is room to pack."""
+        def caught_up():
+            status = self.status()
+            return (status["queued"] + bool(status.get("packing")) <= 1
+                    or self.disk.free() < 100 * MIB)
+        tools.wait_until(caught_up, 10, 0.02)
 
     def pack_half(self, name):
         """Pause in the middle of packing a file, with a part of its archive on the disk."""
