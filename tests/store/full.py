@@ -109,7 +109,7 @@ class Test(Packed):
         self.rng = random.Random(f"{seed} {self.name}")
         self.slack = SLACK[self.kind.split("-", maxsplit=1)[0]]
         self.numbers = itertools.count()
-        self.places, self.contents = [], {}
+        self.places, self.contents, self.failed = [], {}, {}
 
     @contextlib.contextmanager
     def place(self, bare=False):
@@ -159,7 +159,7 @@ class Test(Packed):
             place.files[name] = {sha(content(self.seed, number)[:length])}
         packed = {name for name in place.files if place.store.packed(name)}
         self.check("all is exact on the full disk",
-                   place.problems() + ([] if packed else ["nothing is packed"]))
+                   place.problems() + ([] if packed else [f"nothing is packed: {place.status()}"]))
         names = [name_of(number) for number in range(2)]
         plain_left = set(place.files) - packed - set(names)
         for name in names:

@@ -22,7 +22,7 @@ MKFS = {
 }
 PACKAGES = {"mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs", "mkfs.ext4": "e2fsprogs"}
 # How long a call may take: a writer waits for the packer to give its space back.
-CALL_SECONDS = 90
+CALL_SECONDS = 300
 
 
 def missing(kind):

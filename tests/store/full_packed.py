@@ -164,6 +164,7 @@ class Packed:
             found = self.all_calls(place, plain)
             place.disk.unfill()
             place.again()
+            self.learn_failed(place)
             self.check("all is exact after calls on a full disk", place.problems())
             self.calls_again(place, found)
 
@@ -172,6 +173,7 @@ class Packed:
         bare directory has, if they are given."""
         base, other = tools.model(f"{self.seed}-base", MIB // 2), os.urandom(40_000)
         table, outcomes = calls(base, other), {}
+        self.failed = {}
         self.contents = {"p": base, "q": other, "r": base}
         place.mount()
         for number in range(len(table)):
@@ -192,15 +194,22 @@ class Packed:
         return outcomes
 
     def learn(self, place, name, data, outcome):
-        """A call that failed has changed nothing, or a part of what it was to change."""
+        """A call that failed has changed nothing, or a part of what it was to change; which is
+        seen once the kernel has forgotten pages that could not be written."""
         if outcome == "ok":
             place.files.pop(name, None)
             if data is not None:
                 place.files[name] = {sha(data)}
         elif name in place.files and data is not None:
+            self.failed[name] = data
+
+    def learn_failed(self, place):
+        for name, data in self.failed.items():
             with open(place.path(name), "rb") as file:
                 now = file.read()
-            if crash_worker.Between(self.contents[name[-1]], data).allows(now):
+            before = self.contents[name[-1]]
+            # It may have been truncated, too.
+            if crash_worker.Between(before, data).allows(now) or now == data[:len(now)]:
                 place.files[name] = {sha(now)}
 
     def compare(self, place, what, needs, outcome, plain, reserved):

@@ -103,19 +103,23 @@ class Place:
             status = self.status()
             return (status["queued"] + bool(status.get("packing")) <= 1
                     or self.disk.free() < 100 * MIB)
-        tools.wait_until(caught_up, 10, 0.02)
+        tools.wait_until(caught_up, PACK_SECONDS, 0.02)
 
     def pack_half(self, name):
         """Pause in the middle of packing a file, with a part of its archive on the disk."""
         room = self.disk.free()
-        if not tools.wait_until(
-                lambda: self.status()["packing"] == name and self.disk.free() < room - MIB,
-                PACK_SECONDS, 0.001):
+        if not tools.wait_until(lambda: self.status()["packing"] == name, PACK_SECONDS, 0.001):
             raise tools.Failed(f"{name} was not being packed: {self.status()}")
-        self.command("pause")
-        time.sleep(0.1)
-        if self.store.packed(name):
-            raise tools.Failed(f"{name} was packed before anybody could pause")
+        # Some file systems count what is written only once it is on its way to the disk.
+        while True:
+            time.sleep(0.02)
+            self.command("pause")
+            self.disk.sync()
+            if self.status()["packing"] != name:
+                raise tools.Failed(f"{name} was packed before anybody could pause")
+            if self.disk.free() < room - MIB:
+                return
+            self.command("resume")
 
     def problems(self, settled=True):
         """What is wrong with the files as a program sees them, past all caches; and with those
