@@ -296,13 +296,19 @@ class Packed:
         place.store.kill()
         writer.wait()
         place.store.detach()
-        place.files[name] = {sha(after)} if writer.outcome == "ok" else {sha(data), sha(after)}
+        place.files[name] = {sha(after)}
+        if writer.outcome != "ok":
+            now = tools.read_below(place.store.bsz, place.store.below)[name]
+            allowed = crash_worker.Between(data, after).allows(now)
+            place.files[name] = {sha(now) if allowed else sha(data)}
         self.check(f"kill {number} while unpacking on a full disk", self.recovered(place))
         place.files[name] = {sha(data)}
         place.store.umount()
         place.disk.unfill()
         place.mount("off")
-        place.call(patch, place.path(name), 5000, data[5000:10_000])
+        outcome = place.call(patch, place.path(name), 5000, data[5000:10_000])
+        if outcome != "ok":
+            raise tools.Failed(f"{name} could not be written with room: {outcome}")
         place.again()
         place.packed(*models)
 
