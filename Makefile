@@ -172,6 +172,7 @@ store-samples:
 	tests/store/fsx --bsz $(TARGET)/release/bsz --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps --quick
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --quick
+	tests/store/full.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/many.py --bsz $(TARGET)/release/bsz --quick
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --quick --work $(TARGET)/store-hub
@@ -182,6 +183,7 @@ test-store: build ## POSIX suites, fsx, kills, power cuts, many files, hub clien
 	tests/store/fsx --bsz $(TARGET)/release/bsz --ops 1000000
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --steps
 	tests/store/crash.py --bsz $(TARGET)/release/bsz --kills 200
+	tests/store/full.py --bsz $(TARGET)/release/bsz
 	tests/store/powercut.py --bsz $(TARGET)/release/bsz
 	tests/store/many.py --bsz $(TARGET)/release/bsz
 	tests/store/hub.py --bsz $(TARGET)/release/bsz --work $(TARGET)/store-hub
