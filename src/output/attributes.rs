@@ -76,6 +76,8 @@ pub enum Lost {
     DefaultAcl,
     /// Extended attributes of these names.
     Xattrs(Vec<String>),
+    /// Some of what else is lost, because there is no space for it.
+    Space,
     /// The access and modification times.
     Times,
 }
@@ -83,7 +85,8 @@ pub enum Lost {
 impl Lost {
     /// A message about the attributes `lost`, if there are any.
     pub fn message(lost: &[Self]) -> Option<String> {
-        let names: Vec<String> = lost.iter().map(Self::to_string).collect();
+        let named = lost.iter().filter(|what| **what != Self::Space);
+        let names: Vec<String> = named.map(Self::to_string).collect();
         (!names.is_empty()).then(|| format!("could not keep its {}", names.join(", ")))
     }
 
@@ -104,6 +107,7 @@ impl fmt::Display for Lost {
             Self::Acl => "ACL",
             Self::DefaultAcl => "default ACL",
             Self::Times => "times",
+            Self::Space => "what there is no space for",
             Self::Xattrs(names) => {
                 return write!(f, "extended attributes ({})", names.join(", "));
             }
@@ -179,7 +183,10 @@ impl Attributes {
             mode &= !SETGID;
         }
         mode = self.apply_lists(to, mode, group, &mut lost)?;
-        let mut names = self.apply_xattrs(to, &mut mode)?;
+        let (mut names, is_full) = self.apply_xattrs(to, &mut mode)?;
+        if is_full {
+            lost.push(Lost::Space);
+        }
         if self.unread {
             names.push("some that could not be read".to_owned());
         }
@@ -242,22 +249,22 @@ impl Attributes {
         Ok(if group { mode } else { acl::mode_with_other_group(mode) })
     }
 
-    /// Set the extended attributes; returns the names of those that could not be set. A file that
-    /// loses its access control is left to its owner alone.
-    fn apply_xattrs(&self, to: impl AsFd, mode: &mut u32) -> Result<Vec<String>> {
-        let mut lost = Vec::new();
+    /// Set the extended attributes; returns the names of those that could not be set, and whether
+    /// that was for lack of space. A file that loses its access control is left to its owner alone.
+    fn apply_xattrs(&self, to: impl AsFd, mode: &mut u32) -> Result<(Vec<String>, bool)> {
+        let (mut lost, mut is_full) = (Vec::new(), false);
         for (name, value) in &self.xattrs {
-            if kept_or_full(fsetxattr(to.as_fd(), &**name, value, XattrFlags::empty()))?
-                || name == SELINUX
-            {
+            let set = fsetxattr(to.as_fd(), &**name, value, XattrFlags::empty());
+            if kept_or_full(set)? || name == SELINUX {
                 continue;
             }
+            is_full |= matches!(set, Err(Errno::NOSPC | Errno::DQUOT));
             if OTHER_ACLS.contains(&&**name) {
                 *mode &= 0o7700;
             }
             lost.push(OsStr::from_bytes(name).to_string_lossy().into_owned());
         }
-        Ok(lost)
+        Ok((lost, is_full))
     }
 
     /// Clear the permission bits that `mode` lacks.

@@ -21,6 +21,7 @@ use crate::{
     output::{Attributes, Dir, Existing, FileId, Lost, Output, file_id},
 };
 use rustix::fs::{Advice, OFlags, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::io::Errno;
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
@@ -332,6 +333,9 @@ fn finish(
     fcntl_setfl(output.file(), flags).about_path(&path)?;
     forget(output.file(), 0..0);
     (o.between)()?;
+    if lost.contains(&Lost::Space) {
+        return Err(Error::from(Errno::NOSPC).about_path(&path));
+    }
     if let Some(why) = Lost::message(&lost) {
         return Ok(Some(why));
     }

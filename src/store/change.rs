@@ -3,6 +3,7 @@
 //! Those of a packed file are those of its archive, so nothing is unpacked for them.
 
 use super::files::Handle;
+use super::names::LEFT;
 use super::node::Node;
 use super::tree::Tree;
 use super::unpack::{Keep, MODIFIED_NOW};
@@ -31,6 +32,8 @@ pub(super) struct Change {
     pub gid: Option<u32>,
     pub size: Option<u64>,
     pub times: Option<Times>,
+    /// Whether the caller may not use blocks that are reserved for root.
+    pub limited: bool,
 }
 
 /// The times to set; `UTIME_OMIT` for those that stay.
@@ -49,11 +52,11 @@ impl Tree {
     pub fn change(&self, id: u64, change: &Change, handle: Option<&Handle>) -> Result<Attr> {
         let node = self.nodes.get(id)?;
         if let Some(size) = change.size {
-            self.resize(&node, size, handle)?;
+            self.resize(&node, size, handle, change.limited)?;
         }
         if loses_owner_read(change.mode) {
             // This process could not read the archive any more, and what it shows.
-            self.unpack(&node, Keep::All)?;
+            self.unpack(&node, Keep::All, change.limited)?;
         }
         if change.uid.is_some() || change.gid.is_some() {
             let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
@@ -75,16 +78,16 @@ impl Tree {
         self.attr(id)
     }
 
-    fn resize(&self, node: &Node, size: u64, handle: Option<&Handle>) -> Result<()> {
+    fn resize(&self, node: &Node, size: u64, handle: Option<&Handle>, limited: bool) -> Result<()> {
         if node.kind != FileType::RegularFile {
             return Err(if node.kind.is_dir() { Errno::ISDIR } else { Errno::INVAL });
         }
         let is_plain = node.state().packed.is_none();
         let Some(handle) = handle.filter(|handle| is_plain && handle.may_write()) else {
-            return self.truncate(node, size);
+            return self.truncate(node, size, limited);
         };
         let file = self.writable(handle)?;
-        ftruncate(&*file, size)?;
+        self.with_room(|| ftruncate(&*file, size))?;
         // Some file systems leave the time alone if the size stays.
         futimens(&*file, &MODIFIED_NOW)
     }
@@ -125,10 +128,20 @@ impl Tree {
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let node = self.changeable(id, name)?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
-        let set = self.with_entry(&node, |entry| setxattr(entry.path(), name, value, flags));
+        let set = || self.with_entry(&node, |entry| setxattr(entry.path(), name, value, flags));
+        let set = match self.with_room(set) {
+            // The mark of a file that is not worth packing takes the place of the attribute.
+            Err(Errno::NOSPC) if self.unmark_left(&node) => set(),
+            other => other,
+        };
         // Last: it may have been asked for meanwhile.
         node.no_capability.store(false, Ordering::Relaxed);
         set
+    }
+
+    /// Remove the mark of a file that is not worth packing. Returns whether there was one.
+    fn unmark_left(&self, node: &Node) -> bool {
+        self.with_entry(node, |entry| removexattr(entry.path(), LEFT)).is_ok()
     }
 
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {

@@ -113,8 +113,11 @@ impl Tree {
     /// The archive in an open file. Its attributes may change while its index is read.
     pub fn cached_archive(&self, file: &File, path: &Path) -> Result<Arc<CachedFile>> {
         for _ in 0..ATTEMPTS {
-            let again = file.try_clone().map_err(|_| Errno::MFILE)?;
-            match self.archives.open(again, &fstat(file)?, path) {
+            // Not another descriptor of the same open file: that is read around the page cache once
+            // it is the archive's.
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let again = rustix::fs::open(proc_path(file.as_fd()), flags, Mode::empty())?;
+            match self.archives.open(again.into(), &fstat(file)?, path) {
                 Err(Errno::STALE) => {}
                 other => return other,
             }

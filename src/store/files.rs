@@ -9,11 +9,10 @@ use super::node::{Content, Node};
 use super::plain::Written;
 use super::tree::{Located, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fstat, openat, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, fstat, openat, seek};
 use rustix::io::{Errno, Result};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -39,14 +38,17 @@ const OWN_FLAGS: OFlags = OFlags::CREATE
 pub(super) struct Handle {
     pub node: Arc<Node>,
     flags: OFlags,
+    /// Whether it was opened by somebody who may not use blocks that are reserved for root.
+    pub limited: bool,
     /// The descriptor of a handle that may write, once it has one.
     file: OnceLock<Arc<File>>,
     written: Written,
 }
 
 impl Handle {
-    fn new(node: Arc<Node>, flags: OFlags) -> Arc<Self> {
-        Arc::new(Self { node, flags, file: OnceLock::new(), written: Written::default() })
+    fn new(node: Arc<Node>, flags: OFlags, limited: bool) -> Arc<Self> {
+        let (file, written) = (OnceLock::new(), Written::default());
+        Arc::new(Self { node, flags, limited, file, written })
     }
 
     pub fn may_write(&self) -> bool {
@@ -74,9 +76,9 @@ impl Tree {
     }
 
     /// Open a file. Returns the handle, and whether the kernel may keep the pages it has cached.
-    pub fn open(&self, id: u64, flags: OFlags) -> Result<(Arc<Handle>, bool)> {
+    pub fn open(&self, id: u64, flags: OFlags, limited: bool) -> Result<(Arc<Handle>, bool)> {
         let node = self.nodes.get(id)?;
-        let handle = Handle::new(node, flags);
+        let handle = Handle::new(node, flags, limited);
         self.count(&handle);
         let opened = self.open_counted(&handle);
         if opened.is_err() {
@@ -89,7 +91,7 @@ impl Tree {
         let node = &handle.node;
         if handle.may_write() {
             if handle.flags.contains(OFlags::TRUNC) {
-                self.truncate(node, 0)?;
+                self.truncate(node, 0, handle.limited)?;
             }
             if node.state().packed.is_none() {
                 self.writable(handle)?;
@@ -102,8 +104,14 @@ impl Tree {
     }
 
     /// The handle of a file that was just created with `fd`.
-    pub fn created(&self, node: Arc<Node>, flags: OFlags, file: File) -> Arc<Handle> {
-        let handle = Handle::new(node, flags);
+    pub fn created(
+        &self,
+        node: Arc<Node>,
+        flags: OFlags,
+        limited: bool,
+        file: File,
+    ) -> Arc<Handle> {
+        let handle = Handle::new(node, flags, limited);
         self.count(&handle);
         if handle.may_write() {
             // Nobody else has it yet.
@@ -181,7 +189,7 @@ impl Tree {
         if let Some(file) = handle.file.get() {
             return Ok(Arc::clone(file));
         }
-        let file = match self.unpack(&handle.node, Keep::All)? {
+        let file = match self.unpack(&handle.node, Keep::All, handle.limited)? {
             Some(unpacked) => unpacked,
             None => Arc::new(self.open_plain(&handle.node, handle.flags)?),
         };
@@ -233,38 +241,6 @@ impl Tree {
         self.clear_beside(dir, name, found)
     }
 
-    /// Write `data`, or less of it if the disk is full before its end. `limited`: not into blocks that
-    /// the file system reserves for root.
-    pub fn write(
-        &self,
-        handle: &Handle,
-        offset: u64,
-        data: &[u8],
-        limited: bool,
-    ) -> std::io::Result<usize> {
-        let file = self.writable(handle)?;
-        if limited {
-            let end = offset.saturating_add(data.len() as u64);
-            let grows = end > file.metadata()?.len();
-            let space = self.statfs()?;
-            if grows && space.f_bavail.saturating_mul(space.f_frsize) < data.len() as u64 {
-                return Err(Errno::NOSPC.into());
-            }
-        }
-        let mut written = 0;
-        while written < data.len() {
-            match file.write_at(&data[written..], offset.saturating_add(written as u64)) {
-                Ok(n) => written += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && self.packer.give_room() => {}
-                // The next write of the caller gets the error.
-                Err(_) if written > 0 => break,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(written)
-    }
-
     /// fsync(2), or fdatasync(2) if `data_only`.
     pub fn sync(&self, handle: &Handle, data_only: bool) -> Result<()> {
         let file = match handle.file.get() {
@@ -279,20 +255,6 @@ impl Tree {
             },
         };
         if data_only { rustix::fs::fdatasync(&*file) } else { rustix::fs::fsync(&*file) }
-    }
-
-    pub fn allocate(&self, handle: &Handle, mode: i32, offset: u64, len: u64) -> Result<()> {
-        let mode = FallocateFlags::from_bits(mode as u32).ok_or(Errno::OPNOTSUPP)?;
-        let supported =
-            FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
-        if !supported.contains(mode) {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let file = self.writable(handle)?;
-        match fallocate(&*file, mode, offset, len) {
-            Err(Errno::NOSPC) if self.packer.give_room() => fallocate(&*file, mode, offset, len),
-            other => other,
-        }
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2). An archive has no holes.

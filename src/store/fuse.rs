@@ -62,7 +62,8 @@ impl Filesystem for StoreFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change { mode, uid, gid, size, times: times(atime, mtime) };
+        let limited = self.limits(request);
+        let change = Change { mode, uid, gid, size, times: times(atime, mtime), limited };
         let handle = handle.and_then(|handle| self.files.get(handle.0));
         self.change_file(request.unique(), ino.0, change, handle, reply);
     }
@@ -124,7 +125,7 @@ impl Filesystem for StoreFs {
         name: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.link_file(request.unique(), ino.0, (parent.0, name.to_owned()), reply);
+        self.link_file(request, ino.0, (parent.0, name.to_owned()), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -165,7 +166,7 @@ impl Filesystem for StoreFs {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.open_file(request.pid(), ino.0, open_flags(flags.0), reply);
+        self.open_file(request, ino.0, open_flags(flags.0), reply);
     }
 
     fn read(
@@ -186,7 +187,7 @@ impl Filesystem for StoreFs {
 
     fn write(
         &self,
-        request: &Request,
+        _: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -197,7 +198,7 @@ impl Filesystem for StoreFs {
         reply: ReplyWrite,
     ) {
         let Some(handle) = self.files.get(handle.0) else { return reply.error(Errno::EBADF) };
-        self.write_file(request.uid(), handle, offset, data, reply);
+        self.write_file(handle, offset, data, reply);
     }
 
     fn release(

@@ -23,6 +23,7 @@
 //! | `files`, `plain` | open files |
 //! | `namespace`, `rename` | names that come, go and change |
 //! | `change` | attributes that change |
+//! | `space` | what callers may use of the disk, and what the packer gives back |
 //! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
 //! | `recovery` | the walk after mounting |
@@ -54,6 +55,7 @@ mod recovery;
 mod rename;
 mod requests;
 mod restore;
+mod space;
 mod steps;
 mod swap;
 mod tree;

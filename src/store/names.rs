@@ -27,6 +27,10 @@ use std::path::Path;
 
 pub(super) use crate::mount::PLAIN_MARK;
 
+/// The attribute of a file that is not worth packing: its size, its mtime, and the version of the
+/// rule that decided so. It moves with the file.
+pub(super) const LEFT: &str = "user.bsz.left";
+
 const PACKED: &[u8] = b".bsz";
 const OVER: &[u8] = b".bsz-over";
 const OLD: &[u8] = b".bsz-old";

@@ -121,10 +121,16 @@ impl Tree {
 
     /// Give a file another name. A packed file becomes plain, because it could not be written to
     /// under both names otherwise.
-    pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<(Arc<Node>, Attr)> {
+    pub fn link(
+        &self,
+        id: u64,
+        parent: u64,
+        name: &OsStr,
+        limited: bool,
+    ) -> Result<(Arc<Node>, Attr)> {
         let node = self.nodes.get(id)?;
         for _ in 0..ATTEMPTS {
-            self.unpack(&node, Keep::All)?;
+            self.unpack(&node, Keep::All, limited)?;
             node.state().epoch += 1;
             let linked = self.with_free(parent, name, |dir| {
                 let from = self.locate_once(&node)?;
@@ -226,9 +232,13 @@ impl Tree {
         let dir_node = self.nodes.get(parent)?;
         for _ in 0..ATTEMPTS {
             let dir = self.free(parent, name)?;
-            let _names = write(&dir_node);
-            if !self.is_archive_of_another(&dir, name)? {
-                return make(&dir);
+            let made = self.with_room(|| {
+                let _names = write(&dir_node);
+                let is_free = !self.is_archive_of_another(&dir, name)?;
+                is_free.then(|| make(&dir)).transpose()
+            });
+            if let Some(made) = made? {
+                return Ok(made);
             }
         }
         Err(Errno::BUSY)
@@ -249,7 +259,7 @@ impl Tree {
         let found = self.names.entry(dir.as_fd(), name)?;
         let Some(shown) = shown_name(name, found.form) else { return Ok(dir) };
         let (node, _) = self.look_up(parent, &shown)?;
-        let unpacked = self.unpack(&node, Keep::All);
+        let unpacked = self.unpack(&node, Keep::All, false);
         self.forget(node.id, 1);
         unpacked?;
         let dir_node = self.nodes.get(parent)?;

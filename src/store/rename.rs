@@ -55,17 +55,18 @@ impl Tree {
         let (from_node, to_node) = (self.nodes.get(from.parent)?, self.nodes.get(to.parent)?);
         for _ in 0..ATTEMPTS {
             self.free(to.parent, to.name)?;
-            let locked = Locked::new(&from_node, &to_node);
-            let next = self.rename_locked(from, to, flags)?;
-            drop(locked);
-            match next {
+            let next = self.with_room(|| {
+                let _locked = Locked::new(&from_node, &to_node);
+                self.rename_locked(from, to, flags)
+            });
+            match next? {
                 Next::Done(done) => {
                     self.finish_rename(to, done);
                     return Ok(());
                 }
                 Next::Unpack(end) => {
                     let (node, _) = self.look_up(end.parent, end.name)?;
-                    let unpacked = self.unpack(&node, Keep::All);
+                    let unpacked = self.unpack(&node, Keep::All, false);
                     self.forget(node.id, 1);
                     unpacked?;
                 }

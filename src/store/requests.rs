@@ -60,6 +60,11 @@ impl StoreFs {
         Caller { uid: request.uid(), gid: request.gid(), umask }
     }
 
+    /// Whether a caller may not use blocks that are reserved for root, although this process may.
+    pub fn limits(&self, request: &Request) -> bool {
+        self.is_root && request.uid() != 0
+    }
+
     pub fn reply_entry(
         &self,
         request: &Request,
@@ -90,9 +95,10 @@ impl StoreFs {
     }
 
     /// It may unpack.
-    pub fn link_file(&self, request: RequestId, id: u64, to: Link, reply: ReplyEntry) {
+    pub fn link_file(&self, request: &Request, id: u64, to: Link, reply: ReplyEntry) {
+        let (limited, request) = (self.limits(request), request.unique());
         let (tree, replier) = (self.tree.clone(), self.replier.clone());
-        self.workers.spawn(move || match tree.link(id, to.0, &to.1) {
+        self.workers.spawn(move || match tree.link(id, to.0, &to.1, limited) {
             Ok((node, attr)) => replier.entry(request, node.id, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         });
@@ -126,13 +132,13 @@ impl StoreFs {
             Err(e) => return reply.error(errno(e)),
         };
         let (tree, replier, files) = (self.tree.clone(), self.replier.clone(), self.files.clone());
-        let request = request.unique();
+        let (limited, request) = (self.limits(request), request.unique());
         let is_new = made.file.is_some();
         let open = move || {
             let node = made.node.id;
             let opened = match made.file {
-                Some(file) => Ok(tree.created(made.node, flags, file)),
-                None => tree.open(node, flags).map(|(handle, _)| handle),
+                Some(file) => Ok(tree.created(made.node, flags, limited, file)),
+                None => tree.open(node, flags, limited).map(|(handle, _)| handle),
             };
             match opened {
                 Ok(handle) => {
@@ -148,14 +154,15 @@ impl StoreFs {
         if is_new { open() } else { self.workers.spawn(open) }
     }
 
-    pub fn open_file(&self, pid: u32, id: u64, flags: OFlags, reply: ReplyOpen) {
+    pub fn open_file(&self, request: &Request, id: u64, flags: OFlags, reply: ReplyOpen) {
+        let (limited, pid) = (self.limits(request), request.pid());
         let blocks = self.tree.open_blocks(id, flags);
         // The programs that read the file have closed it, so it needs no warming.
         if self.readahead.is_warmer(pid) && blocks {
             return reply.error(Errno::EAGAIN);
         }
         let (tree, files) = (self.tree.clone(), self.files.clone());
-        let open = move || match tree.open(id, flags) {
+        let open = move || match tree.open(id, flags, limited) {
             Ok((handle, keep)) => {
                 let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                 let number = files.insert(handle);
@@ -221,17 +228,9 @@ impl StoreFs {
         }
     }
 
-    pub fn write_file(
-        &self,
-        uid: u32,
-        handle: Arc<Handle>,
-        offset: u64,
-        data: &[u8],
-        reply: ReplyWrite,
-    ) {
-        let limited = self.is_root && uid != 0;
+    pub fn write_file(&self, handle: Arc<Handle>, offset: u64, data: &[u8], reply: ReplyWrite) {
         if self.tree.is_writable(&handle) {
-            let written = self.tree.write(&handle, offset, data, limited);
+            let written = self.tree.write(&handle, offset, data);
             reply_written(written, reply);
             if let Some((file, range)) = handle.wrote(offset, data.len()) {
                 // A full queue of the disk makes it wait.
@@ -241,7 +240,7 @@ impl StoreFs {
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
         self.workers.spawn(move || {
-            reply_written(tree.write(&handle, offset, &data, limited), reply);
+            reply_written(tree.write(&handle, offset, &data), reply);
         });
     }
 

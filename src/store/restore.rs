@@ -235,7 +235,7 @@ impl Tree {
         let path = self.path(&(id, name.clone()));
         let done = run.restored.bytes;
         (run.progress)(RestoreProgress { path: &path, bytes: attr.size, done });
-        let unpacked = self.unpack(&node, Keep::All);
+        let unpacked = self.unpack(&node, Keep::All, false);
         self.forget(node.id, 1);
         unpacked?;
         run.restored.files += 1;

@@ -42,6 +42,8 @@ pub(super) struct Tree {
     pub twins: Twins,
     /// Whether files can share ranges, once that was tried.
     pub shares: OnceLock<bool>,
+    /// Whether the file system reserves blocks for root.
+    pub reserves: OnceLock<bool>,
     dirs: Mutex<LruCache<u64, DirFd>>,
 }
 
@@ -79,6 +81,7 @@ impl Tree {
             packer,
             twins: Twins::new(),
             shares: OnceLock::new(),
+            reserves: OnceLock::new(),
             dirs: Mutex::new(LruCache::new(MAX_DIRS)),
         })
     }

@@ -65,12 +65,12 @@ impl Drop for Writing<'_> {
 
 impl Tree {
     /// Change the size of a file.
-    pub fn truncate(&self, node: &Node, size: u64) -> Result<()> {
+    pub fn truncate(&self, node: &Node, size: u64, limited: bool) -> Result<()> {
         let writing = self.begin_writing(node);
         let packed = node.state().packed.clone();
         let outcome = match packed {
             Some(packed) if size < packed.size && self.may_be_old(node) => {
-                self.unpack(node, Keep::Prefix(size)).and_then(|done| match done {
+                self.unpack(node, Keep::Prefix(size), limited).and_then(|done| match done {
                     Some(_) => Ok(()),
                     None => self.truncate_plain(node, size),
                 })
@@ -79,7 +79,9 @@ impl Tree {
                 let entry = self.entry(node)?;
                 utimensat(rustix::fs::CWD, entry.path(), &MODIFIED_NOW, AtFlags::empty())
             }
-            _ => self.unpack(node, Keep::All).and_then(|_| self.truncate_plain(node, size)),
+            _ => {
+                self.unpack(node, Keep::All, limited).and_then(|_| self.truncate_plain(node, size))
+            }
         };
         drop(writing);
         if let Ok(attr) = self.attr(node.id) {
@@ -119,20 +121,17 @@ impl Tree {
 
     fn truncate_plain(&self, node: &Node, size: u64) -> Result<()> {
         let file = self.open_plain(node, OFlags::WRONLY)?;
-        match rustix::fs::ftruncate(&file, size) {
-            Err(Errno::NOSPC) if self.packer.give_room() => rustix::fs::ftruncate(&file, size),
-            other => other,
-        }
+        self.with_room(|| rustix::fs::ftruncate(&file, size))
     }
 
     /// Bring the plain file of a node back. Returns it, open for reading and writing; `None` if
-    /// the file was plain already.
-    pub fn unpack(&self, node: &Node, keep: Keep) -> Result<Option<Arc<File>>> {
+    /// the file was plain already. `limited`: not into blocks that are reserved for root.
+    pub fn unpack(&self, node: &Node, keep: Keep, limited: bool) -> Result<Option<Arc<File>>> {
         let _once = node.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..ATTEMPTS {
-            if node.state().packed.is_none() {
-                return Ok(None);
-            }
+            let Some(packed) = node.state().packed.clone() else { return Ok(None) };
+            let size = if let Keep::Prefix(len) = keep { len } else { packed.size };
+            self.may_use(size, limited)?;
             let orphan = node.orphan();
             let done = match orphan {
                 Some(orphan) => Some(self.unpack_orphan(node, &orphan, keep)?),
@@ -159,14 +158,6 @@ impl Tree {
         self.put_plain(node, &located, output, keep)
     }
 
-    /// Do something that takes space; again, if the packer can give some back.
-    fn with_room<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
-        match make() {
-            Err(Errno::NOSPC) if self.packer.give_room() => make(),
-            other => other,
-        }
-    }
-
     /// Decode an archive to an unnamed file for `name` in a directory, with all attributes.
     fn decode(
         &self,
@@ -186,6 +177,9 @@ impl Tree {
         decoded.map_err(|e| logged(path, &e))?;
         let attributes = Attributes::of(file)?;
         let lost = output.sync(&attributes).map_err(|e| errno(&e))?;
+        if lost.contains(&Lost::Space) {
+            return Err(Errno::NOSPC);
+        }
         if let Some(message) = Lost::message(&lost) {
             log::warn!("{}: {message} when it was unpacked", crate::escape::path(path));
         }

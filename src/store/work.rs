@@ -2,7 +2,7 @@
 
 use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
-use super::names::{Form, MAX_PACKED_NAME, PLAIN_MARK, packed_name};
+use super::names::{Form, LEFT, MAX_PACKED_NAME, PLAIN_MARK, packed_name};
 use super::nodes::Link;
 use super::packer::{Outcome, Packer, Task, Version};
 use super::swap::Candidate;
@@ -25,9 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The attribute of a file that is not worth packing: its size, its mtime, and the version of the
-/// rule that decided so. It moves with the file.
-const LEFT: &str = "user.bsz.left";
+/// The version of the rule that decides which files are not worth packing.
 const RULE: u32 = 1;
 
 /// The least share that packing must save.
