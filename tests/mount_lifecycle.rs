@@ -97,14 +97,17 @@ fn a_signal_detaches_a_busy_mount_and_open_files_stay_readable() {
 }
 
 #[test]
-fn a_second_signal_ends_the_daemon_at_once() {
+fn an_interrupt_ends_a_detached_daemon_at_once_and_a_repeated_sigterm_does_not() {
     mount_test(|rig| {
         let (source, _) = sample(rig, "source");
         let mount = rig.mount(&source, "view", &[]);
-        let _file = File::open(mount.path("model.safetensors")).unwrap();
+        let file = File::open(mount.path("model.safetensors")).unwrap();
         mount.signal(Signal::TERM);
         wait_for("the mount to go", || !mount.is_mounted());
         mount.signal(Signal::TERM);
+        file.read_exact_at(&mut [0; 4096], 0).unwrap();
+        assert!(!mount.has_exited());
+        mount.signal(Signal::INT);
         assert_eq!(mount.exit_code(), Some(0));
     });
 }

@@ -1,7 +1,7 @@
 //! `bsz hf`: the store commands for the cache of the Hugging Face hub.
 
 use super::store::{self, DisableOptions, EnableOptions, PackNowOptions, StatusOptions};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,11 @@ enum HfCommand {
 pub fn hf(args: HfArgs, quiet: bool) -> Result<()> {
     let cache = hub_cache(|name| std::env::var_os(name))?;
     match args.command {
-        HfCommand::Enable(o) => store::enable(&cache, &o, quiet),
+        HfCommand::Enable(o) => {
+            // The first download creates it otherwise.
+            std::fs::create_dir_all(&cache).about_path(&cache)?;
+            store::enable(&cache, &o, quiet)
+        }
         HfCommand::Disable(o) => store::disable(&cache, &o, quiet),
         HfCommand::Status(o) => store::status(&[cache], &o, quiet),
         HfCommand::PackNow(o) => store::pack_now(&[cache], &o, quiet),

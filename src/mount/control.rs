@@ -29,6 +29,8 @@ pub(crate) struct Control {
     cache: Arc<ChunkCache>,
     /// Adds what the file system itself reports.
     store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
+    /// Called before a signal ends the mount.
+    ending: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Called before the cache is dropped.
     hangup: Box<dyn Fn() + Send + Sync>,
 }
@@ -39,7 +41,8 @@ impl Control {
         cache: Arc<ChunkCache>,
         hangup: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        Self { status, cache, store: OnceLock::new(), hangup: Box::new(hangup) }
+        let (store, ending) = (OnceLock::new(), OnceLock::new());
+        Self { status, cache, store, ending, hangup: Box::new(hangup) }
     }
 
     /// The current status.
@@ -52,6 +55,17 @@ impl Control {
     pub fn report_store(&self, status: impl Fn() -> StoreStatus + Send + Sync + 'static) {
         // The first one stays.
         let _ = self.store.set(Box::new(status));
+    }
+
+    /// Call `ending` when a signal ends the mount. Files that are open then are served on.
+    pub fn when_ending(&self, ending: impl Fn() + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.ending.set(Box::new(ending));
+    }
+
+    /// A signal ends the mount.
+    pub fn end(&self) {
+        self.ending.get().into_iter().for_each(|ending| ending());
     }
 
     /// Drop the cache, as SIGHUP does.

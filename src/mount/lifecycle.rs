@@ -33,8 +33,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 ///
 /// SIGHUP drops the cache, calls `hangup`, and lets errors be logged again that were logged before.
 /// SIGTERM and SIGINT unmount. If the mount is in use, it is detached, and served until its last
-/// file is closed; a second signal ends the process at once. A mount that another program made ends
-/// with the process, at the first signal. These signal handlers stay installed.
+/// file is closed; SIGINT then ends the process at once, but not SIGTERM, which service managers
+/// repeat. A mount that another program made ends with the process, at the first signal. These
+/// signal handlers stay installed.
 ///
 /// # Errors
 /// A check failed, mounting failed, or the session ended with an error.
@@ -212,12 +213,13 @@ fn handle_signals(mut signals: Signals, mount: Option<Mount>, control: Arc<Contr
             control.drop_cache();
         }
         log::info!("ending the mount, because of a signal");
+        control.end();
         let Some(mount) = mount else { std::process::exit(0) };
-        // On another thread, because unmounting may take a while, and a second signal must be
+        // On another thread, because unmounting may take a while, and further signals must be
         // handled.
         let ending = thread::Builder::new().spawn(move || end(&mount));
         if ending.is_ok() {
-            received.find(|&signal| signal != SIGHUP);
+            received.find(|&signal| signal == SIGINT);
         }
         std::process::exit(0);
     };

@@ -96,15 +96,21 @@ pub fn run(
     umask(Mode::empty());
     let made: Arc<OnceLock<Arc<Tree>>> = Arc::default();
     let tree = Arc::clone(&made);
+    // Dropped once the last file is closed, although packing may end before.
+    let lock: Arc<OnceLock<Lock>> = Arc::default();
+    let locked = Arc::clone(&lock);
     let start = move || {
         ready()?;
-        tree.get().map_or(Ok(()), start_background)
+        tree.get().map_or(Ok(()), |tree| start_background(tree, locked))
     };
     let kept = Arc::clone(&made);
     let outcome = mount::serve(o, start, hangup, move |parts| {
         let tree = Arc::new(Tree::new(parts.source, parts.cache.clone(), Packer::new(policy))?);
         let reporter = Arc::clone(&tree);
         parts.control.report_store(move || reporter.status());
+        // Another daemon may show the directory soon, and knows nothing of what this one changes.
+        let packs = Arc::clone(&tree);
+        parts.control.when_ending(move || packs.packer.stop());
         let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
         // Set once.
         let _ = kept.set(Arc::clone(&tree));
@@ -128,10 +134,13 @@ pub fn run(
     outcome
 }
 
-fn start_background(tree: &Arc<Tree>) -> Result<()> {
+/// Clear away what a crash has left, and pack, once the store can be locked.
+fn start_background(tree: &Arc<Tree>, locked: Arc<OnceLock<Lock>>) -> Result<()> {
     let tree = Arc::clone(tree);
     let work = move || {
-        let Some(_lock) = wait_for_lock(&tree) else { return };
+        let Some(lock) = wait_for_lock(&tree) else { return };
+        // Set once.
+        let _ = locked.set(lock);
         thread::scope(|scope| {
             let recovery = thread::Builder::new().name("bsz-recovery".into());
             if let Err(e) = recovery.spawn_scoped(scope, || tree.recover()) {

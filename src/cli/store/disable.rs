@@ -32,11 +32,11 @@ pub fn disable(dir: &Path, o: &DisableOptions, quiet: bool) -> Result<()> {
     let path = &*place.path;
     let output = Output::new(false, quiet);
     let shown = escape::path(path).into_owned();
-    unmount(&place, o.lazy, &output)?;
+    let ends = unmount(&place, o.lazy, &output)?;
     let systems = if geteuid().is_root() { vec![true] } else { vec![false, true] };
     let services = systems.into_iter().filter_map(|is_system| Service::of(path, is_system));
     for service in services.filter(Service::is_known) {
-        service.disable(!place.is_bszfs())?;
+        service.disable(!ends)?;
         output.line(format!("{shown}: disabled {}", service.unit));
     }
     clean_up_when_interrupted()?;
@@ -67,15 +67,16 @@ fn under(dir: &Path, e: Error) -> Error {
     path.map_or(e.clone(), |path| e.about_path(&path))
 }
 
-/// Unmount the store, if there is room to unpack it.
-fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<()> {
+/// Unmount the store, if there is room to unpack it. Returns whether its daemon ends by itself: else
+/// there is none, or its service is about to start another one.
+fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<bool> {
     let path = &*place.path;
     if let Some(outer) = &place.inside {
         let why = format!("is inside the bszfs mount {}", escape::path(outer));
         return Err(Error::invalid(why).about_path(path));
     }
     if !place.is_bszfs() {
-        return Ok(());
+        return Ok(false);
     }
     match mount::status(std::slice::from_ref(&place.path)).pop().transpose() {
         Ok(Some(status)) if is_store_of(&status, path) => {}
@@ -83,7 +84,9 @@ fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<()> {
             let why = "is a bszfs mount that is not the store of this directory";
             return Err(Error::invalid(why).about_path(path));
         }
-        Err(e) if e.errno() == Some(libc::ENOTCONN) => return mount::detach(path),
+        Err(e) if e.errno() == Some(libc::ENOTCONN) => {
+            return mount::detach(path).map(|()| false);
+        }
         Err(e) => return Err(e),
     }
     let room = room(path)?;
@@ -92,7 +95,12 @@ fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<()> {
     let shown = escape::path(path);
     let (needed, original) = (bytes(room.needed()), bytes(room.original));
     output.line(format!("{shown}: unpacking {original} needs {needed} of free space"));
-    if lazy { mount::detach(path) } else { mount::unmount(path) }
+    if lazy {
+        mount::detach(path)?
+    } else {
+        mount::unmount(path)?
+    }
+    Ok(true)
 }
 
 /// What is packed in a mounted store.

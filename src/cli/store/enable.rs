@@ -64,6 +64,10 @@ pub fn enable(dir: &Path, o: &EnableOptions, quiet: bool) -> Result<()> {
         Some(service) => {
             service.enable()?;
             output.line(format!("{shown}: enabled, as {}", service.unit));
+            if service.ends_at_logout() {
+                let how = "runs while you are logged in; `loginctl enable-linger` changes that";
+                output.line(format!("{shown}: {how}"));
+            }
         }
         None => {
             start(&place.path, &o.options)?;

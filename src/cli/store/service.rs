@@ -1,6 +1,7 @@
 //! The systemd unit of a store.
 
 use crate::error::{Context, Error, Result};
+use rustix::process::geteuid;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -31,7 +32,18 @@ impl Service {
 
     /// Have it run now, and from the next start of the machine.
     pub fn enable(&self) -> Result<()> {
-        self.systemctl(&["enable", "--now"])
+        self.systemctl(&["enable", "--now"]).inspect_err(|_| {
+            // It would fail at the next start of the machine as well. The first error counts.
+            let _ = self.disable(true);
+        })
+    }
+
+    /// Whether it is ended when its user logs out.
+    pub fn ends_at_logout(&self) -> bool {
+        let uid = geteuid().as_raw().to_string();
+        let question = ["show-user", "--property=Linger", "--value", &uid];
+        let ask = || Command::new("loginctl").args(question).stdin(Stdio::null()).output();
+        !self.is_system && ask().is_ok_and(|output| output.stdout.starts_with(b"no"))
     }
 
     /// Have it no longer started. If it `runs` without a mount, it is stopped.
@@ -52,7 +64,10 @@ impl Service {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
-        let why = said.lines().next().unwrap_or("failed").to_owned();
+        // The lines about links that were made or removed say nothing about the failure.
+        let is_news = |line: &&str| line.starts_with("Created ") || line.starts_with("Removed ");
+        let why: Vec<&str> = said.lines().filter(|line| !is_news(line)).collect();
+        let why = if why.is_empty() { "failed".into() } else { why.join(" ") };
         let about = format!("{} {} {}", self.systemctl_name(), what.join(" "), self.unit);
         Err(Error::invalid(why).about(about))
     }
