@@ -124,6 +124,27 @@ fn disabling_leaves_everything_as_it_was_before_enabling() {
 }
 
 #[test]
+fn disabling_twice_leaves_an_archive_that_was_made_through_the_store() {
+    mount_test(|rig| {
+        let (dir, other) = (rig.mkdir("d"), rig.mkdir("other"));
+        write_model(&other.join("m.safetensors"), 1, WEIGHTS);
+        bsz([OsStr::new("--quiet"), "pack".as_ref(), other.join("m.safetensors").as_ref()]);
+        let archive = fs::read(other.join("m.bsz")).expect("read");
+        enable(&dir, QUICK);
+        fs::write(dir.join("mine.bsz"), &archive).expect("written");
+        for _ in 0..2 {
+            store("disable", &dir);
+            assert!(fs::read(dir.join("mine.bsz")).expect("still there") == archive);
+        }
+        // Nor is any other directory unpacked that nobody has named.
+        let unnamed = run(Command::new(BSZ).args(["store", "disable"]).current_dir(&other));
+        assert!(!unnamed.status.success());
+        assert!(String::from_utf8_lossy(&unnamed.stderr).contains("is not a store now"));
+        assert!(other.join("m.bsz").exists());
+    });
+}
+
+#[test]
 fn names_of_a_packed_file_are_one_file_again() {
     mount_test(|rig| {
         let dir = rig.mkdir("d");

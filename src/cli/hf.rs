@@ -51,7 +51,7 @@ pub fn hf(args: HfArgs, quiet: bool) -> Result<()> {
             std::fs::create_dir_all(&cache).about_path(&cache)?;
             store::enable(&cache, &o, quiet)
         }
-        HfCommand::Disable(o) => store::disable(&cache, &o, quiet),
+        HfCommand::Disable(o) => store::disable(Some(&cache), &o, quiet),
         HfCommand::Status(o) => store::status(&[cache], &o, quiet),
         HfCommand::PackNow(o) => store::pack_now(&[cache], &o, quiet),
     }

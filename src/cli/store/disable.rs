@@ -26,16 +26,21 @@ pub struct DisableOptions {
     lazy: bool,
 }
 
-/// `bsz store disable`
-pub fn disable(dir: &Path, o: &DisableOptions, quiet: bool) -> Result<()> {
-    let place = mount::place(dir)?;
+/// `bsz store disable`. A directory that is not named must be a store.
+pub fn disable(dir: Option<&Path>, o: &DisableOptions, quiet: bool) -> Result<()> {
+    let place = mount::place(dir.unwrap_or(Path::new(".")))?;
     let path = &*place.path;
     let output = Output::new(false, quiet);
     let shown = escape::path(path).into_owned();
     let ends = unmount(&place, o.lazy, &output)?;
     let systems = if geteuid().is_root() { vec![true] } else { vec![false, true] };
     let services = systems.into_iter().filter_map(|is_system| Service::of(path, is_system));
-    for service in services.filter(Service::is_known) {
+    let services: Vec<Service> = services.filter(Service::is_known).collect();
+    if dir.is_none() && !place.is_bszfs() && services.is_empty() {
+        let why = "is not a store now: name it, to unpack the archives in it";
+        return Err(Error::invalid(why).about_path(path));
+    }
+    for service in services {
         service.disable(!ends)?;
         output.line(format!("{shown}: disabled {}", service.unit));
     }
@@ -73,6 +78,10 @@ fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<bool> {
     let path = &*place.path;
     if let Some(outer) = &place.inside {
         let why = format!("is inside the bszfs mount {}", escape::path(outer));
+        return Err(Error::invalid(why).about_path(path));
+    }
+    if let Some(inner) = &place.contains {
+        let why = format!("contains the bszfs mount {}", escape::path(inner));
         return Err(Error::invalid(why).about_path(path));
     }
     if !place.is_bszfs() {

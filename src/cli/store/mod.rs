@@ -79,9 +79,8 @@ struct EnableArgs {
   bsz store disable /srv/models           ends the service, and unpacks everything
   bsz store disable --lazy /srv/models    even if files are in use: unpacks once they are closed")]
 struct DisableArgs {
-    /// The directory
-    #[arg(default_value = ".")]
-    dir: PathBuf,
+    /// The directory [default: the current one, if it is a store]
+    dir: Option<PathBuf>,
     #[command(flatten)]
     options: DisableOptions,
 }
@@ -120,7 +119,7 @@ struct PackNowArgs {
 pub fn store(args: StoreArgs, quiet: bool) -> Result<()> {
     match args.command {
         StoreCommand::Enable(args) => enable(&args.dir, &args.options, quiet),
-        StoreCommand::Disable(args) => disable(&args.dir, &args.options, quiet),
+        StoreCommand::Disable(args) => disable(args.dir.as_deref(), &args.options, quiet),
         StoreCommand::Status(args) => status(&args.dirs, &args.options, quiet),
         StoreCommand::PackNow(args) => pack_now(&args.stores.dirs, &args.options, quiet),
         StoreCommand::Pause(args) => pause(&args.dirs),
