@@ -72,8 +72,8 @@ fn under(dir: &Path, e: Error) -> Error {
     path.map_or(e.clone(), |path| e.about_path(&path))
 }
 
-/// Unmount the store, if there is room to unpack it. Returns whether its daemon ends by itself: else
-/// there is none, or its service is about to start another one.
+/// Unmount the store, if there is room to unpack it. Returns whether its daemon ends by itself;
+/// else there is none, or its service is about to start another one.
 fn unmount(place: &Place, lazy: bool, output: &Output) -> Result<bool> {
     let path = &*place.path;
     if let Some(outer) = &place.inside {
