@@ -19,8 +19,8 @@ use std::time::Duration;
 /// Most parts of a reply besides its header. The kernel accepts 1024 at once.
 const MAX_PARTS: usize = 1000;
 
-/// Most bytes of a listing with attributes: what the kernel asks for at least. `fuser` does not tell
-/// what it asked for.
+/// Most bytes of a listing with attributes: what the kernel asks for at least. `fuser` does not
+/// tell what it asked for.
 const MAX_LISTING: usize = 4096;
 
 /// The entries of a directory with their attributes, as the kernel reads them.

@@ -72,8 +72,8 @@ impl Found {
         Key::of(&self.stat)
     }
 
-    /// Whether this archive, which is a form of the same name as `shown`, holds the same bytes or is
-    /// being replaced by them, as far as can be told without reading.
+    /// Whether this archive, which is a form of the same name as `shown`, holds the same bytes or
+    /// is being replaced by them, as far as can be told without reading.
     pub fn is_of(&self, shown: &Self) -> bool {
         let Some(packed) = &self.packed else { return false };
         let mtime = |found: &Self| (found.stat.st_mtime, found.stat.st_mtime_nsec);

@@ -315,8 +315,8 @@ enum Next<'a> {
     Again,
 }
 
-/// A file has been renamed. If its old name was that of an archive, and the new one is not, it needs
-/// no mark, and may be packed. A mark that stays only prevents that.
+/// A file has been renamed. If its old name was that of an archive, and the new one is not, it
+/// needs no mark, and may be packed. A mark that stays only prevents that.
 fn unmark(from: &Side<'_>, to: &Side<'_>) {
     let (was, is) = (may_be_archive(from.end.name), may_be_archive(to.end.name));
     if !was || is || !from.found.as_ref().is_some_and(|found| found.kind().is_file()) {

@@ -68,7 +68,7 @@ fn what_fails_leaves_an_archive_what_it_is() {
         fs::create_dir_all(below.join("other")).unwrap();
         fs::create_dir_all(below.join("sub")).unwrap();
         if is_root() {
-            mount("tmpfs", &below.join("sub"), "tmpfs", MountFlags::empty(), c"").unwrap();
+            mount("tmpfs", below.join("sub"), "tmpfs", MountFlags::empty(), c"").unwrap();
         }
         let sub = below.join("sub");
         let store = Store::of(rig, below);
