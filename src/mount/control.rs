@@ -29,8 +29,8 @@ pub(crate) struct Control {
     cache: Arc<ChunkCache>,
     /// Adds what the file system itself reports.
     store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
-    /// Called before a signal ends the mount.
-    ending: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Called with `true` before a signal ends the mount, and with `false` if it does not end.
+    ending: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
     /// Called before the cache is dropped.
     hangup: Box<dyn Fn() + Send + Sync>,
 }
@@ -57,15 +57,16 @@ impl Control {
         let _ = self.store.set(Box::new(status));
     }
 
-    /// Call `ending` when a signal ends the mount. Files that are open then are served on.
-    pub fn when_ending(&self, ending: impl Fn() + Send + Sync + 'static) {
+    /// Call `ending` with `true` when a signal ends the mount, and with `false` if it cannot be
+    /// unmounted. Files that are open then are served on.
+    pub fn when_ending(&self, ending: impl Fn(bool) + Send + Sync + 'static) {
         // The first one stays.
         let _ = self.ending.set(Box::new(ending));
     }
 
-    /// A signal ends the mount.
-    pub fn end(&self) {
-        self.ending.get().into_iter().for_each(|ending| ending());
+    /// A signal ends the mount, or does not, after all.
+    pub fn end(&self, ends: bool) {
+        self.ending.get().into_iter().for_each(|ending| ending(ends));
     }
 
     /// Drop the cache, as SIGHUP does.

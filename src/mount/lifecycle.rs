@@ -25,6 +25,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -136,7 +137,7 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     };
     if outcome.is_err() {
         // The session has ended, but perhaps not the mount, which would hang.
-        mount.iter().for_each(end);
+        mount.iter().for_each(|mount| drop(end(mount)));
     }
     outcome.about_path(&o.mountpoint)
 }
@@ -208,18 +209,38 @@ fn raise_readahead(mount: &Mount) {
 
 fn handle_signals(mut signals: Signals, mount: Option<Mount>, control: Arc<Control>) -> Result<()> {
     let handle = move || {
-        let mut received = signals.forever();
-        while received.next() == Some(SIGHUP) {
-            control.drop_cache();
-        }
-        log::info!("ending the mount, because of a signal");
-        control.end();
-        let Some(mount) = mount else { std::process::exit(0) };
-        // On another thread, because unmounting may take a while, and further signals must be
-        // handled.
-        let ending = thread::Builder::new().spawn(move || end(&mount));
-        if ending.is_ok() {
-            received.find(|&signal| signal == SIGINT);
+        let mut ending: Option<thread::JoinHandle<()>> = None;
+        let is_gone = Arc::new(AtomicBool::new(false));
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                control.drop_cache();
+                continue;
+            }
+            // It may be served on for long, until its last file is closed.
+            if let Some(thread) = &ending {
+                if signal == SIGINT {
+                    break;
+                }
+                if !thread.is_finished() || is_gone.load(Ordering::Relaxed) {
+                    continue;
+                }
+            }
+            log::info!("ending the mount, because of a signal");
+            control.end(true);
+            let Some(mount) = mount.clone() else { break };
+            let (control, is_gone) = (control.clone(), is_gone.clone());
+            // On another thread, because unmounting may take a while, and further signals must be
+            // handled.
+            let thread = thread::Builder::new().spawn(move || {
+                is_gone.store(end(&mount), Ordering::Relaxed);
+                if !is_gone.load(Ordering::Relaxed) {
+                    control.end(false);
+                }
+            });
+            match thread {
+                Ok(thread) => ending = Some(thread),
+                Err(_) => break,
+            }
         }
         std::process::exit(0);
     };
@@ -227,17 +248,21 @@ fn handle_signals(mut signals: Signals, mount: Option<Mount>, control: Arc<Contr
     Ok(())
 }
 
-/// Unmount, unless the mount is gone already; detach it if it is in use.
-fn end(mount: &Mount) {
+/// Unmount, unless the mount is gone already; detach it if it is in use. Returns whether it is gone.
+fn end(mount: &Mount) -> bool {
     let at = escape::path(&mount.mountpoint);
     match mountinfo::topmost_at(&mount.mountpoint) {
         Ok(Some(now)) if now == *mount => {}
-        Ok(None) => return,
+        Ok(None) => return true,
         Ok(Some(other)) => {
             let kind = escape::text(&other.fs_type);
-            return log::error!("{at}: cannot be unmounted: a {kind} mount covers it");
+            log::error!("{at}: cannot be unmounted: a {kind} mount covers it");
+            return false;
         }
-        Err(e) => return log::error!("{at}: cannot be unmounted: {e}"),
+        Err(e) => {
+            log::error!("{at}: cannot be unmounted: {e}");
+            return false;
+        }
     }
     let outcome = match unmount::try_unmount(mount, false) {
         Err(UnmountError::Busy) => {
@@ -246,7 +271,8 @@ fn end(mount: &Mount) {
         }
         other => other,
     };
-    if let Err(e) = outcome {
+    if let Err(e) = &outcome {
         log::error!("{at}: cannot be unmounted: {e}");
     }
+    outcome.is_ok()
 }

@@ -20,7 +20,9 @@ use crate::{
     format::{DEFAULT_CHUNK, Naming},
     output::{Attributes, Dir, Existing, FileId, Lost, Output, file_id},
 };
-use rustix::fs::{Advice, OFlags, Stat, fadvise, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::fs::{
+    Advice, OFlags, Stat, XattrFlags, fadvise, fcntl_getfl, fcntl_setfl, fsetxattr, fstat,
+};
 use rustix::io::Errno;
 use std::{
     ffi::{OsStr, OsString},
@@ -46,6 +48,8 @@ pub struct PrepareOptions<'a> {
     pub chunk_size: u32,
     /// The least share of its bytes that packing must save, or the file is left as it is.
     pub min_saving: f64,
+    /// An extended attribute that the archive gets, where there are such.
+    pub mark: Option<&'a str>,
     /// Called with the estimated size of the archive, in bytes, before it is written. An error says
     /// why it must not be.
     pub room: &'a (dyn Fn(u64) -> Result<()> + Sync),
@@ -66,6 +70,7 @@ impl Default for PrepareOptions<'_> {
         Self {
             chunk_size: DEFAULT_CHUNK,
             min_saving: 0.03,
+            mark: None,
             room: &|_| Ok(()),
             between: &|| Ok(()),
             leased: &|_| (),
@@ -327,6 +332,14 @@ fn finish(
 ) -> Result<Option<String>> {
     let path = output.path();
     let attributes = source.attributes()?;
+    if let Some(mark) = o.mark {
+        match fsetxattr(output.file(), mark, b"", XattrFlags::empty()) {
+            Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
+                return Err(Error::from(e).about_path(&path));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
     let flags = fcntl_getfl(output.file()).about_path(&path)?;
     let lost = sync_and_check(output, &attributes, check, p)?;
     // A reader that goes around the page cache leaves the descriptor like that.

@@ -40,12 +40,11 @@ pub(super) struct Change {
 pub(super) type Times = Timestamps;
 
 impl Tree {
-    /// Whether [`Tree::change`] may take a while: it unpacks.
-    pub fn change_blocks(&self, id: u64, change: &Change, handle: Option<&Handle>) -> bool {
+    /// Whether [`Tree::change`] may take a while: it unpacks, or takes space.
+    pub fn change_blocks(&self, id: u64, change: &Change) -> bool {
         let Ok(node) = self.nodes.get(id) else { return false };
         let is_packed = node.state().packed.is_some();
-        change.size.is_some() && (handle.is_none() || is_packed)
-            || is_packed && loses_owner_read(change.mode)
+        change.size.is_some() || is_packed && loses_owner_read(change.mode)
     }
 
     /// Change attributes; the size first, because that changes the times.
@@ -129,7 +128,7 @@ impl Tree {
         let node = self.changeable(id, name)?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
         let set = || self.with_entry(&node, |entry| setxattr(entry.path(), name, value, flags));
-        let set = match self.with_room(set) {
+        let set = match set() {
             // The mark of a file that is not worth packing takes the place of the attribute.
             Err(Errno::NOSPC) if self.unmark_left(&node) => set(),
             other => other,

@@ -42,7 +42,7 @@ pub(super) struct Handle {
     pub limited: bool,
     /// The descriptor of a handle that may write, once it has one.
     file: OnceLock<Arc<File>>,
-    written: Written,
+    pub written: Written,
 }
 
 impl Handle {
@@ -55,7 +55,8 @@ impl Handle {
         may_write(self.flags)
     }
 
-    /// Count a write. Returns the range of which file should be sent to the disk now.
+    /// Count a write. Returns the range of which file should be sent to the disk now: see
+    /// [`Written::add`].
     pub fn wrote(&self, offset: u64, len: usize) -> Option<(Arc<File>, (u64, u64))> {
         let file = self.file.get()?;
         Some((Arc::clone(file), self.written.add(offset, len as u64)?))
@@ -208,10 +209,14 @@ impl Tree {
             // What is written may turn it into an archive.
             self.mark_plain(&dir, &link.1)?;
         }
-        self.clear_twins(&dir, &link, &found)?;
         for _ in 0..LEASE_ATTEMPTS {
             match openat(&dir, &found.source_name, flags | OFlags::NOFOLLOW, Mode::empty()) {
-                Ok(fd) if Key::of(&fstat(&fd)?) == found.key() => return Ok(fd.into()),
+                Ok(fd) if Key::of(&fstat(&fd)?) == found.key() => {
+                    // Not before: as long as another process has the lease, it may be replacing the
+                    // file by its archive.
+                    self.clear_twins(&dir, &link, &found)?;
+                    return Ok(fd.into());
+                }
                 Ok(_) => return Err(Errno::STALE),
                 // Not blocking, because this thread may be the one that the lease waits for.
                 Err(Errno::AGAIN) => thread::sleep(LEASE_POLL),

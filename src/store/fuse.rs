@@ -87,7 +87,7 @@ impl Filesystem for StoreFs {
     ) {
         let what = Make::Node(FileType::from_raw_mode(mode), u64::from(rdev));
         let by = self.caller(request, umask);
-        self.reply_entry(request, self.tree.make(parent.0, name, mode & 0o7777, &what, by), reply);
+        self.make_entry(request, parent.0, name, mode, what, by, reply);
     }
 
     fn mkdir(
@@ -100,8 +100,7 @@ impl Filesystem for StoreFs {
         reply: ReplyEntry,
     ) {
         let by = self.caller(request, umask);
-        let made = self.tree.make(parent.0, name, mode & 0o7777, &Make::Directory, by);
-        self.reply_entry(request, made, reply);
+        self.make_entry(request, parent.0, name, mode, Make::Directory, by, reply);
     }
 
     fn symlink(
@@ -113,8 +112,8 @@ impl Filesystem for StoreFs {
         reply: ReplyEntry,
     ) {
         let by = self.caller(request, 0);
-        let what = Make::Symlink(target.as_os_str());
-        self.reply_entry(request, self.tree.make(parent.0, name, 0o777, &what, by), reply);
+        let what = Make::Symlink(target.as_os_str().to_owned());
+        self.make_entry(request, parent.0, name, 0o777, what, by, reply);
     }
 
     fn link(
@@ -283,7 +282,7 @@ impl Filesystem for StoreFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(self.tree.set_xattr(ino.0, name, value, flags), reply);
+        self.set_attribute(ino.0, name, value, flags, reply);
     }
 
     fn getxattr(

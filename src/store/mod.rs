@@ -43,6 +43,7 @@ mod fuse;
 mod idle;
 mod listing;
 mod lock;
+mod making;
 mod names;
 mod namespace;
 mod negotiate;
@@ -80,7 +81,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 use tree::Tree;
-use workers::Workers;
+use workers::{MAX_THREADS, Workers};
+
+/// Threads that send what was written to the disk. They wait for it.
+const WRITERS: usize = 2;
 
 /// Mount a store; as [`mount::run`] otherwise.
 ///
@@ -110,14 +114,15 @@ pub fn run(
         parts.control.report_store(move || reporter.status());
         // Another daemon may show the directory soon, and knows nothing of what this one changes.
         let packs = Arc::clone(&tree);
-        parts.control.when_ending(move || packs.packer.stop());
+        parts.control.when_ending(move |ends| packs.packer.suspend(ends));
         let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
         // Set once.
         let _ = kept.set(Arc::clone(&tree));
         Ok(StoreFs {
             tree,
             cache: parts.cache,
-            workers: Workers::default(),
+            workers: Workers::new(MAX_THREADS),
+            writers: Workers::new(WRITERS),
             readahead,
             control: parts.control,
             errors: parts.errors,
@@ -143,7 +148,10 @@ fn start_background(tree: &Arc<Tree>, locked: Arc<OnceLock<Lock>>) -> Result<()>
         let _ = locked.set(lock);
         thread::scope(|scope| {
             let recovery = thread::Builder::new().name("bsz-recovery".into());
-            if let Err(e) = recovery.spawn_scoped(scope, || tree.recover()) {
+            if let Err(e) = recovery.spawn_scoped(scope, || {
+                idle::make_idle();
+                tree.recover();
+            }) {
                 log::error!("what a crash has left is not cleared away: {e}");
             }
             work::run(&tree);

@@ -10,22 +10,30 @@
 //! | packed | `N.bsz` | its archive; `X.bsz` for `X.safetensors` if `bsz pack` made it |
 //! | old | `N.bsz-old` | an archive that is being replaced |
 //!
-//! *Over* and *old* exist only during an operation, or after a crash. A `.bsz` file that was made
-//! through the store carries the attribute [`PLAIN_MARK`], and is shown under its own name.
+//! *Over* and *old* exist only during an operation, or after a crash, and only of archives that the
+//! store has made, which carry the attribute [`OWN_MARK`]. A `.bsz` file that was made through the
+//! store carries the attribute [`PLAIN_MARK`], and is shown under its own name.
 
 use crate::format::Naming;
 use crate::mount::{Footers, Packed, open_regular};
 use crate::output::is_temporary;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use lru::LruCache;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, statat};
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 pub(super) use crate::mount::PLAIN_MARK;
+
+/// The attribute of an archive that the store has made. Any other may be the user's: it is shown,
+/// but never called `.bsz-over` or `.bsz-old`, and never removed beside a plain file.
+pub(super) const OWN_MARK: &str = "user.bsz.own";
 
 /// The attribute of a file that is not worth packing: its size, its mtime, and the version of the
 /// rule that decided so. It moves with the file.
@@ -72,8 +80,8 @@ impl Found {
         Key::of(&self.stat)
     }
 
-    /// Whether this archive, which is a form of the same name as `shown`, holds the same bytes or
-    /// is being replaced by them, as far as can be told without reading.
+    /// Whether this archive of the store, which is a form of the same name as `shown`, holds the
+    /// same bytes or is being replaced by them, as far as can be told without reading.
     pub fn is_of(&self, shown: &Self) -> bool {
         let Some(packed) = &self.packed else { return false };
         let mtime = |found: &Self| (found.stat.st_mtime, found.stat.st_mtime_nsec);
@@ -151,14 +159,37 @@ pub(super) struct Listed {
     pub form: Form,
 }
 
+/// Most files to remember that could not be marked.
+const MAX_UNMARKED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
 /// Resolves names. The footers of archives are cached.
 pub(super) struct Names {
     footers: Footers,
+    /// Files that are shown under their own names, and could not be marked so.
+    unmarked: Mutex<LruCache<Key, ()>>,
 }
 
 impl Names {
     pub fn new() -> Self {
-        Self { footers: Footers::new() }
+        Self { footers: Footers::new(), unmarked: Mutex::new(LruCache::new(MAX_UNMARKED)) }
+    }
+
+    /// Show a file under its own name, although it cannot be marked, until this process ends.
+    pub fn remember_plain(&self, key: Key) {
+        self.unmarked.lock().unwrap_or_else(PoisonError::into_inner).put(key, ());
+    }
+
+    fn is_remembered_plain(&self, stat: &Stat) -> bool {
+        let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        unmarked.get(&Key::of(stat)).is_some()
+    }
+
+    /// Whether the store has made an archive.
+    pub fn is_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> bool {
+        let opened = open_unnoticed(dir, &archive.source_name);
+        opened.is_ok_and(|(file, stat)| {
+            Key::of(&stat) == archive.key() && fgetxattr(&file, OWN_MARK, &mut [0u8; 1]).is_ok()
+        })
     }
 
     /// The file that `name` shows; `ENOENT` if there is none.
@@ -197,13 +228,19 @@ impl Names {
     pub fn entry(&self, dir: BorrowedFd<'_>, name: &OsStr) -> Result<Found> {
         let mut stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let regular = FileType::from_raw_mode(stat.st_mode).is_file();
-        let packed = match regular && may_be_archive(name) {
+        let packed = match regular && may_be_archive(name) && !self.is_remembered_plain(&stat) {
             true => self.footers.of(&mut stat, || open_unnoticed(dir, name), Path::new(name))?,
             false => None,
         };
         let form = packed.as_ref().map_or(Form::Plain, |packed| form_of(name, packed));
-        let packed = packed.filter(|_| form != Form::Plain);
-        Ok(Found { form, source_name: name.to_owned(), stat, packed })
+        let mut found = Found { form, source_name: name.to_owned(), stat, packed };
+        if matches!(form, Form::Over | Form::Old) && !self.is_own(dir, &found) {
+            found.form = Form::Plain;
+        }
+        if found.form == Form::Plain {
+            found.packed = None;
+        }
+        Ok(found)
     }
 
     /// The entries of a directory, without duplicates.

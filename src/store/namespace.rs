@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 use rustix::process::geteuid;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -31,10 +31,10 @@ pub(super) struct Caller {
 }
 
 /// What to create besides a regular file that is opened at once.
-pub(super) enum Make<'a> {
+pub(super) enum Make {
     Directory,
     Node(FileType, Dev),
-    Symlink(&'a OsStr),
+    Symlink(OsString),
 }
 
 /// A new file, and how it was opened.
@@ -89,15 +89,15 @@ impl Tree {
         parent: u64,
         name: &OsStr,
         mode: u32,
-        what: &Make<'_>,
+        what: &Make,
         by: Caller,
     ) -> Result<(Arc<Node>, Attr)> {
         self.with_free(parent, name, |dir| {
             self.must_not_exist(dir, name)?;
             let mode = Mode::from_raw_mode(self.masked(dir, mode, by));
-            match *what {
+            match what {
                 Make::Directory => mkdirat(dir, name, mode)?,
-                Make::Node(kind, dev) => mknodat(dir, name, kind, mode, dev)?,
+                Make::Node(kind, dev) => mknodat(dir, name, *kind, mode, *dev)?,
                 Make::Symlink(target) => symlinkat(target, dir, name)?,
             }
             let is_regular = matches!(what, Make::Node(FileType::RegularFile, _));
@@ -232,13 +232,9 @@ impl Tree {
         let dir_node = self.nodes.get(parent)?;
         for _ in 0..ATTEMPTS {
             let dir = self.free(parent, name)?;
-            let made = self.with_room(|| {
-                let _names = write(&dir_node);
-                let is_free = !self.is_archive_of_another(&dir, name)?;
-                is_free.then(|| make(&dir)).transpose()
-            });
-            if let Some(made) = made? {
-                return Ok(made);
+            let _names = write(&dir_node);
+            if !self.is_archive_of_another(&dir, name)? {
+                return make(&dir);
             }
         }
         Err(Errno::BUSY)

@@ -70,10 +70,14 @@ impl Table {
             return entry.links.swap(0, at);
         }
         let parent = link.0;
+        // A directory has one name. If another one was known, it was moved around the store.
+        let is_dir = entry.node.kind == FileType::Directory;
+        let old = if is_dir { std::mem::take(&mut entry.links) } else { Vec::new() };
         entry.links.insert(0, link);
         if let Some(parent) = self.by_id.get_mut(&parent) {
             parent.children += 1;
         }
+        drop(self.collect(old));
     }
 
     /// Take names from a node. Returns the directories that are gone now.

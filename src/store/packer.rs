@@ -54,6 +54,8 @@ struct Queue {
     /// A file is being packed.
     busy: bool,
     stopped: bool,
+    /// Another process is about to have the store.
+    suspended: bool,
     /// A writer had no space: nothing is packed until then.
     full_until: Option<Instant>,
     status: StoreStatus,
@@ -103,6 +105,8 @@ pub(super) struct Packer {
     /// Tells the file being packed to give up.
     cancelled: AtomicBool,
     left: Mutex<LruCache<Key, Version>>,
+    /// Held while a plain file is removed beside its archive.
+    removing: Mutex<()>,
 }
 
 impl Packer {
@@ -114,6 +118,7 @@ impl Packer {
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
             left: Mutex::new(LruCache::new(MAX_LEFT)),
+            removing: Mutex::default(),
         }
     }
 
@@ -232,7 +237,7 @@ impl Packer {
         if drained.is_none() {
             queue.drain = false;
         }
-        if queue.status.paused {
+        if queue.status.paused || queue.suspended {
             return Err(LONG);
         }
         if let Some(until) = queue.full_until.filter(|until| *until > now) {
@@ -332,8 +337,22 @@ impl Packer {
     /// Stop, and give up the file being packed.
     pub fn stop(&self) {
         self.queue().stopped = true;
-        self.cancelled.store(true, Ordering::Release);
+        self.suspend(true);
+    }
+
+    /// Give up the file being packed, and pack none, or go on. While this is so, no plain file is
+    /// removed: another process may have the store.
+    pub fn suspend(&self, suspended: bool) {
+        self.queue().suspended = suspended;
+        self.cancelled.store(suspended, Ordering::Release);
         self.changed.notify_all();
+        drop(self.removing.lock());
+    }
+
+    /// Keep [`Packer::suspend`] waiting while a plain file is removed; `None` if it was called.
+    pub fn enter(&self) -> Option<MutexGuard<'_, ()>> {
+        let removing = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        (!self.queue().suspended).then_some(removing)
     }
 
     /// Nothing is packed for this reason, or for none.
@@ -348,7 +367,8 @@ impl Packer {
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.queue().stopped
+        let queue = self.queue();
+        queue.stopped || queue.suspended
     }
 
     /// Remember that the content of a file is not worth packing.

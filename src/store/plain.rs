@@ -8,23 +8,37 @@ use std::sync::{Mutex, PoisonError};
 /// How much is written in order before it is sent to the disk.
 const WRITE_BEHIND: u64 = 8 << 20;
 
-/// The bytes that were last written in order: from where they are not on their way to the disk yet,
-/// and their end.
+/// The bytes that were last written in order.
 #[derive(Default)]
-pub(super) struct Written(Mutex<(u64, u64)>);
+pub(super) struct Written(Mutex<Range>);
+
+#[derive(Default)]
+struct Range {
+    /// From where they are not on their way to the disk yet.
+    start: u64,
+    end: u64,
+    /// Whether some are being sent there.
+    busy: bool,
+}
 
 impl Written {
-    /// Count a write. Returns the range that should be sent to the disk.
+    /// Count a write. Returns the range that should be sent to the disk, one at a time: the caller
+    /// calls [`Written::sent`] then.
     pub fn add(&self, offset: u64, len: u64) -> Option<(u64, u64)> {
         let mut at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = if at.1 == offset { at.0 } else { offset };
+        let start = if at.end == offset { at.start } else { offset };
         let end = offset.saturating_add(len);
-        *at = (start, end);
-        if end - start < WRITE_BEHIND {
+        (at.start, at.end) = (start, end);
+        if end - start < WRITE_BEHIND || at.busy {
             return None;
         }
-        *at = (end, end);
+        (at.start, at.busy) = (end, true);
         Some((start, end))
+    }
+
+    /// A range has been sent to the disk.
+    pub fn sent(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).busy = false;
     }
 }
 

@@ -130,11 +130,9 @@ impl Tree {
             _ if over_directory && !is_dir => return Err(Errno::ISDIR),
             (false, true) if is_dir => return Err(Errno::NOTDIR),
             (false, false) => self.plain_over_plain(&from, &to)?,
-            (false, true) if self.is_taken(&to.dir, &old_name(to.end.name)) => {
-                return Ok(Next::Unpack(to.end));
-            }
+            (false, true) if !self.may_be_replaced(&to) => return Ok(Next::Unpack(to.end)),
             (false, true) => self.plain_over_packed(&from, &to)?,
-            (true, _) => match self.native_name(moved, &to) {
+            (true, _) => match self.native_name(&from, moved, &to) {
                 None => return Ok(Next::Unpack(from.end)),
                 Some(target) if to.found.is_some() && !to.is_packed() => {
                     self.packed_over_plain(&from, &to, &target)?
@@ -154,7 +152,7 @@ impl Tree {
     }
 
     /// The name that the archive of a packed file gets, if renaming it is all there is to do.
-    fn native_name(&self, moved: &Found, to: &Side<'_>) -> Option<OsString> {
+    fn native_name(&self, from: &Side<'_>, moved: &Found, to: &Side<'_>) -> Option<OsString> {
         let name = to.end.name;
         let target = match moved.form {
             Form::Packed => packed_name(name),
@@ -164,7 +162,11 @@ impl Tree {
         let replaces = match to.found.as_ref().map(|found| found.form) {
             // Archives of other names do not replace each other.
             Some(form) if form != Form::Plain => form == moved.form,
-            Some(_) => !self.is_taken(&to.dir, &over_name(name)) && !self.has_another_beside(to),
+            Some(_) => {
+                !self.is_taken(&to.dir, &over_name(name))
+                    && !self.has_another_beside(to)
+                    && self.names.is_own(from.dir.as_fd(), moved)
+            }
             None => true,
         };
         let is_free = name.len() <= MAX_PACKED_NAME && !self.is_taken(&to.dir, &target);
@@ -175,8 +177,16 @@ impl Tree {
     /// shown under its own name.
     fn has_another_beside(&self, to: &Side<'_>) -> bool {
         let Some(plain) = &to.found else { return false };
-        let another = |form: &Found| form.key() != plain.key() && !form.is_of(plain);
+        let is_own = |form: &Found| self.names.is_own(to.dir.as_fd(), form);
+        let another =
+            |form: &Found| form.key() != plain.key() && !(is_own(form) && form.is_of(plain));
         self.names.forms(to.dir.as_fd(), to.end.name).map_or(true, |f| f.iter().any(another))
+    }
+
+    /// Whether the archive at the new name may be called `.bsz-old` for a while.
+    fn may_be_replaced(&self, to: &Side<'_>) -> bool {
+        let is_own = |found: &Found| self.names.is_own(to.dir.as_fd(), found);
+        !self.is_taken(&to.dir, &old_name(to.end.name)) && to.found.as_ref().is_some_and(is_own)
     }
 
     fn plain_over_plain(&self, from: &Side<'_>, to: &Side<'_>) -> Result<(Kept, Rest)> {

@@ -22,8 +22,8 @@ use crate::mount::{
 };
 use crate::readahead::{OpenArchive, Readahead};
 use fuser::{
-    Errno, FileHandle, FopenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
+    Errno, FileHandle, FopenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, ReplyXattr, Request, RequestId,
 };
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
@@ -41,6 +41,8 @@ pub(super) struct StoreFs {
     pub tree: Arc<Tree>,
     pub cache: Arc<ChunkCache>,
     pub workers: Workers,
+    /// Those that send what was written to the disk.
+    pub writers: Workers,
     pub readahead: Readahead,
     pub control: Arc<Control>,
     pub errors: Arc<LogOnce>,
@@ -86,7 +88,7 @@ impl StoreFs {
         reply: ReplyAttr,
     ) {
         let (tree, replier) = (self.tree.clone(), self.replier.clone());
-        let blocks = tree.change_blocks(id, &change, handle.as_deref());
+        let blocks = tree.change_blocks(id, &change);
         let change = move || match tree.change(id, &change, handle.as_deref()) {
             Ok(attr) => replier.attr(request, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
@@ -98,7 +100,7 @@ impl StoreFs {
     pub fn link_file(&self, request: &Request, id: u64, to: Link, reply: ReplyEntry) {
         let (limited, request) = (self.limits(request), request.unique());
         let (tree, replier) = (self.tree.clone(), self.replier.clone());
-        self.workers.spawn(move || match tree.link(id, to.0, &to.1, limited) {
+        self.workers.spawn(move || match tree.with_room(|| tree.link(id, to.0, &to.1, limited)) {
             Ok((node, attr)) => replier.entry(request, node.id, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
         });
@@ -113,45 +115,6 @@ impl StoreFs {
             let to = End { parent: to.0, name: &to.1 };
             reply_empty(tree.rename(from, to, flags), reply);
         });
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "those of the request")]
-    pub fn create_file(
-        &self,
-        request: &Request,
-        parent: u64,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: OFlags,
-        reply: ReplyCreate,
-    ) {
-        let by = self.caller(request, umask);
-        let made = match self.tree.create(parent, name, mode & 0o7777, flags, by) {
-            Ok(made) => made,
-            Err(e) => return reply.error(errno(e)),
-        };
-        let (tree, replier, files) = (self.tree.clone(), self.replier.clone(), self.files.clone());
-        let (limited, request) = (self.limits(request), request.unique());
-        let is_new = made.file.is_some();
-        let open = move || {
-            let node = made.node.id;
-            let opened = match made.file {
-                Some(file) => Ok(tree.created(made.node, flags, limited, file)),
-                None => tree.open(node, flags, limited).map(|(handle, _)| handle),
-            };
-            match opened {
-                Ok(handle) => {
-                    let handle = files.insert(handle);
-                    replier.created(request, node, &made.attr, TTL, handle, reply);
-                }
-                Err(e) => {
-                    tree.forget(node, 1);
-                    reply.error(errno(e));
-                }
-            }
-        };
-        if is_new { open() } else { self.workers.spawn(open) }
     }
 
     pub fn open_file(&self, request: &Request, id: u64, flags: OFlags, reply: ReplyOpen) {
@@ -230,18 +193,29 @@ impl StoreFs {
 
     pub fn write_file(&self, handle: Arc<Handle>, offset: u64, data: &[u8], reply: ReplyWrite) {
         if self.tree.is_writable(&handle) {
-            let written = self.tree.write(&handle, offset, data);
-            reply_written(written, reply);
-            if let Some((file, range)) = handle.wrote(offset, data.len()) {
-                // A full queue of the disk makes it wait.
-                self.workers.spawn(move || write_behind(&file, range));
+            match self.tree.write(&handle, offset, data, false) {
+                // Another thread waits for space.
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {}
+                written => {
+                    reply_written(written, reply);
+                    return self.write_behind(&handle, offset, data.len());
+                }
             }
-            return;
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
         self.workers.spawn(move || {
-            reply_written(tree.write(&handle, offset, &data), reply);
+            reply_written(tree.write(&handle, offset, &data, true), reply);
         });
+    }
+
+    fn write_behind(&self, handle: &Arc<Handle>, offset: u64, len: usize) {
+        if let Some((file, range)) = handle.wrote(offset, len) {
+            let handle = Arc::clone(handle);
+            self.writers.spawn(move || {
+                write_behind(&file, range);
+                handle.written.sent();
+            });
+        }
     }
 
     pub fn release_file(&self, number: u64, reply: ReplyEmpty) {

@@ -79,8 +79,15 @@ impl Tree {
         })
     }
 
-    /// Write `data`, or less of it if the disk is full before its end.
-    pub fn write(&self, handle: &Handle, offset: u64, data: &[u8]) -> std::io::Result<usize> {
+    /// Write `data`, or less of it if the disk is full before its end. `waits`: for the packer to
+    /// give its space back.
+    pub fn write(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        data: &[u8],
+        waits: bool,
+    ) -> std::io::Result<usize> {
         let file = self.writable(handle)?;
         let (mut written, mut room) = (0, Room::default());
         while written < data.len() {
@@ -88,7 +95,7 @@ impl Tree {
             match self.write_some(&file, at, &data[written..], handle.limited) {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && room.make(self) => {}
+                Err(e) if waits && e.raw_os_error() == Some(libc::ENOSPC) && room.make(self) => {}
                 // The next write of the caller gets the error.
                 Err(_) if written > 0 => break,
                 Err(e) => return Err(e),

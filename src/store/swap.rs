@@ -99,6 +99,7 @@ impl Tree {
         if !is_there || !candidate.is_unchanged(self) || !kept {
             return Ok(false);
         }
+        let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         unlinkat(dir, &link.1, AtFlags::empty())?;
         self.becomes_packed(node, *archive_key, link, packed, content);
         drop(names);
@@ -129,6 +130,7 @@ impl Tree {
         let dir_node = self.nodes.get(link.0)?;
         let _names = write(&dir_node);
         let Ok(_not_unpacked) = node.unpacking.try_lock() else { return Ok(false) };
+        let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         let is_there = |name: &OsStr, key| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == key);
         let both = is_there(&link.1, *key) && is_there(&archive.source_name, archive.key());
         let Some(packed) = archive.packed.clone().filter(|_| both && of.is_unchanged(self)) else {

@@ -14,6 +14,7 @@ use crate::output::sync_dir;
 use lru::LruCache;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfs, fstat, openat, readlinkat};
 use rustix::io::{Errno, Result};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,10 +95,14 @@ impl Tree {
     pub fn dir(&self, id: u64) -> Result<DirFd> {
         // Up to a directory that is open, and down again. Not by recursion: users decide how deep
         // directories are.
-        let (mut at, mut closed) = (id, Vec::new());
+        let (mut at, mut closed, mut seen) = (id, Vec::new(), HashSet::new());
         let mut dir = loop {
             if let Some(dir) = self.open_dir(at)? {
                 break dir;
+            }
+            if !seen.insert(at) {
+                // Somebody has moved directories around the store.
+                return Err(Errno::STALE);
             }
             let (key, link) = self.nodes.place(at)?;
             let (parent, name) = link.ok_or(Errno::STALE)?;

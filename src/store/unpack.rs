@@ -94,7 +94,9 @@ impl Tree {
     fn may_be_old(&self, node: &Node) -> bool {
         let is_free = |at: &Located| {
             let old = old_name(&at.link.1);
-            super::names::check(&old).is_ok() && !self.is_taken(&at.dir, &old)
+            super::names::check(&old).is_ok()
+                && !self.is_taken(&at.dir, &old)
+                && self.names.is_own(at.dir.as_fd(), &at.found)
         };
         node.orphan().is_some() || self.locate(node).is_ok_and(|at| is_free(&at))
     }
@@ -316,7 +318,8 @@ impl Tree {
     pub fn clear_beside(&self, dir: &DirFd, name: &OsStr, shown: &Found) -> Result<()> {
         let forms = self.names.forms(dir.as_fd(), name)?;
         for found in forms.iter().rev().filter(|found| found.key() != shown.key()) {
-            if shown.form == Form::Over || found.is_of(shown) {
+            let is_ours = self.names.is_own(dir.as_fd(), found);
+            if shown.form == Form::Over || is_ours && found.is_of(shown) {
                 unlinkat(dir, &found.source_name, AtFlags::empty())?;
                 reached(Step::FormRemoved);
             } else {
@@ -328,7 +331,10 @@ impl Tree {
 
     /// Show an archive that holds something else than the file beside it under its own name.
     pub fn set_aside(&self, dir: &DirFd, name: &OsStr, archive: &Found) -> Result<()> {
-        self.mark_plain(dir, &archive.source_name)?;
+        if let Err(e) = self.mark_plain(dir, &archive.source_name) {
+            log::debug!("an archive cannot be marked: {e}");
+            self.names.remember_plain(archive.key());
+        }
         log::warn!(
             "{} holds something else than {} and is shown, too",
             crate::escape::path(Path::new(&archive.source_name)),

@@ -2,7 +2,7 @@
 
 use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
-use super::names::{Form, LEFT, MAX_PACKED_NAME, PLAIN_MARK, packed_name};
+use super::names::{Form, LEFT, MAX_PACKED_NAME, OWN_MARK, PLAIN_MARK, packed_name};
 use super::nodes::Link;
 use super::packer::{Outcome, Packer, Task, Version};
 use super::swap::Candidate;
@@ -207,6 +207,7 @@ impl Tree {
         let twins: Option<&dyn Twins> = if self.can_share(&dir) { Some(&finder) } else { None };
         let options = PrepareOptions {
             min_saving: MIN_SAVING,
+            mark: Some(OWN_MARK),
             room: &room,
             between: &between,
             leased: &leased,

@@ -9,19 +9,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Most threads. More work waits until one is free.
-const MAX_THREADS: usize = 64;
+/// Most threads of a store. More work waits until one is free.
+pub(super) const MAX_THREADS: usize = 64;
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-#[derive(Default)]
 pub(super) struct Workers(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    most: usize,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -35,6 +34,11 @@ struct State {
 }
 
 impl Workers {
+    /// At most so many threads.
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Shared { most, state: Mutex::default(), wake: Condvar::new() }))
+    }
+
     /// Have a job done. If there is no thread for it, and none can be started, it is done here.
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.lock();
@@ -42,7 +46,7 @@ impl Workers {
         if state.idle >= state.jobs.len() {
             return self.0.wake.notify_one();
         }
-        if state.threads == MAX_THREADS {
+        if state.threads == self.0.most {
             return;
         }
         state.threads += 1;
@@ -96,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_job_that_waits_does_not_keep_others_from_being_done() {
-        let workers = Workers::default();
+        let workers = Workers::new(MAX_THREADS);
         let (release, released) = channel::<()>();
         let (send, done) = channel();
         let first = send.clone();
@@ -117,7 +121,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_threads_than_the_limit_and_all_jobs_are_done() {
-        let workers = Workers::default();
+        let workers = Workers::new(MAX_THREADS);
         let (send, done) = channel();
         for n in 0..10 * MAX_THREADS {
             let send = send.clone();

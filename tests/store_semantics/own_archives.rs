@@ -56,6 +56,47 @@ fn an_archive_of_something_else_is_never_removed() {
 }
 
 #[test]
+fn names_of_forms_are_free_for_archives_of_the_user() {
+    mount_test(|rig| {
+        let below = rig.mkdir("below");
+        let mut archives = Vec::new();
+        for (seed, name) in [
+            (1, "a.safetensors.bsz-old"),
+            (2, "a.safetensors.bsz-over"),
+            (3, "k.safetensors.bsz-old"),
+        ] {
+            let model = below.join("m.safetensors");
+            write_model(&model, seed, SOME);
+            let (archive, bytes) = archive_of(&model);
+            fs::rename(archive, below.join(name)).unwrap();
+            fs::remove_file(model).unwrap();
+            archives.push((name, bytes));
+        }
+        let model = write_model(&below.join("a.safetensors"), 4, SOME);
+        // Not even one of the same size and time.
+        let b = below.join("b.safetensors");
+        write_model(&b, 5, SOME);
+        let (archive, bytes) = archive_of(&b);
+        fs::rename(archive, below.join("b.safetensors.bsz")).unwrap();
+        archives.push(("b.safetensors.bsz", bytes));
+        let time = fs::metadata(&b).unwrap().modified().unwrap();
+        write_model(&b, 6, SOME);
+        fs::File::options().write(true).open(&b).unwrap().set_modified(time).unwrap();
+        let store = Store::of(rig, below);
+        wait_for("recovery", || store.status()["recovered"] == true);
+        holds(&store.path("a.safetensors"), &model);
+        store.pack(&store.path("a.safetensors"));
+        holds(&store.path("a.safetensors"), &model);
+        fs::remove_file(store.path("a.safetensors")).unwrap();
+        fs::remove_file(store.path("b.safetensors")).unwrap();
+        for (name, bytes) in archives {
+            holds(&store.path(name), &bytes);
+        }
+        assert!(!store.path("a.safetensors").exists());
+    });
+}
+
+#[test]
 fn what_fails_leaves_an_archive_what_it_is() {
     mount_test(|rig| {
         let below = rig.mkdir("below");
