@@ -64,8 +64,9 @@ fn the_units_of_stores_keep_nothing_from_changing_files() {
         let text = unit(path);
         let set = |line: &str| text.lines().any(|set| set == line);
         assert!(set("UMask=0000") && !text.contains("\nRestrictSUIDSGID"), "{path}");
-        assert!(set("KillMode=mixed"), "{path}");
-        let ends_dead = |when: &str| set(&format!("{when}=-/usr/bin/bsz umount --stale %f"));
-        assert!(ends_dead("ExecStartPre") && ends_dead("ExecStopPost"), "{path}");
+        // A daemon serves open files to the end, and a dead one shows nothing until the next start.
+        assert!(set("KillMode=process") && set("SendSIGKILL=no"), "{path}");
+        assert!(set("ExecStartPre=-/usr/bin/bsz umount --stale %f"), "{path}");
+        assert!(!text.contains("\nExecStopPost"), "{path}");
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     };
     if outcome.is_err() {
         // The session has ended, but perhaps not the mount, which would hang.
-        mount.iter().for_each(|mount| drop(end(mount)));
+        let _ = mount.as_ref().map(end);
     }
     outcome.about_path(&o.mountpoint)
 }
