@@ -44,6 +44,7 @@ class Model:
         # (descriptor, map) of readers that stay open while the file is swapped.
         self.readers = []
         self.stat = None
+        self.held = None
 
 
 class Tester:
@@ -86,7 +87,15 @@ class Tester:
         return file
 
     def closed(self, file):
+        """Remember what must stay. As long as a file is held, its number does."""
+        self.let_go(file)
+        file.held = os.open(self.path(file.name), os.O_PATH)
         file.stat = os.stat(self.path(file.name))
+
+    def let_go(self, file):
+        if file.held is not None:
+            os.close(file.held)
+            file.held = None
 
     def check_stat(self, file, stat):
         """Packing changes neither number, size, mtime, mode nor owner."""
@@ -149,6 +158,7 @@ class Tester:
         os.rename(self.path(file.name), self.path(other.name))
         file.name = other.name
         self.close_readers(other)
+        self.let_go(other)
         self.files.remove(other)
         self.files.append(self.create())
 
@@ -404,6 +414,7 @@ class Tester:
         for file in self.files:
             self.verify(file)
             self.close_readers(file)
+            self.let_go(file)
 
 
 def after_unmount(store, files):
