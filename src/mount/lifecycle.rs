@@ -248,7 +248,8 @@ fn handle_signals(mut signals: Signals, mount: Option<Mount>, control: Arc<Contr
     Ok(())
 }
 
-/// Unmount, unless the mount is gone already; detach it if it is in use. Returns whether it is gone.
+/// Unmount, unless the mount is gone already; detach it if it is in use. Returns whether it is
+/// gone.
 fn end(mount: &Mount) -> bool {
     let at = escape::path(&mount.mountpoint);
     match mountinfo::topmost_at(&mount.mountpoint) {

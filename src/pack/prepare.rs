@@ -332,13 +332,9 @@ fn finish(
 ) -> Result<Option<String>> {
     let path = output.path();
     let attributes = source.attributes()?;
-    if let Some(mark) = o.mark {
-        match fsetxattr(output.file(), mark, b"", XattrFlags::empty()) {
-            Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
-                return Err(Error::from(e).about_path(&path));
-            }
-            Ok(()) | Err(_) => {}
-        }
+    let marked = o.mark.map(|mark| fsetxattr(output.file(), mark, b"", XattrFlags::empty()));
+    if let Some(Err(e @ (Errno::NOSPC | Errno::DQUOT))) = marked {
+        return Err(Error::from(e).about_path(&path));
     }
     let flags = fcntl_getfl(output.file()).about_path(&path)?;
     let lost = sync_and_check(output, &attributes, check, p)?;

@@ -1,5 +1,5 @@
-//! Requests that make names and attributes. They are made at once; without space, they are made again
-//! on another thread, which waits until the packer has given its space back.
+//! Requests that make names and attributes. They are made at once; without space, they are made
+//! again on another thread, which waits until the packer has given its space back.
 
 use super::namespace::{Caller, Created, Make};
 use super::requests::{StoreFs, TTL, reply_empty};

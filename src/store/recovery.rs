@@ -10,6 +10,7 @@
 //! | `N.bsz-old` alone | the archive gets its name back |
 //! | `N` and `N.bsz`, `N` marked as being unpacked, equal by SHA-256 | the archive is removed |
 //! | `N` and `N.bsz`, equal by size, mtime and SHA-256, the archive intact | `N` is removed |
+//! | the same, but `N` has other attributes or several names | the archive is removed, if it is ours |
 //! | `N` and `N.bsz` that differ | the archive is marked, and shown as the file that it is |
 //! | a temporary file of a process that is gone | it is removed |
 
@@ -218,8 +219,9 @@ impl Tree {
             node,
         };
         let path = self.path(&candidate.link);
+        let is_sure = is_unpacking || self.names.is_own(dir.as_fd(), archive);
         let is_like = attr.size == packed.size
-            && (is_unpacking || attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime);
+            && (is_sure || attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime);
         let is_equal = is_like && sha256(&file, &path).is_ok_and(|sum| sum == packed.sha256);
         let finished = match (is_equal, is_unpacking) {
             (false, _) => self.keep_both(&candidate, archive),
@@ -256,9 +258,16 @@ impl Tree {
         path: &Path,
     ) -> Result<()> {
         let (file, stat) = open_file(&of.dir, &archive.source_name)?;
-        let alike = Attributes::of(&file)?.satisfy(&Attributes::of(plain)?);
-        if Key::of(&stat) != archive.key() || fstat(plain)?.st_nlink != 1 || !alike {
+        if Key::of(&stat) != archive.key() {
             return Ok(());
+        }
+        let alike = Attributes::of(&file)?.satisfy(&Attributes::of(plain)?);
+        if fstat(plain)?.st_nlink != 1 || !alike {
+            // It got a link or other attributes while it was packed.
+            return match self.names.is_own(of.dir.as_fd(), archive) {
+                true => self.keep_plain(of, archive, plain),
+                false => Ok(()),
+            };
         }
         // It may have been copied here.
         rustix::fs::fsync(&file)?;

@@ -214,7 +214,7 @@ class Worker:
         try:
             before = self.files[name]
             data = self.rng.randbytes(3000)
-            self.call({name: Between(before, before + data)}, os.write, handle, data)
+            self.call({name: Between(before, before + data)}, tools.append_all, handle, data)
         finally:
             self.close(handle)
         self.closed(name)

@@ -196,6 +196,13 @@ def write_all(handle, data, start):
         done += os.pwrite(handle, data[done:], start + done)
 
 
+def append_all(handle, data):
+    """The same at the end of a file."""
+    done = 0
+    while done < len(data):
+        done += os.write(handle, data[done:])
+
+
 def wait_until(condition, seconds, pause=0.01):
     """Whether the condition came true in time."""
     end = time.monotonic() + seconds
