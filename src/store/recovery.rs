@@ -10,7 +10,7 @@
 //! | `N.bsz-old` alone | the archive gets its name back |
 //! | `N` and `N.bsz`, `N` marked as being unpacked, equal by SHA-256 | the archive is removed |
 //! | `N` and `N.bsz`, equal by size, mtime and SHA-256, the archive intact | `N` is removed |
-//! | the same, but `N` has other attributes or several names | the archive is removed, if it is ours |
+//! | the same, but `N` has other attributes or names by now | our archive is removed |
 //! | `N` and `N.bsz` that differ | the archive is marked, and shown as the file that it is |
 //! | a temporary file of a process that is gone | it is removed |
 
