@@ -82,7 +82,9 @@ fn run_on_gpu(cases: &[Case]) -> Vec<Outcome> {
         outcomes.lock().expect("not poisoned")[i] =
             decoded.map(<[u8]>::to_vec).map_err(|e| e.kind());
     };
-    let gpu = Gpu::open().expect("a GPU");
+    // Under the tools of CUDA, it takes seconds to open a GPU.
+    static OPENED: OnceLock<Gpu> = OnceLock::new();
+    let gpu = OPENED.get_or_init(|| Gpu::open().expect("a GPU"));
     let mut session = gpu.session(MIN_MEMORY).expect("memory");
     session.decode(&cases.iter().map(piece).collect::<Vec<_>>(), &fill, &take).expect("CUDA works");
     outcomes.into_inner().expect("not poisoned")
