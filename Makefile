@@ -11,9 +11,9 @@ STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
 # Man pages and completions. The packages take them from here: see Cargo.toml.
 MANUALS := target/manuals
 
-.PHONY: help build check links test ptx ptx-check gpu-check gpu-test fuzz fuzz-smoke miri demo \
-	bench bench-mounts bench-report exact manuals deb rpm static package-test test-frameworks \
-	test-store store-check store-samples install clean
+.PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
+	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
+	test-frameworks test-store store-check store-samples install clean
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
@@ -45,7 +45,7 @@ check: links ## Run before a commit: format, lints, layers, documentation, licen
 	fi
 
 # The pages whose links to other files are checked.
-PAGES := $(wildcard *.md docs/*.md docs/guides/*.md packaging/*.md)
+PAGES := $(wildcard *.md docs/*.md docs/gpu/*.md docs/guides/*.md packaging/*.md)
 
 links: ## Check that the files to which the pages link exist
 	@for page in $(PAGES); do \
@@ -81,6 +81,9 @@ gpu-check: ## Run the GPU kernels and their driver code on the CPU; part of `mak
 gpu-test: ## Run the same tests on this machine's GPU
 	BSZ_GPU=1 $(CARGO) test --locked --test gpu_kernel
 	$(CARGO) test --locked --test gpu_driver -- --ignored --skip the_device_fails
+
+gpu-bundle: ## Make .gpu-bundle, with which tests/gpu/run runs where a GPU is but no Rust
+	CARGO=$(CARGO) tests/gpu/bundle
 
 # How long `make fuzz` runs each target.
 SECONDS ?= 600

@@ -6,13 +6,15 @@ use bszfs::{
     ErrorKind,
     codec::{self, checksum},
     error::{Error, Result},
-    gpu::{self, Gpu, MIN_MEMORY, Piece, Session},
+    gpu::{self, Gpu, MIN_MEMORY, Piece, Resident, Session},
     read::{Archive, StoredChunk},
 };
 use common::cxx::{self, Built};
+use common::places;
 use common::samples::{Fill, matrices, pack_bytes, tensor};
+use sha2::{Digest, Sha256};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::{Mutex, OnceLock},
 };
@@ -44,6 +46,11 @@ fn archives_are_decoded_into_device_memory() {
 }
 
 #[test]
+fn golden_archives_are_decoded_to_their_originals() {
+    with_driver("files_are_their_originals", None);
+}
+
+#[test]
 fn chunks_decoded_to_the_host_have_outcomes_of_their_own() {
     with_driver("a_session_decodes", None);
 }
@@ -59,7 +66,7 @@ fn a_failing_device_gives_errors() {
 fn the_benchmark_measures_the_gpu() {
     let Some(dir) = driver() else { return };
     let bench = |file: &Path, library: &Path| -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
+        let mut command = Command::new(places::program());
         command.args(["bench", "--cuda", "--json", "--seconds", "0.01"]).arg(file);
         command.env("LD_LIBRARY_PATH", library).output().expect("runs")
     };
@@ -74,8 +81,8 @@ fn the_benchmark_measures_the_gpu() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let figures: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert_eq!(figures["device"], "no GPU at all");
-    for rate in ["upload_gbs", "download_gbs", "resident_gbs", "to_device_gbs", "to_host_gbs"] {
-        assert!(figures[rate].as_f64().is_some_and(|gbs| gbs > 0.0), "{rate}");
+    for rate in ["upload", "download", "device_copy", "resident", "to_device", "to_host"] {
+        assert!(figures[format!("{rate}_gbs")].as_f64().is_some_and(|gbs| gbs > 0.0), "{rate}");
     }
     if let Err(why) = Gpu::open() {
         // This process runs without the stand-in driver.
@@ -88,9 +95,7 @@ fn the_benchmark_measures_the_gpu() {
 #[test]
 fn tensors_are_exported_as_dlpack() {
     let Some(dir) = driver() else { return };
-    // Cargo builds examples along with all tests, but not along with a single one.
-    let library =
-        std::env::current_exe().expect("this program").with_file_name("../examples/libdlpack.so");
+    let library = places::dlpack();
     let python = std::env::var_os("BSZ_PYTHON").unwrap_or_else(|| "python3".into());
     let there = Command::new(&python).arg("--version").output().is_ok_and(|o| o.status.success());
     if !there || !library.exists() {
@@ -105,7 +110,7 @@ fn tensors_are_exported_as_dlpack() {
     let (bytes, _) = sample(work.path());
     let plain = work.path().join("plain");
     std::fs::write(&plain, bytes).expect("written");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/dlpack.py");
+    let script = places::root().join("tests/python/dlpack.py");
     let mut command = Command::new(python);
     command.arg("-B").arg(script).arg(work.path().join("out.bsz")).arg(plain);
     let ran =
@@ -151,11 +156,81 @@ fn an_archive_is_resident() {
         0,
         "the tensors' data are not aligned"
     );
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
-    for entry in std::fs::read_dir(golden).expect("golden archives") {
-        let archive = Archive::open(&entry.expect("an entry").path()).expect("opens");
+}
+
+/// The archives to decode: those that `BSZ_ARCHIVES` lists, as in `PATH`, or the golden ones.
+fn archives() -> Vec<PathBuf> {
+    if let Some(listed) = std::env::var_os("BSZ_ARCHIVES") {
+        return std::env::split_paths(&listed).collect();
+    }
+    let golden = std::fs::read_dir(places::root().join("tests/data/v1")).expect("golden archives");
+    let mut paths: Vec<_> = golden.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of what is in device memory.
+fn sha256_of(resident: &Resident) -> String {
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; 64 << 20]);
+    for at in (0..resident.len()).step_by(piece.len()) {
+        let n = piece.len().min(resident.len() - at);
+        resident.read(at, &mut piece[..n]).expect("reads");
+        hash.update(&piece[..n]);
+    }
+    hex(hash.finalize())
+}
+
+/// SHA-256 of the original as a session decodes it to the host; chunks that no GPU decodes come
+/// from the CPU.
+fn sha256_through(session: &mut Session, archive: &Archive) -> String {
+    let index = archive.index();
+    let len = usize::try_from(archive.footer().original_len).expect("fits in memory");
+    let original = Mutex::new(vec![0; len]);
+    let deliver = |id: usize, decoded: &[u8]| {
+        let at = index.chunk(id).expect("indexed").original.start as usize;
+        original.lock().expect("not poisoned")[at..at + decoded.len()].copy_from_slice(decoded);
+    };
+    let (mut ids, mut pieces) = (Vec::new(), Vec::new());
+    for id in 0..index.len() {
+        let chunk = index.chunk(id).expect("indexed");
+        if gpu::supports(chunk.coding) {
+            let model = archive.model_of(&chunk).expect("a model");
+            let (stored_len, len) = (chunk.stored_len as usize, chunk.len());
+            pieces.push(Piece { coding: chunk.coding, model, stored_len, len });
+            ids.push(id);
+        } else {
+            let mut out = vec![0; chunk.len()];
+            let stored = archive.stored_chunk(id).expect("read");
+            stored.decode(&*codec::fastest(), &mut out).expect("decodes");
+            deliver(id, &out);
+        }
+    }
+    let fill = |i: usize, place: &mut [u8]| archive.read_stored(ids[i], place);
+    let take = |i: usize, decoded: Result<&[u8]>| deliver(ids[i], decoded.expect("decodes"));
+    session.decode(&pieces, &fill, &take).expect("CUDA works");
+    hex(Sha256::digest(original.into_inner().expect("not poisoned")))
+}
+
+#[test]
+#[ignore = "another test runs it, with the stand-in driver"]
+fn files_are_their_originals() {
+    let gpu = Gpu::open().expect("a driver");
+    let mut session = gpu.session(MIN_MEMORY).expect("memory");
+    for path in archives() {
+        let archive = Archive::open(&path).expect("opens");
         let resident = gpu.load(&archive, &*codec::fastest()).expect("loads");
-        resident.verify(&archive).expect("matches");
+        let on_device = sha256_of(&resident);
+        drop(resident);
+        let on_host = sha256_through(&mut session, &archive);
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        // `tests/gpu/run` reads these lines.
+        println!("sha256 {name} {on_device} {on_host}");
+        let expected = hex(archive.footer().sha256);
+        assert_eq!((&on_device, &on_host), (&expected, &expected), "{name}");
     }
 }
 

@@ -266,6 +266,18 @@ impl Stream {
             .map_err(failed("cannot download"))
     }
 
+    /// Copies `len` bytes within device memory.
+    ///
+    /// # Safety
+    /// There must be as many bytes at `from` and at `to`, which must not overlap. Both must stay
+    /// allocated until the stream is waited for.
+    pub(super) unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the caller vouches for both.
+        unsafe { result::memcpy_dtod_async(to, from, len, self.stream) }
+            .map_err(failed("cannot copy on the device"))
+    }
+
     /// Fills with zeros.
     ///
     /// # Safety

@@ -1,41 +1,47 @@
-//! What `bsz bench --cuda` measures: copies between host and device, and the decoding of chunks
-//! that are already on the device.
+//! What `bsz bench --cuda` measures: copies between host and device and within the device, and the
+//! decoding of chunks that are already on the device.
 
 #![allow(unsafe_code)]
 
 use super::{
     Gpu,
     batch::{Batch, Item},
-    driver::{DeviceMemory, PinnedMemory, Stream},
+    driver::{DeviceMemory, DevicePtr, PinnedMemory, Stream},
     session::{Fill, Piece},
     slot::{OVERHEAD, Slot, input_cost, output_cost},
 };
 use crate::error::Result;
 use std::{collections::HashSet, sync::Arc};
 
-/// Memory on host and device that is copied back and forth.
+/// Memory on host and device that is copied back and forth, and within the device.
 pub struct Transfer {
     stream: Stream,
     pinned: PinnedMemory,
     memory: DeviceMemory,
+    other: DeviceMemory,
 }
 
 impl Transfer {
-    /// Uploads everything `times` times.
+    /// Bytes that [`Transfer::across`] copies.
+    pub fn on_device(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Uploads all of the host's memory `times` times.
     ///
     /// # Errors
     /// Io if CUDA fails.
     pub fn up(&mut self, times: usize) -> Result<()> {
         for _ in 0..times {
-            // SAFETY: both have the same length, and stay as they are until the stream is waited
-            // for, at the end of this function or when `self`, whose stream is dropped first, is
-            // dropped.
+            // SAFETY: the device's memory is not shorter, and both stay as they are until the
+            // stream is waited for, at the end of this function or when `self`, whose stream is
+            // dropped first, is dropped.
             unsafe { self.stream.upload(self.pinned.bytes(), self.memory.ptr()) }?;
         }
         self.stream.wait()
     }
 
-    /// Downloads everything `times` times.
+    /// Downloads as many bytes `times` times.
     ///
     /// # Errors
     /// Io if CUDA fails.
@@ -43,6 +49,19 @@ impl Transfer {
         for _ in 0..times {
             // SAFETY: as above.
             unsafe { self.stream.download(self.memory.ptr(), self.pinned.bytes_mut()) }?;
+        }
+        self.stream.wait()
+    }
+
+    /// Copies all of the device's memory to other device memory `times` times.
+    ///
+    /// # Errors
+    /// Io if CUDA fails.
+    pub fn across(&mut self, times: usize) -> Result<()> {
+        for _ in 0..times {
+            let (from, to) = (self.memory.ptr(), self.other.ptr());
+            // SAFETY: both have this length, and stay allocated as above.
+            unsafe { self.stream.copy(from, to, self.memory.len()) }?;
         }
         self.stream.wait()
     }
@@ -93,16 +112,33 @@ impl Placed {
 }
 
 impl Gpu {
-    /// Memory of `len` bytes to copy back and forth.
+    /// `len` bytes to copy back and forth, which `fill` writes, and `on_device` bytes to copy
+    /// within the device, which are as many copies of the former as fit.
     ///
     /// # Errors
-    /// Io if it cannot be allocated.
-    pub fn transfer(&self, len: usize) -> Result<Transfer> {
-        Ok(Transfer {
+    /// Io if the memory cannot be allocated.
+    pub fn transfer(
+        &self,
+        len: usize,
+        on_device: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Transfer> {
+        let on_device = on_device / len.max(1) * len;
+        let mut transfer = Transfer {
             stream: Stream::new(&self.device)?,
             pinned: PinnedMemory::new(&self.device, len)?,
-            memory: DeviceMemory::new(&self.device, len)?,
-        })
+            memory: DeviceMemory::new(&self.device, on_device.max(len))?,
+            other: DeviceMemory::new(&self.device, on_device.max(len))?,
+        };
+        fill(transfer.pinned.bytes_mut());
+        for at in (0..transfer.memory.len()).step_by(len.max(1)) {
+            let to = transfer.memory.ptr() + at as DevicePtr;
+            // SAFETY: the device's memory is a multiple of `len` bytes long. Both stay as they are
+            // as above.
+            unsafe { transfer.stream.upload(transfer.pinned.bytes(), to) }?;
+        }
+        transfer.stream.wait()?;
+        Ok(transfer)
     }
 
     /// Free bytes of device memory.

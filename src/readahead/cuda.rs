@@ -107,6 +107,8 @@ impl CudaDecoder {
             Err(e) => log::debug!("the GPU cannot decode chunk {}: {e}", chunks[i].id()),
         };
         session.decode(&pieces, &fill, &take)?;
+        // `tests/gpu/run` adds these up.
+        log::debug!("the GPU decoded {} bytes", pieces.iter().map(|p| p.len).sum::<usize>());
         if self.must_compare.swap(false, Ordering::Relaxed) {
             let stored: usize = pieces.iter().map(|p| p.stored_len).sum();
             let nanos = begun.elapsed().as_nanos() as f64 / stored.max(1) as f64;

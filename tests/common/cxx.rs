@@ -1,5 +1,6 @@
 //! The C++ code of `tests/gpu`, compiled if there is a compiler.
 
+use super::places;
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -44,7 +45,7 @@ pub fn build(source: &str, name: &str, flags: &[&str]) -> Option<Built> {
         return None;
     }
     let path = dir.path().join(name);
-    let built = compile(&Path::new(env!("CARGO_MANIFEST_DIR")).join(source), &path);
+    let built = compile(&places::root().join(source), &path);
     built.unwrap_or_else(|why| panic!("{source} does not compile: {why}"));
     Some(Built { path, _dir: dir })
 }

@@ -7,6 +7,7 @@ pub mod cxx;
 pub mod disks;
 pub mod models;
 pub mod mounts;
+pub mod places;
 pub mod program;
 pub mod random;
 pub mod samples;

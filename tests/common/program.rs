@@ -1,6 +1,7 @@
 //! The `bsz` program as a user runs it, and directories of models to run it on.
 
 use super::models::write_model;
+use super::places;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 /// A new command whose output does not depend on the caller's environment.
 pub fn bsz() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bsz"));
+    let mut command = Command::new(places::program());
     command.env_remove("BSZ_LOG").env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }

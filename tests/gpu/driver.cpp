@@ -140,6 +140,11 @@ int cuMemcpyDtoH_v2(uintptr_t to, uintptr_t from, size_t len) {
     std::lock_guard guard(lock);
     return within(device, from, len) ? transfer(nullptr, to, from, len) : INVALID_VALUE;
 }
+int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t len, Queue* s) {
+    std::lock_guard guard(lock);
+    if (!within(device, to, len) || !within(device, from, len)) return INVALID_VALUE;
+    return transfer(s, to, from, len);
+}
 int cuMemsetD8Async(uintptr_t at, u8 value, size_t len, Queue* s) {
     std::lock_guard guard(lock);
     if (!within(device, at, len)) return INVALID_VALUE;

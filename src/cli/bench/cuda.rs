@@ -15,6 +15,8 @@ use std::sync::{Mutex, PoisonError};
 const MOST: u64 = 2 << 30;
 /// Bytes that are copied back and forth.
 const COPIED: usize = 64 << 20;
+/// The most bytes that are copied within the device: more than its caches hold.
+const MOST_ON_DEVICE: usize = 1 << 30;
 
 /// The measurements, as in the JSON. Rates are in GB/s, of decoded bytes unless they are copies.
 #[derive(Serialize)]
@@ -25,6 +27,8 @@ pub struct Figures {
     stored: u64,
     upload_gbs: f64,
     download_gbs: f64,
+    /// A copy from device memory to device memory, which moves each byte twice: in and out.
+    device_copy_gbs: f64,
     /// From device memory to device memory.
     resident_gbs: f64,
     /// From host memory to device memory, decoded there.
@@ -61,16 +65,15 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
     };
 
     bar.say("copies");
-    let mut transfer = gpu.transfer(COPIED)?;
-    let upload_gbs = best(COPIED as u64, seconds, |times| transfer.up(times))?;
-    let download_gbs = best(COPIED as u64, seconds, |times| transfer.down(times))?;
-    drop(transfer);
+    let copies = copies(gpu, &chunks, seconds)?;
 
     bar.say("on the device");
     let mut placed = gpu.place(&pieces, &fill)?;
     placed.results(&mut |i, decoded| chunks[i].verify(decoded))?;
     let resident_gbs = best(bytes, seconds, |times| placed.decode(times))?;
     let to_device_gbs = best(bytes, seconds, |times| placed.upload_and_decode(times))?;
+    // Once more, since a rate counts only if what was decoded so fast is right.
+    placed.results(&mut |i, decoded| chunks[i].verify(decoded))?;
     drop(placed);
 
     bar.say("to the host");
@@ -91,11 +94,35 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
         device,
         bytes,
         stored,
-        upload_gbs,
-        download_gbs,
+        upload_gbs: copies.up,
+        download_gbs: copies.down,
+        device_copy_gbs: copies.across,
         resident_gbs,
         to_device_gbs,
         to_host_gbs,
+    })
+}
+
+/// Rates of copies, in GB/s.
+struct Copies {
+    up: f64,
+    down: f64,
+    across: f64,
+}
+
+/// Measures the ceilings: copies of the chunks' stored bytes.
+fn copies(gpu: &Gpu, chunks: &[Chunk], seconds: f64) -> Result<Copies> {
+    let on_device = MOST_ON_DEVICE.min(gpu.free_memory()? / 8).max(COPIED);
+    let fill = |place: &mut [u8]| {
+        let stored = chunks.iter().flat_map(Chunk::payload).cycle();
+        place.iter_mut().zip(stored).for_each(|(to, from)| *to = *from);
+    };
+    let mut transfer = gpu.transfer(COPIED, on_device, fill)?;
+    let on_device = transfer.on_device() as u64;
+    Ok(Copies {
+        up: best(COPIED as u64, seconds, |times| transfer.up(times))?,
+        down: best(COPIED as u64, seconds, |times| transfer.down(times))?,
+        across: best(on_device, seconds, |times| transfer.across(times))?,
     })
 }
 
@@ -141,6 +168,7 @@ impl Figures {
             row("decode, host memory to host memory", self.to_host_gbs, Some(self.download_gbs)),
             row("upload", self.upload_gbs, None),
             row("download", self.download_gbs, None),
+            row("copy, device memory to device memory", self.device_copy_gbs, None),
         ];
         let (stored, bytes) = (report::bytes(self.stored), report::bytes(self.bytes));
         let head = format!("{}: chunks of {stored} that decode to {bytes}", self.device);
