@@ -148,10 +148,7 @@ fn start_background(tree: &Arc<Tree>, locked: Arc<OnceLock<Lock>>) -> Result<()>
         let _ = locked.set(lock);
         thread::scope(|scope| {
             let recovery = thread::Builder::new().name("bsz-recovery".into());
-            if let Err(e) = recovery.spawn_scoped(scope, || {
-                idle::make_idle();
-                tree.recover();
-            }) {
+            if let Err(e) = recovery.spawn_scoped(scope, || tree.recover()) {
                 log::error!("what a crash has left is not cleared away: {e}");
             }
             work::run(&tree);

@@ -15,6 +15,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import signal
 import resource
 import subprocess
 import time
@@ -84,8 +85,11 @@ class Crashes:
                 report = connection.recv()
             except EOFError:
                 process.join()
-                report = {"files": self.files[number], "pending": {}, "times": {}, "calls": 0,
-                          "doing": "?", "problem": f"worker ended with {process.exitcode}"}
+                # A page of a mapping that was not there yet when the daemon was killed.
+                lost = process.exitcode == -signal.SIGBUS
+                problem = None if lost else f"worker ended with {process.exitcode}"
+                report = {"files": {}, "pending": {}, "times": {}, "calls": 0, "doing": "?",
+                          "problem": problem, "lost": lost}
             process.join()
             reports.append(report)
             self.calls += report["calls"]
@@ -120,7 +124,10 @@ class Crashes:
 
     def compare(self, where, found, reports):
         """Problems of a tree against what the workers know."""
-        problems, known = [], set()
+        problems = []
+        # Of a worker that could not report, nothing is known.
+        lost = tuple(f"w{number}-" for number, report in enumerate(reports) if report.get("lost"))
+        known = {name for name in found if lost and os.path.basename(name).startswith(lost)}
         for report in reports:
             pending = report["pending"]
             for name, content in report["files"].items():
