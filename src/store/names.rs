@@ -79,22 +79,6 @@ impl Found {
     pub fn key(&self) -> Key {
         Key::of(&self.stat)
     }
-
-    /// Whether this archive of the store, which is a form of the same name as `shown`, holds the
-    /// same bytes or is being replaced by them, as far as can be told without reading.
-    pub fn is_of(&self, shown: &Self) -> bool {
-        let Some(packed) = &self.packed else { return false };
-        let mtime = |found: &Self| (found.stat.st_mtime, found.stat.st_mtime_nsec);
-        match &shown.packed {
-            _ if self.form == Form::Old => true,
-            Some(other) => packed.sha256 == other.sha256,
-            None => {
-                shown.kind().is_file()
-                    && shown.stat.st_size.cast_unsigned() == packed.size
-                    && mtime(shown) == mtime(self)
-            }
-        }
-    }
 }
 
 /// Identifies a file of the source: device and inode number.

@@ -11,7 +11,7 @@
 //! | `N` and `N.bsz`, `N` marked as being unpacked, equal by SHA-256 | the archive is removed |
 //! | `N` and `N.bsz`, equal by size, mtime and SHA-256, the archive intact | `N` is removed |
 //! | the same, but `N` has other attributes or names by now | our archive is removed |
-//! | `N` and `N.bsz` that differ | the archive is marked, and shown as the file that it is |
+//! | `N` and `N.bsz` that differ | both stay; if the archive is not ours, it is marked, and shown |
 //! | a temporary file of a process that is gone | it is removed |
 
 use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
@@ -238,6 +238,12 @@ impl Tree {
         let _names = write(&node);
         let is_there = |name, key| stat_at(&of.dir, name).is_ok_and(|s| Key::of(&s) == key);
         let both = is_there(&*of.link.1, of.key) && is_there(&archive.source_name, archive.key());
+        if both && self.names.is_own(of.dir.as_fd(), archive) {
+            let path = self.path(&of.link);
+            let path = crate::escape::path(&path);
+            log::warn!("{path}: differs from the archive beside it, which is not shown");
+            return Ok(());
+        }
         if both { self.set_aside(&of.dir, &of.link.1, archive) } else { Ok(()) }
     }
 

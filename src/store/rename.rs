@@ -177,9 +177,8 @@ impl Tree {
     /// shown under its own name.
     fn has_another_beside(&self, to: &Side<'_>) -> bool {
         let Some(plain) = &to.found else { return false };
-        let is_own = |form: &Found| self.names.is_own(to.dir.as_fd(), form);
         let another =
-            |form: &Found| form.key() != plain.key() && !(is_own(form) && form.is_of(plain));
+            |form: &Found| form.key() != plain.key() && !self.names.is_own(to.dir.as_fd(), form);
         self.names.forms(to.dir.as_fd(), to.end.name).map_or(true, |f| f.iter().any(another))
     }
 

@@ -312,14 +312,13 @@ impl Tree {
     }
 
     /// Clear away the other forms of `name` beside `shown`, which is about to change or to go: they
-    /// would be shown in its place. Those of the store hold the same bytes, so they are removed. An
-    /// archive of anything else is the user's, and is shown under its own name from now on. The
-    /// names of the directory are locked.
+    /// would be shown in its place. Those that the store has made hold the same bytes, or older
+    /// ones, so they are removed. Any other archive is the user's, and is shown under its own name
+    /// from now on. The names of the directory are locked.
     pub fn clear_beside(&self, dir: &DirFd, name: &OsStr, shown: &Found) -> Result<()> {
         let forms = self.names.forms(dir.as_fd(), name)?;
         for found in forms.iter().rev().filter(|found| found.key() != shown.key()) {
-            let is_ours = self.names.is_own(dir.as_fd(), found);
-            if shown.form == Form::Over || is_ours && found.is_of(shown) {
+            if shown.form == Form::Over || self.names.is_own(dir.as_fd(), found) {
                 unlinkat(dir, &found.source_name, AtFlags::empty())?;
                 reached(Step::FormRemoved);
             } else {

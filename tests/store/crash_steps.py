@@ -217,6 +217,12 @@ def both(below):
     os.utime(plain, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def differing(below):
+    """f plain, and beside it an archive of something else, as after changes without a mount.
+    Recovery leaves both; whatever changes or removes f has to remove the archive first."""
+    pathlib.Path(below, "f").write_bytes(OTHER)
+
+
 def over_plain(below):
     """As a rename of a packed file over the plain h that ended after its first step."""
     move(below, "f.bsz", "h.bsz-over")
@@ -282,6 +288,16 @@ SCENARIOS = {
     "link packed, write": Scenario(link_and_write, packed={"f": A}),
     "link packed, exchange": Scenario(link_and_exchange, packed={"f": A, "h": B}),
     "make the archive's name": Scenario(make_archive_name, packed={"f": A}),
+    "unlink differing": Scenario(unlink, packed={"f": A}, raw=differing, shown={"f": OTHER}),
+    "write to differing": Scenario(lambda run: run.write("f", 100, b"x" * 5000),
+                                   packed={"f": A}, raw=differing, shown={"f": OTHER}),
+    "truncate differing": Scenario(
+        lambda run: run.call({"f": b""}, os.truncate, run.path("f"), 0),
+        packed={"f": A}, raw=differing, shown={"f": OTHER}),
+    "rename differing": Scenario(lambda run: run.rename("f", "h"), packed={"f": A, "h": B},
+                                 raw=differing, shown={"f": OTHER, "h": B}),
+    "rename over differing": Scenario(lambda run: run.rename("h", "f"), packed={"f": A, "h": B},
+                                      raw=differing, shown={"f": OTHER, "h": B}),
     "recover both": recovering(both, {"f": A}),
     "recover over": recovering(over_plain, {"f": A}, {"h": OTHER}, {"h": A}),
     "recover over, later": recovering(over_archive, {"f": A}, {"h": OTHER}, {"h": A}),
