@@ -8,6 +8,7 @@
 use super::control::{self, Control};
 use super::convert::{errno, file_type, reply_statfs, reply_xattr};
 use super::handles::Opener;
+use super::negotiate::negotiate;
 use super::opened::Content;
 use super::plain::read_plain;
 use super::reply::Replier;
@@ -30,13 +31,6 @@ use std::time::Duration;
 
 /// How long the kernel may cache names and attributes: how far the view lags behind its source.
 const TTL: Duration = Duration::from_secs(1);
-
-/// The kernel's readahead in bytes. Ordinary users get no more than 128 KiB.
-pub(crate) const READAHEAD: u32 = 1 << 20;
-
-/// Background requests in flight before the kernel blocks readers: enough that the parallel page
-/// faults of many threads never wait behind readahead.
-const MAX_BACKGROUND: u16 = 128;
 
 /// Most bytes of a reply. The kernel requests up to 1 MiB unless an administrator raises its limit.
 const MAX_READ: usize = 16 << 20;
@@ -65,21 +59,8 @@ impl BszFs {
 
 impl Filesystem for BszFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let _ = config.set_max_readahead(READAHEAD).or_else(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(MAX_BACKGROUND);
         // The kernel must not cache symlinks: their targets depend on what exists in the source.
-        // Requested one by one, because a kernel that lacks one capability refuses them all.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-        ] {
-            if config.add_capabilities(wanted).is_err() {
-                log::debug!("the kernel has no {wanted:?}");
-            }
-        }
+        negotiate(config, &[]);
         // The kernel caches ACLs as long as attributes.
         match config.add_capabilities(InitFlags::FUSE_POSIX_ACL) {
             Ok(()) => self.tree.access().kernel_applies_acls(),

@@ -1,8 +1,9 @@
 //! The life of a mount: check, mount, report ready, serve, and unmount.
 
 use super::control::Control;
-use super::fuse::{BszFs, READAHEAD};
+use super::fuse::BszFs;
 use super::mountinfo::{self, Mount};
+use super::negotiate::READAHEAD;
 use super::preflight::{self, Plan};
 use super::reply::Replier;
 use super::session::{self, Serving};

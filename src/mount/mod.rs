@@ -26,6 +26,7 @@
 //! | `plain` | reads of plain files |
 //! | `reply` | replies that `fuser` cannot send: several slices, other inode numbers |
 //! | `convert` | our types as those of `fuser` |
+//! | `negotiate` | what a mount agrees on with the kernel |
 //! | `fuse` | the thin adapter from `fuser` to the tree and the cache |
 //! | `metrics` | the status for Prometheus |
 //! | `session` | the threads of `fuser` that read requests |
@@ -68,6 +69,7 @@ mod limits;
 mod links;
 mod metrics;
 mod mountinfo;
+mod negotiate;
 mod opened;
 mod place;
 mod plain;
@@ -93,7 +95,6 @@ pub use client::{PackerCommand, command_packer, drop_cache, space, status};
 pub(crate) use control::{Control, DROP_CACHE, PACK_NOW, PAUSE, RESUME, STATUS, may_control};
 pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};
 pub(crate) use footers::{Footers, PLAIN_MARK};
-pub(crate) use fuse::READAHEAD;
 pub use fusermount::find_helper as helper;
 pub(crate) use handles::Handles;
 pub use health::{Unserved, clear_orphan, mounts, unserved};
@@ -101,6 +102,7 @@ pub use lifecycle::run;
 pub(crate) use lifecycle::serve;
 pub use limits::{default_cache_bytes, default_threads};
 pub use metrics::MetricsAddress;
+pub(crate) use negotiate::negotiate;
 pub use place::{Place, place};
 pub(crate) use plain::{drop_cached, read_plain, read_plain_blocking};
 pub use probe::Probe;

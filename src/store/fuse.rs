@@ -4,14 +4,13 @@
 use super::arguments::{open_flags, times};
 use super::change::Change;
 use super::namespace::Make;
-use super::negotiate::negotiate;
 use super::requests::{StoreFs, TTL, reply_empty};
-use crate::mount::{errno, reply_statfs, reply_xattr};
+use crate::mount::{errno, negotiate, reply_statfs, reply_xattr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::FileType;
 use std::ffi::OsStr;
@@ -22,9 +21,16 @@ use std::time::SystemTime;
 
 impl Filesystem for StoreFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        self.masks = negotiate(config);
-        if self.masks {
-            self.tree.access.kernel_applies_acls();
+        // Locks are left to the kernel, which applies them without our help. So is O_TRUNC: opening
+        // does not unpack, and only the kernel knows whether a file is being executed.
+        let plus = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+        negotiate(config, &[InitFlags::FUSE_BIG_WRITES, plus]);
+        match config.add_capabilities(InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK) {
+            Ok(()) => {
+                self.tree.access.kernel_applies_acls();
+                self.masks = true;
+            }
+            Err(_) => log::warn!("the kernel does not apply ACLs to FUSE mounts"),
         }
         Ok(())
     }

@@ -46,7 +46,6 @@ mod lock;
 mod making;
 mod names;
 mod namespace;
-mod negotiate;
 mod node;
 mod nodes;
 mod packer;

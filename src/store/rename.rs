@@ -239,11 +239,8 @@ impl Tree {
         to: &Side<'_>,
         target: &OsStr,
     ) -> Result<(Kept, Rest)> {
-        let Some(moved) = &from.found else { return Err(Errno::NOENT) };
         let replaced = self.replaced(to)?;
-        self.clear_beside(&from.dir, from.end.name, moved)?;
-        renameat(&from.dir, &moved.source_name, &to.dir, target)?;
-        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
+        self.move_archive(from, to, target, target)?;
         Ok((replaced, Rest::Nothing))
     }
 
@@ -253,19 +250,30 @@ impl Tree {
         to: &Side<'_>,
         target: &OsStr,
     ) -> Result<(Kept, Rest)> {
-        let Some(moved) = &from.found else { return Err(Errno::NOENT) };
         let replaced = self.replaced(to)?;
-        self.clear_beside(&from.dir, from.end.name, moved)?;
         // An archive beside the replaced file would be in the way.
         if let Some(plain) = &to.found {
             self.clear_beside(&to.dir, to.end.name, plain)?;
         }
         debug_assert!(!self.is_taken(&to.dir, target));
-        renameat(&from.dir, &moved.source_name, &to.dir, over_name(to.end.name))?;
-        // Its name once the plain file is gone.
-        self.twins.moved(moved.key(), self.path(&(to.end.parent, target.to_owned())));
+        self.move_archive(from, to, &over_name(to.end.name), target)?;
         reached(Step::OverRenamed);
         Ok((replaced, Rest::Over))
+    }
+
+    /// Rename an archive; `later` is its name when all is done.
+    fn move_archive(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        now: &OsStr,
+        later: &OsStr,
+    ) -> Result<()> {
+        let Some(moved) = &from.found else { return Err(Errno::NOENT) };
+        self.clear_beside(&from.dir, from.end.name, moved)?;
+        renameat(&from.dir, &moved.source_name, &to.dir, now)?;
+        self.twins.moved(moved.key(), self.path(&(to.end.parent, later.to_owned())));
+        Ok(())
     }
 
     fn exchange<'a>(&self, from: &Side<'a>, to: &Side<'a>) -> Result<Next<'a>> {
