@@ -404,8 +404,11 @@ class Steps:
     def unsettled(self, store):
         """What recovery has left, but for a pair that differs and that no call has changed."""
         problems = tools.unsettled(store.below)
-        plain = pathlib.Path(store.below, "f")
-        if problems and plain.exists() and plain.read_bytes() == OTHER:
+        try:
+            plain = pathlib.Path(store.below, "f").read_bytes()
+        except FileNotFoundError:  # Recovery may remove it while this looks.
+            return problems
+        if plain == OTHER:
             problems = [what for what in problems if not what.startswith("f is there as ['', '.b")]
         return problems
 
