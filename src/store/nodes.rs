@@ -73,6 +73,8 @@ impl Table {
         // A directory has one name. If another one was known, it was moved around the store.
         let is_dir = entry.node.kind == FileType::Directory;
         let old = if is_dir { std::mem::take(&mut entry.links) } else { Vec::new() };
+        // Most files have one name, and there are many of them.
+        entry.links.reserve_exact(1);
         entry.links.insert(0, link);
         if let Some(parent) = self.by_id.get_mut(&parent) {
             parent.children += 1;
