@@ -3,6 +3,7 @@
 //! Both are extended attributes of the mount's root. Thus even a read-only mount can be controlled,
 //! no other channel is needed, and the kernel tells which user makes the request.
 
+use super::mountinfo::{self, Mount};
 use super::status::{Status, StoreStatus};
 use crate::cache::ChunkCache;
 use std::ffi::OsStr;
@@ -31,6 +32,8 @@ pub(crate) struct Control {
     store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
     /// Called with `true` before a signal ends the mount, and with `false` if it does not end.
     ending: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
+    /// The mount, if this process made it.
+    mount: OnceLock<Mount>,
     /// Called before the cache is dropped.
     hangup: Box<dyn Fn() + Send + Sync>,
 }
@@ -41,8 +44,8 @@ impl Control {
         cache: Arc<ChunkCache>,
         hangup: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let (store, ending) = (OnceLock::new(), OnceLock::new());
-        Self { status, cache, store, ending, hangup: Box::new(hangup) }
+        let (store, ending, mount) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { status, cache, store, ending, mount, hangup: Box::new(hangup) }
     }
 
     /// The current status.
@@ -67,6 +70,19 @@ impl Control {
     /// A signal ends the mount, or does not, after all.
     pub fn end(&self, ends: bool) {
         self.ending.get().into_iter().for_each(|ending| ending(ends));
+    }
+
+    /// The file system is mounted here.
+    pub fn set_mount(&self, mount: Mount) {
+        // The first one stays.
+        let _ = self.mount.set(mount);
+    }
+
+    /// Whether the file system is mounted anywhere. After `umount -l`, it is not, although files
+    /// that are open are served on. A mount that another program made cannot be seen.
+    pub fn is_mounted(&self) -> bool {
+        let Some(mount) = self.mount.get() else { return true };
+        mountinfo::all().map_or(true, |all| all.iter().any(|m| m.device == mount.device))
     }
 
     /// Drop the cache, as SIGHUP does.

@@ -130,6 +130,7 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     let outcome = if serving.wait_until_started() {
         log::info!("{} shows {}", escape::path(&mountpoint), escape::path(&path));
         mount.iter().for_each(raise_readahead);
+        mount.iter().for_each(|mount| control.set_mount(mount.clone()));
         handle_signals(signals, mount.clone(), control)
             .and_then(|()| ready())
             .and_then(|()| serving.wait())

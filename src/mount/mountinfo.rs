@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     pub id: u64,
     /// `major:minor` of the device.
     pub device: String,

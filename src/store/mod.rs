@@ -26,6 +26,7 @@
 //! | `space` | what callers may use of the disk, and what the packer gives back |
 //! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
+//! | `left` | which files are not worth packing |
 //! | `recovery` | the walk after mounting |
 //! | `workers` | threads for what may take long |
 //! | `lock` | of several processes, only one packs |
@@ -41,6 +42,7 @@ mod examine;
 mod files;
 mod fuse;
 mod idle;
+mod left;
 mod listing;
 mod lock;
 mod making;
@@ -114,6 +116,8 @@ pub fn run(
         // Another daemon may show the directory soon, and knows nothing of what this one changes.
         let packs = Arc::clone(&tree);
         parts.control.when_ending(move |ends| packs.packer.suspend(ends));
+        let control = Arc::clone(&parts.control);
+        tree.packer.pack_while(move || control.is_mounted());
         let readahead = parts.readahead.start(Box::new(|_: &OpenArchive| Vec::new()));
         // Set once.
         let _ = kept.set(Arc::clone(&tree));

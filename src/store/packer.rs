@@ -4,14 +4,12 @@
 //! or the disk (`idle`). `work` packs a file; here is what waits, and when it may be packed.
 
 use super::control::Command;
-use super::names::Key;
+use super::left::Left;
 use super::policy::{Pack, PackPolicy};
 use crate::mount::StoreStatus;
-use lru::LruCache;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often to ask again whether a file may be packed.
@@ -31,12 +29,6 @@ const AFTER_FULL: Duration = Duration::from_secs(10);
 
 /// Most reasons to report.
 const MAX_REASONS: usize = 16;
-
-/// Most files to remember that cannot be marked as not worth packing.
-const MAX_LEFT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
-
-/// What identifies the content of a file that is not worth packing: size and mtime.
-pub(super) type Version = (u64, (i64, u32));
 
 #[derive(Default)]
 struct Queue {
@@ -104,9 +96,11 @@ pub(super) struct Packer {
     changed: Condvar,
     /// Tells the file being packed to give up.
     cancelled: AtomicBool,
-    left: Mutex<LruCache<Key, Version>>,
+    pub left: Left,
     /// Held while a plain file is removed beside its archive.
     removing: Mutex<()>,
+    /// Whether the store is still mounted.
+    is_mounted: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 impl Packer {
@@ -117,8 +111,9 @@ impl Packer {
             queue: Mutex::new(Queue { status, ..Queue::default() }),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
-            left: Mutex::new(LruCache::new(MAX_LEFT)),
+            left: Left::new(),
             removing: Mutex::default(),
+            is_mounted: OnceLock::new(),
         }
     }
 
@@ -349,8 +344,23 @@ impl Packer {
         drop(self.removing.lock());
     }
 
+    /// Pack only while `is_mounted`.
+    pub fn pack_while(&self, is_mounted: impl Fn() -> bool + Send + Sync + 'static) {
+        // Set once.
+        let _ = self.is_mounted.set(Box::new(is_mounted));
+    }
+
+    /// Stop packing if the store is no longer mounted: what is there is shown to everybody then.
+    pub fn check_mount(&self) {
+        if self.is_mounted.get().is_some_and(|is_mounted| !is_mounted()) {
+            self.suspend(true);
+            self.waits(Some("the store was unmounted".into()));
+        }
+    }
+
     /// Keep [`Packer::suspend`] waiting while a plain file is removed; `None` if it was called.
     pub fn enter(&self) -> Option<MutexGuard<'_, ()>> {
+        self.check_mount();
         let removing = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
         (!self.queue().suspended).then_some(removing)
     }
@@ -369,17 +379,6 @@ impl Packer {
     pub fn is_stopped(&self) -> bool {
         let queue = self.queue();
         queue.stopped || queue.suspended
-    }
-
-    /// Remember that the content of a file is not worth packing.
-    pub fn leave(&self, key: Key, version: Version) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).put(key, version);
-    }
-
-    /// Whether that is remembered.
-    pub fn is_left(&self, key: Key, version: Version) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.get(&key) == Some(&version)
     }
 
     pub fn status(&self) -> StoreStatus {

@@ -2,31 +2,24 @@
 
 use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
-use super::names::{Form, LEFT, MAX_PACKED_NAME, OWN_MARK, PLAIN_MARK, packed_name};
+use super::names::{Form, MAX_PACKED_NAME, OWN_MARK, packed_name};
 use super::nodes::Link;
-use super::packer::{Outcome, Packer, Task, Version};
+use super::packer::{Outcome, Packer, Task};
 use super::swap::Candidate;
 use super::tree::{DirFd, Located, Tree};
-use super::unpack::{proc_path, writable_dir};
+use super::unpack::writable_dir;
 use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use crate::error::{Context, Error, Result};
 use crate::mount::Attr;
 use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, Twins, prepare};
 use crate::read::{self, Archive};
-use rustix::fs::{
-    AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, fgetxattr, openat, setxattr,
-    statx,
-};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// The version of the rule that decides which files are not worth packing.
-const RULE: u32 = 1;
 
 /// The least share that packing must save.
 const MIN_SAVING: f64 = 0.03;
@@ -75,7 +68,10 @@ pub(super) fn run(tree: &Arc<Tree>) {
             Task::Stop => return,
             Task::Walk => tree.find_candidates(),
             Task::Examine => tree.examine_next(),
-            Task::Pack(id) => pool.install(|| tree.pack_node(id)),
+            Task::Pack(id) => {
+                tree.packer.check_mount();
+                pool.install(|| tree.pack_node(id));
+            }
         }
         tree.packer.done();
     }
@@ -137,7 +133,7 @@ impl Tree {
         if found.form != Form::Plain || !is_candidate(&link, &attr, self.packer.policy.min_size) {
             return Ok(Outcome::Gone);
         }
-        if self.packer.is_left(found.key(), version) || is_left(&dir, &link.1, version) {
+        if self.packer.left.has(found.key(), &dir, &link.1, version) {
             return Ok(Outcome::Gone);
         }
         if let Some(why) = self.is_in_the_way(&dir, &link.1)? {
@@ -146,8 +142,8 @@ impl Tree {
         let candidate = Candidate { node, dir, link, key: found.key(), epoch };
         match self.prepare(&candidate)? {
             Preparation::NotWorthIt(why) => {
-                self.packer.leave(candidate.key, version);
-                leave(&candidate, version);
+                let Candidate { key, dir, link, .. } = &candidate;
+                self.packer.left.leave(*key, dir, &link.1, version);
                 Ok(Outcome::Left(why))
             }
             Preparation::Lossy(why) => Ok(Outcome::Failed(why)),
@@ -276,30 +272,4 @@ pub(super) fn age(attr: &Attr) -> Duration {
     let changed = attr.mtime.max(attr.ctime);
     let changed = Duration::new(u64::try_from(changed.0).unwrap_or(0), changed.1);
     now.saturating_sub(changed)
-}
-
-fn version_text((size, (secs, nanos)): Version) -> String {
-    format!("{size}:{secs}.{nanos:09}:{RULE}")
-}
-
-/// Whether the file is marked as not worth packing, or as no candidate at all.
-fn is_left(dir: impl AsFd, name: &OsStr, version: Version) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = openat(dir, name, flags, Mode::empty()) else { return true };
-    let mut value = [0; 64];
-    let left = fgetxattr(&file, LEFT, &mut value[..]);
-    left.is_ok_and(|len| value[..len] == *version_text(version).as_bytes())
-        || fgetxattr(&file, PLAIN_MARK, &mut [0u8; 1]).is_ok()
-}
-
-/// Mark a file as not worth packing, if that is permitted.
-fn leave(candidate: &Candidate, version: Version) {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let marked = openat(&candidate.dir, &candidate.link.1, flags, Mode::empty()).and_then(|fd| {
-        let value = version_text(version);
-        setxattr(proc_path(fd.as_fd()), LEFT, value.as_bytes(), XattrFlags::empty())
-    });
-    if let Err(e) = marked {
-        log::debug!("a file that is not worth packing cannot be marked: {e}");
-    }
 }

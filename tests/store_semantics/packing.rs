@@ -3,7 +3,9 @@
 use super::store::{PACKED, Store, holds, is_packed, same};
 use crate::common::models::write_model;
 use crate::common::mounts::{mount_test, wait_for};
-use rustix::fs::{OFlags, RenameFlags};
+use crate::common::program::SOME;
+use rustix::fs::{OFlags, RenameFlags, fgetxattr};
+use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,5 +105,29 @@ fn handles_follow_the_file_through_packing() {
             .unwrap();
         reads(&longer);
         holds(&path, b"other");
+    });
+}
+
+#[test]
+fn nothing_is_packed_once_the_store_is_unmounted() {
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        store.command("pause");
+        let model = write_model(&store.path("waits.safetensors"), 3, SOME);
+        let root = File::open(store.mount.root()).unwrap();
+        unmount(store.mount.root(), UnmountFlags::DETACH).unwrap();
+        // As long as a descriptor is open, the daemon lives on and answers.
+        fgetxattr(&root, "user.bsz.pack.now", &mut [0u8; 0]).expect("a command to the packer");
+        wait_for("the packer to notice", || {
+            let mut status = vec![0; 1 << 16];
+            let len = fgetxattr(&root, "user.bsz.status", &mut status[..]).unwrap();
+            let status: serde_json::Value = serde_json::from_slice(&status[..len]).unwrap();
+            status["store"]["waits"] == "the store was unmounted"
+        });
+        assert!(!store.mount.has_exited());
+        holds(&store.below.join("waits.safetensors"), &model);
+        drop(root);
+        assert_eq!(store.mount.exit_code(), Some(0));
+        holds(&store.below.join("waits.safetensors"), &model);
     });
 }
