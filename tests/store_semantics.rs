@@ -14,6 +14,8 @@ mod locks;
 mod maps;
 #[path = "store_semantics/names.rs"]
 mod names;
+#[path = "store_semantics/other_mounts.rs"]
+mod other_mounts;
 #[path = "store_semantics/own_archives.rs"]
 mod own_archives;
 #[path = "store_semantics/packing.rs"]

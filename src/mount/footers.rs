@@ -59,20 +59,18 @@ impl Footers {
                 Err(Errno::STALE) => return Err(Errno::NOENT),
                 Err(e) => return Err(e),
             };
-            let is_marked = fgetxattr(&file, PLAIN_MARK, &mut [0u8; 1]).is_ok();
-            let packed = if is_marked { Some(None) } else { read_footer(&file, path) };
+            let packed = if is_marked(&file)? { None } else { read_footer(&file, path)? };
             *stat = fstat(&file)?;
             let identity = Identity::of(stat);
             // The footer belongs to this state only if the file had it before and after the read.
             if Identity::of(&before) != identity {
                 // Attributes alone may change, again and again.
-                if last.is_some() && last == packed {
-                    return Ok(last.flatten());
+                if last.as_ref() == Some(&packed) {
+                    return Ok(packed);
                 }
-                last = packed;
+                last = Some(packed);
                 continue;
             }
-            let Some(packed) = packed else { return Ok(None) };
             if identity.is_settled() {
                 self.known().put((identity.dev, identity.ino), (identity, packed.clone()));
             }
@@ -87,10 +85,18 @@ impl Footers {
     }
 }
 
-/// Read the footer. `Some(None)` if the file is not a valid archive, `None` if it cannot be read.
-fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
+fn is_marked(file: &File) -> Result<bool> {
+    match fgetxattr(file, PLAIN_MARK, &mut [0u8; 1]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Read the footer. `None` if the file is not a valid archive.
+fn read_footer(file: &File, path: &Path) -> Result<Option<Packed>> {
     match read::peek(file).about_path(path) {
-        Ok(footer) => Some(footer.map(|f| Packed {
+        Ok(footer) => Ok(footer.map(|f| Packed {
             size: f.original_len,
             mode: f.mode,
             mtime: f.mtime,
@@ -99,12 +105,37 @@ fn read_footer(file: &File, path: &Path) -> Option<Option<Packed>> {
         })),
         Err(e) if e.kind() == ErrorKind::Io => {
             log::warn!("{e}");
-            None
+            Err(e.errno().map_or(Errno::IO, Errno::from_raw_os_error))
         }
         // Logged once for each state of the file, because the result is cached.
         Err(e) => {
             log::warn!("{e}; the file is shown as it is");
-            Some(None)
+            Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_footer_that_cannot_be_read_is_an_error_until_it_can() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("m.bsz");
+        std::fs::copy("tests/data/v1/bf16.bsz", &path).expect("a golden archive");
+        let footers = Footers::new();
+        let find = |is_readable: bool| {
+            let mut stat = rustix::fs::stat(&path)?;
+            let open = || {
+                let file = File::options().read(is_readable).write(!is_readable).open(&path);
+                let file = file.map_err(|e| Errno::from_io_error(&e).expect("an errno"))?;
+                let stat = fstat(&file)?;
+                Ok((file, stat))
+            };
+            footers.of(&mut stat, open, &path)
+        };
+        assert_eq!(find(false).map(drop), Err(Errno::BADF));
+        assert!(find(true).expect("can be read").is_some());
     }
 }

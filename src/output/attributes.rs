@@ -149,7 +149,7 @@ impl Attributes {
                 Vec::new()
             }
         };
-        for name in names.split(|&b| b == 0).filter(|name| is_kept(name)) {
+        for name in names.split(|&b| b == 0).filter(|name| is_copied(name)) {
             match value(|buffer| fgetxattr(file, name, buffer)) {
                 Ok(bytes) => found.xattrs.push((name.to_vec(), bytes)),
                 // Removed since it was listed.
@@ -305,9 +305,15 @@ pub fn mtime(stat: &Stat) -> (i64, u32) {
     (stat.st_mtime, stat.st_mtime_nsec as u32)
 }
 
+/// Whether an attribute of this name is kept, where there is space for it, and the right to set it.
+pub fn is_kept(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    is_copied(name) || [acl::ACCESS, acl::DEFAULT].iter().any(|list| list.as_bytes() == name)
+}
+
 /// Whether an extended attribute is copied along with a file. Capabilities and signatures are not:
 /// they vouch for the bytes.
-fn is_kept(name: &[u8]) -> bool {
+fn is_copied(name: &[u8]) -> bool {
     let user = name.starts_with(b"user.") && !name.starts_with(b"user.bsz.");
     user || name == SELINUX || OTHER_ACLS.contains(&name)
 }

@@ -12,7 +12,7 @@ mod replace;
 mod support;
 mod temporary;
 
-pub use attributes::{Attributes, Lost, mtime};
+pub use attributes::{Attributes, Lost, is_kept, mtime};
 pub use clone::{CLONE_BLOCK, can_clone, clone_range, place_on_disk};
 pub use copier::{Copied, Copier, Form, Place};
 pub use copy::{copy, same_bytes, sha256, write_sparse};

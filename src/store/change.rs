@@ -8,6 +8,7 @@ use super::node::Node;
 use super::tree::Tree;
 use super::unpack::{Keep, MODIFIED_NOW};
 use crate::mount::Attr;
+use crate::output::is_kept;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, Timestamps, Uid, XattrFlags, chmodat, chownat, ftruncate,
     futimens, removexattr, setxattr, utimensat,
@@ -124,8 +125,26 @@ impl Tree {
         Ok(names.filter(|name| !name.starts_with(BSZ_PREFIX)).flatten().copied().collect())
     }
 
-    pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+    /// Whether [`Tree::set_xattr`] unpacks: an archive would not keep the attribute.
+    pub fn set_xattr_blocks(&self, id: u64, name: &OsStr) -> bool {
+        let packed = self.nodes.get(id).is_ok_and(|node| node.state().packed.is_some());
+        packed && !is_kept(name)
+    }
+
+    pub fn set_xattr(
+        &self,
+        id: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        limited: bool,
+    ) -> Result<()> {
         let node = self.changeable(id, name)?;
+        // Not packed again before the attribute is there, which the packer looks at then.
+        let writing = (!is_kept(name)).then(|| self.begin_writing(&node));
+        if writing.is_some() {
+            self.unpack(&node, Keep::All, limited)?;
+        }
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
         let set = || self.with_entry(&node, |entry| setxattr(entry.path(), name, value, flags));
         let set = match set() {
@@ -133,6 +152,7 @@ impl Tree {
             Err(Errno::NOSPC) if self.unmark_left(&node) => set(),
             other => other,
         };
+        drop(writing);
         // Last: it may have been asked for meanwhile.
         node.no_capability.store(false, Ordering::Relaxed);
         set

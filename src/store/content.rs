@@ -11,7 +11,7 @@ use crate::readahead::OpenArchive;
 use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::{Errno, Result};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,6 +51,21 @@ impl Tree {
                 return Ok(state.content.get_or_insert(content).clone());
             }
         }
+    }
+
+    /// Another descriptor of the file of a node, if it is open. Another mount of the same directory
+    /// may have taken its name, or its form, from it. `ESTALE` if it is not open.
+    pub fn opened(&self, node: &Node) -> Result<OwnedFd> {
+        let (content, written) = {
+            let state = node.state();
+            (state.content.clone(), state.written.upgrade())
+        };
+        let opened = match (&content, &written) {
+            (_, Some(file)) | (Some(Content::Plain(file)), _) => file.as_fd(),
+            (Some(Content::Archive { archive, .. }), _) => archive.file().archive().file().as_fd(),
+            (None, None) => return Err(Errno::STALE),
+        };
+        opened.try_clone_to_owned().map_err(|_| Errno::MFILE)
     }
 
     fn open_content(&self, node: &Node) -> Result<Content> {

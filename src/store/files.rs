@@ -24,6 +24,9 @@ const LEASE_POLL: Duration = Duration::from_millis(1);
 /// /proc/sys/fs/lease-break-time.
 const LEASE_ATTEMPTS: usize = 60_000;
 
+/// How often to look at a file again that is renamed meanwhile.
+const ATTEMPTS: usize = 8;
+
 /// Flags of open(2) that are not passed on: the kernel has applied them to the name, or gives
 /// offsets and buffers that do not suit them.
 const OWN_FLAGS: OFlags = OFlags::CREATE
@@ -116,7 +119,7 @@ impl Tree {
         self.count(&handle);
         if handle.may_write() {
             // Nobody else has it yet.
-            let _ = handle.file.set(Arc::new(file));
+            self.has_opened(&handle, Arc::new(file));
         }
         handle
     }
@@ -194,11 +197,29 @@ impl Tree {
             Some(unpacked) => unpacked,
             None => Arc::new(self.open_plain(&handle.node, handle.flags)?),
         };
-        Ok(Arc::clone(handle.file.get_or_init(|| file)))
+        Ok(self.has_opened(handle, file))
+    }
+
+    /// Give a handle its descriptor, unless it has one. Returns that.
+    fn has_opened(&self, handle: &Handle, file: Arc<File>) -> Arc<File> {
+        let file = handle.file.get_or_init(|| file);
+        handle.node.state().written = Arc::downgrade(file);
+        Arc::clone(file)
     }
 
     /// Open the plain file of a node for writing.
     pub fn open_plain(&self, node: &Node, flags: OFlags) -> Result<File> {
+        for _ in 0..ATTEMPTS {
+            match self.open_plain_once(node, flags) {
+                // If it is gone, it is not found again, either.
+                Err(Errno::STALE) => drop(self.locate(node)?),
+                other => return other,
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    fn open_plain_once(&self, node: &Node, flags: OFlags) -> Result<File> {
         let flags = flags.difference(OWN_FLAGS) | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if let Some(orphan) = node.orphan() {
             let path = proc_path(orphan.as_fd());
@@ -217,7 +238,8 @@ impl Tree {
                     self.clear_twins(&dir, &link, &found)?;
                     return Ok(fd.into());
                 }
-                Ok(_) => return Err(Errno::STALE),
+                // It has lost this name since it was looked up.
+                Ok(_) | Err(Errno::NOENT) => return Err(Errno::STALE),
                 // Not blocking, because this thread may be the one that the lease waits for.
                 Err(Errno::AGAIN) => thread::sleep(LEASE_POLL),
                 Err(e) => return Err(e),

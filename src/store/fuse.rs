@@ -5,6 +5,7 @@ use super::arguments::{open_flags, times};
 use super::change::Change;
 use super::namespace::Make;
 use super::requests::{StoreFs, TTL, reply_empty};
+use super::space::WriteAt;
 use crate::mount::{errno, negotiate, reply_statfs, reply_xattr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -145,7 +146,7 @@ impl Filesystem for StoreFs {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         to_parent: INodeNo,
@@ -154,7 +155,7 @@ impl Filesystem for StoreFs {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent.0, name.to_owned()), (to_parent.0, to_name.to_owned()));
-        self.rename_file(from, to, flags, reply);
+        self.rename_file(request, from, to, flags, reply);
     }
 
     fn create(
@@ -197,13 +198,16 @@ impl Filesystem for StoreFs {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
+        from: WriteFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let Some(handle) = self.files.get(handle.0) else { return reply.error(Errno::EBADF) };
-        self.write_file(handle, offset, data, reply);
+        // Pages of mappings have their places, and direct writes may arrive in any order.
+        let is_cached = from.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let appends = !is_cached && flags.0 & (libc::O_APPEND | libc::O_DIRECT) == libc::O_APPEND;
+        self.write_file(handle, WriteAt { offset, appends }, data, reply);
     }
 
     fn release(
@@ -280,7 +284,7 @@ impl Filesystem for StoreFs {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -288,7 +292,7 @@ impl Filesystem for StoreFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        self.set_attribute(ino.0, name, value, flags, reply);
+        self.set_attribute(request, ino.0, name, value, flags, reply);
     }
 
     fn getxattr(

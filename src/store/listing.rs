@@ -1,11 +1,37 @@
 //! Listing directories, with and without the attributes of what they contain.
 
+use super::names::{Form, Key, Listed};
 use super::requests::{StoreFs, TTL};
-use super::tree::DirEntry;
+use super::tree::{DirEntry, Tree, read};
 use crate::mount::{Entries, errno, file_type};
 use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, RequestId};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Result;
+use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
+
+impl Tree {
+    /// The entries of a directory, with `.` and `..`.
+    pub fn list(&self, id: u64) -> Result<Vec<DirEntry>> {
+        let node = self.nodes.get(id)?;
+        let dir = self.dir(id)?;
+        let names = read(&node);
+        let listed = self.names.list(dir.as_fd())?;
+        drop(names);
+        let dev = Key::of(&fstat(&dir)?).dev;
+        let parent = match self.nodes.place(id)?.1 {
+            Some((parent, _)) => self.nodes.get(parent)?.number,
+            None => node.number,
+        };
+        let dot = |ino, name: &str| DirEntry { ino, kind: FileType::Directory, name: name.into() };
+        let mut entries = vec![dot(node.number, "."), dot(parent, "..")];
+        entries.extend(listed.into_iter().map(|Listed { name, kind, ino, form }| {
+            let ino = self.nodes.number(Key { dev, ino }, form != Form::Plain);
+            DirEntry { ino, kind, name }
+        }));
+        Ok(entries)
+    }
+}
 
 impl StoreFs {
     /// The listing of an open directory from `offset` on. It is made when the beginning is read:

@@ -1,6 +1,7 @@
 //! Requests that make names and attributes. They are made at once; without space, they are made
 //! again on another thread, which waits until the packer has given its space back.
 
+use super::names::may_be_archive;
 use super::namespace::{Caller, Created, Make};
 use super::requests::{StoreFs, TTL, reply_empty};
 use super::tree::Tree;
@@ -10,6 +11,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::sync::Arc;
+
+/// What makes a request wait for another thread: it takes long, or there is no space.
+const LATER: Errno = Errno::NOSPC;
 
 /// What opens a file that was made, and replies.
 struct Opening {
@@ -62,11 +66,16 @@ impl StoreFs {
             flags,
             limited: self.limits(request),
         };
-        match self.tree.create(parent, name, mode, flags, by) {
+        let made = match may_be_archive(name) {
+            // Another file may have to be unpacked, to free the name.
+            true => Err(LATER),
+            false => self.tree.create(parent, name, mode, flags, by),
+        };
+        match made {
             Ok(made) if made.file.is_some() => opening.open(made, reply),
             // Opening a file that exists may take a while.
             Ok(made) => self.workers.spawn(move || opening.open(made, reply)),
-            Err(Errno::NOSPC) => {
+            Err(Errno::NOSPC | Errno::DQUOT) => {
                 let name = name.to_owned();
                 self.workers.spawn(move || {
                     let tree = &opening.tree;
@@ -91,8 +100,12 @@ impl StoreFs {
         by: Caller,
         reply: ReplyEntry,
     ) {
-        let made = self.tree.make(parent, name, mode & 0o7777, &what, by);
-        if !matches!(made, Err(Errno::NOSPC)) {
+        let made = match may_be_archive(name) {
+            // Another file may have to be unpacked, to free the name.
+            true => Err(LATER),
+            false => self.tree.make(parent, name, mode & 0o7777, &what, by),
+        };
+        if !matches!(made, Err(Errno::NOSPC | Errno::DQUOT)) {
             return self.reply_entry(request, made, reply);
         }
         let (tree, replier, name) = (self.tree.clone(), self.replier.clone(), name.to_owned());
@@ -107,19 +120,25 @@ impl StoreFs {
 
     pub fn set_attribute(
         &self,
+        request: &Request,
         id: u64,
         name: &OsStr,
         value: &[u8],
         flags: i32,
         reply: ReplyEmpty,
     ) {
-        let set = self.tree.set_xattr(id, name, value, flags);
-        if set != Err(Errno::NOSPC) {
+        let limited = self.limits(request);
+        let set = match self.tree.set_xattr_blocks(id, name) {
+            true => Err(LATER),
+            false => self.tree.set_xattr(id, name, value, flags, limited),
+        };
+        if !matches!(set, Err(Errno::NOSPC | Errno::DQUOT)) {
             return reply_empty(set, reply);
         }
         let (tree, name, value) = (self.tree.clone(), name.to_owned(), value.to_owned());
         self.workers.spawn(move || {
-            reply_empty(tree.with_room(|| tree.set_xattr(id, &name, &value, flags)), reply);
+            let set = || tree.set_xattr(id, &name, &value, flags, limited);
+            reply_empty(tree.with_room(set), reply);
         });
     }
 }

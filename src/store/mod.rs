@@ -16,7 +16,7 @@
 //! | `names` | the forms in which a file may be in the source, and which of them is shown |
 //! | `steps` | the numbered steps of what follows, at which tests end the process |
 //! | `node`, `nodes` | which file a nodeid of the kernel stands for, whatever form it has |
-//! | `packer` | the queue of files to pack, and what became of them |
+//! | `packer`, `outcome` | the queue of files to pack, and what became of them |
 //! | `tree` | directories by descriptor, lookups, attributes, listings |
 //! | `unpack` | writing to a packed file: the plain file comes back |
 //! | `swap` | packing: the archive takes the place of the plain file |
@@ -26,7 +26,7 @@
 //! | `space` | what callers may use of the disk, and what the packer gives back |
 //! | `twins`, `examine` | which large tensors are in several archives |
 //! | `work` | packing one file |
-//! | `left` | which files are not worth packing |
+//! | `left`, `marks` | which files are not worth packing, and the store's own attributes |
 //! | `recovery` | the walk after mounting |
 //! | `workers` | threads for what may take long |
 //! | `lock` | of several processes, only one packs |
@@ -46,10 +46,12 @@ mod left;
 mod listing;
 mod lock;
 mod making;
+mod marks;
 mod names;
 mod namespace;
 mod node;
 mod nodes;
+mod outcome;
 mod packer;
 mod plain;
 mod policy;

@@ -14,11 +14,12 @@
 //! store has made, which carry the attribute [`OWN_MARK`]. A `.bsz` file that was made through the
 //! store carries the attribute [`PLAIN_MARK`], and is shown under its own name.
 
+use super::marks;
 use crate::format::Naming;
 use crate::mount::{Footers, Packed, open_regular};
 use crate::output::is_temporary;
 use lru::LruCache;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -169,11 +170,17 @@ impl Names {
     }
 
     /// Whether the store has made an archive.
-    pub fn is_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> bool {
-        let opened = open_unnoticed(dir, &archive.source_name);
-        opened.is_ok_and(|(file, stat)| {
-            Key::of(&stat) == archive.key() && fgetxattr(&file, OWN_MARK, &mut [0u8; 1]).is_ok()
-        })
+    ///
+    /// # Errors
+    /// That cannot be read at the moment.
+    pub fn is_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> Result<bool> {
+        own_mark(dir, archive).map(|mark| mark == Some(true))
+    }
+
+    /// Whether the store may have made an archive: that cannot be told where files have no extended
+    /// attributes.
+    pub fn may_be_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> Result<bool> {
+        own_mark(dir, archive).map(|mark| mark != Some(false))
     }
 
     /// The file that `name` shows; `ENOENT` if there is none.
@@ -218,7 +225,7 @@ impl Names {
         };
         let form = packed.as_ref().map_or(Form::Plain, |packed| form_of(name, packed));
         let mut found = Found { form, source_name: name.to_owned(), stat, packed };
-        if matches!(form, Form::Over | Form::Old) && !self.is_own(dir, &found) {
+        if matches!(form, Form::Over | Form::Old) && !self.is_own(dir, &found)? {
             found.form = Form::Plain;
         }
         if found.form == Form::Plain {
@@ -249,6 +256,11 @@ impl Names {
                     }
                     // Removed since it was listed.
                     Err(Errno::NOENT) => continue,
+                    // What it shows cannot be read, and using it tells why.
+                    Err(_) if kind.is_file() && name.as_bytes().ends_with(PACKED) => {
+                        form = Form::Packed;
+                        shown = shown_name(name, form).unwrap_or(shown);
+                    }
                     Err(e) => return Err(e),
                 }
             }
@@ -261,6 +273,15 @@ impl Names {
         let mut listed: Vec<Listed> = listed.into_values().collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
+    }
+}
+
+/// Whether an archive has the mark of those that the store has made; `None` if it can have none.
+fn own_mark(dir: BorrowedFd<'_>, archive: &Found) -> Result<Option<bool>> {
+    match open_unnoticed(dir, &archive.source_name) {
+        Ok((file, stat)) if Key::of(&stat) == archive.key() => marks::find(&file, OWN_MARK),
+        Ok(_) | Err(Errno::NOENT | Errno::STALE | Errno::ACCESS | Errno::PERM) => Ok(Some(false)),
+        Err(e) => Err(e),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Names that come and go: creating, linking and removing.
 
+use super::marks;
 use super::names::{Form, Found, Key, PLAIN_MARK, check, may_be_archive, shown_name};
 use super::node::Node;
 use super::steps::{Step, reached};
@@ -8,8 +9,8 @@ use super::unpack::{Keep, proc_path};
 use crate::mount::{Attr, DEFAULT_ACL};
 use crate::output::is_temporary;
 use rustix::fs::{
-    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fsetxattr,
-    fstat, getxattr, linkat, mkdirat, mknodat, openat, setxattr, statat, symlinkat, unlinkat,
+    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, getxattr, linkat,
+    mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::{Errno, Result};
 use rustix::process::geteuid;
@@ -28,6 +29,8 @@ pub(super) struct Caller {
     pub gid: u32,
     /// The mask that the kernel has left to us.
     pub umask: u32,
+    /// Whether it may not use blocks that are reserved for root.
+    pub limited: bool,
 }
 
 /// What to create besides a regular file that is opened at once.
@@ -55,7 +58,7 @@ impl Tree {
         flags: OFlags,
         by: Caller,
     ) -> Result<Created> {
-        self.with_free(parent, name, |dir| {
+        self.with_free(parent, name, by.limited, |dir| {
             match self.names.find(dir.as_fd(), name) {
                 Ok(_) if flags.contains(OFlags::EXCL) => return Err(Errno::EXIST),
                 Ok(found) => {
@@ -71,7 +74,7 @@ impl Tree {
             let create = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = File::from(openat(dir, name, access | create, mode)?);
             let made = self.own(dir, &file, mode, by).and_then(|()| match may_be_archive(name) {
-                true => fsetxattr(&file, PLAIN_MARK, b"", XattrFlags::empty()),
+                true => marks::set(&file, PLAIN_MARK),
                 false => Ok(()),
             });
             if let Err(e) = made {
@@ -92,7 +95,7 @@ impl Tree {
         what: &Make,
         by: Caller,
     ) -> Result<(Arc<Node>, Attr)> {
-        self.with_free(parent, name, |dir| {
+        self.with_free(parent, name, by.limited, |dir| {
             self.must_not_exist(dir, name)?;
             let mode = Mode::from_raw_mode(self.masked(dir, mode, by));
             match what {
@@ -107,7 +110,11 @@ impl Tree {
                     Make::Symlink(_) => self.give(dir, &fd, by).map(drop)?,
                     _ => self.own(dir, &fd, mode, by)?,
                 }
-                if is_regular && may_be_archive(name) { mark(&fd) } else { Ok(()) }
+                if is_regular && may_be_archive(name) {
+                    marks::set(&fd, PLAIN_MARK)
+                } else {
+                    Ok(())
+                }
             });
             if let Err(e) = made {
                 let is_dir = matches!(what, Make::Directory);
@@ -132,7 +139,7 @@ impl Tree {
         for _ in 0..ATTEMPTS {
             self.unpack(&node, Keep::All, limited)?;
             node.state().epoch += 1;
-            let linked = self.with_free(parent, name, |dir| {
+            let linked = self.with_free(parent, name, limited, |dir| {
                 let from = self.locate_once(&node)?;
                 if from.found.form != Form::Plain {
                     return Err(Errno::STALE);
@@ -227,11 +234,12 @@ impl Tree {
         &self,
         parent: u64,
         name: &OsStr,
+        limited: bool,
         make: impl Fn(&DirFd) -> Result<T>,
     ) -> Result<T> {
         let dir_node = self.nodes.get(parent)?;
         for _ in 0..ATTEMPTS {
-            let dir = self.free(parent, name)?;
+            let dir = self.free(parent, name, limited)?;
             let _names = write(&dir_node);
             if !self.is_archive_of_another(&dir, name)? {
                 return make(&dir);
@@ -242,7 +250,7 @@ impl Tree {
 
     /// The directory in which a file called `name` is to appear. If the archive of another file
     /// has that very name in the source, that file is unpacked first.
-    pub fn free(&self, parent: u64, name: &OsStr) -> Result<DirFd> {
+    pub fn free(&self, parent: u64, name: &OsStr, limited: bool) -> Result<DirFd> {
         check(name)?;
         if is_temporary(name) {
             // Hidden in listings.
@@ -255,7 +263,7 @@ impl Tree {
         let found = self.names.entry(dir.as_fd(), name)?;
         let Some(shown) = shown_name(name, found.form) else { return Ok(dir) };
         let (node, _) = self.look_up(parent, &shown)?;
-        let unpacked = self.unpack(&node, Keep::All, false);
+        let unpacked = self.unpack(&node, Keep::All, limited);
         self.forget(node.id, 1);
         unpacked?;
         let dir_node = self.nodes.get(parent)?;
@@ -337,15 +345,6 @@ impl Tree {
     /// Mark a file that is no archive of ours, although its name says so.
     pub fn mark_plain(&self, dir: &DirFd, name: &OsStr) -> Result<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        mark(openat(dir, name, flags, Mode::empty())?)
-    }
-}
-
-fn mark(file: impl AsFd) -> Result<()> {
-    let path = proc_path(file.as_fd());
-    match setxattr(&path, PLAIN_MARK, b"", XattrFlags::empty()) {
-        // The owner may not write to it.
-        Err(Errno::ACCESS) if getxattr(&path, PLAIN_MARK, &mut [0u8; 1]).is_ok() => Ok(()),
-        other => other,
+        marks::set(openat(dir, name, flags, Mode::empty())?, PLAIN_MARK)
     }
 }

@@ -6,7 +6,7 @@ use rustix::fs::FileType;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Where the bytes of an open file come from. It belongs to the node and not to a handle, so that
 /// handles follow when the packer replaces a file by its archive.
@@ -23,6 +23,8 @@ pub(super) struct State {
     pub packed: Option<Arc<Packed>>,
     /// The content, while it is open.
     pub content: Option<Content>,
+    /// What a handle has opened for writing last.
+    pub written: Weak<File>,
     /// Handles, and those of them that may write.
     pub opens: u32,
     pub writers: u32,

@@ -5,6 +5,7 @@
 
 use super::control::Command;
 use super::left::Left;
+use super::outcome::{Outcome, Task};
 use super::policy::{Pack, PackPolicy};
 use crate::mount::StoreStatus;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -62,34 +63,6 @@ impl Queue {
     }
 }
 
-/// What the packer's thread is to do.
-pub(super) enum Task {
-    /// Find files to pack.
-    Walk,
-    /// Examine an archive.
-    Examine,
-    /// Pack a node. `Tree::forget` is owed for it.
-    Pack(u64),
-    Stop,
-}
-
-/// What became of a file.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    Packed {
-        original: u64,
-        stored: u64,
-    },
-    /// It is not worth packing as long as it does not change.
-    Left(String),
-    /// It is no longer there, or is not a candidate.
-    Gone,
-    /// Try again later.
-    Later(String),
-    /// Try again, but not soon: an archive was made, and could not take its place.
-    Failed(String),
-}
-
 pub(super) struct Packer {
     pub policy: PackPolicy,
     queue: Mutex<Queue>,
@@ -125,8 +98,7 @@ impl Packer {
     /// Queue a node that has been unchanged for `age`. Returns false if it was queued already; its
     /// time is counted from now, then.
     pub fn enqueue(&self, id: u64, age: Duration) -> bool {
-        let due = Instant::now() + self.policy.settle.saturating_sub(age);
-        self.enqueue_at(id, due)
+        self.enqueue_at(id, later(self.policy.settle.saturating_sub(age)))
     }
 
     fn enqueue_at(&self, id: u64, due: Instant) -> bool {
@@ -150,7 +122,7 @@ impl Packer {
             None => self.policy.settle.clamp(FIRST_RETRY, RETRY),
             Some(made) => RETRY * (1 << made.min(MAX_DOUBLINGS)),
         };
-        let is_new = self.enqueue_at(id, Instant::now() + wait);
+        let is_new = self.enqueue_at(id, later(wait));
         self.queue().again.insert(id);
         is_new
     }
@@ -248,7 +220,7 @@ impl Packer {
 
     /// A file is being packed.
     pub fn begin(&self, path: &str) {
-        self.queue().status.packing = Some(path.to_owned());
+        self.queue().status.packing = Some(short(path));
     }
 
     /// The task is done.
@@ -280,7 +252,7 @@ impl Packer {
                 why
             }
         };
-        let reason = (crate::escape::text(path).into_owned(), why.clone());
+        let reason = (short(&crate::escape::text(path)), short(why));
         status.reasons.retain(|other| other.0 != reason.0);
         if status.reasons.len() == MAX_REASONS {
             status.reasons.remove(0);
@@ -392,6 +364,19 @@ impl Packer {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// So much later; users may want to wait for longer than clocks can tell.
+fn later(wait: Duration) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 86400);
+    Instant::now() + wait.min(LONGEST)
+}
+
+/// The end of a text for the status, which must fit into an extended attribute.
+fn short(text: &str) -> String {
+    const MOST: usize = 256;
+    let skipped = text.chars().count().saturating_sub(MOST);
+    if skipped == 0 { text.to_owned() } else { text.chars().skip(skipped - 1).collect() }
 }
 
 #[cfg(test)]

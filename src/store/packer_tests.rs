@@ -96,3 +96,15 @@ fn attempts_that_made_an_archive_in_vain_become_rarer() {
     packer.retry(1, false);
     assert!(due_in(&packer) <= FIRST_RETRY);
 }
+
+#[test]
+fn the_status_stays_short_whatever_files_are_called() {
+    let packer = packer(Pack::Now, 0);
+    for n in 0..2 * MAX_REASONS {
+        let path = format!("{n}/{}", "\u{1}\"".repeat(2000));
+        packer.begin(&path);
+        packer.record(&path, &Outcome::Left(path.clone()));
+    }
+    let status = serde_json::to_vec(&packer.status()).expect("JSON");
+    assert!(status.len() < 1 << 15, "{} bytes", status.len());
+}

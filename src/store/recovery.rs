@@ -9,11 +9,13 @@
 //! | `N.bsz-old` beside a plain `N` | it is removed |
 //! | `N.bsz-old` alone | the archive gets its name back |
 //! | `N` and `N.bsz`, `N` marked as being unpacked, equal by SHA-256 | the archive is removed |
-//! | `N` and `N.bsz`, equal by size, mtime and SHA-256, the archive intact | `N` is removed |
+//! | `N` and our `N.bsz`, equal by size and SHA-256, the archive intact | `N` is removed |
 //! | the same, but `N` has other attributes or names by now | our archive is removed |
-//! | `N` and `N.bsz` that differ | both stay; if the archive is not ours, it is marked, and shown |
+//! | `N` and our `N.bsz` that differ | both stay |
+//! | `N` and an `N.bsz` that is not ours | both stay, and the archive is marked, and shown |
 //! | a temporary file of a process that is gone | it is removed |
 
+use super::marks;
 use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
 use super::steps::{Step, reached};
 use super::swap::Candidate;
@@ -25,7 +27,7 @@ use crate::format::Naming;
 use crate::mount::ROOT;
 use crate::output::{Attributes, is_temporary, sha256, sync_dir};
 use crate::read::{Archive, verify};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fremovexattr, fstat, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fstat, openat};
 use rustix::fs::{renameat, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, test_kill_process};
@@ -188,7 +190,7 @@ impl Tree {
             Form::Plain => {
                 self.clear_beside(dir, shown, &forms[0])?;
                 if let Ok((file, _)) = open_file(dir, shown) {
-                    let _ = fremovexattr(&file, UNPACKING);
+                    let _ = marks::remove(&file, UNPACKING);
                 }
                 Ok(())
             }
@@ -202,11 +204,16 @@ impl Tree {
         let Some(packed) = &archive.packed else { return Ok(()) };
         let (file, stat) = match open_file(dir, shown) {
             Err(Errno::NOENT) => return Ok(()),
+            // A directory or a symlink, say.
+            Err(Errno::STALE) => return self.show_beside(parent, dir, shown, archive),
             other => other?,
         };
         let is_unpacking = fgetxattr(&file, UNPACKING, &mut [0u8; 1]).is_ok();
         if !is_unpacking && self.packer.policy.pack == super::Pack::Off {
             // They may be the user's.
+            if !self.names.may_be_own(dir.as_fd(), archive)? {
+                self.names.remember_plain(archive.key());
+            }
             return Ok(());
         }
         let (node, attr) = self.look_up(parent, shown)?;
@@ -219,8 +226,10 @@ impl Tree {
             node,
         };
         let path = self.path(&candidate.link);
-        let is_sure = is_unpacking || self.names.is_own(dir.as_fd(), archive);
-        let is_like = attr.size == packed.size
+        let is_sure = is_unpacking || self.names.is_own(dir.as_fd(), archive)?;
+        let is_ours = is_sure || self.names.may_be_own(dir.as_fd(), archive)?;
+        let is_like = is_ours
+            && attr.size == packed.size
             && (is_sure || attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime);
         let is_equal = is_like && sha256(&file, &path).is_ok_and(|sum| sum == packed.sha256);
         let finished = match (is_equal, is_unpacking) {
@@ -232,13 +241,24 @@ impl Tree {
         finished
     }
 
-    /// They were changed while nothing was mounted.
+    /// Show an archive beside what has the name of the file that it shows, if it is not ours.
+    fn show_beside(&self, parent: u64, dir: &DirFd, shown: &OsStr, archive: &Found) -> Result<()> {
+        let node = self.nodes.get(parent)?;
+        let _names = write(&node);
+        let is_there = |name| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == archive.key());
+        if !is_there(&archive.source_name) || self.names.may_be_own(dir.as_fd(), archive)? {
+            return Ok(());
+        }
+        self.set_aside(dir, shown, archive)
+    }
+
+    /// They were changed while nothing was mounted, or the archive is not ours.
     fn keep_both(&self, of: &Candidate, archive: &Found) -> Result<()> {
         let node = self.nodes.get(of.link.0)?;
         let _names = write(&node);
         let is_there = |name, key| stat_at(&of.dir, name).is_ok_and(|s| Key::of(&s) == key);
         let both = is_there(&*of.link.1, of.key) && is_there(&archive.source_name, archive.key());
-        if both && self.names.is_own(of.dir.as_fd(), archive) {
+        if both && self.names.may_be_own(of.dir.as_fd(), archive)? {
             let path = self.path(&of.link);
             let path = crate::escape::path(&path);
             log::warn!("{path}: differs from the archive beside it, which is not shown");
@@ -252,7 +272,7 @@ impl Tree {
         let node = self.nodes.get(of.link.0)?;
         let _names = write(&node);
         unlink_if(&of.dir, &archive.source_name, archive.key())?;
-        let _ = fremovexattr(file, UNPACKING);
+        let _ = marks::remove(file, UNPACKING);
         Ok(())
     }
 
@@ -270,7 +290,7 @@ impl Tree {
         let alike = Attributes::of(&file)?.satisfy(&Attributes::of(plain)?);
         if fstat(plain)?.st_nlink != 1 || !alike {
             // It got a link or other attributes while it was packed.
-            return match self.names.is_own(of.dir.as_fd(), archive) {
+            return match self.names.is_own(of.dir.as_fd(), archive)? {
                 true => self.keep_plain(of, archive, plain),
                 false => Ok(()),
             };

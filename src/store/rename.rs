@@ -10,6 +10,7 @@
 //! | packed `F` over plain `H` | **`F.bsz` to `H.bsz-over`**; sync; unlink `H`; then to `H.bsz` |
 //! | exchange | what is packed is unpacked; exchange |
 
+use super::marks;
 use super::names::{
     Form, Found, MAX_PACKED_NAME, PLAIN_MARK, check, may_be_archive, old_name, over_name,
     packed_name, stem_name,
@@ -17,8 +18,8 @@ use super::names::{
 use super::node::Node;
 use super::steps::{Step, reached};
 use super::tree::{DirFd, Kept, Tree, write};
-use super::unpack::{Keep, proc_path};
-use rustix::fs::{Mode, OFlags, RenameFlags, openat, removexattr, renameat, renameat_with};
+use super::unpack::Keep;
+use rustix::fs::{Mode, OFlags, RenameFlags, fstat, openat, renameat, renameat_with};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -47,14 +48,21 @@ impl Side<'_> {
 const ATTEMPTS: usize = 16;
 
 impl Tree {
-    pub fn rename(&self, from: End<'_>, to: End<'_>, flags: RenameFlags) -> Result<()> {
+    /// `limited`: what is unpacked does not go into blocks that are reserved for root.
+    pub fn rename(
+        &self,
+        from: End<'_>,
+        to: End<'_>,
+        flags: RenameFlags,
+        limited: bool,
+    ) -> Result<()> {
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(Errno::INVAL);
         }
         check(from.name)?;
         let (from_node, to_node) = (self.nodes.get(from.parent)?, self.nodes.get(to.parent)?);
         for _ in 0..ATTEMPTS {
-            self.free(to.parent, to.name)?;
+            self.free(to.parent, to.name, limited)?;
             let next = self.with_room(|| {
                 let _locked = Locked::new(&from_node, &to_node);
                 self.rename_locked(from, to, flags)
@@ -66,7 +74,7 @@ impl Tree {
                 }
                 Next::Unpack(end) => {
                     let (node, _) = self.look_up(end.parent, end.name)?;
-                    let unpacked = self.unpack(&node, Keep::All, false);
+                    let unpacked = self.unpack(&node, Keep::All, limited);
                     self.forget(node.id, 1);
                     unpacked?;
                 }
@@ -165,7 +173,7 @@ impl Tree {
             Some(_) => {
                 !self.is_taken(&to.dir, &over_name(name))
                     && !self.has_another_beside(to)
-                    && self.names.is_own(from.dir.as_fd(), moved)
+                    && self.names.is_own(from.dir.as_fd(), moved).unwrap_or(false)
             }
             None => true,
         };
@@ -177,14 +185,14 @@ impl Tree {
     /// shown under its own name.
     fn has_another_beside(&self, to: &Side<'_>) -> bool {
         let Some(plain) = &to.found else { return false };
-        let another =
-            |form: &Found| form.key() != plain.key() && !self.names.is_own(to.dir.as_fd(), form);
+        let is_own = |form: &Found| self.names.is_own(to.dir.as_fd(), form).unwrap_or(false);
+        let another = |form: &Found| form.key() != plain.key() && !is_own(form);
         self.names.forms(to.dir.as_fd(), to.end.name).map_or(true, |f| f.iter().any(another))
     }
 
     /// Whether the archive at the new name may be called `.bsz-old` for a while.
     fn may_be_replaced(&self, to: &Side<'_>) -> bool {
-        let is_own = |found: &Found| self.names.is_own(to.dir.as_fd(), found);
+        let is_own = |found: &Found| self.names.is_own(to.dir.as_fd(), found).unwrap_or(false);
         !self.is_taken(&to.dir, &old_name(to.end.name)) && to.found.as_ref().is_some_and(is_own)
     }
 
@@ -340,11 +348,12 @@ fn unmark(from: &Side<'_>, to: &Side<'_>) {
         return;
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let unmarked = openat(&to.dir, to.end.name, flags, Mode::empty())
-        .and_then(|fd| removexattr(proc_path(fd.as_fd()), PLAIN_MARK));
-    match unmarked {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-        Err(e) => log::debug!("a renamed file stays marked: {e}"),
+    let unmarked = openat(&to.dir, to.end.name, flags, Mode::empty()).and_then(|fd| {
+        // Another name of it may be that of an archive, too.
+        if fstat(&fd)?.st_nlink == 1 { marks::remove(fd, PLAIN_MARK) } else { Ok(()) }
+    });
+    if let Err(e) = unmarked {
+        log::debug!("a renamed file stays marked: {e}");
     }
 }
 

@@ -11,6 +11,7 @@ use super::node::{Content, Node};
 use super::nodes::Link;
 use super::plain::write_behind;
 use super::rename::End;
+use super::space::{WriteAt, is_full};
 use super::tree::{DirEntry, Tree};
 use super::workers::Workers;
 use crate::cache::{ChunkCache, Slice};
@@ -59,7 +60,8 @@ pub(super) struct StoreFs {
 impl StoreFs {
     pub fn caller(&self, request: &Request, umask: u32) -> Caller {
         let umask = if self.masks { umask } else { 0 };
-        Caller { uid: request.uid(), gid: request.gid(), umask }
+        let limited = self.limits(request);
+        Caller { uid: request.uid(), gid: request.gid(), umask, limited }
     }
 
     /// Whether a caller may not use blocks that are reserved for root, although this process may.
@@ -107,13 +109,20 @@ impl StoreFs {
     }
 
     /// It may unpack, and it syncs if something packed is replaced.
-    pub fn rename_file(&self, from: Link, to: Link, flags: RenameFlags, reply: ReplyEmpty) {
-        let tree = self.tree.clone();
+    pub fn rename_file(
+        &self,
+        request: &Request,
+        from: Link,
+        to: Link,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (tree, limited) = (self.tree.clone(), self.limits(request));
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         self.workers.spawn(move || {
             let from = End { parent: from.0, name: &from.1 };
             let to = End { parent: to.0, name: &to.1 };
-            reply_empty(tree.rename(from, to, flags), reply);
+            reply_empty(tree.rename(from, to, flags, limited), reply);
         });
     }
 
@@ -191,11 +200,12 @@ impl StoreFs {
         }
     }
 
-    pub fn write_file(&self, handle: Arc<Handle>, offset: u64, data: &[u8], reply: ReplyWrite) {
+    pub fn write_file(&self, handle: Arc<Handle>, at: WriteAt, data: &[u8], reply: ReplyWrite) {
+        let offset = at.offset;
         if self.tree.is_writable(&handle) {
-            match self.tree.write(&handle, offset, data, false) {
+            match self.tree.write(&handle, at, data, false) {
                 // Another thread waits for space.
-                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {}
+                Err(e) if is_full(&e) => {}
                 written => {
                     reply_written(written, reply);
                     return self.write_behind(&handle, offset, data.len());
@@ -204,7 +214,7 @@ impl StoreFs {
         }
         let (tree, data) = (self.tree.clone(), data.to_owned());
         self.workers.spawn(move || {
-            reply_written(tree.write(&handle, offset, &data, true), reply);
+            reply_written(tree.write(&handle, at, &data, true), reply);
         });
     }
 

@@ -4,10 +4,11 @@
 //! again. First, what a crash has left is finished.
 
 use super::lock::Lock;
-use super::names::{Form, Found, Key, Listed, PLAIN_MARK, may_be_archive, open_file};
+use super::marks;
+use super::names::{Form, Found, Key, Listed, PLAIN_MARK, open_file, shown_name};
 use super::packer::Packer;
 use super::policy::{Pack, PackPolicy};
-use super::tree::{DirFd, Tree, read, write};
+use super::tree::{DirFd, Tree, read, stat_at, write};
 use super::unpack::{Keep, unlink_if};
 use crate::cache::{CacheOptions, ChunkCache};
 use crate::codec;
@@ -15,12 +16,11 @@ use crate::error::{Context, Error};
 use crate::mount::{Entry, ROOT, Source, default_threads};
 use crate::output::{sha256, sync_dir};
 use crate::read::peek;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, linkat, openat, removexattr};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, linkat, openat};
 use rustix::io::{Errno, Result};
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -263,6 +263,9 @@ impl Tree {
     fn drop_twin(&self, id: u64, dir: &DirFd, name: &OsStr) -> crate::Result<()> {
         for found in self.names.forms(dir.as_fd(), name)? {
             let Some(packed) = &found.packed else { continue };
+            if !self.names.may_be_own(dir.as_fd(), &found)? {
+                continue;
+            }
             let (file, stat) = open_file(dir, name)?;
             let mtime = |stat| crate::mount::attr(0, stat, None).mtime;
             let is_like =
@@ -283,9 +286,13 @@ fn stored(found: &Found) -> u64 {
     u64::try_from(found.stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
-/// Whether a file is an archive.
-fn is_archive(dir: &DirFd, name: &OsStr) -> bool {
-    may_be_archive(name)
+/// Whether a file needs the mark that shows it under its own name: without it, an archive that was
+/// made through the store would be taken for one of the store's own, should this directory be one
+/// again. A link of it may have the name of an archive, although this one has not.
+fn needs_mark(dir: &DirFd, name: &OsStr) -> bool {
+    let shown = [Form::Packed, Form::PackedStem].map(|form| shown_name(name, form));
+    let has_plain = |shown: &OsString| stat_at(dir, shown).is_ok();
+    !shown.iter().flatten().any(has_plain)
         && open_file(dir, name).is_ok_and(|(file, _)| peek(&file).is_ok_and(|f| f.is_some()))
 }
 
@@ -297,12 +304,11 @@ fn clear(dir: &DirFd, name: &OsStr) -> crate::Result<()> {
         Err(Errno::OPNOTSUPP) => return Ok(()),
         other => other?,
     };
-    // Without its mark, an archive that was made through the store would be taken for one of the
-    // store's own, should this directory be one again.
-    let keeps = if is_archive(dir, name) { PLAIN_MARK.as_bytes() } else { b"" };
-    let names = names.split(|&byte| byte == 0).filter(|n| n.starts_with(PREFIX) && *n != keeps);
-    for name in names {
-        removexattr(entry.path(), OsStr::from_bytes(name))?;
+    for mark in names.split(|&byte| byte == 0).filter(|mark| mark.starts_with(PREFIX)) {
+        let mark = String::from_utf8_lossy(mark);
+        if mark != PLAIN_MARK || !needs_mark(dir, name) {
+            marks::remove(&entry, &mark)?;
+        }
     }
     Ok(())
 }

@@ -3,13 +3,28 @@
 use super::files::Handle;
 use super::tree::Tree;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fstat, openat, seek, syncfs};
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, ReadWriteFlags, Result, pwritev2};
 use std::fs::File;
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 
 /// `EXT4_SUPER_MAGIC`, also of ext2 and ext3, and `F2FS_SUPER_MAGIC` (linux/magic.h): file systems
 /// that reserve blocks for root.
 const RESERVING: [u64; 2] = [0xEF53, 0xF2F5_2010];
+
+/// Whether a call has failed for lack of space.
+pub(super) fn is_full(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+/// Where to write.
+#[derive(Clone, Copy)]
+pub(super) struct WriteAt {
+    pub offset: u64,
+    /// At the end of the file, wherever that is: another mount may have moved it, and the kernel
+    /// knows only the end that it saw.
+    pub appends: bool,
+}
 
 /// A call that takes space may be made again after it has failed, this often.
 #[derive(Default)]
@@ -36,7 +51,8 @@ impl Tree {
         let mut room = Room::default();
         loop {
             match make() {
-                Err(Errno::NOSPC) if room.make(self) => {}
+                // The packer's files take from the quota of their owner, too.
+                Err(Errno::NOSPC | Errno::DQUOT) if room.make(self) => {}
                 other => return other,
             }
         }
@@ -84,18 +100,19 @@ impl Tree {
     pub fn write(
         &self,
         handle: &Handle,
-        offset: u64,
+        at: WriteAt,
         data: &[u8],
         waits: bool,
     ) -> std::io::Result<usize> {
         let file = self.writable(handle)?;
         let (mut written, mut room) = (0, Room::default());
         while written < data.len() {
-            let at = offset.saturating_add(written as u64);
+            let offset = at.offset.saturating_add(written as u64);
+            let at = WriteAt { offset, ..at };
             match self.write_some(&file, at, &data[written..], handle.limited) {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if waits && e.raw_os_error() == Some(libc::ENOSPC) && room.make(self) => {}
+                Err(e) if waits && is_full(&e) && room.make(self) => {}
                 // The next write of the caller gets the error.
                 Err(_) if written > 0 => break,
                 Err(e) => return Err(e),
@@ -107,23 +124,25 @@ impl Tree {
     fn write_some(
         &self,
         file: &File,
-        at: u64,
+        at: WriteAt,
         data: &[u8],
         limited: bool,
     ) -> std::io::Result<usize> {
         let free = if limited { self.unreserved()? } else { None };
+        let takes = || match at.appends {
+            true => Ok(true),
+            false => takes_blocks(file, at.offset, data.len() as u64),
+        };
         match free {
-            Some(free)
-                if free < data.len() as u64 && takes_blocks(file, at, data.len() as u64)? =>
-            {
+            Some(free) if free < data.len() as u64 && takes()? => {
                 // A page, or what is left of one.
-                let first = (4096 - at % 4096).min(data.len() as u64);
+                let first = (4096 - at.offset % 4096).min(data.len() as u64);
                 if free < 4096 {
                     return Err(Errno::NOSPC.into());
                 }
-                file.write_at(&data[..first as usize], at)
+                write_at(file, at, &data[..first as usize])
             }
-            _ => file.write_at(data, at),
+            _ => write_at(file, at, data),
         }
     }
 
@@ -140,6 +159,17 @@ impl Tree {
         }
         self.with_room(|| fallocate(&*file, mode, offset, len))
     }
+}
+
+fn write_at(file: &File, at: WriteAt, data: &[u8]) -> std::io::Result<usize> {
+    if at.appends {
+        let (data, flags) = ([IoSlice::new(data)], ReadWriteFlags::APPEND);
+        match pwritev2(file, &data, at.offset, flags) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            written => return Ok(written?),
+        }
+    }
+    file.write_at(data, at.offset)
 }
 
 /// Whether writing a range of a file takes blocks that it does not have yet. What was allocated

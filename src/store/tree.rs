@@ -3,7 +3,7 @@
 //! Everything is reached relative to the descriptor of the source's root, which was opened before
 //! the store was mounted. No path may be used: it would lead into the mount.
 
-use super::names::{Form, Found, Key, Listed, Names, check};
+use super::names::{Form, Found, Key, Names, check};
 use super::node::Node;
 use super::nodes::{Link, Nodes};
 use super::packer::Packer;
@@ -201,8 +201,11 @@ impl Tree {
         if let Some(orphan) = node.orphan() {
             return self.attr_of_orphan(&node, &orphan);
         }
-        let located = self.locate(&node)?;
-        Ok(self.attr_of(&node, &located.dir, &located.found))
+        match self.locate(&node) {
+            Ok(located) => Ok(self.attr_of(&node, &located.dir, &located.found)),
+            Err(Errno::STALE) => self.attr_of_orphan(&node, &self.opened(&node)?),
+            Err(e) => Err(e),
+        }
     }
 
     /// The file of a node, by one of its names. `ESTALE` if none of them refers to it any more,
@@ -266,7 +269,10 @@ impl Tree {
             return Entry::of(&*orphan);
         }
         for _ in 0..ATTEMPTS {
-            let located = locate(node)?;
+            let located = match locate(node) {
+                Err(Errno::STALE) => return self.opened(node).map(Entry::new),
+                other => other?,
+            };
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match openat(&located.dir, &located.found.source_name, flags, Mode::empty()) {
                 Ok(fd) if Key::of(&fstat(&fd)?) == located.found.key() => {
@@ -309,27 +315,6 @@ impl Tree {
         }
         let Located { dir, found, .. } = self.locate(&node)?;
         Ok(OsString::from_vec(readlinkat(&dir, &found.source_name, Vec::new())?.into_bytes()))
-    }
-
-    /// The entries of a directory, with `.` and `..`.
-    pub fn list(&self, id: u64) -> Result<Vec<DirEntry>> {
-        let node = self.nodes.get(id)?;
-        let dir = self.dir(id)?;
-        let names = read(&node);
-        let listed = self.names.list(dir.as_fd())?;
-        drop(names);
-        let dev = Key::of(&fstat(&dir)?).dev;
-        let parent = match self.nodes.place(id)?.1 {
-            Some((parent, _)) => self.nodes.get(parent)?.number,
-            None => node.number,
-        };
-        let dot = |ino, name: &str| DirEntry { ino, kind: FileType::Directory, name: name.into() };
-        let mut entries = vec![dot(node.number, "."), dot(parent, "..")];
-        entries.extend(listed.into_iter().map(|Listed { name, kind, ino, form }| {
-            let ino = self.nodes.number(Key { dev, ino }, form != Form::Plain);
-            DirEntry { ino, kind, name }
-        }));
-        Ok(entries)
     }
 
     /// Keep a descriptor of a file that is about to lose its name, if anybody may still use it.

@@ -12,6 +12,7 @@
 //!
 //! Only then may anything be written: while both exist, they are equal, or one of them is old.
 
+use super::marks;
 use super::names::{Form, Found, Key, old_name, open_file};
 use super::node::{Content, Node};
 use super::steps::{Step, reached};
@@ -20,8 +21,8 @@ use crate::error::Error;
 use crate::output::{Attributes, Dir, Existing, Lost, Output, sync_dir};
 use crate::read::{self, Archive};
 use rustix::fs::{
-    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, fremovexattr,
-    fsetxattr, fstat, futimens, openat, renameat, unlinkat, utimensat,
+    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fstat, futimens, openat,
+    renameat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::ffi::OsStr;
@@ -55,7 +56,7 @@ pub(super) const MODIFIED_NOW: Timestamps = Timestamps {
 };
 
 /// A file is open for writing as long as this exists, so the packer leaves it alone.
-struct Writing<'a>(&'a Node);
+pub(super) struct Writing<'a>(&'a Node);
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
@@ -96,7 +97,7 @@ impl Tree {
             let old = old_name(&at.link.1);
             super::names::check(&old).is_ok()
                 && !self.is_taken(&at.dir, &old)
-                && self.names.is_own(at.dir.as_fd(), &at.found)
+                && self.names.is_own(at.dir.as_fd(), &at.found).unwrap_or(false)
         };
         node.orphan().is_some() || self.locate(node).is_ok_and(|at| is_free(&at))
     }
@@ -111,7 +112,8 @@ impl Tree {
         Attributes::of(&file)?.apply(output.file()).map(drop)
     }
 
-    fn begin_writing<'a>(&self, node: &'a Node) -> Writing<'a> {
+    /// Keep the packer away from a file as long as what this returns exists.
+    pub fn begin_writing<'a>(&self, node: &'a Node) -> Writing<'a> {
         let mut state = node.state();
         state.writers += 1;
         state.epoch += 1;
@@ -189,7 +191,7 @@ impl Tree {
             futimens(output.file(), &MODIFIED_NOW)?;
         }
         // Where there are no such attributes, recovery compares the two files.
-        let _ = fsetxattr(output.file(), UNPACKING, b"", XattrFlags::empty());
+        let _ = marks::set(output.file(), UNPACKING);
         Ok(output)
     }
 
@@ -252,7 +254,7 @@ impl Tree {
         // It must not come back beside what is written now.
         sync_dir(dir)?;
         reached(Step::UnpackRemoved);
-        let _ = fremovexattr(&*file, UNPACKING);
+        let _ = marks::remove(&*file, UNPACKING);
         Ok(Some(file))
     }
 
@@ -318,7 +320,7 @@ impl Tree {
     pub fn clear_beside(&self, dir: &DirFd, name: &OsStr, shown: &Found) -> Result<()> {
         let forms = self.names.forms(dir.as_fd(), name)?;
         for found in forms.iter().rev().filter(|found| found.key() != shown.key()) {
-            if shown.form == Form::Over || self.names.is_own(dir.as_fd(), found) {
+            if shown.form == Form::Over || self.names.is_own(dir.as_fd(), found)? {
                 unlinkat(dir, &found.source_name, AtFlags::empty())?;
                 reached(Step::FormRemoved);
             } else {
@@ -328,14 +330,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Show an archive that holds something else than the file beside it under its own name.
+    /// Show an archive that the store has not made under its own name, beside a plain file.
     pub fn set_aside(&self, dir: &DirFd, name: &OsStr, archive: &Found) -> Result<()> {
         if let Err(e) = self.mark_plain(dir, &archive.source_name) {
             log::debug!("an archive cannot be marked: {e}");
             self.names.remember_plain(archive.key());
         }
         log::warn!(
-            "{} holds something else than {} and is shown, too",
+            "{} is no archive of the store's, and is shown beside {}",
             crate::escape::path(Path::new(&archive.source_name)),
             crate::escape::path(Path::new(name)),
         );

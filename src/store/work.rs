@@ -4,21 +4,26 @@ use super::examine::Finder;
 use super::idle::{make_idle, why_busy};
 use super::names::{Form, MAX_PACKED_NAME, OWN_MARK, packed_name};
 use super::nodes::Link;
-use super::packer::{Outcome, Packer, Task};
+use super::outcome::{Outcome, Task};
+use super::packer::Packer;
 use super::swap::Candidate;
 use super::tree::{DirFd, Located, Tree};
 use super::unpack::writable_dir;
 use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use crate::error::{Context, Error, Result};
-use crate::mount::Attr;
+use crate::mount::{Attr, Entry};
+use crate::output::is_kept;
 use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, Twins, prepare};
 use crate::read::{self, Archive};
-use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The least share that packing must save.
@@ -125,7 +130,7 @@ impl Tree {
             state.epoch
         };
         let Located { dir, link, found } = match self.locate(&node) {
-            Err(rustix::io::Errno::STALE) => return Ok(Outcome::Gone),
+            Err(Errno::STALE) => return Ok(Outcome::Gone),
             other => other?,
         };
         let attr = self.attr(id)?;
@@ -140,15 +145,16 @@ impl Tree {
             return Ok(Outcome::Left(why.into()));
         }
         let candidate = Candidate { node, dir, link, key: found.key(), epoch };
-        match self.prepare(&candidate)? {
-            Preparation::NotWorthIt(why) => {
+        Ok(match self.prepare(&candidate) {
+            Err(outcome) => outcome,
+            Ok(Preparation::NotWorthIt(why)) => {
                 let Candidate { key, dir, link, .. } = &candidate;
                 self.packer.left.leave(*key, dir, &link.1, version);
-                Ok(Outcome::Left(why))
+                Outcome::Left(why)
             }
-            Preparation::Lossy(why) => Ok(Outcome::Failed(why)),
-            Preparation::Ready(prepared) => self.swap(&candidate, prepared),
-        }
+            Ok(Preparation::Lossy(why)) => Outcome::Failed(why),
+            Ok(Preparation::Ready(prepared)) => self.swap(&candidate, prepared)?,
+        })
     }
 
     fn swap(&self, candidate: &Candidate, prepared: Prepared) -> Result<Outcome> {
@@ -170,23 +176,49 @@ impl Tree {
         if self.is_taken(dir, &packed_name(name)) {
             return Ok(Some("another file has the name of its archive"));
         }
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let attributes = statx(dir, name, flags, StatxFlags::empty())?.stx_attributes;
+        let (flags, wanted) = (AtFlags::SYMLINK_NOFOLLOW, StatxFlags::UID);
+        let statx = statx(dir, name, flags, wanted)?;
         let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
-        Ok(attributes.intersects(fixed).then_some("may not be removed (chattr)"))
+        if statx.stx_attributes.intersects(fixed) {
+            return Ok(Some("may not be removed (chattr)"));
+        }
+        let user = geteuid();
+        if !user.is_root() && user.as_raw() != statx.stx_uid {
+            return Ok(Some("belongs to another user"));
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let names = match Entry::new(openat(dir, name, flags, Mode::empty())?).xattrs() {
+            Err(Errno::OPNOTSUPP) => Vec::new(),
+            other => other?,
+        };
+        let is_lost = |name: &[u8]| {
+            !name.is_empty() && !name.starts_with(b"user.bsz.") && !is_kept(OsStr::from_bytes(name))
+        };
+        let loses = names.split(|&byte| byte == 0).any(is_lost);
+        Ok(loses.then_some("has extended attributes that its archive would lose"))
     }
 
-    fn prepare(&self, candidate: &Candidate) -> Result<Preparation> {
+    fn prepare(&self, candidate: &Candidate) -> std::result::Result<Preparation, Outcome> {
         let path = self.path(&candidate.link);
-        let dir = writable_dir(&candidate.dir, &path)?;
+        let later = |e: Error| Outcome::Later(e.to_string());
+        let dir = writable_dir(&candidate.dir, &path).map_err(|e| later(e.into()))?;
+        // Whether an archive was begun, and was not given up.
+        let in_vain = AtomicBool::new(false);
         let room = |size: u64| match self.free_space()? < size.saturating_add(RESERVE) {
             true => Err(Error::invalid(NO_ROOM)),
-            false => Ok(()),
+            false => {
+                in_vain.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        };
+        let give_up = |why| {
+            in_vain.store(false, Ordering::Relaxed);
+            Err(Error::invalid(why))
         };
         let between = || match self.packer.pause() {
-            true => Err(Error::invalid(GIVEN_UP)),
+            true => give_up(GIVEN_UP),
             // Others write to the disk, too.
-            false if self.free_space()? < RESERVE / 2 => Err(Error::invalid(NO_ROOM)),
+            false if self.free_space()? < RESERVE / 2 => give_up(NO_ROOM),
             false => Ok(()),
         };
         let node = &candidate.node;
@@ -221,7 +253,10 @@ impl Tree {
         if !matches!(prepared, Ok(Preparation::Ready(_))) {
             node.state().leased = None;
         }
-        prepared
+        prepared.map_err(|e| match in_vain.into_inner() && !self.packer.is_cancelled() {
+            true => Outcome::Failed(e.to_string()),
+            false => later(e),
+        })
     }
 
     /// Free space, in bytes.

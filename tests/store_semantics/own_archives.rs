@@ -2,10 +2,11 @@
 
 use super::store::{PACKED, Store, holds, is_packed};
 use crate::common::models::write_model;
-use crate::common::mounts::{BSZ, mount_test, run, wait_for};
+use crate::common::mounts::{BSZ, bsz, mount_test, run, wait_for};
 use crate::common::program::SOME;
 use crate::common::users::is_root;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -185,5 +186,68 @@ fn directories_may_be_deep() {
         drop(at);
         let removed = run(Command::new("rm").arg("-r").arg(store.below.join("d")));
         assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    });
+}
+
+#[test]
+fn an_archive_beside_a_directory_of_its_name_is_shown() {
+    mount_test(|rig| {
+        let below = rig.mkdir("below");
+        let model = below.join("m.safetensors");
+        write_model(&model, 1, SOME);
+        let (archive, bytes) = archive_of(&model);
+        fs::remove_file(&model).unwrap();
+        fs::create_dir(&model).unwrap();
+        let store = Store::of(rig, below);
+        wait_for("recovery", || store.status()["recovered"] == true);
+        assert!(store.path("m.safetensors").is_dir());
+        holds(&store.path("m.bsz"), &bytes);
+        assert!(fs::read(&archive).unwrap() == bytes);
+    });
+}
+
+#[test]
+fn an_archive_that_the_user_has_made_stays_beside_its_file() {
+    for pack in ["now", "off"] {
+        mount_test(move |rig| {
+            let below = rig.mkdir("below");
+            let file = below.join("m.safetensors");
+            let model = write_model(&file, 1, SOME);
+            let (archive, bytes) = archive_of(&file);
+            let mount = rig.mount(&below, "store", &["--read-write", "--pack", pack]);
+            let status = || mount.status()["store"].clone();
+            wait_for("recovery", || status()["recovered"] == true);
+            holds(&mount.path("m.safetensors"), &model);
+            holds(&mount.path("m.bsz"), &bytes);
+            bsz([OsStr::new("umount"), mount.root().as_ref()]);
+            assert_eq!(mount.exit_code(), Some(0));
+            bsz([OsStr::new("store"), "disable".as_ref(), below.as_ref()]);
+            assert!(fs::read(&archive).unwrap() == bytes, "{pack}");
+            let names = rustix::fs::listxattr(&archive, &mut [0u8; 0]).unwrap_or(0);
+            assert_eq!(names, 0, "{pack}: the archive has attributes");
+        });
+    }
+}
+
+#[test]
+fn an_archive_keeps_its_name_while_a_link_of_it_gets_others() {
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        store.command("pause");
+        let other = rig.path("m.safetensors");
+        write_model(&other, 1, SOME);
+        let (archive, bytes) = archive_of(&other);
+        fs::copy(archive, store.path("x.bsz")).unwrap();
+        fs::hard_link(store.path("x.bsz"), store.path("w.bsz")).unwrap();
+        fs::rename(store.path("x.bsz"), store.path("x")).unwrap();
+        holds(&store.path("w.bsz"), &bytes);
+        holds(&store.path("x"), &bytes);
+        let below = store.below.clone();
+        bsz([OsStr::new("umount"), store.mount.root().as_ref()]);
+        assert_eq!(store.mount.exit_code(), Some(0));
+        for _ in 0..2 {
+            bsz([OsStr::new("store"), "disable".as_ref(), below.as_ref()]);
+            assert!(fs::read(below.join("w.bsz")).unwrap() == bytes);
+        }
     });
 }

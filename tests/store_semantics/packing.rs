@@ -1,10 +1,11 @@
 //! What programs notice of packing: nothing.
 
-use super::store::{PACKED, Store, holds, is_packed, same};
+use super::store::{PACKED, Store, holds, is_packed, same, xattr};
 use crate::common::models::write_model;
 use crate::common::mounts::{mount_test, wait_for};
 use crate::common::program::SOME;
-use rustix::fs::{OFlags, RenameFlags, fgetxattr};
+use crate::common::users::is_root;
+use rustix::fs::{OFlags, RenameFlags, XattrFlags, fgetxattr, setxattr};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -129,5 +130,45 @@ fn nothing_is_packed_once_the_store_is_unmounted() {
         drop(root);
         assert_eq!(store.mount.exit_code(), Some(0));
         holds(&store.below.join("waits.safetensors"), &model);
+    });
+}
+
+#[test]
+fn attributes_that_an_archive_would_lose_keep_a_file_plain() {
+    if !is_root() {
+        eprintln!("skipped: only root may set such attributes");
+        return;
+    }
+    mount_test(|rig| {
+        let store = Store::new(rig);
+        store.packed(PACKED);
+        let set = |name: &str| {
+            let path = store.path(name);
+            setxattr(&path, "trusted.note", b"kept", XattrFlags::empty()).unwrap();
+        };
+        set(PACKED);
+        assert!(!is_packed(&store.path(PACKED)), "it was unpacked for that");
+        write_model(&store.path("other.safetensors"), 2, SOME);
+        set("other.safetensors");
+        store.command("now");
+        wait_for("both to be left", || store.status()["left"] == 2);
+        for name in [PACKED, "other.safetensors"] {
+            assert!(!is_packed(&store.path(name)), "{name}");
+            assert_eq!(xattr(&store.path(name), "trusted.note").unwrap(), b"kept");
+        }
+    });
+}
+
+#[test]
+fn files_may_settle_for_ever() {
+    mount_test(|rig| {
+        let below = rig.mkdir("below");
+        let settle = u64::MAX.to_string();
+        let args = ["--read-write", "--pack", "now", "--settle", &settle, "--min-size", "1KiB"];
+        let mount = rig.mount(&below, "store", &args);
+        for n in 0..20 {
+            write_model(&mount.path(&format!("{n}.safetensors")), n, SOME);
+        }
+        assert_eq!(mount.status()["store"]["queued"], 20);
     });
 }

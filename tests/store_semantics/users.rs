@@ -136,6 +136,10 @@ fn an_ordinary_user_has_a_store() {
         assert!(sh("chmod 600 m && printf xyz | dd of=m bs=1 conv=notrunc").status.success());
         assert_eq!(sh("cat m").stdout, [b"xyz", &model[3..]].concat());
         assert!(sh("mv m k && rm k && mkdir d && rmdir d").status.success());
+        // A file that its owner may not write to can be marked, too.
+        let marked = "umask 333; echo a > a.bsz; mv a.bsz a; mv a b.bsz; ln b.bsz c.bsz";
+        assert!(sh(marked).status.success());
+        assert_eq!(sh("stat -c '%n %a' *; rm -f *").stdout, b"b.bsz 444\nc.bsz 444\n");
         assert_eq!(sh("ls -A").stdout, b"");
         let unmounted = as_nobody(&program, &[Path::new("umount"), &dir]);
         assert!(unmounted.status.success(), "{}", String::from_utf8_lossy(&unmounted.stderr));
