@@ -219,7 +219,16 @@ impl Batch {
     /// A [`ChunkError`](crate::codec::ChunkError), as for any other decoder; Io if the kernel did
     /// not look at the item.
     pub fn outcome(&self, i: usize, statuses: &[u32]) -> Result<()> {
-        status::outcome(statuses.get(self.record_of[i]).copied().unwrap_or(0))
+        status::outcome(self.status(i, statuses))
+    }
+
+    /// Whether the kernels' loop for usual chunks has decoded a part of item `i`.
+    pub fn took_usual_path(&self, i: usize, statuses: &[u32]) -> bool {
+        status::took_usual_path(self.status(i, statuses))
+    }
+
+    fn status(&self, i: usize, statuses: &[u32]) -> u32 {
+        statuses.get(self.record_of[i]).copied().unwrap_or(0)
     }
 }
 

@@ -199,3 +199,6 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
     }
     return x;
 }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+    return (unsigned)(((uint64_t)high << 32 | low) << (by % 32) >> 32);
+}
