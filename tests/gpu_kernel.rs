@@ -9,10 +9,9 @@ mod common;
 mod cases;
 
 use bszfs::{
-    ErrorKind,
     codec::Coding,
     gpu::{
-        Gpu, MIN_MEMORY, Piece,
+        Gpu, Piece,
         batch::{Batch, Item},
     },
     read::Archive,
@@ -26,7 +25,7 @@ use sha2::{Digest, Sha256};
 use std::{
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 
 /// Chunks that decoded, and those of them that the kernel's loop for usual chunks has decoded.
@@ -54,52 +53,50 @@ fn can_run() -> bool {
     on_gpu() || emulator().is_some()
 }
 
-/// Decode `cases` on the GPU. A session does not say which loop has decoded a chunk.
-fn run_on_gpu(cases: &[Case]) -> Vec<(Outcome, bool)> {
+/// Decode `cases` on the GPU, as `run` does.
+fn run_on_gpu(cases: &[Case], skew: usize) -> Vec<(Outcome, bool)> {
     let piece = |c: &Case| Piece {
         coding: c.coding,
         model: c.model.clone(),
         stored_len: c.payload.len(),
         len: c.len,
+        checksum: c.checksum(),
     };
-    let outcomes = Mutex::new(vec![Err(ErrorKind::Io); cases.len()]);
     let fill = |i: usize, place: &mut [u8]| {
         place.copy_from_slice(&cases[i].payload);
         Ok(())
     };
-    let take = |i: usize, decoded: bszfs::Result<&[u8]>| {
-        outcomes.lock().expect("not poisoned")[i] =
-            decoded.map(<[u8]>::to_vec).map_err(|e| e.kind());
-    };
     // Under the tools of CUDA, it takes seconds to open a GPU.
     static OPENED: OnceLock<Gpu> = OnceLock::new();
-    let gpu = OPENED.get_or_init(|| Gpu::open().expect("a GPU"));
-    let mut session = gpu.session(MIN_MEMORY).expect("memory");
-    session.decode(&cases.iter().map(piece).collect::<Vec<_>>(), &fill, &take).expect("CUDA works");
+    let gpu = OPENED.get_or_init(|| Gpu::open(0).expect("a GPU"));
+    let pieces: Vec<_> = cases.iter().map(piece).collect();
+    let mut placed = gpu.place(&pieces, skew, &fill).expect("CUDA works");
+    let mut outcomes = Vec::new();
+    let taken = placed.results(&mut |_, decoded, usual| {
+        outcomes.push((decoded.map(<[u8]>::to_vec).map_err(|e| e.kind()), usual));
+        Ok(())
+    });
+    taken.expect("CUDA works");
     outcomes
-        .into_inner()
-        .expect("not poisoned")
-        .into_iter()
-        .map(|outcome| (outcome, false))
-        .collect()
 }
 
-/// Decode `cases` with the kernel; says of each, too, whether the loop for usual chunks did it. Each
-/// output starts `skew` bytes past a multiple of 16. `None` without a compiler.
+/// Decode `cases` with the kernel; says of each, too, whether the loop for usual chunks did it.
+/// Each output starts `skew` bytes past a multiple of 16. `None` without a compiler.
 fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, bool)>> {
-    if on_gpu() {
-        return Some(run_on_gpu(cases));
-    }
-    let program = emulator()?;
     if cases.is_empty() {
         return Some(Vec::new());
     }
+    if on_gpu() {
+        return Some(run_on_gpu(cases, skew));
+    }
+    let program = emulator()?;
     let mut out_len = skew;
     let items: Vec<Item<'_>> = cases
         .iter()
         .map(|c| {
             let (model, stored_len) = (c.model.as_deref(), c.payload.len());
-            let item = Item { coding: c.coding, model, stored_len, len: c.len, out: out_len };
+            let (coding, len, checksum) = (c.coding, c.len, c.checksum());
+            let item = Item { coding, model, stored_len, len, out: out_len, checksum };
             out_len = (out_len + c.len + 16).next_multiple_of(16) + skew;
             item
         })
@@ -188,6 +185,7 @@ fn chunks(path: &Path) -> Vec<Case> {
             model: models.get(c.model as usize).cloned(),
             payload,
             len: c.len(),
+            checks: None,
         }
     };
     (0..index.len()).map(case).filter(|c| c.coding != Coding::Zstd).collect()
@@ -208,8 +206,7 @@ fn golden_archives_decode() {
             usual.push(path.file_stem().expect("a name").to_string_lossy().into_owned());
         }
     }
-    // On a GPU, nothing says which loop has decoded a chunk.
-    assert!(usual.contains(&"bf16".to_owned()) || on_gpu() || !can_run(), "{usual:?}");
+    assert!(usual.contains(&"bf16".to_owned()) || !can_run(), "{usual:?}");
 }
 
 #[test]
@@ -240,8 +237,48 @@ fn chunks_of_random_models_decode() {
         assert!(good.all == cases.len() || !can_run());
         let aligned = skew % 8 == 0;
         let expected = if aligned { 15..cases.len() } else { 0..1 };
-        assert!(expected.contains(&good.usual) || on_gpu() || !can_run(), "{good:?}");
+        assert!(expected.contains(&good.usual) || !can_run(), "{good:?}");
     }
+}
+
+/// A raw chunk of random bytes that is compared with a checksum: its own, or that of other bytes.
+fn checked_case(len: usize, flip: Option<usize>, r: &mut Random) -> Case {
+    let payload: Vec<u8> = (0..len).map(|_| r.next() as u8).collect();
+    let mut other = payload.clone();
+    flip.inspect(|at| other[at % len] ^= 1 << (at % 8));
+    Case { coding: Coding::Raw, model: None, payload, len, checks: Some(other) }
+}
+
+#[test]
+fn checksums_are_compared_on_the_device() {
+    let mut r = Random(47);
+    let mut lens: Vec<usize> = (1..300).collect();
+    // Around whole blocks and stripes, and beyond.
+    for around in [1024, 1024 + 64, 2048, 4096 - 64, 10_000] {
+        lens.extend(around - 2..around + 3);
+    }
+    lens.push(256 << 10);
+    for skew in [0, 1, 8] {
+        let good: Vec<_> = lens.iter().map(|&len| checked_case(len, None, &mut r)).collect();
+        assert!(agree(&good, skew) == good.len() || !can_run());
+        let flip = |r: &mut Random| Some(r.next() as usize);
+        let bad: Vec<_> = lens
+            .iter()
+            .map(|&len| {
+                let at = flip(&mut r);
+                checked_case(len, at, &mut r)
+            })
+            .collect();
+        assert_eq!(agree(&bad, skew), 0);
+    }
+    // What the kernels decode, too.
+    let mut cases: Vec<_> = (0..40).map(|_| random_case(&mut r, 2000)).collect();
+    for (i, case) in cases.iter_mut().enumerate() {
+        let mut bytes = case.expected().expect("a good chunk");
+        bytes[0] ^= u8::from(i % 2 == 1);
+        case.checks = Some(bytes);
+    }
+    assert!(agree(&cases, 0) == 20 || !can_run());
 }
 
 #[test]
@@ -257,7 +294,7 @@ fn damaged_chunks_are_refused_as_by_the_scalar_decoder() {
         let one = agree_by_path(&cases, 0);
         (good, usual) = (good + one.all, usual + one.usual);
     }
-    assert!(usual > 50 || on_gpu() || !can_run(), "{usual} of {good} are usual");
+    assert!(usual > 50 || !can_run(), "{usual} of {good} are usual");
     // Only the checksum detects changed bits of a stored plane.
     assert!((1..1600).contains(&good) || !can_run(), "{good} of 2000 decode");
 }

@@ -42,6 +42,7 @@ enum Status : u32 {
     BAD_END,
     ESCAPES_LEFT,
     BAD_LENGTH,
+    BAD_CHECKSUM,
     // A bug of the host.
     BAD_BATCH,
 };
@@ -55,9 +56,12 @@ enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
 struct Chunk {
     // Positions in bytes: among the stored bytes, in the output, and among the models.
     u64 payload, out, model;
+    // Of the decoded bytes.
+    u64 checksum;
     u32 payload_len, out_len;
     u32 coding;
-    u32 reserved;
+    // Whether `bszfs_check` compares the checksum.
+    u32 is_checked;
 };
 
 // A model, as src/gpu/model.rs writes it.

@@ -29,6 +29,7 @@ pub(super) fn outcome(status: u32) -> Result<()> {
         11 => ChunkError::StreamEnd,
         12 => ChunkError::UnusedEscapes,
         13 => ChunkError::WrongLength,
+        14 => ChunkError::Checksum,
         _ => {
             let why = format!("the GPU did not decode a chunk (status {status})");
             return Err(Error::new(ErrorKind::Io, why));

@@ -3,7 +3,9 @@
 use super::common::random::Random;
 use bszfs::{
     ErrorKind,
-    codec::{self, Coding, Encoder, EntropyModel, LANES, model::FrequencyTable, planes::Layout},
+    codec::{
+        self, Coding, Encoder, EntropyModel, LANES, checksum, model::FrequencyTable, planes::Layout,
+    },
 };
 use std::sync::Arc;
 
@@ -14,18 +16,29 @@ pub struct Case {
     pub model: Option<Arc<EntropyModel>>,
     pub payload: Vec<u8>,
     pub len: usize,
+    /// The bytes with whose checksum the decoded ones are compared, if they are.
+    pub checks: Option<Vec<u8>>,
 }
 
 /// The bytes, or the kind of the error.
 pub type Outcome = Result<Vec<u8>, ErrorKind>;
 
 impl Case {
+    /// What the decoded bytes are compared with.
+    pub fn checksum(&self) -> Option<u64> {
+        self.checks.as_deref().map(checksum)
+    }
+
     /// The outcome of the scalar decoder.
     pub fn expected(&self) -> Outcome {
         let mut out = vec![0; self.len];
         let decoded =
             codec::reference().decode(self.coding, self.model.as_deref(), &self.payload, &mut out);
-        decoded.map(|()| out).map_err(|e| e.kind())
+        decoded.map_err(|e| e.kind())?;
+        match self.checksum() {
+            Some(expected) if checksum(&out) != expected => Err(ErrorKind::Corruption),
+            _ => Ok(out),
+        }
     }
 }
 
@@ -88,9 +101,15 @@ pub fn random_case(r: &mut Random, most: usize) -> Case {
         let chunk = elements(r, &model, count);
         let (coding, payload) = codec::encode(&chunk, Some(&Encoder::new(&model)), false);
         if coding == Coding::Planes {
-            return Case { coding, model: Some(Arc::new(model)), payload, len: chunk.len() };
+            return Case {
+                coding,
+                model: Some(Arc::new(model)),
+                payload,
+                len: chunk.len(),
+                checks: None,
+            };
         } else if below(r, 20) == 0 {
-            return Case { coding, model: None, payload, len: chunk.len() };
+            return Case { coding, model: None, payload, len: chunk.len(), checks: None };
         }
     }
 }
@@ -113,7 +132,8 @@ fn random_model(r: &mut Random) -> EntropyModel {
     model_of(layout, classes, r)
 }
 
-/// A model of elements that are cut like nearly all BF16, for which the kernels have their own loop.
+/// A model of elements that are cut like nearly all BF16, for which the kernels have their own
+/// loop.
 fn usual_model(r: &mut Random) -> EntropyModel {
     let layout = Layout::new(2, true, 10, &[6]).expect("planes within bytes");
     let classes = if below(r, 8) == 0 { 2 } else { 1 };
