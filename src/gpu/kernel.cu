@@ -170,9 +170,6 @@ __device__ Payload payload_of(const Chunk& chunk, const u8* stored) {
     return {(const u32*)(begin & ~3ull), (u32)(begin & 3), chunk.payload_len};
 }
 
-// Where a chunk is decoded to. Positions are addresses if `out` is null.
-__device__ u8* place_of(const Chunk& chunk, u8* out) { return (u8*)((u64)out + chunk.out); }
-
 // Decodes the four chunks of a block, which have the same model. Shared memory holds the tables and
 // the shapes of the planes of the model, followed for each warp by SCRATCH bytes and the planes of
 // its chunk.
@@ -197,7 +194,7 @@ __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* mo
         status = count == 0 || chunk.out_len % WIDTH != 0
                      ? BAD_LENGTH
                      : decode<WIDTH>(*model, classes, payload_of(chunk, stored), count, scratch,
-                                     place_of(chunk, out));
+                                     out + chunk.out);
     }
     if (threadIdx.x % WARP == 0) statuses[blockIdx.x * WARPS + warp] = status;
 }
@@ -220,7 +217,7 @@ KERNEL(bszfs_copy) {
     const Chunk chunk = chunks[id];
     if (chunk.coding == NOTHING) return;
     u32 status = chunk.coding == RAW
-                     ? copy(payload_of(chunk, stored), chunk.out_len, place_of(chunk, out))
+                     ? copy(payload_of(chunk, stored), chunk.out_len, out + chunk.out)
                      : BAD_BATCH;
     if (threadIdx.x % WARP == 0) statuses[id] = status;
 }
@@ -234,6 +231,6 @@ KERNEL(bszfs_check) {
     // All threads must have read the status before it is changed.
     u32 status = __shfl_sync(ALL, statuses[id], 0);
     if ((status & 0xff) != DONE) return;
-    u64 found = hash(place_of(chunk, out), chunk.out_len);
+    u64 found = hash(out + chunk.out, chunk.out_len);
     if (threadIdx.x % WARP == 0 && found != chunk.checksum) statuses[id] = BAD_CHECKSUM;
 }

@@ -54,7 +54,8 @@ enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
 // A chunk of a batch. Chunks whose numbers differ only in the last two bits have the same model, or
 // none.
 struct Chunk {
-    // Positions in bytes: among the stored bytes, in the output, and among the models.
+    // Positions in bytes: among the stored bytes, in the output (addresses, if that is null), and
+    // among the models.
     u64 payload, out, model;
     // Of the decoded bytes.
     u64 checksum;

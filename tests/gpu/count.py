@@ -123,7 +123,10 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the instructions")
     args = parser.parse_args()
     for name, code, labels in functions(args.arch):
-        for way in rounds(code, labels):
+        ways = rounds(code, labels)
+        if "decode" in name and not ways:
+            raise SystemExit(f"count: no loop found in {name}")
+        for way in ways:
             units = {}
             for i in way:
                 units[unit(code[i][1])] = units.get(unit(code[i][1]), 0) + 1
