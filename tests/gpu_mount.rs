@@ -105,6 +105,29 @@ fn a_mount_outlives_a_gpu_that_fails() {
 }
 
 #[test]
+fn an_idle_gpu_is_given_back_and_opened_again() {
+    mount_test(|rig| {
+        if fake::driver().is_none() {
+            return;
+        }
+        let (packed, bytes) = model(rig);
+        let mount = mounted(rig, &packed, "view", "cuda", ("BSZ_FAKE_NONE", ""));
+        let decoded = || mount.log().matches("the GPU decoded").count();
+        read_layers(&mount, &bytes);
+        wait_for("the GPU to decode something", || decoded() > 0);
+        let before = decoded();
+        // That takes 30 seconds, and there is only so much patience for one step.
+        std::thread::sleep(Duration::from_secs(20));
+        wait_for("the context to be given back", || {
+            mount.log().contains("is not needed at present")
+        });
+        bsz([Path::new("cache"), Path::new("drop"), &rig.path("view")]);
+        read_layers(&mount, &bytes);
+        wait_for("the GPU to decode again", || decoded() > before);
+    });
+}
+
+#[test]
 fn auto_compares_the_gpu_with_the_cores_or_does_without() {
     mount_test(|rig| {
         if fake::driver().is_none() {

@@ -69,6 +69,10 @@ impl Transfer {
     }
 }
 
+/// Receives the number of a piece, its decoded bytes or what is wrong with it, and whether the
+/// kernels' loop for usual chunks has decoded it.
+pub type Take<'a> = dyn FnMut(usize, Result<&[u8]>, bool) -> Result<()> + 'a;
+
 /// Chunks on the device, with memory for their decoded bytes.
 pub struct Placed {
     slot: Slot,
@@ -96,15 +100,11 @@ impl Placed {
         self.slot.repeat(&self.batch, times, checked)
     }
 
-    /// Passes every piece to `take`: its number, its decoded bytes or what is wrong with it, and
-    /// whether the kernels' loop for usual chunks has decoded it.
+    /// Passes every piece to `take`.
     ///
     /// # Errors
     /// Io if CUDA fails; any error of `take`.
-    pub fn results(
-        &mut self,
-        take: &mut dyn FnMut(usize, Result<&[u8]>, bool) -> Result<()>,
-    ) -> Result<()> {
+    pub fn results(&mut self, take: &mut Take<'_>) -> Result<()> {
         let (statuses, _) = self.slot.results(&self.batch)?;
         let mut bytes = Vec::new();
         for (i, &(at, len)) in self.outs.iter().enumerate() {

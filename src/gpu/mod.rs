@@ -19,7 +19,7 @@ mod stream;
 
 pub use batch::supports;
 pub use loader::{Loader, MIN_STAGING, Part};
-pub use measure::{Placed, Transfer};
+pub use measure::{Placed, Take, Transfer};
 pub use resident::Resident;
 pub use session::{Deliver, Fill, MIN_MEMORY, Piece, Session};
 
