@@ -20,7 +20,7 @@ use std::{
 
 /// Layers of the model, and bytes of each.
 const LAYERS: usize = 14;
-const LAYER: usize = 1 << 20;
+const LAYER: usize = 192 << 10;
 
 /// A packed model of one shard, and its original.
 fn model(rig: &Rig) -> (PathBuf, Vec<u8>) {

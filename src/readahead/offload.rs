@@ -21,7 +21,7 @@ const READER_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait for the device to get ready. No reader waits for that. The cores decode what is
 /// requested later, until it is.
-const PREPARE_TIMEOUT: Duration = Duration::from_secs(1);
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to check for progress.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -57,8 +57,6 @@ pub(super) struct Offload {
     /// Receives a message after each [`Work::Decode`].
     finished: Mutex<Receiver<()>>,
     state: Arc<State>,
-    /// Whether it was told to get ready since it was not.
-    is_preparing: AtomicBool,
     timed_out: AtomicBool,
 }
 
@@ -67,6 +65,8 @@ pub(super) struct Offload {
 struct State {
     piece: AtomicU64,
     is_ready: AtomicBool,
+    /// Whether it was told to get ready, and has not finished.
+    is_preparing: AtomicBool,
 }
 
 impl State {
@@ -92,6 +92,8 @@ impl Offload {
                 let decoded = match work {
                     Work::Prepare => {
                         decoder.prepare();
+                        latest.update(&*decoder);
+                        latest.is_preparing.store(false, Ordering::Relaxed);
                         false
                     }
                     Work::Decode(chunks) => {
@@ -110,8 +112,8 @@ impl Offload {
             }
         };
         thread::Builder::new().name("bsz-offload".into()).spawn(serve).about("decode threads")?;
-        let (is_preparing, timed_out) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { work, finished: Mutex::new(finished), state, is_preparing, timed_out })
+        let (finished, timed_out) = (Mutex::new(finished), AtomicBool::new(false));
+        Ok(Self { work, finished, state, timed_out })
     }
 
     /// Whether the device can be used and has always responded in time.
@@ -124,13 +126,11 @@ impl Offload {
         self.state.piece.load(Ordering::Relaxed)
     }
 
-    /// Whether the device is ready, or gets ready soon. If not, it continues to, and the caller
-    /// does without it.
+    /// Whether the device is ready, or gets ready in time. If not, it continues to get ready, and
+    /// the caller does without it.
     pub(super) fn prepare(&self) -> bool {
         let is_ready = || self.state.is_ready.load(Ordering::Relaxed);
-        if is_ready() {
-            self.is_preparing.store(false, Ordering::Relaxed);
-        } else if !self.is_preparing.swap(true, Ordering::Relaxed) {
+        if !is_ready() && !self.state.is_preparing.swap(true, Ordering::Relaxed) {
             let (begun, _) = (Instant::now(), self.work.send(Work::Prepare));
             while !is_ready() && self.is_usable() && begun.elapsed() < PREPARE_TIMEOUT {
                 thread::sleep(CHECK_INTERVAL);
@@ -141,6 +141,8 @@ impl Offload {
 
     /// Nothing is requested at present.
     pub(super) fn release(&self) {
+        // What is requested next comes after this, and finds the device as it is then.
+        self.state.is_ready.store(false, Ordering::Relaxed);
         // If the thread has ended, there is nothing to release.
         let _ = self.work.send(Work::Release);
     }
