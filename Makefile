@@ -76,11 +76,14 @@ ptx-check: ## Fail if kernel.ptx is not compiled from kernel.cu; part of `make t
 gpu-check: ## Run the GPU kernels and their driver code on the CPU; part of `make test`
 	@tests/prepare cxx
 	$(CARGO) build --locked --example dlpack
-	BSZ_REQUIRE_CXX=1 $(CARGO) test --locked --test gpu_kernel --test gpu_driver
+	BSZ_REQUIRE_CXX=1 $(CARGO) test --locked --test gpu_kernel --test gpu_driver \
+		--test gpu_loader --test gpu_mount
 
 gpu-test: ## Run the same tests on this machine's GPU
 	BSZ_GPU=1 $(CARGO) test --locked --test gpu_kernel
-	$(CARGO) test --locked --test gpu_driver -- --ignored --skip the_device_fails
+	$(CARGO) test --locked --test gpu_driver -- --ignored --skip the_device_fails \
+		--skip the_second_device_is_used
+	$(CARGO) test --locked --test gpu_loader -- --ignored --skip a_failure_is_final
 
 gpu-bundle: ## Make .gpu-bundle, with which tests/gpu/run runs where a GPU is but no Rust
 	CARGO=$(CARGO) tests/gpu/bundle

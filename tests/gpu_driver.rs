@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "gpu/fake.rs"]
+mod fake;
+
 use bszfs::{
     ErrorKind,
     codec::{self, checksum},
@@ -9,57 +12,84 @@ use bszfs::{
     gpu::{self, Gpu, MIN_MEMORY, Piece, Resident, Session},
     read::{Archive, StoredChunk},
 };
-use common::cxx::{self, Built};
 use common::places;
 use common::samples::{Fill, matrices, pack_bytes, tensor};
+use fake::{driver, with_driver};
 use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Mutex, OnceLock},
+    sync::Mutex,
 };
-
-/// The directory that contains the driver's library.
-fn driver() -> Option<&'static Path> {
-    static BUILT: OnceLock<Option<Built>> = OnceLock::new();
-    let flags = ["-O2", "-shared", "-fPIC"];
-    let built = BUILT.get_or_init(|| cxx::build("tests/gpu/driver.cpp", "libcuda.so", &flags));
-    built.as_ref().and_then(|b| b.path.parent())
-}
-
-/// Run an ignored test of this program with the stand-in driver, which fails after `launches`
-/// launches.
-fn with_driver(test: &str, launches: Option<usize>) {
-    let Some(dir) = driver() else { return };
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--ignored", "--exact", test, "--nocapture"]).env("LD_LIBRARY_PATH", dir);
-    command.envs(launches.map(|n| ("BSZ_FAKE_LAUNCHES", n.to_string())));
-    let ran = command.output().expect("runs");
-    let said = [ran.stdout, ran.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(ran.status.success() && said.contains("1 passed"), "{test}: {said}");
-}
 
 #[test]
 fn archives_are_decoded_into_device_memory() {
-    with_driver("an_archive_is_resident", None);
+    with_driver("an_archive_is_resident", &[]);
 }
 
 #[test]
 fn golden_archives_are_decoded_to_their_originals() {
-    with_driver("files_are_their_originals", None);
+    with_driver("files_are_their_originals", &[]);
 }
 
 #[test]
 fn chunks_decoded_to_the_host_have_outcomes_of_their_own() {
-    with_driver("a_session_decodes", None);
+    with_driver("a_session_decodes", &[]);
 }
 
 #[test]
 fn a_failing_device_gives_errors() {
     for launches in [0, 3, 7] {
-        with_driver("the_device_fails", Some(launches));
+        let launches = launches.to_string();
+        with_driver("the_device_fails", &[("BSZ_FAKE_LAUNCHES", &launches)]);
     }
+}
+
+/// Every function of the driver that bsz calls.
+const CALLS: [&str; 24] = [
+    "cuInit",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoH_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+    "cuLaunchKernel",
+];
+
+#[test]
+fn whatever_call_fails_gives_an_error_or_the_right_bytes() {
+    for call in CALLS {
+        for first in [1, 2, 7] {
+            with_driver("a_call_fails", &[("BSZ_FAKE_FAIL", &format!("{call}:{first}"))]);
+        }
+    }
+}
+
+#[test]
+fn any_device_can_be_chosen() {
+    with_driver("the_second_device_is_used", &[]);
+}
+
+#[test]
+fn a_damaged_bit_that_only_a_checksum_reveals_is_found_on_the_device() {
+    with_driver("damage_is_found", &[]);
 }
 
 #[test]
@@ -81,10 +111,11 @@ fn the_benchmark_measures_the_gpu() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let figures: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert_eq!(figures["device"], "no GPU at all");
-    for rate in ["upload", "download", "device_copy", "resident", "to_device", "to_host"] {
+    for rate in ["upload", "download", "device_copy", "resident", "checked", "to_device", "to_host"]
+    {
         assert!(figures[format!("{rate}_gbs")].as_f64().is_some_and(|gbs| gbs > 0.0), "{rate}");
     }
-    if let Err(why) = Gpu::open() {
+    if let Err(why) = Gpu::open(0) {
         // This process runs without the stand-in driver.
         let out = bench(&file, work.path());
         assert_eq!(out.status.code(), Some(1));
@@ -107,7 +138,18 @@ fn tensors_are_exported_as_dlpack() {
         return;
     }
     let work = tempfile::tempdir().expect("a directory");
-    let (bytes, _) = sample(work.path());
+    let of = |name, dtype, bytes, fill: Fill| (name, dtype, None, tensor(dtype, bytes, fill, 3));
+    let bytes = matrices(&[
+        of("a", "BF16", 20_000, Fill::Weights),
+        of("b", "F8_E4M3", 7000, Fill::Weights),
+        of("c", "F8_E5M2", 7000, Fill::Weights),
+        of("d", "U8", 3000, Fill::Noise),
+        of("e", "BOOL", 3000, Fill::Rows),
+        of("f", "F4", 3000, Fill::Noise),
+        of("g", "I64", 800, Fill::Noise),
+        of("h", "F64", 800, Fill::Noise),
+    ]);
+    pack_bytes(work.path(), "x.safetensors", &bytes, 4 << 10);
     let plain = work.path().join("plain");
     std::fs::write(&plain, bytes).expect("written");
     let script = places::root().join("tests/python/dlpack.py");
@@ -142,7 +184,7 @@ fn sample(dir: &Path) -> (Vec<u8>, Archive) {
 fn an_archive_is_resident() {
     let dir = tempfile::tempdir().expect("a directory");
     let (bytes, archive) = sample(dir.path());
-    let gpu = Gpu::open().expect("a driver");
+    let gpu = Gpu::open(0).expect("a driver");
     let resident = gpu.load(&archive, &*codec::fastest()).expect("loads");
     resident.verify(&archive).expect("matches");
     let mut back = vec![0; bytes.len()];
@@ -200,7 +242,7 @@ fn sha256_through(session: &mut Session, archive: &Archive) -> String {
         if gpu::supports(chunk.coding) {
             let model = archive.model_of(&chunk).expect("a model");
             let (stored_len, len) = (chunk.stored_len as usize, chunk.len());
-            pieces.push(Piece { coding: chunk.coding, model, stored_len, len });
+            pieces.push(Piece { coding: chunk.coding, model, stored_len, len, checksum: None });
             ids.push(id);
         } else {
             let mut out = vec![0; chunk.len()];
@@ -218,7 +260,7 @@ fn sha256_through(session: &mut Session, archive: &Archive) -> String {
 #[test]
 #[ignore = "another test runs it, with the stand-in driver"]
 fn files_are_their_originals() {
-    let gpu = Gpu::open().expect("a driver");
+    let gpu = Gpu::open(0).expect("a driver");
     let mut session = gpu.session(MIN_MEMORY).expect("memory");
     for path in archives() {
         let archive = Archive::open(&path).expect("opens");
@@ -251,7 +293,8 @@ fn pieces(archive: &Archive) -> (Vec<(StoredChunk, u64)>, Vec<Piece>) {
         .collect();
     let piece = |(chunk, _): &(StoredChunk, u64)| {
         let (coding, model, payload) = chunk.parts();
-        Piece { coding, model: model.cloned(), stored_len: payload.len(), len: chunk.decoded_len() }
+        let (model, stored_len, len) = (model.cloned(), payload.len(), chunk.decoded_len());
+        Piece { coding, model, stored_len, len, checksum: None }
     };
     let pieces = chunks.iter().map(piece).collect();
     (chunks, pieces)
@@ -289,7 +332,7 @@ fn a_session_decodes() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = sample(dir.path());
     let (chunks, pieces) = pieces(&archive);
-    let gpu = Gpu::open().expect("a driver");
+    let gpu = Gpu::open(0).expect("a driver");
     assert!(gpu.session(MIN_MEMORY - 1).is_err());
     let mut session = gpu.session(MIN_MEMORY).expect("memory");
     let total: usize = pieces.iter().map(|p| p.len).sum();
@@ -317,7 +360,7 @@ fn the_device_fails() {
     let dir = tempfile::tempdir().expect("a directory");
     let (_, archive) = sample(dir.path());
     let (chunks, pieces) = pieces(&archive);
-    let gpu = Gpu::open().expect("a driver");
+    let gpu = Gpu::open(0).expect("a driver");
     let mut session = gpu.session(MIN_MEMORY).expect("memory");
     // The fewest launches that all batches can take are more than the device bears.
     let e = decode(&mut session, &chunks, &pieces).expect_err("the device fails");
@@ -325,4 +368,71 @@ fn the_device_fails() {
     drop(session);
     let e = gpu.load(&archive, &*codec::fastest()).err().expect("the device fails");
     assert_eq!(e.kind(), ErrorKind::Io);
+}
+
+#[test]
+#[ignore = "another test runs it, with the stand-in driver"]
+fn a_call_fails() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bytes = matrices(&[("a", "BF16", None, tensor("BF16", 9000, Fill::Weights, 1))]);
+    pack_bytes(dir.path(), "x.safetensors", &bytes, 4 << 10);
+    let archive = Archive::open(&dir.path().join("out.bsz")).expect("opens");
+    let Ok(gpu) = Gpu::open(0) else { return };
+    let _ = gpu.free_memory();
+    if let Ok(resident) = gpu.load(&archive, &*codec::fastest()) {
+        let mut back = vec![0; bytes.len()];
+        assert!(resident.read(0, &mut back).is_err() || back == bytes);
+    }
+    let Ok(mut session) = gpu.session(MIN_MEMORY) else { return };
+    let chunk = archive.index().chunk(1).expect("indexed");
+    let model = archive.model_of(&chunk).expect("a model");
+    let (stored_len, len) = (chunk.stored_len as usize, chunk.len());
+    let piece = Piece { coding: chunk.coding, model, stored_len, len, checksum: None };
+    let fill = |_: usize, place: &mut [u8]| archive.read_stored(1, place);
+    let take = |_: usize, decoded: Result<&[u8]>| {
+        if let Ok(decoded) = decoded {
+            assert_eq!(checksum(decoded), chunk.checksum);
+        }
+    };
+    let _ = session.decode(&[piece], &fill, &take);
+}
+
+#[test]
+#[ignore = "another test runs it, with the stand-in driver"]
+fn the_second_device_is_used() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (bytes, archive) = sample(dir.path());
+    let gpu = Gpu::open(1).expect("a second device");
+    assert_eq!((gpu.name(), gpu.ordinal()), ("no second GPU", 1));
+    let resident = gpu.load(&archive, &*codec::fastest()).expect("loads");
+    let mut back = vec![0; bytes.len()];
+    resident.read(0, &mut back).expect("reads");
+    assert!(back == bytes, "what is on the device is not the original");
+    let why = Gpu::open(2).err().expect("no such device").to_string();
+    assert_eq!(why, "CUDA: there is no GPU 2; the last one is 1");
+}
+
+#[test]
+#[ignore = "another test runs it, with the stand-in driver"]
+fn damage_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, archive) = sample(dir.path());
+    let index = archive.index();
+    let chunks = (0..index.len()).map(|id| index.chunk(id).expect("indexed"));
+    // The end of a chunk with a model is a plane, which no decoder checks by itself.
+    let id = chunks
+        .enumerate()
+        .find(|(_, c)| c.coding == codec::Coding::Planes && c.len() > 1000)
+        .expect("a chunk with planes")
+        .0;
+    let chunk = index.chunk(id).expect("indexed");
+    let path = dir.path().join("out.bsz");
+    let mut stored = std::fs::read(&path).expect("read");
+    stored[(chunk.stored_at + u64::from(chunk.stored_len)) as usize - 1] ^= 1;
+    std::fs::write(&path, stored).expect("written");
+    let archive = Archive::open(&path).expect("opens");
+    let gpu = Gpu::open(0).expect("a driver");
+    let e = gpu.load(&archive, &*codec::fastest()).err().expect("damaged");
+    assert_eq!(e.kind(), ErrorKind::Corruption);
+    assert!(e.to_string().contains(&format!("chunk {id}")), "{e}");
 }

@@ -188,7 +188,7 @@ fn decoders() -> Finding {
 
 #[cfg(feature = "cuda")]
 fn gpu() -> Finding {
-    match crate::gpu::Gpu::open() {
+    match crate::gpu::Gpu::open(0) {
         Ok(gpu) => Finding::new("CUDA", Verdict::Good, gpu.name()),
         Err(e) => Finding::new("CUDA", Verdict::Good, format!("not used: {e}")),
     }

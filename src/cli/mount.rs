@@ -80,6 +80,9 @@ pub struct MountArgs {
         help_heading = HEADING
     )]
     gpu_memory: u64,
+    /// Decode on this GPU, as the CUDA driver counts them
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = HEADING)]
+    gpu: u32,
     /// Let files be changed, also if MOUNTPOINT is given
     #[arg(long, conflicts_with = "read_only", help_heading = HEADING)]
     read_write: bool,
@@ -197,6 +200,7 @@ impl MountArgs {
             threads: self.threads.map_or_else(mount::default_threads, usize::from),
             prefetch: self.prefetch,
             gpu_memory: self.gpu_memory,
+            gpu: self.gpu,
             allow_other: self.allow_other,
             metrics: self.metrics.clone(),
         }
@@ -331,6 +335,7 @@ mod tests {
             (&["--threads=2"], "threads=2"),
             (&["--prefetch=2"], "prefetch=2"),
             (&["--gpu-memory=1GiB"], "gpu_memory=1GiB"),
+            (&["--gpu=3"], "gpu=3"),
             (&["--allow-other"], "allow_other"),
             (&["--metrics=unix:x"], "metrics=unix:x"),
         ] {

@@ -16,6 +16,8 @@ pub const MAX_CHUNK: usize = 4 << 20;
 pub const THREADS: u32 = 128;
 /// Warps of a CUDA block, each of which decodes one chunk.
 const WARPS: usize = 4;
+/// Stands for the width of the launch that compares checksums.
+pub const CHECK: u8 = 255;
 /// The coding of records that only pad a block: `NOTHING` in `parse.cuh`.
 const PADDING: u32 = 3;
 /// Payloads start at a multiple of this many bytes, or one byte after it. Models start at one.
@@ -39,6 +41,8 @@ pub struct Item<'a> {
     pub len: usize,
     /// The position of the decoded bytes in the output.
     pub out: usize,
+    /// What the kernels compare the decoded bytes with, if anything.
+    pub checksum: Option<u64>,
 }
 
 /// `struct Chunk` of `kernel.cu`.
@@ -48,10 +52,11 @@ struct Record {
     payload: u64,
     out: u64,
     model: u64,
+    checksum: u64,
     payload_len: u32,
     out_len: u32,
     coding: u32,
-    reserved: u32,
+    is_checked: u32,
 }
 
 /// Bytes of a record.
@@ -62,17 +67,18 @@ impl Record {
         payload: 0,
         out: 0,
         model: 0,
+        checksum: 0,
         payload_len: 0,
         out_len: 0,
         coding: PADDING,
-        reserved: 0,
+        is_checked: 0,
     };
 
     fn write_to(&self, out: &mut Vec<u8>) {
-        [self.payload, self.out, self.model]
+        [self.payload, self.out, self.model, self.checksum]
             .iter()
             .for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
-        let halves = [self.payload_len, self.out_len, self.coding, self.reserved];
+        let halves = [self.payload_len, self.out_len, self.coding, self.is_checked];
         halves.iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
     }
 }
@@ -80,7 +86,8 @@ impl Record {
 /// Consecutive records that one kernel decodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
-    /// Bytes of an element, which select the kernel; 0 for raw chunks.
+    /// Bytes of an element, which select the kernel; 0 for raw chunks; [`CHECK`] to compare the
+    /// checksums of all chunks.
     pub width: u8,
     /// The first record.
     pub first: usize,
@@ -153,6 +160,10 @@ impl Batch {
                 None => batch.launches.push(Launch { width, first, blocks, shared_len }),
             }
         }
+        if items.iter().any(|item| item.checksum.is_some()) {
+            let blocks = batch.records.len() / WARPS;
+            batch.launches.push(Launch { width: CHECK, first: 0, blocks, shared_len: 0 });
+        }
         Ok(batch)
     }
 
@@ -165,14 +176,15 @@ impl Batch {
             payload: payload as u64,
             out: item.out as u64,
             model,
+            checksum: item.checksum.unwrap_or(0),
             payload_len: item.stored_len as u32,
             out_len: item.len as u32,
             coding: item.coding as u32,
-            reserved: 0,
+            is_checked: item.checksum.is_some().into(),
         }
     }
 
-    /// The kernel launches.
+    /// The kernel launches, in their order.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
     }
@@ -219,7 +231,16 @@ impl Batch {
     /// A [`ChunkError`](crate::codec::ChunkError), as for any other decoder; Io if the kernel did
     /// not look at the item.
     pub fn outcome(&self, i: usize, statuses: &[u32]) -> Result<()> {
-        status::outcome(statuses.get(self.record_of[i]).copied().unwrap_or(0))
+        status::outcome(self.status(i, statuses))
+    }
+
+    /// Whether the kernels' loop for usual chunks has decoded a part of item `i`.
+    pub fn took_usual_path(&self, i: usize, statuses: &[u32]) -> bool {
+        status::took_usual_path(self.status(i, statuses))
+    }
+
+    fn status(&self, i: usize, statuses: &[u32]) -> u32 {
+        statuses.get(self.record_of[i]).copied().unwrap_or(0)
     }
 }
 

@@ -10,9 +10,14 @@
 // A chunk is untrusted. All reads are within its payload or SLACK bytes after it, all writes within
 // its output.
 
+#include "bf16.cuh"
 #include "elements.cuh"
+#include "hash.cuh"
 #include "parse.cuh"
 #include "symbols.cuh"
+
+// Bytes of shared memory for a warp: its ring, and later what its states carry.
+#define SCRATCH (RING + REPEATED)
 
 // Moves sparse planes to `block`, which starts with round `round`.
 __device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 block, u32 round,
@@ -61,11 +66,11 @@ __device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 
 
 // Decodes a chunk of `count` elements of WIDTH bytes. All threads of the warp must call this.
 template <int WIDTH>
-__device__ u32 decode(const Model model, const u8* classes, const u32* shared, const Payload& in,
-                      u32 count, u32* scratch, u8* out) {
-    const u32* tables = shared + SYMBOLS;
-    const u32* shapes = tables + model.table_count * TABLE;
-    Plane* planes = (Plane*)(scratch + CARRIED / 4);
+__device__ u32 decode(const Model model, const u8* classes, const Payload& in, u32 count,
+                      u32* scratch, u8* out) {
+    u32 tables = place_of(shared);
+    const u32* shapes = shared + model.table_count * (TABLE / 4);
+    Plane* planes = (Plane*)(scratch + SCRATCH / 4);
     u32 thread = threadIdx.x % WARP;
     u32 rounds = parts_of(count, LANES);
     // Blocks longer than the chunk need not be told apart.
@@ -90,17 +95,23 @@ __device__ u32 decode(const Model model, const u8* classes, const u32* shared, c
     u32 whole_rounds = (u64)out % (4 * (WIDTH < 4 ? WIDTH : 4)) == 0 ? count / LANES : 0;
     u32 column = 0;
     u32 round = 0;
+    u32 path = 0;
+    if constexpr (WIDTH == 2) {
+        if (is_usual_bf16(model, l, planes)) {
+            round = decode_bf16(model, tables, in, l, s, planes[0], block_rounds, whole_rounds,
+                                place_of(scratch), out);
+            if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
+            path = round > 0 ? USUAL_PATH : 0;
+        }
+    }
 #pragma unroll 1
-    for (u32 block = 0; round < rounds; block++) {
+    for (u32 block = round / block_rounds; round < rounds; block++) {
         if (l.sparse) {
             enter_block(planes, model.plane_count, in, block, round, block_rounds * LANES);
         }
-        u32 choice = l.coded && model.choices > 1
-                         ? in.byte(l.choices_at + block / 4) >> (block % 4 * 2) & 3
-                         : 0;
-        const u32* table = tables + choice * model.classes * TABLE;
-        const u32* mine[MINE] = {table, table, table, table};
-        u32 stop = least(rounds, round + block_rounds);
+        u32 table = table_of(model, tables, in, l, block);
+        u32 mine[MINE] = {table, table, table, table};
+        u32 stop = least(rounds, (block + 1) * block_rounds);
 #pragma unroll 1
         for (; round < stop; round++) {
             u32 bytes[WIDTH] = {};
@@ -115,7 +126,7 @@ __device__ u32 decode(const Model model, const u8* classes, const u32* shared, c
                     column += LANES;
                     if (column >= model.columns) column -= model.columns;
                 }
-                next_round(model, shared, s, round, count, mine, symbol_values);
+                next_round(model, s, round, count, mine, symbol_values);
                 if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
             }
             u32 elements[WIDTH];
@@ -131,12 +142,13 @@ __device__ u32 decode(const Model model, const u8* classes, const u32* shared, c
     }
     if (!l.coded) return DONE;
     status = finish(s, l.carrier != NONE);
-    if (status == DONE && l.carrier != NONE) {
+    if (status != DONE) return status;
+    if (l.carrier != NONE) {
         u32 shape = shapes[l.carrier];
         add_carried<WIDTH>(s, shape & 0xff, shape >> 8, l.carrier_stored, count, model.rotated,
                            scratch, out);
     }
-    return status;
+    return DONE | path;
 }
 
 // Copies a raw chunk: whole words of the output, and the bytes before and after them.
@@ -158,13 +170,12 @@ __device__ Payload payload_of(const Chunk& chunk, const u8* stored) {
     return {(const u32*)(begin & ~3ull), (u32)(begin & 3), chunk.payload_len};
 }
 
-// Decodes the four chunks of a block, which have the same model. Shared memory holds the symbol
-// values, the tables and the shapes of the planes of the model, followed for each warp by CARRIED
-// bytes and the planes of its chunk.
+// Decodes the four chunks of a block, which have the same model. Shared memory holds the tables and
+// the shapes of the planes of the model, followed for each warp by SCRATCH bytes and the planes of
+// its chunk.
 template <int WIDTH>
 __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* models, u8* out,
                              u32* statuses) {
-    extern __shared__ __align__(16) u32 shared[];
     u32 warp = threadIdx.x / WARP;
     chunks += blockIdx.x * WARPS;
     const Model* model = (const Model*)(models + chunks[0].model);
@@ -176,20 +187,20 @@ __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* mo
     if (chunk.coding == NOTHING) return;
     u32 status = BAD_BATCH;
     if (chunk.coding == PLANES && chunk.model == chunks[0].model && model->width == WIDTH) {
-        u32 scratch_words = (CARRIED + model->plane_count * sizeof(Plane)) / 4;
+        u32 scratch_words = (SCRATCH + model->plane_count * sizeof(Plane)) / 4;
         u32* scratch = shared + shared_words + warp * scratch_words;
         const u8* classes = (const u8*)model + model->classes_at;
         u32 count = chunk.out_len / WIDTH;
         status = count == 0 || chunk.out_len % WIDTH != 0
                      ? BAD_LENGTH
-                     : decode<WIDTH>(*model, classes, shared, payload_of(chunk, stored), count,
-                                     scratch, out + chunk.out);
+                     : decode<WIDTH>(*model, classes, payload_of(chunk, stored), count, scratch,
+                                     out + chunk.out);
     }
     if (threadIdx.x % WARP == 0) statuses[blockIdx.x * WARPS + warp] = status;
 }
 
-// The kernels: one for each element width, so that none needs the registers of another, and one for
-// raw chunks.
+// The kernels: one for each element width, so that none needs the registers of another, one for raw
+// chunks, and one that compares checksums of what the others have decoded.
 
 #define KERNEL(name) \
     extern "C" __global__ void __launch_bounds__(WARP * WARPS) \
@@ -209,4 +220,17 @@ KERNEL(bszfs_copy) {
                      ? copy(payload_of(chunk, stored), chunk.out_len, out + chunk.out)
                      : BAD_BATCH;
     if (threadIdx.x % WARP == 0) statuses[id] = status;
+}
+
+KERNEL(bszfs_check) {
+    (void)stored;
+    (void)models;
+    u32 id = blockIdx.x * WARPS + threadIdx.x / WARP;
+    const Chunk chunk = chunks[id];
+    if (chunk.coding == NOTHING || !chunk.is_checked) return;
+    // All threads must have read the status before it is changed.
+    u32 status = __shfl_sync(ALL, statuses[id], 0);
+    if ((status & 0xff) != DONE) return;
+    u64 found = hash(out + chunk.out, chunk.out_len);
+    if (threadIdx.x % WARP == 0 && found != chunk.checksum) statuses[id] = BAD_CHECKSUM;
 }

@@ -6,9 +6,11 @@
 use super::{
     Gpu,
     batch::{Batch, Item},
-    driver::{DeviceMemory, DevicePtr, PinnedMemory, Stream},
+    device::DevicePtr,
+    memory::{DeviceMemory, PinnedMemory},
     session::{Fill, Piece},
-    slot::{OVERHEAD, Slot, input_cost, output_cost},
+    slot::{OVERHEAD, Slot, Target, input_cost, output_cost},
+    stream::Stream,
 };
 use crate::error::Result;
 use std::{collections::HashSet, sync::Arc};
@@ -67,6 +69,10 @@ impl Transfer {
     }
 }
 
+/// Receives the number of a piece, its decoded bytes or what is wrong with it, and whether the
+/// kernels' loop for usual chunks has decoded it.
+pub type Take<'a> = dyn FnMut(usize, Result<&[u8]>, bool) -> Result<()> + 'a;
+
 /// Chunks on the device, with memory for their decoded bytes.
 pub struct Placed {
     slot: Slot,
@@ -86,26 +92,29 @@ impl Placed {
         self.slot.wait()
     }
 
-    /// Decodes all pieces `times` times.
+    /// Decodes all pieces `times` times, and compares their checksums if `checked`.
     ///
     /// # Errors
     /// Io if CUDA fails.
-    pub fn decode(&mut self, times: usize) -> Result<()> {
-        self.slot.repeat(&self.batch, times)
+    pub fn decode(&mut self, times: usize, checked: bool) -> Result<()> {
+        self.slot.repeat(&self.batch, times, checked)
     }
 
-    /// Passes the number and the decoded bytes of every piece to `take`.
+    /// Passes every piece to `take`.
     ///
     /// # Errors
-    /// Io if CUDA fails; corruption if a piece is damaged; any error of `take`.
-    pub fn results(&mut self, take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+    /// Io if CUDA fails; any error of `take`.
+    pub fn results(&mut self, take: &mut Take<'_>) -> Result<()> {
         let (statuses, _) = self.slot.results(&self.batch)?;
         let mut bytes = Vec::new();
         for (i, &(at, len)) in self.outs.iter().enumerate() {
-            self.batch.outcome(i, &statuses)?;
             bytes.resize(len, 0);
-            self.out.read(at, &mut bytes)?;
-            take(i, &bytes)?;
+            let outcome = self.batch.outcome(i, &statuses);
+            if outcome.is_ok() {
+                self.out.read(at, &mut bytes)?;
+            }
+            let usual = self.batch.took_usual_path(i, &statuses);
+            take(i, outcome.map(|()| &bytes[..]), usual)?;
         }
         Ok(())
     }
@@ -149,29 +158,32 @@ impl Gpu {
         self.device.free_memory()
     }
 
-    /// Uploads `pieces`, whose stored bytes `fill` writes.
+    /// Uploads and decodes `pieces`, whose stored bytes `fill` writes. Each is decoded to `skew`
+    /// bytes past a multiple of 256.
     ///
     /// # Errors
     /// As [`super::Session::decode`], and any error of `fill`.
-    pub fn place(&self, pieces: &[Piece], fill: &Fill<'_>) -> Result<Placed> {
+    pub fn place(&self, pieces: &[Piece], skew: usize, fill: &Fill<'_>) -> Result<Placed> {
         let (mut input, mut output, mut end) = (OVERHEAD, OVERHEAD, 0);
         let mut models = HashSet::new();
         let mut outs = Vec::with_capacity(pieces.len());
         let items: Vec<Item<'_>> = pieces
             .iter()
             .map(|p| {
-                let item = p.item(end);
+                let at = end + skew;
+                let item = p.item(at);
                 let first = p.model.as_ref().is_some_and(|m| models.insert(Arc::as_ptr(m)));
                 input += input_cost(&item, first);
                 output += output_cost(&item) - p.len.next_multiple_of(256);
-                outs.push((end, p.len));
-                end = (end + p.len).next_multiple_of(256);
+                outs.push((at, p.len));
+                end = (at + p.len).next_multiple_of(256);
                 item
             })
             .collect();
         let batch = Batch::new(&items)?;
         let out = Arc::new(DeviceMemory::new(&self.device, end)?);
-        let mut slot = Slot::new(&self.device, input, output, Some((Arc::clone(&out), 0)))?;
+        let target = Target::Memory(Arc::clone(&out), 0);
+        let mut slot = Slot::new(&self.device, input, output, target)?;
         slot.fill(&batch, items.len(), fill)?.into_iter().collect::<Result<()>>()?;
         slot.start(&batch)?;
         slot.wait()?;

@@ -6,16 +6,20 @@
 
 pub mod batch;
 
-mod driver;
+mod device;
+mod loader;
 mod measure;
+mod memory;
 mod model;
 mod resident;
 mod session;
 mod slot;
 mod status;
+mod stream;
 
 pub use batch::supports;
-pub use measure::{Placed, Transfer};
+pub use loader::{Loader, MIN_STAGING, Part};
+pub use measure::{Placed, Take, Transfer};
 pub use resident::Resident;
 pub use session::{Deliver, Fill, MIN_MEMORY, Piece, Session};
 
@@ -27,16 +31,22 @@ pub const DEFAULT_MEMORY: usize = 256 << 20;
 
 /// A GPU that is ready for use. It holds no memory except the driver's own.
 pub struct Gpu {
-    device: Arc<driver::Device>,
+    device: Arc<device::Device>,
 }
 
 impl Gpu {
-    /// Opens the first GPU.
+    /// Opens the GPU with this number, as the driver counts those that `CUDA_VISIBLE_DEVICES`
+    /// leaves; the first one is 0.
     ///
     /// # Errors
-    /// Invalid argument if there is no driver or no GPU; Io if the driver cannot use it.
-    pub fn open() -> Result<Self> {
-        Ok(Self { device: driver::Device::open()? })
+    /// Invalid argument if there is no driver or no such GPU; Io if the driver cannot use it.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        Ok(Self { device: device::Device::open(ordinal)? })
+    }
+
+    /// The number with which it was opened.
+    pub fn ordinal(&self) -> u32 {
+        self.device.ordinal()
     }
 
     /// The GPU's name, for users.
@@ -51,6 +61,15 @@ impl Gpu {
     /// Invalid argument if that is less than [`MIN_MEMORY`]; Io if the memory cannot be allocated.
     pub fn session(&self, memory: usize) -> Result<Session> {
         Session::new(&self.device, memory)
+    }
+
+    /// A loader, which decodes into device memory of its caller. It takes `staging` bytes of the
+    /// device and about half as many of the host.
+    ///
+    /// # Errors
+    /// Invalid argument if that is less than [`MIN_STAGING`]; Io if the memory cannot be allocated.
+    pub fn loader(&self, staging: usize) -> Result<Loader> {
+        Loader::new(&self.device, staging)
     }
 
     /// Decodes all of `archive` into device memory. `decoder` decodes the chunks that the kernels

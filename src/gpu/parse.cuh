@@ -20,12 +20,14 @@ typedef unsigned long long u64;
 #define GROUP 64u
 // Bytes that the final states carry.
 #define CARRIED 256u
-#define SYMBOLS 64u
-// Words of a table: both frequencies of each bucket, then everything else about each bucket.
-#define TABLE 128u
+// Bytes of a table: a word for each of 64 buckets, and a word for each of 64 symbols. See `step`.
+#define TABLE 512u
+#define SYMBOLS_AT 256u
+
+extern __shared__ __align__(512) u32 shared[];
 
 // The outcome of a chunk, as src/gpu/status.rs reads it. 0, the initial value, means that no kernel
-// has looked at the chunk.
+// has looked at the chunk. USUAL_PATH is added if the loop for usual chunks has decoded a part.
 enum Status : u32 {
     DONE = 1,
     SHORT,
@@ -40,9 +42,11 @@ enum Status : u32 {
     BAD_END,
     ESCAPES_LEFT,
     BAD_LENGTH,
+    BAD_CHECKSUM,
     // A bug of the host.
     BAD_BATCH,
 };
+#define USUAL_PATH 0x100u
 
 // NOTHING pads the chunks of a launch to a multiple of four.
 enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
@@ -50,21 +54,27 @@ enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
 // A chunk of a batch. Chunks whose numbers differ only in the last two bits have the same model, or
 // none.
 struct Chunk {
-    // Positions in bytes: among the stored bytes, in the output, and among the models.
+    // Positions in bytes: among the stored bytes, in the output (addresses, if that is null), and
+    // among the models.
     u64 payload, out, model;
+    // Of the decoded bytes.
+    u64 checksum;
     u32 payload_len, out_len;
     u32 coding;
-    u32 reserved;
+    // Whether `bszfs_check` compares the checksum.
+    u32 is_checked;
 };
 
 // A model, as src/gpu/model.rs writes it.
 struct Model {
     u32 width, rotated, symbol_bits, plane_count;
     u32 block, columns, classes, choices;
-    u32 escape;
-    // Words that follow this struct and that a block keeps in shared memory: the symbol values of
-    // all SYMBOLS, left-aligned in 16 bits; the tables; for each plane its number of bits, in the
-    // low byte, and its lowest bit, in the byte above; zeros up to a multiple of 16 bytes.
+    // Whether elements are cut as `decode_bf16` expects: then symbol values in the tables are
+    // rotated right by one bit, like the elements.
+    u32 is_usual_bf16;
+    // Words that follow this struct and that a block keeps in shared memory: the tables; for each
+    // plane its number of bits, in the low byte, and its lowest bit, in the byte above; zeros up to
+    // a multiple of 16 bytes.
     u32 shared_words;
     // The position of the classes of the columns, one byte each, from the start of the model. The
     // classes of the first columns are repeated at the end.

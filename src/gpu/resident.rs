@@ -1,20 +1,20 @@
 //! A whole original in device memory: stored bytes are uploaded and decoded there.
 
+#![allow(unsafe_code)]
+
 use super::{
-    batch::{Batch, Item, supports},
-    driver::{Device, DeviceMemory, DevicePtr},
-    slot::{OVERHEAD, Slot, input_cost},
+    device::{Device, DevicePtr},
+    loader::{Loader, Part},
+    memory::DeviceMemory,
 };
 use crate::{
-    codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
+    codec::{ChunkDecoder, verify_checksum},
     error::{Context, Error, Result},
     format::{Header, Tensor},
-    read::{Archive, Scratch, header},
+    read::{Archive, header},
 };
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
-/// Batches in flight at the same time.
-const SLOTS: usize = 2;
 /// The alignment of the tensors' data in device memory, in bytes.
 const ALIGN: usize = 256;
 
@@ -27,24 +27,10 @@ pub struct Resident {
     len: usize,
 }
 
-/// A chunk of the archive to upload.
-struct Chunk {
-    id: usize,
-    model: Option<Arc<EntropyModel>>,
-    /// The coding of what is uploaded: the stored bytes, or decoded ones if the kernels do not
-    /// support the coding.
-    coding: Coding,
-    stored_len: usize,
-    len: usize,
-    at: usize,
-}
-
 impl Resident {
     /// Decodes all of `archive` into device memory, with `staging` bytes more in the meantime. The
-    /// header, and chunks that the kernels do not support, are decoded by `decoder`.
-    ///
-    /// The kernels check the structure of chunks, but not the checksums of decoded bytes; see
-    /// [`Resident::verify`].
+    /// header, and chunks that the kernels do not support, are decoded by `decoder`. The checksums
+    /// of all chunks are compared on the device.
     ///
     /// # Errors
     /// Io if CUDA or a read fails; corruption, naming the chunk, if one is damaged.
@@ -61,45 +47,12 @@ impl Resident {
             (header.data_start as usize).next_multiple_of(ALIGN) - header.data_start as usize;
         let memory = Arc::new(DeviceMemory::new(device, before + len)?);
         let resident = Self { memory, before, header, len };
-        resident.fill(device, archive, decoder, staging / SLOTS)?;
+        let mut loader = Loader::new(device, staging)?;
+        let whole = Part { start: 0, len: len as u64, address: resident.address() };
+        // SAFETY: the memory was allocated above, and nothing else uses it.
+        let outcomes = unsafe { loader.decode(archive, decoder, &[whole], None) }?;
+        outcomes.into_iter().collect::<Result<()>>()?;
         Ok(resident)
-    }
-
-    fn fill(
-        &self,
-        device: &Arc<Device>,
-        archive: &Archive,
-        decoder: &dyn ChunkDecoder,
-        room: usize,
-    ) -> Result<()> {
-        let target = || Some((Arc::clone(&self.memory), self.before));
-        // A status is four bytes; an item takes a few hundred bytes of the input.
-        let statuses = room / 16;
-        let mut slots = (0..SLOTS)
-            .map(|_| Slot::new(device, room, statuses, target()))
-            .collect::<Result<Vec<_>>>()?;
-        let mut in_flight: Vec<Option<(Batch, Vec<Chunk>)>> = slots.iter().map(|_| None).collect();
-        let (mut next, mut turn) = (0, 0);
-        while next < archive.index().len() || in_flight.iter().any(Option::is_some) {
-            let slot = &mut slots[turn];
-            if let Some((batch, chunks)) = in_flight[turn].take() {
-                let (statuses, _) = slot.results(&batch)?;
-                for (i, chunk) in chunks.iter().enumerate() {
-                    batch.outcome(i, &statuses).about(format_args!("chunk {}", chunk.id))?;
-                }
-            }
-            let chunks = gather(archive, &mut next, room)?;
-            if !chunks.is_empty() {
-                let items: Vec<Item<'_>> = chunks.iter().map(Chunk::item).collect();
-                let batch = Batch::new(&items)?;
-                let fill = |i: usize, payload: &mut [u8]| chunks[i].fill(archive, decoder, payload);
-                slot.fill(&batch, chunks.len(), &fill)?.into_iter().collect::<Result<()>>()?;
-                slot.start(&batch)?;
-                in_flight[turn] = Some((batch, chunks));
-            }
-            turn = (turn + 1) % SLOTS;
-        }
-        Ok(())
     }
 
     /// The device address of the original's first byte.
@@ -135,7 +88,7 @@ impl Resident {
     }
 
     /// Downloads everything and compares it with the checksums of `archive`, which it was loaded
-    /// from.
+    /// from. Loading has compared them on the device; this also covers what happened since.
     ///
     /// # Errors
     /// As [`Resident::read`]; corruption, naming the chunk, if one does not match.
@@ -149,57 +102,4 @@ impl Resident {
         }
         Ok(())
     }
-}
-
-impl Chunk {
-    fn new(archive: &Archive, id: usize) -> Result<Self> {
-        let c = archive.index().chunk(id)?;
-        let (coding, stored_len) = if supports(c.coding) {
-            (c.coding, c.stored_len as usize)
-        } else {
-            (Coding::Raw, c.len())
-        };
-        let model = archive.model_of(&c)?;
-        Ok(Self { id, model, coding, stored_len, len: c.len(), at: c.original.start as usize })
-    }
-
-    fn item(&self) -> Item<'_> {
-        Item {
-            coding: self.coding,
-            model: self.model.as_deref(),
-            stored_len: self.stored_len,
-            len: self.len,
-            out: self.at,
-        }
-    }
-
-    fn fill(
-        &self,
-        archive: &Archive,
-        decoder: &dyn ChunkDecoder,
-        payload: &mut [u8],
-    ) -> Result<()> {
-        if supports(archive.index().chunk(self.id)?.coding) {
-            archive.read_stored(self.id, payload)
-        } else {
-            archive.read_chunk(self.id, decoder, &mut Scratch::default(), payload)
-        }
-    }
-}
-
-/// The chunks from `next` that fit into `room` bytes, but at least one. Moves `next` past them.
-fn gather(archive: &Archive, next: &mut usize, room: usize) -> Result<Vec<Chunk>> {
-    let (mut chunks, mut cost) = (Vec::new(), OVERHEAD);
-    let mut models = HashSet::new();
-    while *next < archive.index().len() {
-        let chunk = Chunk::new(archive, *next)?;
-        let first = chunk.model.as_ref().is_some_and(|m| models.insert(Arc::as_ptr(m)));
-        cost += input_cost(&chunk.item(), first);
-        if cost > room && !chunks.is_empty() {
-            break;
-        }
-        chunks.push(chunk);
-        *next += 1;
-    }
-    Ok(chunks)
 }

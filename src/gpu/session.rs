@@ -3,8 +3,8 @@
 
 use super::{
     batch::{Batch, Item, MAX_CHUNK},
-    driver::Device,
-    slot::{OVERHEAD, Slot, input_cost, output_cost},
+    device::Device,
+    slot::{OVERHEAD, Slot, Target, input_cost, output_cost},
 };
 use crate::{
     codec::{Coding, EntropyModel},
@@ -30,13 +30,22 @@ pub struct Piece {
     pub stored_len: usize,
     /// Decoded bytes.
     pub len: usize,
+    /// What the GPU compares the checksum of the decoded bytes with, if anything.
+    pub checksum: Option<u64>,
 }
 
 impl Piece {
     /// The piece at position `out` of an output.
     pub(super) fn item(&self, out: usize) -> Item<'_> {
         let (coding, model) = (self.coding, self.model.as_deref());
-        Item { coding, model, stored_len: self.stored_len, len: self.len, out }
+        Item {
+            coding,
+            model,
+            stored_len: self.stored_len,
+            len: self.len,
+            out,
+            checksum: self.checksum,
+        }
     }
 }
 
@@ -75,8 +84,9 @@ impl Session {
             return Err(Error::invalid(why).about("CUDA"));
         }
         let room = memory / (2 * SLOTS);
-        let slots =
-            (0..SLOTS).map(|_| Slot::new(device, room, room, None)).collect::<Result<_>>()?;
+        let slots = (0..SLOTS)
+            .map(|_| Slot::new(device, room, room, Target::Host))
+            .collect::<Result<_>>()?;
         Ok(Self { slots, room })
     }
 
@@ -158,7 +168,8 @@ mod tests {
 
     #[test]
     fn batches_stay_within_their_room() {
-        let piece = |len| Piece { coding: Coding::Raw, model: None, stored_len: len, len };
+        let piece =
+            |len| Piece { coding: Coding::Raw, model: None, stored_len: len, len, checksum: None };
         let pieces = vec![piece(1 << 18); 100];
         let count = fitting(&pieces, 4 << 20);
         assert!((14..=15).contains(&count), "{count}");

@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 
 use super::{
-    batch::{Batch, Item, RECORD},
-    driver::{Buffers, Device, DeviceMemory, DevicePtr, PinnedMemory, Stream},
+    batch::{Batch, CHECK, Item, RECORD},
+    device::{Device, DevicePtr},
+    memory::{DeviceMemory, PinnedMemory},
+    stream::{Buffers, Stream, StreamHandle},
 };
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -21,10 +23,19 @@ pub(super) struct Slot {
     output: PinnedMemory,
     device_input: DeviceMemory,
     device_output: DeviceMemory,
-    /// Where decoded bytes go if they stay on the device: memory, and the position in it.
-    target: Option<(Arc<DeviceMemory>, usize)>,
+    target: Target,
     /// Whether work of the stream may be in flight.
     busy: bool,
+}
+
+/// Where decoded bytes go.
+pub(super) enum Target {
+    /// To the slot's output, which is downloaded.
+    Host,
+    /// To this memory, from the given position.
+    Memory(Arc<DeviceMemory>, usize),
+    /// To the positions of the items, which are addresses.
+    Addresses,
 }
 
 /// Where the parts of a batch are in the input.
@@ -71,23 +82,39 @@ pub(super) fn output_cost(item: &Item<'_>) -> usize {
 pub(super) const OVERHEAD: usize = 4 * ALIGN;
 
 impl Slot {
-    /// A slot for batches that take up to `input` and `output` bytes. With a `target`, decoded
-    /// bytes go there, from the given position, and the output only holds statuses.
+    /// A slot for batches that take up to `input` and `output` bytes. Unless the target is the
+    /// host, the output only holds statuses.
     pub(super) fn new(
         device: &Arc<Device>,
         input: usize,
         output: usize,
-        target: Option<(Arc<DeviceMemory>, usize)>,
+        target: Target,
     ) -> Result<Self> {
-        Ok(Self {
+        let mut slot = Self {
             stream: Stream::new(device)?,
             input: PinnedMemory::new(device, input)?,
             output: PinnedMemory::new(device, output)?,
             device_input: DeviceMemory::new(device, input)?,
             device_output: DeviceMemory::new(device, output)?,
             target,
-            busy: false,
-        })
+            busy: true,
+        };
+        let (at, len) = (slot.device_output.ptr(), slot.device_output.len());
+        // The gaps between decoded chunks are downloaded, too. They would be what another program
+        // has left in this memory.
+        // SAFETY: the memory has this length, and is not freed before the stream is waited for.
+        unsafe { slot.stream.clear(at, len) }?;
+        slot.wait()?;
+        Ok(slot)
+    }
+
+    /// Starts nothing until `other` has done what it has to do at present.
+    ///
+    /// # Safety
+    /// As [`Stream::wait_for`].
+    pub(super) unsafe fn wait_for(&mut self, other: StreamHandle) -> Result<()> {
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.stream.wait_for(other) }
     }
 
     /// Fills in the payloads of a batch: `fill` gets the number and the buffer of each item.
@@ -129,6 +156,9 @@ impl Slot {
 
     /// Starts the batch that was filled in last: uploads it, decodes it, and downloads the statuses
     /// and, unless they stay on the device, the decoded bytes.
+    ///
+    /// If its items have addresses, the caller vouches for as many bytes there as they decode to,
+    /// until the slot is waited for.
     pub(super) fn start(&mut self, batch: &Batch) -> Result<()> {
         self.wait()?;
         let (buffers, returned) = self.buffers(batch)?;
@@ -147,8 +177,19 @@ impl Slot {
         }
     }
 
-    /// Decodes the batch that was started last again, `times` times, and waits.
-    pub(super) fn repeat(&mut self, batch: &Batch, times: usize) -> Result<()> {
+    /// Copies `len` bytes within device memory after what was started.
+    ///
+    /// # Safety
+    /// As [`Stream::copy`].
+    pub(super) unsafe fn copy(&mut self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<()> {
+        self.busy = true;
+        // SAFETY: the caller vouches for both.
+        unsafe { self.stream.copy(from, to, len) }
+    }
+
+    /// Decodes the batch that was started last again, `times` times, and waits. Checksums are
+    /// compared only if `checked`.
+    pub(super) fn repeat(&mut self, batch: &Batch, times: usize, checked: bool) -> Result<()> {
         self.wait()?;
         let (buffers, _) = self.buffers(batch)?;
         self.busy = true;
@@ -156,7 +197,9 @@ impl Slot {
         unsafe {
             self.stream.clear(buffers.statuses, statuses_len(batch))?;
             for launch in (0..times).flat_map(|_| batch.launches()) {
-                self.stream.launch(launch, buffers)?;
+                if checked || launch.width != CHECK {
+                    self.stream.launch(launch, buffers)?;
+                }
             }
             self.stream
                 .download(buffers.statuses, &mut self.output.bytes_mut()[..statuses_len(batch)])?;
@@ -170,12 +213,13 @@ impl Slot {
         let parts = Parts::new(batch);
         let (input, statuses) = (self.device_input.ptr(), self.device_output.ptr());
         let (out, room, returned) = match &self.target {
-            Some((memory, from)) => (
+            Target::Memory(memory, from) => (
                 memory.ptr() + *from as DevicePtr,
                 memory.len().saturating_sub(*from),
                 statuses_len(batch),
             ),
-            None => {
+            Target::Addresses => (0, usize::MAX, statuses_len(batch)),
+            Target::Host => {
                 let at = decoded_at(batch);
                 let room = self.device_output.len().saturating_sub(at);
                 (statuses + at as DevicePtr, room, at + batch.out_len())

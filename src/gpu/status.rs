@@ -5,12 +5,17 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
+/// Whether the loop for usual chunks has decoded a part of a chunk: `USUAL_PATH`.
+pub(super) fn took_usual_path(status: u32) -> bool {
+    status & 0x100 != 0
+}
+
 /// The outcome of a chunk, from the status that a kernel has written.
 ///
 /// # Errors
 /// Whatever is wrong with the chunk; Io if the kernel did not look at it.
 pub(super) fn outcome(status: u32) -> Result<()> {
-    let error = match status {
+    let error = match status & 0xff {
         1 => return Ok(()),
         2 => ChunkError::Truncated,
         3 => ChunkError::ReservedByte,
@@ -24,7 +29,8 @@ pub(super) fn outcome(status: u32) -> Result<()> {
         11 => ChunkError::StreamEnd,
         12 => ChunkError::UnusedEscapes,
         13 => ChunkError::WrongLength,
-        status => {
+        14 => ChunkError::Checksum,
+        _ => {
             let why = format!("the GPU did not decode a chunk (status {status})");
             return Err(Error::new(ErrorKind::Io, why));
         }

@@ -4,21 +4,75 @@
 
 #include "parse.cuh"
 
-__device__ u32 word_at(const u32* words, u32 bytes) {
-    return *(const u32*)((const u8*)words + bytes);
+// What C++ cannot say: shared memory by its own addresses of 32 bits, and predicates.
+#ifdef __CUDA_ARCH__
+__device__ u32 place_of(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+template <u32 OFFSET>
+__device__ u32 shared_word(u32 at) {
+    u32 x;
+    asm("ld.shared.u32 %0, [%1+%2];" : "=r"(x) : "r"(at), "n"(OFFSET));
+    return x;
+}
+__device__ u32 shared_half(u32 at) {
+    u16 x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(at) : "memory");
+    return x;
+}
+__device__ void put_shared(u32 at, uint2 x) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" : : "r"(at), "r"(x.x), "r"(x.y) : "memory");
+}
+// Two predicated instructions, where the compiler would branch or select.
+__device__ void take_other(u32 place, u32 bucket, u32 table, u32 one, u32& at, u32& number) {
+    asm("{ .reg .pred other;\n"
+        "setp.ge.u32 other, %2, %3;\n"
+        "@other prmt.b32 %0, %3, %4, 0x7652;\n"
+        "@other dp2a.lo.s32.u32 %1, %3, %5, %1; }"
+        : "+r"(at), "+r"(number)
+        : "r"(place), "r"(bucket), "r"(table), "r"(one));
+}
+#else
+inline u32 place_of(const void* at) { return (u32)((const u8*)at - (const u8*)shared); }
+template <u32 OFFSET>
+u32 shared_word(u32 at) {
+    return *(const u32*)((const u8*)shared + at + OFFSET);
+}
+inline u32 shared_half(u32 at) { return *(const u16*)((const u8*)shared + at); }
+inline void put_shared(u32 at, uint2 x) { *(uint2*)((u8*)shared + at) = x; }
+inline void take_other(u32 place, u32 bucket, u32 table, u32 one, u32& at, u32& number) {
+    if (place < bucket) return;
+    at = __byte_perm(bucket, table, 0x7652);
+    number += (u32)(int)(short)bucket * one;
+}
+#endif
+
+// The same value, of which the compiler does not know where it is from, so that it keeps it in a
+// register rather than computing it anew in every round. All threads of the warp must call this.
+__device__ u32 kept(u32 x) { return __shfl_sync(ALL, x, threadIdx.x % WARP); }
+
+// The word of a symbol, beside its value in the upper half.
+#define FREQUENCY 0x3fffu
+#define IS_ESCAPE 0x4000u
+
+// Decodes a symbol with the table at `table` in shared memory, a multiple of 256; the state may
+// need a word afterwards. Returns the word of the symbol.
+__device__ u32 step(u32 table, u32 ones, u32 one, u32& x) {
+    u32 at = (x >> 6 & 4 * 63) | table;
+    // From the top byte down: how many slots belong to the bucket's own symbol, four times the
+    // other symbol, and what to add to the place of a slot of that one.
+    u32 bucket = shared_word<0>(at);
+    u32 number = x & 255;
+    take_other(__funnelshift_l(ones, x, 24), bucket, table, one, at, number);
+    u32 symbol = shared_word<SYMBOLS_AT>(at);
+    x = (symbol & FREQUENCY) * (x >> PROB_BITS) + number;
+    return symbol;
 }
 
-// Decodes a symbol; the state may need a word afterwards. Returns four times the symbol.
-__device__ u32 step(const u32* table, u32& x) {
-    u32 bucket = x >> 6 & 4 * 63;
-    u32 frequencies = word_at(table, bucket);
-    u32 rest = word_at(table + SYMBOLS, bucket);
-    // The top byte is the number of slots that belong to the bucket's own symbol.
-    bool own = (x << 24 | 0xffffffu) < rest;
-    u32 frequency = own ? frequencies & 0xffff : frequencies >> 16;
-    u32 number = (x & 255) + (own ? 0 : (u32)(int)(short)rest);
-    x = frequency * (x >> PROB_BITS) + number;
-    return own ? bucket : __byte_perm(rest, 0, 0x4442);
+// The table of a block if there is one class, otherwise that of its first class.
+__device__ u32 table_of(const Model& model, u32 tables, const Payload& in, const Layout& l,
+                        u32 block) {
+    if (!l.coded || model.choices == 1) return tables;
+    u32 choice = in.byte(l.choices_at + block / 4) >> (block % 4 * 2) & 3;
+    return tables + choice * model.classes * TABLE;
 }
 
 // The position in a chunk's entropy-coded stream.
@@ -31,9 +85,11 @@ struct Stream {
     u32 states[MINE];
 };
 
-// How many of the warp's lanes that precede this thread's are set.
-__device__ u32 before(const bool (&mine)[MINE]) {
-    u32 below = (1u << threadIdx.x % WARP) - 1;
+// The threads of the warp that precede this one, as bits.
+__device__ u32 threads_below() { return (1u << threadIdx.x % WARP) - 1; }
+
+// How many of the lanes of the threads `below` this one are set.
+__device__ u32 before(const bool (&mine)[MINE], u32 below) {
     u32 count = 0;
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) count += __popc(__ballot_sync(ALL, mine[j]) & below);
@@ -46,7 +102,7 @@ __device__ void take_escapes(Stream& s, bool (&escaped)[MINE], u32 present, u32 
                              u32 (&symbol_values)[MINE]) {
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) escaped[j] &= j < present;
-    u32 at = s.escapes_taken + before(escaped);
+    u32 at = s.escapes_taken + before(escaped, threads_below());
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
         if (!escaped[j]) continue;
@@ -59,23 +115,22 @@ __device__ void take_escapes(Stream& s, bool (&escaped)[MINE], u32 present, u32 
 // Decodes round `round` of a chunk of `count` elements: the symbol values of this thread's
 // elements. More words or escapes may be taken than there are; the caller must check that before
 // the next round.
-__device__ void next_round(const Model& model, const u32* value_table, Stream& s, u32 round,
-                           u32 count, const u32* const (&tables)[MINE],
-                           u32 (&symbol_values)[MINE]) {
+__device__ void next_round(const Model& model, Stream& s, u32 round, u32 count,
+                           const u32 (&tables)[MINE], u32 (&symbol_values)[MINE]) {
     bool low[MINE];
     bool escaped[MINE];
     bool any = false;
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
-        u32 symbol = step(tables[j], s.states[j]);
-        symbol_values[j] = word_at(value_table, symbol);
+        u32 symbol = step(tables[j], ALL, 1, s.states[j]);
+        symbol_values[j] = symbol >> 16 << model.is_usual_bf16;
         low[j] = s.states[j] < STATE_LOW;
-        escaped[j] = symbol == 4 * model.escape;
+        escaped[j] = symbol & IS_ESCAPE;
         any |= escaped[j];
     }
     // Read a word whether or not it is taken. At most LANES words beyond the last one are read
     // before the check.
-    u32 at = s.words_taken + before(low);
+    u32 at = s.words_taken + before(low, threads_below());
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
         u32 filled = s.states[j] << 16 | __ldg(s.words + at);

@@ -181,12 +181,12 @@ fn control(
 fn use_gpu(prefetcher: &Prefetcher, o: &MountOptions) {
     match o.prefetch {
         Prefetch::Cuda => {
-            if let Err(e) = crate::readahead::use_gpu(prefetcher, o.gpu_memory) {
+            if let Err(e) = crate::readahead::use_gpu(prefetcher, o.gpu, o.gpu_memory) {
                 log::warn!("{e}; the CPU decodes layers instead");
             }
         }
         Prefetch::Auto => {
-            if let Err(e) = crate::readahead::use_faster_gpu(prefetcher, o.gpu_memory) {
+            if let Err(e) = crate::readahead::use_faster_gpu(prefetcher, o.gpu, o.gpu_memory) {
                 log::debug!("no GPU is searched for: {e}");
             }
         }

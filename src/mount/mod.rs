@@ -141,6 +141,8 @@ pub struct MountOptions {
     pub prefetch: Prefetch,
     /// GPU memory to use for that, in bytes.
     pub gpu_memory: u64,
+    /// Which GPU to use for it, as the CUDA driver counts them.
+    pub gpu: u32,
     /// Whether users other than the one who mounts may access the mount.
     pub allow_other: bool,
     /// Where to serve metrics for Prometheus.

@@ -17,8 +17,11 @@ use std::{
 
 /// How long a reader waits without progress until the chunks are reclaimed.
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same if no reader waits: the first call initializes a driver, which takes seconds.
+/// The same if no reader waits.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long to wait for the device to get ready. No reader waits for that. The cores decode what is
+/// requested later, until it is.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often to check for progress.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -27,14 +30,23 @@ pub trait OffloadDecoder: Send + Sync {
     /// How many bytes to request at a time; 0 once the device cannot be used any more.
     fn piece(&self) -> u64;
 
+    /// Whether chunks would be decoded at once. If not, none are claimed for this device.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Get ready: initialize drivers, allocate memory. That may take seconds.
+    fn prepare(&self) {}
+
     /// Decode chunks. The cache decodes those that are not supplied, or not in time.
     fn decode(&self, chunks: &[PendingChunk]);
 
-    /// Nothing is requested at present: release resources.
+    /// Nothing has been requested for another second: release resources.
     fn release(&self);
 }
 
 enum Work {
+    Prepare,
     Decode(Arc<[PendingChunk]>),
     Release,
 }
@@ -44,9 +56,24 @@ pub(super) struct Offload {
     work: Sender<Work>,
     /// Receives a message after each [`Work::Decode`].
     finished: Mutex<Receiver<()>>,
-    /// The last value of [`OffloadDecoder::piece`].
-    piece: Arc<AtomicU64>,
+    state: Arc<State>,
     timed_out: AtomicBool,
+}
+
+/// The last answers of an [`OffloadDecoder`].
+#[derive(Default)]
+struct State {
+    piece: AtomicU64,
+    is_ready: AtomicBool,
+    /// Whether it was told to get ready, and has not finished.
+    is_preparing: AtomicBool,
+}
+
+impl State {
+    fn update(&self, decoder: &dyn OffloadDecoder) {
+        self.piece.store(decoder.piece(), Ordering::Relaxed);
+        self.is_ready.store(decoder.is_ready(), Ordering::Relaxed);
+    }
 }
 
 impl Offload {
@@ -57,11 +84,18 @@ impl Offload {
     pub(super) fn start(decoder: Box<dyn OffloadDecoder>) -> Result<Self> {
         let (work, received) = channel();
         let (finish, finished) = channel();
-        let piece = Arc::new(AtomicU64::new(decoder.piece()));
-        let latest = Arc::clone(&piece);
+        let state = Arc::<State>::default();
+        state.update(&*decoder);
+        let latest = Arc::clone(&state);
         let serve = move || {
             for work in received {
                 let decoded = match work {
+                    Work::Prepare => {
+                        decoder.prepare();
+                        latest.update(&*decoder);
+                        latest.is_preparing.store(false, Ordering::Relaxed);
+                        false
+                    }
                     Work::Decode(chunks) => {
                         decoder.decode(&chunks);
                         true
@@ -71,7 +105,7 @@ impl Offload {
                         false
                     }
                 };
-                latest.store(decoder.piece(), Ordering::Relaxed);
+                latest.update(&*decoder);
                 if decoded && finish.send(()).is_err() {
                     return;
                 }
@@ -79,7 +113,7 @@ impl Offload {
         };
         thread::Builder::new().name("bsz-offload".into()).spawn(serve).about("decode threads")?;
         let (finished, timed_out) = (Mutex::new(finished), AtomicBool::new(false));
-        Ok(Self { work, finished, piece, timed_out })
+        Ok(Self { work, finished, state, timed_out })
     }
 
     /// Whether the device can be used and has always responded in time.
@@ -89,11 +123,26 @@ impl Offload {
 
     /// How many bytes to request at a time.
     pub(super) fn piece(&self) -> u64 {
-        self.piece.load(Ordering::Relaxed)
+        self.state.piece.load(Ordering::Relaxed)
+    }
+
+    /// Whether the device is ready, or gets ready in time. If not, it continues to get ready, and
+    /// the caller does without it.
+    pub(super) fn prepare(&self) -> bool {
+        let is_ready = || self.state.is_ready.load(Ordering::Relaxed);
+        if !is_ready() && !self.state.is_preparing.swap(true, Ordering::Relaxed) {
+            let (begun, _) = (Instant::now(), self.work.send(Work::Prepare));
+            while !is_ready() && self.is_usable() && begun.elapsed() < PREPARE_TIMEOUT {
+                thread::sleep(CHECK_INTERVAL);
+            }
+        }
+        is_ready()
     }
 
     /// Nothing is requested at present.
     pub(super) fn release(&self) {
+        // What is requested next comes after this, and finds the device as it is then.
+        self.state.is_ready.store(false, Ordering::Relaxed);
         // If the thread has ended, there is nothing to release.
         let _ = self.work.send(Work::Release);
     }

@@ -93,9 +93,10 @@ impl Shared {
                 continue;
             }
             cache.wait_until_idle();
-            let piece = self.offload().map_or(PIECE, Offload::piece);
+            let offload = self.offload().filter(|offload| offload.prepare());
+            let piece = offload.map_or(PIECE, Offload::piece);
             let Some(request) = self.queue.pop(piece) else { continue };
-            if !self.prefetch(&cache, &request) {
+            if !self.prefetch(&cache, offload, &request) {
                 // The cache has no room until the readers proceed, and request anew.
                 self.queue.clear();
             }
@@ -117,11 +118,16 @@ impl Shared {
 
     /// Decode the chunks of a request, and warm the page cache with them; `false` if the cache had
     /// no room for all of them.
-    fn prefetch(&self, cache: &ChunkCache, request: &PrefetchRequest) -> bool {
+    fn prefetch(
+        &self,
+        cache: &ChunkCache,
+        offload: Option<&Offload>,
+        request: &PrefetchRequest,
+    ) -> bool {
         let file = &request.file;
         let ids = chunks_of(file, &request.range);
         let ids = cache.candidates().among(file, ids);
-        let claimed = match self.offload() {
+        let claimed = match offload {
             None => cache.prefetch(file, &ids),
             Some(offload) => {
                 let (pending, claimed) = cache.prefetch_pending(file, &ids);

@@ -14,12 +14,16 @@
 // How many bytes past a payload may be read, as in src/gpu/batch.rs.
 static const size_t SLACK = 272;
 
+// The width of the launch that compares checksums, as in src/gpu/batch.rs.
+static const u64 CHECK = 255;
+
 struct Launch {
     u64 width, first, blocks, shared_len;
 };
 
 static void launch(const Launch& l, Arguments a) {
-    a.kernel = l.width == 0   ? bszfs_copy
+    a.kernel = l.width == CHECK ? bszfs_check
+               : l.width == 0 ? bszfs_copy
                : l.width == 1 ? bszfs_decode_1
                : l.width == 2 ? bszfs_decode_2
                : l.width == 4 ? bszfs_decode_4

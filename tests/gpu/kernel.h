@@ -6,7 +6,7 @@
 
 #include "../../src/gpu/kernel.cu"
 
-alignas(16) unsigned shared[64 << 8];
+alignas(512) unsigned shared[64 << 8];
 
 typedef void (*Kernel)(const Chunk*, const u8*, const u8*, u8*, u32*);
 

@@ -22,6 +22,7 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #define __global__
 #define __device__
 #define __shared__
+#define __constant__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(n)
 
@@ -198,4 +199,10 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
         x |= (unsigned)(bytes >> (8 * (which >> (4 * i) & 7)) & 255) << (8 * i);
     }
     return x;
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+    return (unsigned)(((uint64_t)high << 32 | low) << (by % 32) >> 32);
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
 }

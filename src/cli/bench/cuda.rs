@@ -31,6 +31,8 @@ pub struct Figures {
     device_copy_gbs: f64,
     /// From device memory to device memory.
     resident_gbs: f64,
+    /// The same, with checksums compared on the device.
+    checked_gbs: f64,
     /// From host memory to device memory, decoded there.
     to_device_gbs: f64,
     /// From host memory to host memory, with checksums verified.
@@ -68,12 +70,13 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
     let copies = copies(gpu, &chunks, seconds)?;
 
     bar.say("on the device");
-    let mut placed = gpu.place(&pieces, &fill)?;
-    placed.results(&mut |i, decoded| chunks[i].verify(decoded))?;
-    let resident_gbs = best(bytes, seconds, |times| placed.decode(times))?;
+    let mut placed = gpu.place(&pieces, 0, &fill)?;
+    placed.results(&mut |i, decoded, _| chunks[i].verify(decoded?))?;
+    let resident_gbs = best(bytes, seconds, |times| placed.decode(times, false))?;
+    let checked_gbs = best(bytes, seconds, |times| placed.decode(times, true))?;
     let to_device_gbs = best(bytes, seconds, |times| placed.upload_and_decode(times))?;
     // Once more, since a rate counts only if what was decoded so fast is right.
-    placed.results(&mut |i, decoded| chunks[i].verify(decoded))?;
+    placed.results(&mut |i, decoded, _| chunks[i].verify(decoded?))?;
     drop(placed);
 
     bar.say("to the host");
@@ -98,6 +101,7 @@ pub fn figures(gpu: &Gpu, archive: &Archive, seconds: f64, bar: &Bar) -> Result<
         download_gbs: copies.down,
         device_copy_gbs: copies.across,
         resident_gbs,
+        checked_gbs,
         to_device_gbs,
         to_host_gbs,
     })
@@ -151,6 +155,7 @@ fn piece(chunk: &Chunk) -> Piece {
         model: model.cloned(),
         stored_len: payload.len(),
         len: chunk.stored.decoded_len(),
+        checksum: Some(chunk.checksum),
     }
 }
 
@@ -164,6 +169,7 @@ impl Figures {
         let rows = [
             header,
             row("decode, device memory to device memory", self.resident_gbs, None),
+            row("the same, with checksums compared", self.checked_gbs, None),
             row("decode, host memory to device memory", self.to_device_gbs, None),
             row("decode, host memory to host memory", self.to_host_gbs, Some(self.download_gbs)),
             row("upload", self.upload_gbs, None),

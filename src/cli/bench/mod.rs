@@ -56,6 +56,10 @@ pub struct BenchArgs {
     #[cfg(feature = "cuda")]
     #[arg(long)]
     cuda: bool,
+    /// Use this GPU, as the CUDA driver counts them
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "cuda")]
+    gpu: u32,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -125,7 +129,7 @@ pub fn bench(args: BenchArgs, quiet: bool) -> Result<()> {
     #[cfg(feature = "cuda")]
     if args.cuda {
         // First, so that a missing GPU is reported at once.
-        let gpu = crate::gpu::Gpu::open()?;
+        let gpu = crate::gpu::Gpu::open(args.gpu)?;
         let bar = Bar::new(quiet);
         let (archive, _) = open(&args.file, &pool(*args.threads().last().unwrap_or(&1))?, &bar)?;
         let figures = cuda::figures(&gpu, &archive, args.seconds, &bar);

@@ -1,0 +1,149 @@
+//! Mounts whose layers a GPU decodes ahead stay correct whatever the GPU does: a stand-in for the
+//! driver (`tests/gpu/driver.cpp`) fails and hangs.
+
+#![cfg(feature = "cuda")]
+
+mod common;
+
+#[path = "gpu/fake.rs"]
+#[expect(dead_code, reason = "mounts are processes of their own")]
+mod fake;
+
+use common::mounts::{Mount, Rig, bsz, mount_test, wait_for};
+use common::samples::{Fill, matrices, tensor};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Layers of the model, and bytes of each.
+const LAYERS: usize = 14;
+const LAYER: usize = 1 << 20;
+
+/// A packed model of one shard, and its original.
+fn model(rig: &Rig) -> (PathBuf, Vec<u8>) {
+    let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
+    let names: Vec<_> = (0..LAYERS).map(|i| format!("model.layers.{i}.weight")).collect();
+    // Raw chunks, which the stand-in driver decodes quickly on the busiest machine.
+    let layer = |i: usize| tensor("U8", LAYER, Fill::Noise, i as u64);
+    let mut tensors: Vec<_> =
+        names.iter().enumerate().map(|(i, name)| (&name[..], "U8", None, layer(i))).collect();
+    // Something for which it is worth packing.
+    tensors.push(("norm", "BF16", None, tensor("BF16", 4 << 20, Fill::Constant, 1)));
+    let bytes = matrices(&tensors);
+    std::fs::write(plain.join("model.safetensors"), &bytes).expect("written");
+    bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
+    (packed, bytes)
+}
+
+/// Read the layers one by one, with pauses, and compare them with the original.
+fn read_layers(mount: &Mount, expected: &[u8]) {
+    let file = File::open(mount.path("model.safetensors")).expect("opens");
+    let begin = 8 + u64::from_le_bytes(expected[..8].try_into().expect("eight bytes")) as usize;
+    for layer in 0..LAYERS {
+        let at = begin + layer * LAYER;
+        let mut out = vec![0; LAYER];
+        file.read_exact_at(&mut out, at as u64).expect("read");
+        assert!(out == expected[at..][..LAYER], "layer {layer} differs");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// Mount with the stand-in driver and this variable.
+fn mounted(rig: &Rig, packed: &Path, name: &str, prefetch: &str, variable: (&str, &str)) -> Mount {
+    let library = fake::driver().expect("built");
+    let args = ["--cache-size", "512MiB", "--prefetch", prefetch, "--gpu-memory", "40MiB"];
+    let environment = [
+        ("LD_LIBRARY_PATH", library),
+        (variable.0, Path::new(variable.1)),
+        ("BSZ_LOG", Path::new("info,bszfs::readahead=debug")),
+    ];
+    rig.mount_with(packed, name, &args, &environment)
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs() {
+    mount_test(|rig| {
+        if fake::driver().is_none() {
+            return;
+        }
+        let (packed, bytes) = model(rig);
+        for (name, call, said) in [
+            // While it is opened, and while it gets ready: no chunk is claimed.
+            ("open", "cuInit:1", "the driver does not respond"),
+            ("ready", "cuMemHostAlloc:1", ""),
+            // While it decodes. The four before clear the memory of the slots.
+            ("decode", "cuStreamSynchronize:5", "does not respond"),
+            ("launch", "cuLaunchKernel:1", "does not respond"),
+        ] {
+            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_HANG", call));
+            read_layers(&mount, &bytes);
+            let all_said = || mount.log().contains(said);
+            wait_for(&format!("{call}: {said:?} in the log"), all_said);
+        }
+    });
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails() {
+    mount_test(|rig| {
+        if fake::driver().is_none() {
+            return;
+        }
+        let (packed, bytes) = model(rig);
+        for (name, call) in [
+            ("open", "cuModuleLoadData:1"),
+            ("ready", "cuMemAlloc_v2:3"),
+            ("upload", "cuMemcpyHtoDAsync_v2:1"),
+            ("download", "cuMemcpyDtoHAsync_v2:1"),
+            ("wait", "cuStreamSynchronize:5"),
+        ] {
+            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_FAIL", call));
+            read_layers(&mount, &bytes);
+            wait_for(&format!("{call}: the error in the log"), || mount.log().contains("CUDA: "));
+        }
+    });
+}
+
+#[test]
+fn an_idle_gpu_is_given_back_and_opened_again() {
+    mount_test(|rig| {
+        if fake::driver().is_none() {
+            return;
+        }
+        let (packed, bytes) = model(rig);
+        let mount = mounted(rig, &packed, "view", "cuda", ("BSZ_FAKE_NONE", ""));
+        let decoded = || mount.log().matches("the GPU decoded").count();
+        read_layers(&mount, &bytes);
+        wait_for("the GPU to decode something", || decoded() > 0);
+        let before = decoded();
+        // That takes 30 seconds, and there is only so much patience for one step.
+        std::thread::sleep(Duration::from_secs(20));
+        wait_for("the context to be given back", || {
+            mount.log().contains("is not needed at present")
+        });
+        bsz([Path::new("cache"), Path::new("drop"), &rig.path("view")]);
+        read_layers(&mount, &bytes);
+        wait_for("the GPU to decode again", || decoded() > before);
+    });
+}
+
+#[test]
+fn auto_compares_the_gpu_with_the_cores_or_does_without() {
+    mount_test(|rig| {
+        if fake::driver().is_none() {
+            return;
+        }
+        let (packed, bytes) = model(rig);
+        for (name, variable) in
+            [("works", ("BSZ_FAKE_NONE", "")), ("hangs", ("BSZ_FAKE_HANG", "cuInit:1"))]
+        {
+            let mount = mounted(rig, &packed, name, "auto", variable);
+            read_layers(&mount, &bytes);
+            // Nobody has asked for a GPU, so that nothing is said about it.
+            assert!(!mount.log().contains("WARN"), "{}", mount.log());
+        }
+    });
+}
