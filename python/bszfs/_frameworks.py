@@ -32,7 +32,8 @@ _NAMES = {
 
 def parse_framework(name: Any) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"argument 'framework': '{type(name).__name__}' is not a 'str'")
+        kind = type(name).__name__
+        raise TypeError(f"argument 'framework': '{kind}' object is not an instance of 'str'")
     if name not in _NAMES:
         raise SafetensorError(f"framework {name} is invalid")
     return _NAMES[name]
@@ -51,12 +52,20 @@ def parse_device(device: Any) -> str | int:
         return device if device in ("cpu", "mps") else f"{device}:0"
     if kind in (*_ACCELERATORS, "mps") and ":" not in index:
         if kind == "mps":
-            if int(index) != 0:
+            if _index(index) != 0:
                 why = "only mps or mps:0 is supported"
                 raise SafetensorError(f"device {device} is invalid: {why}")
             return "mps"
-        return f"{kind}:{int(index)}"
+        return f"{kind}:{_index(index)}"
     raise SafetensorError(f"device {device} is invalid")
+
+
+def _index(text: str) -> int:
+    if not text:
+        raise ValueError("cannot parse integer from empty string")
+    if not (text.isascii() and text.removeprefix("+").isdigit()):
+        raise ValueError("invalid digit found in string")
+    return int(text)
 
 
 def parse_backend(backend: Any) -> str:

@@ -48,7 +48,7 @@ class Opened:
         return load(self.archive, infos, self.framework)
 
     def batches(self, size: int) -> Iterator[list[TensorInfo]]:
-        """All tensors in the order of their data, in groups of no more than `size` bytes, or one."""
+        """All tensors in the order of their data, in groups of up to `size` bytes, or of one."""
         batch: list[TensorInfo] = []
         total = 0
         for info in self.infos.values():

@@ -19,6 +19,8 @@ opened = collections.Counter()
 
 class PackedOpen(bszfs.safe_open):
     def __new__(cls, filename, *args, **options):
+        if not os.path.exists(filename):
+            return bszfs.safe_open(filename, *args, **options)
         with tempfile.TemporaryDirectory() as tmp:
             archive = os.path.join(tmp, "packed.bsz")
             bszfs.pack(os.path.abspath(filename), archive)
