@@ -24,7 +24,6 @@ mod report;
 mod size;
 mod status;
 mod store;
-mod tree;
 mod umount;
 mod unpack;
 mod warm;
@@ -32,6 +31,7 @@ mod warm;
 use crate::error::{Error, Result};
 use crate::escape;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -101,12 +101,17 @@ pub fn command() -> clap::Command {
 
 /// Run the program on the process's arguments.
 pub fn main() -> ExitCode {
+    run(std::env::args_os().collect()).into()
+}
+
+/// Run the program on these arguments, of which the first is its name. Returns the exit code.
+pub fn run(arguments: Vec<OsString>) -> u8 {
     // For `ps` and `pgrep`: daemons are started as /proc/self/exe.
     let _ = rustix::thread::set_name(c"bsz");
     interrupt::have_writes_fail_at_limits();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(e) => return explain_usage(&e),
+        Err(e) => return explain_usage(&e, &arguments),
     };
     start_log(cli.verbose, cli.quiet);
     let outcome = match cli.command {
@@ -128,22 +133,22 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(args),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         // The reader of our output is gone, as with `| head`: nothing is wrong.
-        Err(e) if e.errno() == Some(libc::EPIPE) => ExitCode::SUCCESS,
+        Err(e) if e.errno() == Some(libc::EPIPE) => 0,
         Err(e) => {
             complain(&e);
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
 /// Print a usage error, or the help that was asked for. It quotes arguments, such as file names
 /// from a `*`, so the arguments are parsed again in their escaped form.
-fn explain_usage(e: &clap::Error) -> ExitCode {
-    let shown = std::env::args_os().map(|argument| escape::path(&argument).into_owned());
+fn explain_usage(e: &clap::Error, arguments: &[OsString]) -> u8 {
+    let shown = arguments.iter().map(|argument| escape::path(argument).into_owned());
     let _ = Cli::try_parse_from(shown).as_ref().err().unwrap_or(e).print();
-    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+    u8::try_from(e.exit_code()).unwrap_or(2)
 }
 
 /// How every error line starts. `bsz mount` recognises its daemon's errors by it.
