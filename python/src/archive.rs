@@ -1,13 +1,14 @@
 //! The class `Archive`: an open archive, whose bytes are those of the original file.
 
-use crate::errors::{OrRaise, closed, damaged};
+use crate::commands;
+use crate::errors::{OrRaise, closed, damaged, exception};
 use crate::memory::{self, Lent, Region};
-use bszfs::codec::{self, ChunkDecoder};
+use crate::work::{self, Raised, Stoppable};
+use bszfs::codec;
 use bszfs::format::MAX_HEADER;
-use bszfs::read;
-use pyo3::exceptions::PyValueError;
+use bszfs::read::{self, Part};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple};
 use safetensors::tensor::Metadata;
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,29 +17,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A tensor for Python: name, dtype, shape, and where its bytes start and end in the original.
 type Tensor = (String, String, Vec<usize>, u64, u64);
 
-/// An open archive, and how it is read.
+/// An open archive, and the process that opened it.
 #[derive(Clone)]
 struct Opened {
     archive: Arc<read::Archive>,
-    decoder: Arc<dyn ChunkDecoder>,
-    /// The process that opened it.
     process: u32,
 }
 
 impl Opened {
     fn new(archive: read::Archive) -> Self {
-        let decoder = codec::fastest();
-        Self { archive: Arc::new(archive), decoder, process: std::process::id() }
+        Self { archive: Arc::new(archive), process: std::process::id() }
     }
 
     /// The JSON of the safetensors header.
     fn header(&self) -> bszfs::Result<Vec<u8>> {
-        let json = read::header_json(&self.archive, &*self.decoder, MAX_HEADER)?;
+        let json = read::header_json(&self.archive, work::decoder(), MAX_HEADER)?;
         json.ok_or_else(|| bszfs::Error::invalid("its original is not a safetensors file"))
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> bszfs::Result<usize> {
-        self.archive.read_at(offset, out, &*self.decoder)
     }
 }
 
@@ -46,7 +40,7 @@ impl Opened {
 #[pyclass(frozen, module = "bszfs._native")]
 pub struct Archive {
     path: OsString,
-    /// `None` once it is closed. Locked only while the GIL is held, and so never during a fork.
+    /// `None` once it is closed. Locked only while the GIL is held, and so not when a thread forks.
     opened: Mutex<Option<Opened>>,
 }
 
@@ -69,17 +63,34 @@ impl Archive {
     /// The exception for an error of this archive.
     fn raise(&self, e: bszfs::Error) -> PyErr {
         let e = e.about_path(Path::new(&self.path));
-        Python::attach(|py| crate::errors::exception(py, &e))
+        Python::attach(|py| exception(py, &e))
     }
 
-    /// Do something with the archive without the GIL.
-    fn with<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&Opened) -> bszfs::Result<T> + Send,
-    ) -> PyResult<T> {
+    /// The JSON of the safetensors header, decoded without the GIL.
+    fn json(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
         let opened = self.opened()?;
-        py.detach(move || work(&opened)).map_err(|e| self.raise(e))
+        py.detach(move || opened.header()).map_err(|e| self.raise(e))
+    }
+
+    /// Read parts of the original without the GIL.
+    fn fill(&self, py: Python<'_>, parts: Vec<Part<'_>>) -> PyResult<()> {
+        let opened = self.opened()?;
+        let mut raised = Raised::default();
+        let read = py.detach(|| {
+            let go_on = &mut || raised.look();
+            read::read_many(&opened.archive, parts, work::decoder(), work::threads(), go_on)
+        });
+        raised.or(read)?.map_err(|e| self.raise(e))
+    }
+
+    /// Read up to the end of the original. Returns how many bytes were read.
+    fn fill_from(&self, py: Python<'_>, offset: u64, out: &mut [u8]) -> PyResult<usize> {
+        let left = self.size()?.saturating_sub(offset);
+        let len = left.min(out.len() as u64) as usize;
+        if len > 0 {
+            self.fill(py, vec![Part { offset, target: &mut out[..len] }])?;
+        }
+        Ok(len)
     }
 }
 
@@ -87,7 +98,7 @@ impl Archive {
 impl Archive {
     #[new]
     fn new(py: Python<'_>, path: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let path: OsString = py.import("os")?.call_method1("fsdecode", (path,))?.extract()?;
+        let path = commands::path(path)?;
         let opened = py.detach(|| read::Archive::open(Path::new(&path))).or_raise(py)?;
         Ok(Self { path, opened: Mutex::new(Some(Opened::new(opened))) })
     }
@@ -115,18 +126,23 @@ impl Archive {
 
     #[getter]
     fn data_offset(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(8 + self.with(py, Opened::header)?.len() as u64)
+        Ok(8 + self.json(py)?.len() as u64)
     }
 
     fn header<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        Ok(PyBytes::new(py, &self.with(py, Opened::header)?))
+        Ok(PyBytes::new(py, &self.json(py)?))
     }
 
     /// The tensors in the order of their data, after the checks that safetensors makes.
-    fn tensors(&self, py: Python<'_>) -> PyResult<Vec<Tensor>> {
+    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         let size = self.size()?;
-        let parsed = self.with(py, |opened| Ok(tensors(&opened.header()?, size)))?;
-        parsed.map_err(|why| damaged(py, format!("Error while deserializing header: {why}")))
+        let json = self.json(py)?;
+        let parsed = py.detach(|| tensors(&json, size));
+        let why = |why| damaged(py, format!("Error while deserializing header: {why}"));
+        let tuple = |(name, dtype, shape, start, end): Tensor| {
+            (name, dtype, PyTuple::new(py, shape)?, start, end).into_pyobject(py)
+        };
+        parsed.map_err(why)?.into_iter().map(tuple).collect()
     }
 
     fn read<'py>(
@@ -135,41 +151,31 @@ impl Archive {
         offset: u64,
         length: u64,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let left = self.size()?.saturating_sub(offset);
-        let length = length.min(left) as usize;
-        PyBytes::new_with(py, length, |out| {
-            self.with(py, |opened| opened.read(offset, out)).map(drop)
-        })
+        let length = length.min(self.size()?.saturating_sub(offset)) as usize;
+        PyBytes::new_with(py, length, |out| self.fill_from(py, offset, out).map(drop))
     }
 
     fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {
-        let mut lent = Lent::new(buffer)?;
-        let out = lent.bytes();
-        self.with(py, |opened| opened.read(offset, out))
+        self.fill_from(py, offset, Lent::new(buffer)?.bytes())
     }
 
     #[allow(unsafe_code)]
     fn read_many(&self, py: Python<'_>, parts: Vec<(u64, usize, usize)>) -> PyResult<()> {
-        let size = self.size()?;
-        let mut regions = Vec::with_capacity(parts.len());
-        for (offset, length, address) in &parts {
-            if offset.checked_add(*length as u64).is_none_or(|end| end > size) {
-                return Err(PyValueError::new_err("a part is beyond the end of the original"));
-            }
-            regions.push(Region::new(*address, *length)?);
-        }
+        let region = |&(_, length, address): &(u64, usize, usize)| Region::new(address, length);
+        let regions: Vec<Region> = parts.iter().map(region).collect::<PyResult<_>>()?;
         // SAFETY: the caller vouches for the memory at these addresses while this runs.
         let targets = unsafe { memory::slices(&regions)? };
-        self.with(py, |opened| {
-            for ((offset, ..), target) in parts.iter().zip(targets) {
-                opened.read(*offset, target)?;
-            }
-            Ok(())
-        })
+        let parts = parts.iter().zip(targets);
+        self.fill(py, parts.map(|(&(offset, ..), target)| Part { offset, target }).collect())
     }
 
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, |opened| read::verify(&opened.archive, &*opened.decoder, &|_| ()))
+        let opened = self.opened()?;
+        let verified = work::run(py, None, |stop| {
+            let decoder = Stoppable { stop: stop.clone(), decoder: codec::fastest() };
+            read::verify(&opened.archive, &decoder, &|_| ())
+        });
+        verified?.map_err(|e| self.raise(e))
     }
 
     fn close(&self) {
