@@ -33,6 +33,8 @@ check: links ## Run before a commit: format, lints, layers, documentation, licen
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features mount -- -D warnings
+	$(CARGO) clippy --locked -p bszfs-python -- -D warnings
 	$(CARGO) test --locked --test layers
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
 	$(CARGO) package --locked --allow-dirty --no-verify --quiet

@@ -3,29 +3,47 @@
 //! There is one file per group of subcommands. A command returns [`Result`]; an error becomes
 //! `bsz: what: why` on standard error and exit code 1. Wrong usage exits 2.
 
+// A build that cannot mount leaves out whole subcommands, not the lines that only they use.
+#![cfg_attr(not(feature = "mount"), allow(dead_code))]
+
 mod archive;
+#[cfg(feature = "mount")]
 mod ask;
 mod bench;
+#[cfg(feature = "mount")]
 mod cache;
 mod common;
+#[cfg(feature = "mount")]
 mod daemon;
+#[cfg(feature = "mount")]
 mod demo;
+#[cfg(feature = "mount")]
 mod doctor;
 mod generate;
+#[cfg(feature = "mount")]
 mod guard;
+#[cfg(feature = "mount")]
 mod hf;
 mod interrupt;
 mod logfile;
+#[cfg(feature = "mount")]
 mod mount;
+#[cfg(feature = "mount")]
 mod mount_options;
+#[cfg(feature = "mount")]
+mod mounting;
 mod pack;
 mod progress;
 mod report;
 mod size;
+#[cfg(feature = "mount")]
 mod status;
+#[cfg(feature = "mount")]
 mod store;
+#[cfg(feature = "mount")]
 mod umount;
 mod unpack;
+#[cfg(feature = "mount")]
 mod warm;
 
 use crate::error::{Error, Result};
@@ -77,20 +95,10 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
-    Mount(mount::Given),
-    #[command(hide = true)]
-    MountHelper(mount::HelperArgs),
-    Umount(umount::UmountArgs),
-    #[command(hide = true)]
-    Ask(ask::AskArgs),
-    Status(status::StatusArgs),
-    Store(store::StoreArgs),
-    Hf(hf::HfArgs),
-    Warm(warm::WarmArgs),
-    Cache(cache::CacheArgs),
+    #[cfg(feature = "mount")]
+    #[command(flatten)]
+    Mounting(mounting::Command),
     Bench(bench::BenchArgs),
-    Doctor(doctor::DoctorArgs),
-    Demo(demo::DemoArgs),
 }
 
 /// The definitions of all arguments: the source of `--help`, and of the man pages and completions
@@ -119,18 +127,9 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Command::Unpack(args) => unpack::unpack(args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
-        Command::Mount(args) => mount::mount(args),
-        Command::MountHelper(args) => mount::helper(args),
-        Command::Umount(args) => umount::umount(args),
-        Command::Ask(args) => ask::answer(&args),
-        Command::Status(args) => status::status(&args, cli.quiet),
-        Command::Store(args) => store::store(args, cli.quiet),
-        Command::Hf(args) => hf::hf(args, cli.quiet),
-        Command::Warm(args) => warm::warm(&args, cli.quiet),
-        Command::Cache(args) => cache::cache(&args),
+        #[cfg(feature = "mount")]
+        Command::Mounting(command) => mounting::run(command, cli.quiet),
         Command::Bench(args) => bench::bench(args, cli.quiet),
-        Command::Doctor(args) => doctor::doctor(&args, cli.quiet),
-        Command::Demo(args) => demo::demo(args),
     };
     match outcome {
         Ok(()) => 0,
