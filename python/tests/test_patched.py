@@ -25,7 +25,7 @@ def bindings():
         for name in ("stat", "listdir", "scandir", "open", "safe_open")
         if hasattr(owner, name)
     }
-    for module in [m for name, m in sys.modules.items() if name.split(".")[0] in ("pathlib", "glob")]:
+    for module in [m for name, m in sys.modules.items() if name.startswith(("pathlib", "glob"))]:
         for cls in [c for c in vars(module).values() if isinstance(c, type)]:
             found |= {(cls, key): value for key, value in vars(cls).items()}
     supported = [os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks]

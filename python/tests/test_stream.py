@@ -286,4 +286,5 @@ def test_workers_of_a_data_loader_read_archives(tmp_path, method):
     expected = {k: v.float().sum() for k, v in bszfs.torch.load_file(archive).items()}
     data = torch.utils.data.DataLoader(Names(str(archive)), num_workers=2, batch_size=None,
                                        multiprocessing_context=method)
-    assert {name: float(total) for name, total in data} == {k: float(v) for k, v in expected.items()}
+    found = {name: float(total) for name, total in data}
+    assert found == {name: float(total) for name, total in expected.items()}

@@ -44,6 +44,7 @@ import sys
 sys.path[:0] = sys.argv[2:]
 import pathlib, torch
 import bszfs.vllm
+from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -75,7 +76,8 @@ class Config:
     def __getattr__(self, name):
         return None
 loader.download_model(Config())
-loader.load_weights(model, Config())
+with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))):
+    loader.load_weights(model, Config())
 assert torch.equal(model.b0.data, bszfs.torch.load_file(sys.argv[1])["b0"])
 print("real classes of vLLM")
 """
