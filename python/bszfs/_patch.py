@@ -84,8 +84,12 @@ def _pairs() -> list[tuple[Any, Any]]:
     return pairs if theirs is None else [*pairs, (theirs, _Patched)]
 
 
+# What `pathlib` and `glob` have bound in their classes, as it was: class, name, value.
+_bound: list[tuple[type, str, Any]] = []
+
+
 def _swap(pairs: list[tuple[Any, Any]]) -> None:
-    """In all modules, and in the classes of `pathlib` and `glob`, replace old by new."""
+    """Replace old by new in all modules."""
     new_of = {id(old): new for old, new in pairs}
     ours = {__name__, _shown.__name__, f"{__package__}._names", f"{__package__}._open"}
     for name, module in list(sys.modules.items()):
@@ -96,6 +100,11 @@ def _swap(pairs: list[tuple[Any, Any]]) -> None:
         for key, value in list(attributes.items()):
             if id(value) in new_of:
                 attributes[key] = new_of[id(value)]
+
+
+def _swap_in_classes() -> None:
+    """Some releases of Python bind functions of `os` in classes of `pathlib` and `glob`."""
+    new_of = {id(_OLD[name]): _NEW[name] for name in _OLD}
     classes = {
         cls
         for name, module in list(sys.modules.items())
@@ -105,14 +114,16 @@ def _swap(pairs: list[tuple[Any, Any]]) -> None:
     }
     for cls in classes:
         for key, value in list(vars(cls).items()):
-            bound = value.__func__ if isinstance(value, staticmethod) else value
-            if id(bound) in new_of:
+            function = value.__func__ if isinstance(value, staticmethod) else value
+            if id(function) in new_of:
+                _bound.append((cls, key, value))
                 # A function of Python would otherwise become a method.
-                setattr(cls, key, staticmethod(new_of[id(bound)]))
+                setattr(cls, key, staticmethod(new_of[id(function)]))
 
 
 def _install() -> None:
     _swap(_pairs())
+    _swap_in_classes()
     for name in _SUPPORT:
         supported = getattr(os, name)
         supported.update(_NEW[key] for key, old in _OLD.items() if old in supported)
@@ -120,6 +131,8 @@ def _install() -> None:
 
 def _remove() -> None:
     _swap([(new, old) for old, new in _pairs()])
+    while _bound:
+        setattr(*_bound.pop())
     for name in _SUPPORT:
         getattr(os, name).difference_update(_NEW.values())
 
