@@ -152,7 +152,7 @@ impl Archive {
         length: u64,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let length = length.min(self.size()?.saturating_sub(offset)) as usize;
-        PyBytes::new_with(py, length, |out| self.fill_from(py, offset, out).map(drop))
+        memory::bytes(py, length, |out| self.fill_from(py, offset, out).map(drop))
     }
 
     fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>, offset: u64) -> PyResult<usize> {

@@ -4,6 +4,7 @@
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 /// The size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -95,6 +96,29 @@ impl<'py> Lent<'py> {
         // to. As with any `readinto`, whoever uses it at the same time reads arbitrary bytes.
         unsafe { std::slice::from_raw_parts_mut(start, self.region.len) }
     }
+}
+
+/// A bytes object of this length, filled by `fill`; unlike [`PyBytes::new_with`], its memory is not
+/// touched before.
+pub fn bytes<'py>(
+    py: Python<'py>,
+    len: usize,
+    fill: impl FnOnce(&mut [u8]) -> PyResult<()>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let size = isize::try_from(len).map_err(|_| PyValueError::new_err("too long"))?;
+    // SAFETY: with no string, Python allocates an object of that size, or raises.
+    let object = unsafe {
+        let object = pyo3::ffi::PyBytes_FromStringAndSize(std::ptr::null(), size);
+        Bound::from_owned_ptr_or_err(py, object)?
+    };
+    let object = object.cast_into::<PyBytes>()?;
+    // SAFETY: the object has `len` bytes, and until it is returned, nothing else knows it.
+    fill(unsafe {
+        let start = pyo3::ffi::PyBytes_AsString(object.as_ptr()).cast::<u8>();
+        advise_huge(start.expose_provenance(), len)?;
+        std::slice::from_raw_parts_mut(start, len)
+    })?;
+    Ok(object)
 }
 
 /// Ask for huge pages in the part of this memory that is made of whole ones. A kernel without them
