@@ -5,8 +5,7 @@
 
 use super::{
     archive::Archive,
-    parts::{Part, Plan, Reader},
-    scratch::Scratch,
+    parts::{Memory, Part, Plan, Reader},
     threads::ThreadLimit,
 };
 use crate::{
@@ -45,93 +44,93 @@ pub fn read_many(
 ) -> Result<()> {
     let bytes: usize = parts.iter().map(|part| part.target.len()).sum();
     let job = Job {
-        archive,
-        decoder,
+        reader: Reader { archive, decoder },
         plan: Mutex::new(Plan::new(archive, parts)?),
         has_failed: AtomicBool::new(false),
         error: Mutex::new(None),
     };
-    thread::scope(|scope| {
-        let _own = limit.enter();
-        let mut helpers = 0;
-        let mut worker = job.worker();
-        loop {
-            // Other calls may have ended since.
-            while helpers < bytes / BYTES_PER_HELPER
-                && let Some(permit) = limit.another()
-            {
-                let help = || {
-                    let _permit = permit;
-                    let mut worker = job.worker();
-                    while worker.step() {}
-                };
-                let started = thread::Builder::new().name("bsz".into()).spawn_scoped(scope, help);
-                if let Err(e) = started {
-                    log::debug!("decoding with {} threads: {e}", helpers + 1);
-                    helpers = usize::MAX;
-                    break;
+    Memory::with_own(|memory| {
+        thread::scope(|scope| {
+            let _own = limit.enter();
+            let mut helpers = Helpers { job: &job, limit, wanted: bytes / BYTES_PER_HELPER };
+            loop {
+                helpers.start(scope);
+                let asked = Instant::now();
+                while asked.elapsed() < ASK_EVERY {
+                    if !job.step(memory) {
+                        return;
+                    }
                 }
-                helpers += 1;
-            }
-            let asked = Instant::now();
-            while asked.elapsed() < ASK_EVERY {
-                if !worker.step() {
-                    return;
+                if let Err(e) = go_on() {
+                    job.fail(e);
                 }
             }
-            if let Err(e) = go_on() {
-                job.fail(e);
-            }
-        }
+        })
     });
     job.error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
+/// Starts the other threads.
+struct Helpers<'s, 'a, 'm> {
+    job: &'s Job<'a, 'm>,
+    limit: &'s ThreadLimit,
+    /// How many more there is work for.
+    wanted: usize,
+}
+
+impl<'s> Helpers<'s, '_, '_> {
+    /// Start as many as are wanted and free. Later, more may be: other calls end.
+    fn start<'scope>(&mut self, scope: &'scope thread::Scope<'scope, '_>)
+    where
+        's: 'scope,
+    {
+        let (job, limit) = (self.job, self.limit);
+        while self.wanted > 0
+            && let Some(permit) = limit.another()
+        {
+            let help = move || {
+                let _permit = permit;
+                let mut memory = Memory::default();
+                while job.step(&mut memory) {}
+            };
+            self.wanted -= 1;
+            if let Err(e) = thread::Builder::new().name("bsz".into()).spawn_scoped(scope, help) {
+                log::debug!("decoding with fewer threads: {e}");
+                self.wanted = 0;
+            }
+        }
+    }
+}
+
 /// What all threads share.
 struct Job<'a, 'm> {
-    archive: &'a Archive,
-    decoder: &'a dyn ChunkDecoder,
+    reader: Reader<'a>,
     plan: Mutex<Plan<'a, 'm>>,
     has_failed: AtomicBool,
     /// The first error.
     error: Mutex<Option<Error>>,
 }
 
-impl<'a, 'm> Job<'a, 'm> {
-    fn worker(&self) -> Worker<'_, 'a, 'm> {
-        let reader = Reader::new(self.archive, self.decoder);
-        Worker { job: self, reader, scratch: Scratch::default() }
+impl Job<'_, '_> {
+    /// Read the next run of chunks. Returns whether there may be more.
+    fn step(&self, memory: &mut Memory) -> bool {
+        if self.has_failed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let next = self.plan.lock().unwrap_or_else(PoisonError::into_inner).next_run();
+        let read = next.and_then(|run| match run {
+            Some(run) => self.reader.read(run, memory).map(|()| true),
+            None => Ok(false),
+        });
+        read.unwrap_or_else(|e| {
+            self.fail(e);
+            false
+        })
     }
 
     /// End the work of all threads.
     fn fail(&self, e: Error) {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         self.has_failed.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What a thread has for itself.
-struct Worker<'j, 'a, 'm> {
-    job: &'j Job<'a, 'm>,
-    reader: Reader<'a>,
-    scratch: Scratch,
-}
-
-impl Worker<'_, '_, '_> {
-    /// Read the next run of chunks. Returns whether there may be more.
-    fn step(&mut self) -> bool {
-        if self.job.has_failed.load(Ordering::Relaxed) {
-            return false;
-        }
-        let next = self.job.plan.lock().unwrap_or_else(PoisonError::into_inner).next_run();
-        let run = match next {
-            Ok(None) => return false,
-            Ok(Some(run)) => run,
-            Err(e) => {
-                self.job.fail(e);
-                return false;
-            }
-        };
-        self.reader.read(run, &mut self.scratch).map_err(|e| self.job.fail(e)).is_ok()
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     format::Chunk,
 };
+use std::cell::Cell;
 
 /// Most chunks that are read together.
 const MAX_RUN_CHUNKS: usize = 512;
@@ -114,24 +115,45 @@ impl<'a, 'm> Plan<'a, 'm> {
     }
 }
 
-/// What decodes runs, with memory to reuse.
-pub(super) struct Reader<'a> {
-    archive: &'a Archive,
-    decoder: &'a dyn ChunkDecoder,
-    /// The last chunk of which only a part was wanted.
+/// Memory for runs while they are decoded, to be reused.
+#[derive(Default)]
+pub(super) struct Memory {
+    stored: Scratch,
     decoded: Vec<u8>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(archive: &'a Archive, decoder: &'a dyn ChunkDecoder) -> Self {
-        Self { archive, decoder, decoded: Vec::new() }
+impl Memory {
+    /// Do something with memory that this thread keeps: mapping some takes longer than decoding a
+    /// small tensor.
+    pub(super) fn with_own<T>(work: impl FnOnce(&mut Self) -> T) -> T {
+        thread_local! {
+            static OWN: Cell<Memory> = Cell::default();
+        }
+        let mut memory = OWN.take();
+        let done = work(&mut memory);
+        OWN.set(memory);
+        done
     }
+}
 
-    /// Read, decode and verify the chunks of a run. `scratch` holds their stored bytes meanwhile.
+/// What decodes runs.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) archive: &'a Archive,
+    pub(super) decoder: &'a dyn ChunkDecoder,
+}
+
+impl Reader<'_> {
+    /// Read, decode and verify the chunks of a run.
     ///
     /// # Errors
     /// As [`Archive::read_chunk`].
-    pub(super) fn read(&mut self, run: Run<'_>, scratch: &mut Scratch) -> Result<()> {
+    pub(super) fn read(self, run: Run<'_>, memory: &mut Memory) -> Result<()> {
+        self.read_with(run, &mut memory.stored, &mut memory.decoded)
+    }
+
+    /// The same, with memory for the stored bytes, and for chunks of which only a part is wanted.
+    fn read_with(self, run: Run<'_>, scratch: &mut Scratch, decoded: &mut Vec<u8>) -> Result<()> {
         let (Some(first), Some(last)) = (run.0.first(), run.0.last()) else { return Ok(()) };
         let start = first.chunk.1.stored_at;
         // If the run cannot be read, its chunks are read one by one to name the bad one.
@@ -139,8 +161,10 @@ impl<'a> Reader<'a> {
         let mut one = Scratch::default();
         for Wanted { chunk, skip, target } in run.0 {
             let whole = target.len() == chunk.1.len();
-            self.decoded.resize(if whole { 0 } else { chunk.1.len() }, 0);
-            let out = if whole { &mut *target } else { &mut self.decoded[..] };
+            if !whole && decoded.len() < chunk.1.len() {
+                decoded.resize(chunk.1.len(), 0);
+            }
+            let out = if whole { &mut *target } else { &mut decoded[..chunk.1.len()] };
             match stored {
                 Some(stored) => {
                     let from = (chunk.1.stored_at - start) as usize;
@@ -150,7 +174,7 @@ impl<'a> Reader<'a> {
                 None => self.archive.read_indexed(&chunk, self.decoder, &mut one, out)?,
             }
             if !whole {
-                target.copy_from_slice(&self.decoded[skip..skip + target.len()]);
+                target.copy_from_slice(&decoded[skip..skip + target.len()]);
             }
         }
         Ok(())
@@ -169,7 +193,9 @@ impl Archive {
         out: &mut [u8],
         decoder: &dyn ChunkDecoder,
     ) -> Result<usize> {
-        self.read_with(offset, out, decoder, &mut Scratch::default())
+        Memory::with_own(|Memory { stored, decoded }| {
+            self.read_runs(offset, out, decoder, stored, decoded)
+        })
     }
 
     /// Like [`Archive::read_at`], with scratch memory to reuse.
@@ -180,15 +206,25 @@ impl Archive {
         decoder: &dyn ChunkDecoder,
         scratch: &mut Scratch,
     ) -> Result<usize> {
+        self.read_runs(offset, out, decoder, scratch, &mut Vec::new())
+    }
+
+    fn read_runs(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        decoder: &dyn ChunkDecoder,
+        scratch: &mut Scratch,
+        decoded: &mut Vec<u8>,
+    ) -> Result<usize> {
         let left = self.footer().original_len.saturating_sub(offset);
         let len = left.min(out.len() as u64) as usize;
         if len == 0 {
             return Ok(0);
         }
         let mut plan = Plan::new(self, vec![Part { offset, target: &mut out[..len] }])?;
-        let mut reader = Reader::new(self, decoder);
         while let Some(run) = plan.next_run()? {
-            reader.read(run, scratch)?;
+            Reader { archive: self, decoder }.read_with(run, scratch, decoded)?;
         }
         Ok(len)
     }
