@@ -7,17 +7,22 @@ import io
 import json
 import os
 from collections.abc import Iterable
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from . import _names, _native
 from ._names import StrPath
 
 BszError = _native.BszError
-SafetensorError: type[Exception]
-try:
-    from safetensors import SafetensorError
-except ImportError:
-    SafetensorError = BszError
+if TYPE_CHECKING:
+
+    class SafetensorError(Exception):
+        """Damage, or what else is wrong with a file: of safetensors, where that is installed."""
+
+else:
+    try:
+        from safetensors import SafetensorError
+    except ImportError:
+        SafetensorError = BszError
 
 
 class TensorInfo(NamedTuple):
@@ -64,7 +69,8 @@ class Archive:
 
     def header(self) -> dict[str, Any]:
         """The safetensors header of the original."""
-        return json.loads(self._native.header())
+        header: dict[str, Any] = json.loads(self._native.header())
+        return header
 
     def tensors(self) -> list[TensorInfo]:
         """The tensors of the original, in the order of their data."""

@@ -3,10 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,20 +42,15 @@ def info(path: StrPath) -> dict[str, Any]:
     return _native.info(path)
 
 
-def command() -> str:
-    """The path of the command `bsz`: this environment's, else the first of `PATH`."""
-    beside = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
-    found = shutil.which("bsz", path=os.pathsep.join(beside)) or shutil.which("bsz")
-    if found is None:
-        raise FileNotFoundError("the command bsz is neither beside python nor in PATH")
-    return found
+# The command, whether or not its script is in PATH.
+_BSZ = [sys.executable, "-I", "-S", os.path.join(os.path.dirname(__file__), "_cli.py")]
 
 
 def _run(*args: str) -> None:
-    done = subprocess.run([command(), *args], stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([*_BSZ, *args], stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        why = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError("\n".join(why))
+        why = done.stderr.strip() or f"bsz {args[0]}: exit code {done.returncode}"
+        raise OSError(why)
 
 
 @contextlib.contextmanager

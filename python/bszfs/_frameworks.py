@@ -74,7 +74,7 @@ def parse_backend(backend: Any) -> str:
     if backend not in ("mmap", "pread"):
         expected = 'expected one of: "mmap", "pread"'
         raise SafetensorError(f'backend "{backend}" is invalid ({expected})')
-    return backend
+    return str(backend)
 
 
 class Torch:
@@ -114,11 +114,11 @@ class Torch:
 
     @staticmethod
     def address(tensor: Any) -> int:
-        return tensor.data_ptr()
+        return int(tensor.data_ptr())
 
     @staticmethod
     def nbytes(tensor: Any) -> int:
-        return tensor.numel() * tensor.element_size()
+        return int(tensor.numel() * tensor.element_size())
 
     def finish(self, tensor: Any) -> Any:
         """The tensor on the device that was asked for."""
@@ -159,11 +159,11 @@ class NumPy:
 
     @staticmethod
     def address(array: Any) -> int:
-        return array.ctypes.data
+        return int(array.ctypes.data)
 
     @staticmethod
     def nbytes(array: Any) -> int:
-        return array.nbytes
+        return int(array.nbytes)
 
     def finish(self, array: Any) -> Any:
         """The array as one of the framework."""

@@ -107,7 +107,9 @@ def weight_files(directory: StrPath) -> list[str]:
         original = original_name(os.path.join(top, name)) if name.endswith(SUFFIX) else name
         if original and original.endswith(WEIGHTS) and (name == original or original not in names):
             shown[original] = os.path.join(top, name)
-    for index in (name for name in names if name.endswith(WEIGHTS + ".index.json")):
+    indices = [name for name in names if name.endswith(WEIGHTS + ".index.json")]
+    # A repository may have the same weights twice, under the names of another framework.
+    for index in sorted(indices, key=lambda name: not name.startswith("model.")):
         shards = _shards_of_index(top, index)
         if all(archive_for(os.path.join(top, s)) or exists(os.path.join(top, s)) for s in shards):
             paths = (os.path.join(top, shard) for shard in shards)

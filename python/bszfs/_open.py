@@ -174,7 +174,7 @@ class _Reader(type):
 def original_safe_open() -> type | None:
     """The class of safetensors, or `None` where it is not installed."""
     try:
-        from safetensors import _safetensors_rust
+        from safetensors import _safetensors_rust  # type: ignore[attr-defined, unused-ignore]
     except ImportError:
         return None
     return _original or _safetensors_rust.safe_open
@@ -208,7 +208,8 @@ class safe_open(metaclass=_Reader):
             theirs = original_safe_open()
             if theirs is not None:
                 options = {} if backend is None else {"backend": backend}
-                return theirs(filename, framework, device, **options)
+                opened: safe_open = theirs(filename, framework, device, **options)
+                return opened
             if not _names.exists(os.fsdecode(filename)):
                 raise FileNotFoundError(f"No such file or directory: {os.fsdecode(filename)}")
             raise ImportError("a plain file is opened by safetensors: pip install safetensors")
@@ -232,7 +233,8 @@ class safe_open(metaclass=_Reader):
 
     def metadata(self) -> dict[str, str] | None:
         """What the header has under `__metadata__`, or `None`."""
-        return json.loads(self._inner().archive.header()).get("__metadata__")
+        header: dict[str, Any] = json.loads(self._inner().archive.header())
+        return header.get("__metadata__")
 
     def get_tensor(self, name: str) -> Any:
         opened = self._inner()

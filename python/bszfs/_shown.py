@@ -35,7 +35,8 @@ def stat_of_original(archive: str) -> os.stat_result:
     """The stat of an archive, but with the size of its original."""
     found = os_stat(archive)
     # The first ten values are those of POSIX; the others, such as times in nanoseconds, have names.
-    values, (_, named) = list(found), found.__reduce__()[1]
+    reduced: Any = found.__reduce__()
+    values, named = list(found), reduced[1][1]
     values[stat.ST_SIZE] = _size_of_original(archive, found)
     return os.stat_result(values, named)
 

@@ -75,7 +75,7 @@ def load_model(
     from safetensors.torch import _remove_duplicate_names
 
     tensors = load_file(path, device)
-    tied = _remove_duplicate_names(model.state_dict(), preferred_names=tensors.keys())
+    tied = _remove_duplicate_names(model.state_dict(), preferred_names=list(tensors))
     missing_keys, unexpected = model.load_state_dict(tensors, strict=False)
     missing = set(missing_keys)
     for name in (name for group in tied.values() for name in group):

@@ -27,7 +27,7 @@ def _loader() -> type:
 
     from .torch import iter_tensors
 
-    class BszLoader(DefaultModelLoader):
+    class BszLoader(DefaultModelLoader):  # type: ignore[misc, unused-ignore]
         """The default loader, but for where tensors come from.
 
         Each tensor has memory of its own, so that a model may keep it.
