@@ -4,6 +4,20 @@ import os
 from collections.abc import Sequence
 from typing import Any, final
 
+__all__ = [
+    "Archive",
+    "BszError",
+    "__version__",
+    "advise_huge",
+    "info",
+    "layers",
+    "main",
+    "pack",
+    "thread_limit",
+    "unpack",
+    "verify",
+]
+
 __version__: str
 
 class BszError(Exception): ...
