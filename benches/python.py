@@ -5,7 +5,7 @@
 
 Makes a BF16 model of random weights (1100 MB), packs it, and prints the median of the runs (5) with
 the ratio to `safetensors.torch.load_file(backend="pread")`, which also gives tensors with memory of
-their own. Everything is warm: in the page cache, and each way once before it is timed. The ways
+their own; and the same for the seconds of CPU, which other work disturbs less. Everything is warm: in the page cache, and each way once before it is timed. The ways
 take turns, so that other work on the machine meets all of them. The peak of `iter_layers` is
 measured in processes of its own. Prints the load of the machine, by which to judge the figures.
 """
@@ -75,8 +75,7 @@ def use(tensors):
 def ways(plain, packed):
     """Every way to load, by name; the first is the reference."""
     archive = bszfs.Archive(packed / "model.bsz")
-    memory = torch.empty(archive.size, dtype=torch.uint8)
-    target = [(0, archive.size, memory.data_ptr())]
+    memory = torch.empty(archive.size, dtype=torch.uint8).numpy()
 
     def layers(into):
         for _, layer in bszfs.stream.Loader(packed).iter_layers(into=into):
@@ -89,7 +88,7 @@ def ways(plain, packed):
         "bszfs.torch.iter_tensors": lambda: [None for _ in bszfs.torch.iter_tensors(packed)],
         "iter_layers(), every page used": lambda: layers(None),
         'iter_layers(into="ring"), every page used': lambda: layers("ring"),
-        "into memory that is there": lambda: archive._native.read_many(target),
+        "into memory that is there": lambda: archive.read_into(memory, 0),
     }
 
 
@@ -97,13 +96,14 @@ def timed(all_ways, runs):
     seconds = {name: [] for name in all_ways}
     for run in range(runs + 1):
         for name, way in all_ways.items():
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             result = way()
-            took = time.perf_counter() - begun
+            took = time.perf_counter() - begun[0], time.process_time() - begun[1]
             del result
             if run:
                 seconds[name].append(took)
-    return {name: statistics.median(all_runs) for name, all_runs in seconds.items()}
+    return {name: tuple(map(statistics.median, zip(*all_runs)))
+            for name, all_runs in seconds.items()}
 
 
 def peak(packed, ahead, into):
@@ -132,9 +132,10 @@ def main():
         return
     print(f"{size / 1e6:.0f} MB, packed {stored / size:.3f}; {len(os.sched_getaffinity(0))} cores,"
           f" load {load[0]:.1f}; medians of {a.runs}")
-    for name, seconds in medians.items():
-        rate = size / 1e9 / seconds
-        print(f"{name:44} {seconds:7.3f} s {rate:6.2f} GB/s {seconds / reference:6.2f}")
+    print(f"{'':44} {'seconds':>9} {'rate':>11} {'CPU':>9} {'ratio':>6} {'of CPU':>6}")
+    for name, (seconds, cpu) in medians.items():
+        ratios = f"{seconds / reference[0]:6.2f} {cpu / reference[1]:6.2f}"
+        print(f"{name:44} {seconds:7.3f} s {size / 1e9 / seconds:6.2f} GB/s {cpu:7.3f} s {ratios}")
     for (ahead, into), found in peaks.items():
         bound = (ahead + 1) * LAYER + EMBEDDINGS + (64 << 20) / 1e6
         print(f"peak of iter_layers(ahead={ahead}{', ring' if into else ''})".ljust(44)
