@@ -13,7 +13,8 @@ MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
 	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
-	test-frameworks test-store store-check store-samples install clean
+	test-frameworks test-store store-check store-samples install clean \
+	python-dev python-check wheel sdist
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
@@ -33,6 +34,8 @@ check: links ## Run before a commit: format, lints, layers, documentation, licen
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --features mount -- -D warnings
+	$(CARGO) clippy --locked -p bszfs-python -- -D warnings
 	$(CARGO) test --locked --test layers
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
 	$(CARGO) package --locked --allow-dirty --no-verify --quiet
@@ -162,6 +165,37 @@ SUITE ?= bookworm
 package-test: deb ## Try the .deb on a clean Debian: install, use, start units, purge; needs root
 	@tests/prepare debian
 	SUITE=$(SUITE) packaging/test $(TARGET)/debian/bszfs_*.deb
+
+# Where wheels and source distributions of the Python package go.
+WHEELS := $(abspath $(TARGET))/wheels
+VENV := $(CURDIR)/.venv-python
+# maturin finds zig, cargo and the interpreter by them.
+MATURIN := cd python && VIRTUAL_ENV=$(VENV) PATH=$(VENV)/bin:$$PATH maturin
+
+python-dev: ## Put the Python package into .venv-python, to work on it
+	@tests/prepare python-package
+	$(MATURIN) develop --release --locked
+
+python-check: ## Build the wheel for this machine, and test it in a new environment
+	@tests/prepare python-package
+	rm -rf $(WHEELS)/here
+	$(MATURIN) build --release --locked --out $(WHEELS)/here
+	python/check $(VENV)/bin/python $(WHEELS)/here/bszfs-*.whl
+
+wheel: ## Build the wheel for every Linux with glibc 2.17 or newer; the last line names it
+	@tests/prepare python-package
+	rm -rf $(WHEELS)/manylinux
+	$(MATURIN) build --release --locked --zig --compatibility manylinux_2_17 \
+		--out $(WHEELS)/manylinux
+	$(VENV)/bin/auditwheel show $(WHEELS)/manylinux/*.whl | tr '\n' ' ' | \
+		grep -o 'constrains the platform tag to "manylinux_2_1[27]_[a-z0-9_]*"'
+	@ls $(WHEELS)/manylinux/*.whl
+
+sdist: ## Build the source distribution of the Python package; the last line names it
+	@tests/prepare python-package
+	rm -rf $(WHEELS)/source
+	$(MATURIN) sdist --out $(WHEELS)/source
+	@ls $(WHEELS)/source/*.tar.gz
 
 test-frameworks: build ## Load models with torch, transformers, JAX and others (large downloads)
 	@tests/prepare fuse frameworks

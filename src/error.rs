@@ -78,6 +78,14 @@ impl Error {
         self.path.as_deref()
     }
 
+    /// The error without the name of the file, for those who show that in their own way.
+    pub fn detail(&self) -> String {
+        match &self.what {
+            Some(what) => format!("{what}: {}", self.why),
+            None => self.why.to_string(),
+        }
+    }
+
     /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -94,10 +102,7 @@ impl fmt::Display for Error {
         if let Some(path) = &self.path {
             write!(f, "{}: ", escape::path(&**path))?;
         }
-        if let Some(what) = &self.what {
-            write!(f, "{what}: ")?;
-        }
-        f.write_str(&self.why)
+        f.write_str(&self.detail())
     }
 }
 
@@ -155,6 +160,7 @@ mod tests {
         let in_file = e().about("chunk 7").about_path(Path::new("x")).about_path(Path::new("y"));
         assert_eq!(in_file.to_string(), "x: chunk 7: why");
         assert_eq!(in_file.path(), Some(Path::new("x")));
+        assert_eq!(in_file.detail(), "chunk 7: why");
         assert_eq!(e().about_path(Path::new("x")).about("later").to_string(), "x: why");
         assert_eq!(e().about_path(Path::new("a\n")).to_string(), r"a\n: why");
     }

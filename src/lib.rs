@@ -39,8 +39,8 @@
 //! | [`cache`] | decoded chunks: each decoded once at a time, bounded in bytes |
 //! | `gpu` | decodes chunks on an NVIDIA GPU (feature `cuda`) |
 //! | [`readahead`] | decodes what programs will read next |
-//! | [`mount`] | archives as a file system |
-//! | [`store`] | a directory that compresses itself while it is used |
+//! | `mount` | archives as a file system (feature `mount`) |
+//! | `store` | a directory that compresses itself while it is used (feature `mount`) |
 //! | [`cli`] | arguments, output and exit codes; the only room that prints |
 //!
 //! `pack` and `read` do not know each other. `docs/FORMAT.md` specifies the bytes of an archive,
@@ -56,6 +56,7 @@ pub mod format;
 pub mod gpu;
 pub mod input;
 pub mod log_once;
+#[cfg(feature = "mount")]
 pub mod mount;
 pub mod output;
 pub mod pack;
@@ -63,6 +64,7 @@ pub mod program;
 pub mod read;
 pub mod readahead;
 pub mod sha256;
+#[cfg(feature = "mount")]
 pub mod store;
 
 pub use error::{Error, ErrorKind, Result};

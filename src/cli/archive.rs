@@ -1,9 +1,9 @@
 //! `bsz verify` and `bsz info`.
 
 use super::common::{Common, verify_with};
+use super::outcome;
 use super::progress::Watch;
 use super::report::{self, Outcome, Output, Row};
-use super::{outcome, tree};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
@@ -54,7 +54,7 @@ pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
     args.common.start_threads()?;
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     for source in &args.sources {
-        match tree::archives(source, &mut |e| watch.fail(&e)) {
+        match read::archives(source, &mut |e| watch.fail(&e)) {
             Ok(found) if found.is_empty() => {
                 watch.fail(&Error::invalid("contains no archives").about_path(source))
             }
@@ -115,7 +115,7 @@ pub fn info(args: InfoArgs) -> Result<()> {
         return output.finish(&one);
     }
     let mut failures = Vec::new();
-    let found = tree::archives(&args.source, &mut |e| failures.push(e))?;
+    let found = read::archives(&args.source, &mut |e| failures.push(e))?;
     let files = found.len() + failures.len();
     let mut all = Vec::new();
     for path in found {

@@ -3,35 +3,53 @@
 //! There is one file per group of subcommands. A command returns [`Result`]; an error becomes
 //! `bsz: what: why` on standard error and exit code 1. Wrong usage exits 2.
 
+// A build that cannot mount leaves out whole subcommands, not the lines that only they use.
+#![cfg_attr(not(feature = "mount"), allow(dead_code))]
+
 mod archive;
+#[cfg(feature = "mount")]
 mod ask;
 mod bench;
+#[cfg(feature = "mount")]
 mod cache;
 mod common;
+#[cfg(feature = "mount")]
 mod daemon;
+#[cfg(feature = "mount")]
 mod demo;
+#[cfg(feature = "mount")]
 mod doctor;
 mod generate;
+#[cfg(feature = "mount")]
 mod guard;
+#[cfg(feature = "mount")]
 mod hf;
 mod interrupt;
 mod logfile;
+#[cfg(feature = "mount")]
 mod mount;
+#[cfg(feature = "mount")]
 mod mount_options;
+#[cfg(feature = "mount")]
+mod mounting;
 mod pack;
 mod progress;
 mod report;
 mod size;
+#[cfg(feature = "mount")]
 mod status;
+#[cfg(feature = "mount")]
 mod store;
-mod tree;
+#[cfg(feature = "mount")]
 mod umount;
 mod unpack;
+#[cfg(feature = "mount")]
 mod warm;
 
 use crate::error::{Error, Result};
 use crate::escape;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -77,20 +95,10 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
-    Mount(mount::Given),
-    #[command(hide = true)]
-    MountHelper(mount::HelperArgs),
-    Umount(umount::UmountArgs),
-    #[command(hide = true)]
-    Ask(ask::AskArgs),
-    Status(status::StatusArgs),
-    Store(store::StoreArgs),
-    Hf(hf::HfArgs),
-    Warm(warm::WarmArgs),
-    Cache(cache::CacheArgs),
+    #[cfg(feature = "mount")]
+    #[command(flatten)]
+    Mounting(mounting::Command),
     Bench(bench::BenchArgs),
-    Doctor(doctor::DoctorArgs),
-    Demo(demo::DemoArgs),
 }
 
 /// The definitions of all arguments: the source of `--help`, and of the man pages and completions
@@ -101,12 +109,17 @@ pub fn command() -> clap::Command {
 
 /// Run the program on the process's arguments.
 pub fn main() -> ExitCode {
+    run(std::env::args_os().collect()).into()
+}
+
+/// Run the program on these arguments, of which the first is its name. Returns the exit code.
+pub fn run(arguments: Vec<OsString>) -> u8 {
     // For `ps` and `pgrep`: daemons are started as /proc/self/exe.
     let _ = rustix::thread::set_name(c"bsz");
     interrupt::have_writes_fail_at_limits();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(e) => return explain_usage(&e),
+        Err(e) => return explain_usage(&e, &arguments),
     };
     start_log(cli.verbose, cli.quiet);
     let outcome = match cli.command {
@@ -114,36 +127,27 @@ pub fn main() -> ExitCode {
         Command::Unpack(args) => unpack::unpack(args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
-        Command::Mount(args) => mount::mount(args),
-        Command::MountHelper(args) => mount::helper(args),
-        Command::Umount(args) => umount::umount(args),
-        Command::Ask(args) => ask::answer(&args),
-        Command::Status(args) => status::status(&args, cli.quiet),
-        Command::Store(args) => store::store(args, cli.quiet),
-        Command::Hf(args) => hf::hf(args, cli.quiet),
-        Command::Warm(args) => warm::warm(&args, cli.quiet),
-        Command::Cache(args) => cache::cache(&args),
+        #[cfg(feature = "mount")]
+        Command::Mounting(command) => mounting::run(command, cli.quiet),
         Command::Bench(args) => bench::bench(args, cli.quiet),
-        Command::Doctor(args) => doctor::doctor(&args, cli.quiet),
-        Command::Demo(args) => demo::demo(args),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         // The reader of our output is gone, as with `| head`: nothing is wrong.
-        Err(e) if e.errno() == Some(libc::EPIPE) => ExitCode::SUCCESS,
+        Err(e) if e.errno() == Some(libc::EPIPE) => 0,
         Err(e) => {
             complain(&e);
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
 /// Print a usage error, or the help that was asked for. It quotes arguments, such as file names
 /// from a `*`, so the arguments are parsed again in their escaped form.
-fn explain_usage(e: &clap::Error) -> ExitCode {
-    let shown = std::env::args_os().map(|argument| escape::path(&argument).into_owned());
+fn explain_usage(e: &clap::Error, arguments: &[OsString]) -> u8 {
+    let shown = arguments.iter().map(|argument| escape::path(argument).into_owned());
     let _ = Cli::try_parse_from(shown).as_ref().err().unwrap_or(e).print();
-    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+    u8::try_from(e.exit_code()).unwrap_or(2)
 }
 
 /// How every error line starts. `bsz mount` recognises its daemon's errors by it.

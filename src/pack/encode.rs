@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     codec::{self, Coding, Encoder},
-    error::{Context, Result},
+    error::{Context, Error, ErrorKind, Result},
     format::{
         Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header,
     },
@@ -195,6 +195,9 @@ impl Writer<'_> {
             let start = range(parts).start;
             let index = &self.index;
             let encode = |part: &Part| -> Result<(u64, Stored)> {
+                if p.is_cancelled() {
+                    return Err(Error::new(ErrorKind::Io, "packing was interrupted"));
+                }
                 let Range { start: from, end: to } = part.original;
                 let bytes = &data[(from - start) as usize..(to - start) as usize];
                 let planned = &group[part.extent];

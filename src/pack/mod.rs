@@ -94,6 +94,10 @@ pub trait Progress: Sync {
     fn begin(&self, path: &Path, task: Task, bytes: u64);
     /// So many bytes more are done; see [`Task::passes`].
     fn advance(&self, bytes: u64);
+    /// Whether to end with an error instead of packing the next chunk.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
     /// A file is done.
     fn end(&self, outcome: &FileReport);
     /// Something about a file that the user should know.

@@ -16,12 +16,6 @@ use std::{fs::File, path::Path, sync::Arc};
 /// A chunk and its number in the index.
 pub type IndexedChunk = (usize, Chunk);
 
-/// Most adjacent chunks that [`Archive::read_at`] reads together.
-const MAX_RUN_CHUNKS: usize = 512;
-
-/// Most decoded bytes of such a run, unless it is a single chunk.
-const MAX_RUN_BYTES: usize = 512 << 10;
-
 /// The stored bytes of a chunk, with everything needed to decode it.
 pub struct StoredChunk {
     coding: Coding,
@@ -213,85 +207,6 @@ impl Archive {
             return Ok(None);
         }
         self.memory.model(self.id, chunk.model, || self.index.model(chunk.model)).map(Some)
-    }
-
-    /// Read bytes of the original at `offset` into `out`, up to the end of the original. Returns
-    /// how many were read.
-    ///
-    /// # Errors
-    /// As [`Archive::read_chunk`].
-    pub fn read_at(
-        &self,
-        offset: u64,
-        out: &mut [u8],
-        decoder: &dyn ChunkDecoder,
-    ) -> Result<usize> {
-        self.read_with(offset, out, decoder, &mut Scratch::default())
-    }
-
-    /// Most bytes of scratch memory that [`Archive::read_with`] needs.
-    pub(crate) fn scratch_len(&self) -> usize {
-        scratch_len(MAX_RUN_BYTES.max(self.footer.max_chunk as usize))
-    }
-
-    /// Like [`Archive::read_at`], with scratch memory to reuse.
-    pub(crate) fn read_with(
-        &self,
-        offset: u64,
-        out: &mut [u8],
-        decoder: &dyn ChunkDecoder,
-        scratch: &mut Scratch,
-    ) -> Result<usize> {
-        let mut decoded = Vec::new();
-        let end = offset.saturating_add(out.len() as u64).min(self.footer.original_len);
-        let mut next = self.index.find(offset)?;
-        let mut at = offset;
-        while at < end {
-            let run = self.run(&mut next, end)?;
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { break };
-            // If the run cannot be read, its chunks are read one by one to name the bad one.
-            let stored = self.stored(&first.1, &last.1, scratch).ok();
-            let mut one = Scratch::default();
-            for numbered in &run {
-                let chunk = &numbered.1;
-                decoded.resize(chunk.len(), 0);
-                match stored {
-                    Some(stored) => {
-                        let from = (chunk.stored_at - first.1.stored_at) as usize;
-                        let stored = &stored[from..from + chunk.stored_len as usize];
-                        self.decode_chunk(numbered, stored, decoder, &mut decoded)?;
-                    }
-                    None => self.read_indexed(numbered, decoder, &mut one, &mut decoded)?,
-                }
-                let stop = end.min(chunk.original.end);
-                let part =
-                    (at - chunk.original.start) as usize..(stop - chunk.original.start) as usize;
-                let target = (at - offset) as usize..(stop - offset) as usize;
-                out[target].copy_from_slice(&decoded[part]);
-                at = stop;
-            }
-        }
-        Ok((at - offset) as usize)
-    }
-
-    /// The chunks from `next` on that are read together, up to `end` of the original. Moves `next`
-    /// past them.
-    fn run(&self, next: &mut usize, end: u64) -> Result<Vec<IndexedChunk>> {
-        let mut run: Vec<IndexedChunk> = Vec::new();
-        let mut bytes = 0;
-        while *next < self.index.len() && run.len() < MAX_RUN_CHUNKS {
-            let chunk = self.index.chunk(*next)?;
-            bytes += chunk.len();
-            let belongs = run
-                .last()
-                .is_none_or(|(_, last)| are_adjacent(last, &chunk) && bytes <= MAX_RUN_BYTES);
-            if chunk.original.start >= end || !belongs {
-                break;
-            }
-            run.push((*next, chunk));
-            *next += 1;
-        }
-        Ok(run)
     }
 }
 

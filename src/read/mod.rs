@@ -2,20 +2,29 @@
 //!
 //! [`Archive`] reads and decodes chunks. Stored bytes come from `storage`, which bypasses the page
 //! cache, into `scratch` memory. Several archives share an [`ArchiveMemory`] for their indexes and
-//! entropy models. `whole` verifies and unpacks, and `describe` lists what an archive contains.
+//! entropy models. `parts` reads any bytes of the original, and `many` does that with several
+//! threads. `whole` verifies and unpacks, and `describe` lists what an archive contains.
 
 mod archive;
 mod describe;
+mod many;
 mod memory;
+mod parts;
 mod scratch;
 mod storage;
+mod threads;
+mod tree;
 mod whole;
 
 pub use crate::format::peek;
 pub use archive::{Archive, IndexedChunk, StoredChunk};
 pub(crate) use archive::{are_adjacent, scratch_len};
 pub use describe::{Coded, Description, TensorDescription, describe, header, header_json};
+pub use many::read_many;
 pub use memory::ArchiveMemory;
+pub use parts::Part;
 pub use scratch::Scratch;
 pub(crate) use scratch::{HUGE_PAGE, PAGE};
+pub use threads::{Permit, ThreadLimit};
+pub use tree::archives;
 pub use whole::{unpack, verify, verify_chunks};

@@ -164,7 +164,7 @@ impl Visitor<'_> for Name<'_> {
     }
 
     fn visit_str<E>(self, name: &str) -> std::result::Result<Self::Value, E> {
-        let Some((stack, number)) = parse(name) else { return Ok(None) };
+        let Some((stack, number)) = layer_of(name) else { return Ok(None) };
         if let Some(&known) = self.0.get(stack) {
             return Ok(Some((known, number)));
         }
@@ -214,8 +214,9 @@ impl LayerMap {
     }
 }
 
-/// The part of a tensor's name before the number of its layer, and the number.
-fn parse(name: &str) -> Option<(&str, u32)> {
+/// The part of a tensor's name before the number of its layer, and the number; `None` if it belongs
+/// to no layer.
+pub fn layer_of(name: &str) -> Option<(&str, u32)> {
     let mut start = 0;
     let mut named = false;
     for part in name.split('.') {
@@ -264,7 +265,7 @@ mod tests {
             ("h.99999999999999999999.w", None),
             ("embed.weight", None),
         ] {
-            assert_eq!(parse(name), expected, "{name}");
+            assert_eq!(layer_of(name), expected, "{name}");
         }
     }
 

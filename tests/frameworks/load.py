@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Load models with one framework, as often as asked; `run.py` drives it.
 
-    load.py FRAMEWORK
+    load.py [--packed] FRAMEWORK
 
 For every line with a directory on standard input, prints one line of JSON: the seconds that the
 framework took until it had a result from every weight, or all tensors in memory, and the SHA-256 of
-that result. Exits with 77, with the reason as its last line, if the framework is not installed.
+that result. With --packed, the directories hold archives, which the Python package bszfs reads in
+this process. Exits with 77, with the reason as its last line, if the framework is not installed.
 """
 import gc
 import hashlib
@@ -131,10 +132,22 @@ FRAMEWORKS = {
 }
 
 
-def main(framework):
+def from_archives(load):
+    """Load with the framework as it is, while bszfs shows archives as their originals."""
+    import bszfs
+
+    def loads(directory):
+        with bszfs.patched(directory):
+            return load(directory)
+    return loads
+
+
+def main(framework, packed):
     replies, sys.stdout = sys.stdout, sys.stderr  # the output of libraries is not a reply
     try:
         version, load = FRAMEWORKS[framework]()
+        if packed:
+            load = from_archives(load)
     except ImportError as e:
         print(e)
         sys.exit(77)
@@ -149,6 +162,7 @@ def main(framework):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    packed = sys.argv[1:2] == ["--packed"]
+    if len(sys.argv) != 2 + packed:
         sys.exit(__doc__)
-    main(sys.argv[1])
+    main(sys.argv[-1], packed)

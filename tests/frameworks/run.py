@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Check that real frameworks load the same from a mount as from the plain directory, and time them.
+"""Check that frameworks load the same from archives as from the plain directory, and time them.
 
     run.py [--json] [--runs N] [--only NAME]... BSZ      BSZ is the program to test
 
 Each framework runs in a process of its own. After one load to start up, it is timed on the plain
-directory and on a mount of its packed copy, each cold (the files' pages dropped, a fresh mount) and
-again at once. The result is logits, embeddings or all tensors. Every load must give the same bits,
+directory, on a mount of its packed copy, and, where the Python package bszfs is installed and the
+framework reads files by way of Python, on the packed copy in its own process; each cold (the files'
+pages dropped, a fresh mount) and again at once. The result is logits, embeddings or all tensors.
+Every load must give the same bits,
 and all libraries that load tensors must give the same tensors. Times are the best of the runs (3).
 A framework that is not installed is skipped with a message.
 
@@ -15,6 +17,7 @@ directory, unmounted and removed at the end.
 """
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -29,7 +32,10 @@ import demo  # noqa: E402  tests/python/demo.py
 from load import FRAMEWORKS  # noqa: E402
 
 MODELS = {"transformers": "llama", "sentence-transformers": "minilm", "diffusers": "unet"}
-STATES = ["plain, cold", "plain, warm", "mounted, cold", "mounted, warm"]
+STATES = ["plain, cold", "plain, warm", "mounted, cold", "mounted, warm", "in process, cold",
+          "in process, warm"]
+# These read files with code of their own, which only a mount can serve.
+NATIVE = {"fastsafetensors", "run:ai streamer", "candle"}
 # No hub, no GPU, and two threads, so that results do not depend on the load of the machine.
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
                             "CUDA_VISIBLE_DEVICES": "",
@@ -93,8 +99,10 @@ def candle():
 class Framework:
     """A process that loads models with one framework."""
 
-    def __init__(self, name, log):
-        command = candle() if name == "candle" else [sys.executable, HERE / "load.py", name]
+    def __init__(self, name, log, packed=False):
+        command = [sys.executable, HERE / "load.py", *(["--packed"] if packed else []), name]
+        if name == "candle":
+            command = candle()
         self.log = log
         self.process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE,
@@ -124,7 +132,7 @@ def measure(name, model, stage, bsz, runs):
     view.mkdir(exist_ok=True)
     best, digests = {}, set()
 
-    def load(state, directory):
+    def load(state, directory, framework):
         reply = framework.load(directory)
         best[state] = min(reply["seconds"], best.get(state, reply["seconds"]))
         digests.add(reply["digest"])
@@ -133,17 +141,26 @@ def measure(name, model, stage, bsz, runs):
         framework = Framework(name, stage / "log")
         undo.callback(framework.end)
         version = framework.load(plain)["version"]
+        in_process = None
+        if name not in NATIVE and importlib.util.find_spec("bszfs"):
+            in_process = Framework(name, stage / "log-packed", packed=True)
+            undo.callback(in_process.end)
+            in_process.load(packed)
         for _ in range(runs):
             evict(plain)
-            load("plain, cold", plain)
-            load("plain, warm", plain)
+            load("plain, cold", plain, framework)
+            load("plain, warm", plain, framework)
             evict(packed)
             subprocess.run([bsz, "mount", packed, view], check=True)
             try:
-                load("mounted, cold", view)
-                load("mounted, warm", view)
+                load("mounted, cold", view, framework)
+                load("mounted, warm", view, framework)
             finally:
                 subprocess.run([bsz, "umount", "--lazy", view], check=True)
+            if in_process:
+                evict(packed)
+                load("in process, cold", packed, in_process)
+                load("in process, warm", packed, in_process)
     return best, digests, version
 
 
@@ -151,8 +168,8 @@ def show(results):
     rows = [["", "model", *STATES, "identical"]]
     for r in results:
         if "seconds" in r:
-            rows.append([r["framework"], r["model"], *(f"{r['seconds'][s]:.3f} s" for s in STATES),
-                         "yes" if r["identical"] else "NO"])
+            seconds = (f"{r['seconds'][s]:.3f} s" if s in r["seconds"] else "-" for s in STATES)
+            rows.append([r["framework"], r["model"], *seconds, "yes" if r["identical"] else "NO"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
@@ -174,6 +191,8 @@ def main():
     a = p.parse_args()
     say = lambda text: print(text, file=sys.stderr, flush=True)
 
+    if not importlib.util.find_spec("bszfs"):
+        say("the Python package bszfs is not installed: nothing is loaded in process")
     results = []
     with tempfile.TemporaryDirectory(prefix="bsz-frameworks.") as tmp:
         stage = pathlib.Path(tmp)

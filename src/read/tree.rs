@@ -1,4 +1,4 @@
-//! Finding the archives in a directory, for `verify` and `info`.
+//! Finding the archives in a directory.
 
 use crate::error::{Context, Error, Result};
 use crate::output::is_temporary;
@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// All archives in the directory `path`, or `path` itself if it is not a directory. Archives are
 /// recognised by name, so that damaged ones are found, too. `fail` is told of directories that
 /// cannot be read.
+///
+/// # Errors
+/// Io, if `path` does not exist, or cannot be read.
 pub fn archives(path: &Path, fail: &mut dyn FnMut(Error)) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if fs::metadata(path).about_path(path)?.is_dir() {
