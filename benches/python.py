@@ -5,9 +5,10 @@
 
 Makes a BF16 model of random weights (1100 MB), packs it, and prints the median of the runs (5) with
 the ratio to `safetensors.torch.load_file(backend="pread")`, which also gives tensors with memory of
-their own; and the same for the seconds of CPU, which other work disturbs less. Everything is warm: in the page cache, and each way once before it is timed. The ways
-take turns, so that other work on the machine meets all of them. The peak of `iter_layers` is
-measured in processes of its own. Prints the load of the machine, by which to judge the figures.
+their own; and the same for the seconds of CPU, which other work disturbs less. Everything is warm:
+in the page cache, and each way once before it is timed. The ways take turns, so that other work on
+the machine meets all of them. The peak of `iter_layers` is measured in processes of its own. Prints
+the load of the machine, by which to judge the figures.
 """
 import argparse
 import json
