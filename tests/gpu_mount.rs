@@ -26,12 +26,9 @@ const LAYER: usize = 1 << 20;
 fn model(rig: &Rig) -> (PathBuf, Vec<u8>) {
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
     let names: Vec<_> = (0..LAYERS).map(|i| format!("model.layers.{i}.weight")).collect();
-    // Raw chunks, which the stand-in driver decodes quickly on the busiest machine.
-    let layer = |i: usize| tensor("U8", LAYER, Fill::Noise, i as u64);
-    let mut tensors: Vec<_> =
-        names.iter().enumerate().map(|(i, name)| (&name[..], "U8", None, layer(i))).collect();
-    // Something for which it is worth packing.
-    tensors.push(("norm", "BF16", None, tensor("BF16", 4 << 20, Fill::Constant, 1)));
+    let layer = |i: usize| tensor("BF16", LAYER, Fill::Weights, i as u64);
+    let tensors: Vec<_> =
+        names.iter().enumerate().map(|(i, name)| (&name[..], "BF16", None, layer(i))).collect();
     let bytes = matrices(&tensors);
     std::fs::write(plain.join("model.safetensors"), &bytes).expect("written");
     bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
