@@ -60,48 +60,54 @@ fn mounted(rig: &Rig, packed: &Path, name: &str, prefetch: &str, variable: (&str
     rig.mount_with(packed, name, &args, &environment)
 }
 
-#[test]
-fn a_mount_outlives_a_gpu_that_hangs() {
-    mount_test(|rig| {
+/// A mount whose driver behaves like this shows the right bytes, and its log says this.
+fn outlives(variable: (&'static str, &'static str), said: &'static str) {
+    mount_test(move |rig| {
         if fake::driver().is_none() {
             return;
         }
         let (packed, bytes) = model(rig);
-        for (name, call, said) in [
-            // While it is opened, and while it gets ready: no chunk is claimed.
-            ("open", "cuInit:1", "the driver does not respond"),
-            ("ready", "cuMemHostAlloc:1", ""),
-            // While it decodes. The four before clear the memory of the slots.
-            ("decode", "cuStreamSynchronize:5", "does not respond"),
-            ("launch", "cuLaunchKernel:1", "does not respond"),
-        ] {
-            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_HANG", call));
-            read_layers(&mount, &bytes);
-            let all_said = || mount.log().contains(said);
-            wait_for(&format!("{call}: {said:?} in the log"), all_said);
-        }
+        let mount = mounted(rig, &packed, "view", "cuda", variable);
+        read_layers(&mount, &bytes);
+        wait_for(&format!("{variable:?}: {said:?} in the log"), || mount.log().contains(said));
     });
 }
 
 #[test]
-fn a_mount_outlives_a_gpu_that_fails() {
-    mount_test(|rig| {
-        if fake::driver().is_none() {
-            return;
-        }
-        let (packed, bytes) = model(rig);
-        for (name, call) in [
-            ("open", "cuModuleLoadData:1"),
-            ("ready", "cuMemAlloc_v2:3"),
-            ("upload", "cuMemcpyHtoDAsync_v2:1"),
-            ("download", "cuMemcpyDtoHAsync_v2:1"),
-            ("wait", "cuStreamSynchronize:5"),
-        ] {
-            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_FAIL", call));
-            read_layers(&mount, &bytes);
-            wait_for(&format!("{call}: the error in the log"), || mount.log().contains("CUDA: "));
-        }
-    });
+fn a_mount_outlives_a_gpu_that_hangs_while_it_is_opened() {
+    outlives(("BSZ_FAKE_HANG", "cuInit:1"), "the driver does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_while_it_gets_ready() {
+    // No chunk is claimed, so that nothing need be taken back.
+    outlives(("BSZ_FAKE_HANG", "cuMemHostAlloc:1"), "");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_while_it_decodes() {
+    // The four before clear the memory of the slots.
+    outlives(("BSZ_FAKE_HANG", "cuStreamSynchronize:5"), "does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_when_a_kernel_is_launched() {
+    outlives(("BSZ_FAKE_HANG", "cuLaunchKernel:1"), "does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_is_opened() {
+    outlives(("BSZ_FAKE_FAIL", "cuModuleLoadData:1"), "CUDA: cannot load the kernels");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_gets_ready() {
+    outlives(("BSZ_FAKE_FAIL", "cuMemAlloc_v2:3"), "CUDA: cannot allocate device memory");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_decodes() {
+    outlives(("BSZ_FAKE_FAIL", "cuMemcpyHtoDAsync_v2:1"), "CUDA: cannot upload");
 }
 
 #[test]
