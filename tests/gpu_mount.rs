@@ -22,25 +22,24 @@ use std::{
 const LAYERS: usize = 14;
 const LAYER: usize = 1 << 20;
 
-/// A packed model of one shard, and its original.
+/// Two packed models of one shard, and their original.
 fn model(rig: &Rig) -> (PathBuf, Vec<u8>) {
     let (plain, packed) = (rig.mkdir("plain"), rig.path("packed"));
     let names: Vec<_> = (0..LAYERS).map(|i| format!("model.layers.{i}.weight")).collect();
-    // Raw chunks, which the stand-in driver decodes quickly on the busiest machine.
-    let layer = |i: usize| tensor("U8", LAYER, Fill::Noise, i as u64);
-    let mut tensors: Vec<_> =
-        names.iter().enumerate().map(|(i, name)| (&name[..], "U8", None, layer(i))).collect();
-    // Something for which it is worth packing.
-    tensors.push(("norm", "BF16", None, tensor("BF16", 4 << 20, Fill::Constant, 1)));
+    let layer = |i: usize| tensor("BF16", LAYER, Fill::Weights, i as u64);
+    let tensors: Vec<_> =
+        names.iter().enumerate().map(|(i, name)| (&name[..], "BF16", None, layer(i))).collect();
     let bytes = matrices(&tensors);
-    std::fs::write(plain.join("model.safetensors"), &bytes).expect("written");
+    for name in ["model.safetensors", "second.safetensors"] {
+        std::fs::write(plain.join(name), &bytes).expect("written");
+    }
     bsz([Path::new("pack"), &plain, Path::new("-o"), &packed]);
     (packed, bytes)
 }
 
 /// Read the layers one by one, with pauses, and compare them with the original.
-fn read_layers(mount: &Mount, expected: &[u8]) {
-    let file = File::open(mount.path("model.safetensors")).expect("opens");
+fn read_layers(mount: &Mount, name: &str, expected: &[u8]) {
+    let file = File::open(mount.path(name)).expect("opens");
     let begin = 8 + u64::from_le_bytes(expected[..8].try_into().expect("eight bytes")) as usize;
     for layer in 0..LAYERS {
         let at = begin + layer * LAYER;
@@ -63,48 +62,54 @@ fn mounted(rig: &Rig, packed: &Path, name: &str, prefetch: &str, variable: (&str
     rig.mount_with(packed, name, &args, &environment)
 }
 
-#[test]
-fn a_mount_outlives_a_gpu_that_hangs() {
-    mount_test(|rig| {
+/// A mount whose driver behaves like this shows the right bytes, and its log says this.
+fn outlives(variable: (&'static str, &'static str), said: &'static str) {
+    mount_test(move |rig| {
         if fake::driver().is_none() {
             return;
         }
         let (packed, bytes) = model(rig);
-        for (name, call, said) in [
-            // While it is opened, and while it gets ready: no chunk is claimed.
-            ("open", "cuInit:1", "the driver does not respond"),
-            ("ready", "cuMemHostAlloc:1", ""),
-            // While it decodes. The four before clear the memory of the slots.
-            ("decode", "cuStreamSynchronize:5", "does not respond"),
-            ("launch", "cuLaunchKernel:1", "does not respond"),
-        ] {
-            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_HANG", call));
-            read_layers(&mount, &bytes);
-            let all_said = || mount.log().contains(said);
-            wait_for(&format!("{call}: {said:?} in the log"), all_said);
-        }
+        let mount = mounted(rig, &packed, "view", "cuda", variable);
+        read_layers(&mount, "model.safetensors", &bytes);
+        wait_for(&format!("{variable:?}: {said:?} in the log"), || mount.log().contains(said));
     });
 }
 
 #[test]
-fn a_mount_outlives_a_gpu_that_fails() {
-    mount_test(|rig| {
-        if fake::driver().is_none() {
-            return;
-        }
-        let (packed, bytes) = model(rig);
-        for (name, call) in [
-            ("open", "cuModuleLoadData:1"),
-            ("ready", "cuMemAlloc_v2:3"),
-            ("upload", "cuMemcpyHtoDAsync_v2:1"),
-            ("download", "cuMemcpyDtoHAsync_v2:1"),
-            ("wait", "cuStreamSynchronize:5"),
-        ] {
-            let mount = mounted(rig, &packed, name, "cuda", ("BSZ_FAKE_FAIL", call));
-            read_layers(&mount, &bytes);
-            wait_for(&format!("{call}: the error in the log"), || mount.log().contains("CUDA: "));
-        }
-    });
+fn a_mount_outlives_a_gpu_that_hangs_while_it_is_opened() {
+    outlives(("BSZ_FAKE_HANG", "cuInit:1"), "the driver does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_while_it_gets_ready() {
+    // No chunk is claimed, so that nothing need be taken back.
+    outlives(("BSZ_FAKE_HANG", "cuMemHostAlloc:1"), "");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_while_it_decodes() {
+    // The four before clear the memory of the slots.
+    outlives(("BSZ_FAKE_HANG", "cuStreamSynchronize:5"), "does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_hangs_when_a_kernel_is_launched() {
+    outlives(("BSZ_FAKE_HANG", "cuLaunchKernel:1"), "does not respond");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_is_opened() {
+    outlives(("BSZ_FAKE_FAIL", "cuModuleLoadData:1"), "CUDA: cannot load the kernels");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_gets_ready() {
+    outlives(("BSZ_FAKE_FAIL", "cuMemAlloc_v2:3"), "CUDA: cannot allocate device memory");
+}
+
+#[test]
+fn a_mount_outlives_a_gpu_that_fails_while_it_decodes() {
+    outlives(("BSZ_FAKE_FAIL", "cuMemcpyHtoDAsync_v2:1"), "CUDA: cannot upload");
 }
 
 #[test]
@@ -116,7 +121,7 @@ fn an_idle_gpu_is_given_back_and_opened_again() {
         let (packed, bytes) = model(rig);
         let mount = mounted(rig, &packed, "view", "cuda", ("BSZ_FAKE_NONE", ""));
         let decoded = || mount.log().matches("the GPU decoded").count();
-        read_layers(&mount, &bytes);
+        read_layers(&mount, "model.safetensors", &bytes);
         wait_for("the GPU to decode something", || decoded() > 0);
         let before = decoded();
         // That takes 30 seconds, and there is only so much patience for one step.
@@ -124,8 +129,7 @@ fn an_idle_gpu_is_given_back_and_opened_again() {
         wait_for("the context to be given back", || {
             mount.log().contains("is not needed at present")
         });
-        bsz([Path::new("cache"), Path::new("drop"), &rig.path("view")]);
-        read_layers(&mount, &bytes);
+        read_layers(&mount, "second.safetensors", &bytes);
         wait_for("the GPU to decode again", || decoded() > before);
     });
 }
@@ -141,7 +145,7 @@ fn auto_compares_the_gpu_with_the_cores_or_does_without() {
             [("works", ("BSZ_FAKE_NONE", "")), ("hangs", ("BSZ_FAKE_HANG", "cuInit:1"))]
         {
             let mount = mounted(rig, &packed, name, "auto", variable);
-            read_layers(&mount, &bytes);
+            read_layers(&mount, "model.safetensors", &bytes);
             // Nobody has asked for a GPU, so that nothing is said about it.
             assert!(!mount.log().contains("WARN"), "{}", mount.log());
         }
