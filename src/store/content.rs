@@ -2,7 +2,6 @@
 
 use super::names::{Key, open_file};
 use super::node::{Content, Node};
-use super::plain::touch;
 use super::tree::{Located, Tree};
 use super::unpack::proc_path;
 use crate::cache::CachedFile;
@@ -14,6 +13,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// How often to look at a file again that changes its form meanwhile.
 const ATTEMPTS: usize = 8;
@@ -44,6 +44,7 @@ impl Tree {
                 return Ok(content);
             }
             let content = self.open_content(node)?;
+            node.accessed.store(false, Ordering::Relaxed);
             let mut state = node.state();
             let is_archive = matches!(content, Content::Archive { .. });
             // It may have changed its form meanwhile.
@@ -81,9 +82,6 @@ impl Tree {
                     return Ok(Content::Plain(Arc::new(file)));
                 }
                 let (Located { link, found, .. }, file) = self.open_located(node)?;
-                if found.packed.is_some() {
-                    touch(&file);
-                }
                 (file, self.path(&link), found.packed.map(Arc::new))
             }
         };

@@ -5,7 +5,7 @@ use crate::readahead::OpenArchive;
 use rustix::fs::FileType;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 /// Where the bytes of an open file come from. It belongs to the node and not to a handle, so that
@@ -51,6 +51,8 @@ pub(super) struct Node {
     /// Whether the file is known to have no capabilities, for which the kernel asks before each
     /// write.
     pub no_capability: AtomicBool,
+    /// Whether the access time of an open archive has moved.
+    pub accessed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -64,8 +66,14 @@ impl Node {
             names: RwLock::default(),
             unpacking: Mutex::default(),
             no_capability: AtomicBool::new(false),
+            accessed: AtomicBool::new(false),
             state: Mutex::new(state),
         }
+    }
+
+    /// Whether this is the first time that the content is read since it was opened.
+    pub fn is_first_access(&self) -> bool {
+        !self.accessed.swap(true, Ordering::Relaxed)
     }
 
     /// The file, once it has no name.

@@ -1,7 +1,9 @@
 //! Writing plain files past the page cache of the source, and the access times of archives.
 
+use super::unpack::proc_path;
 use crate::mount::drop_cached;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
@@ -49,10 +51,12 @@ pub(super) fn write_behind(file: &File, (start, end): (u64, u64)) {
     drop_cached(file, from, end - from);
 }
 
-/// Read a byte of an archive in the usual way, which moves its access time as reading the file that
-/// it shows would. What is decoded already, and read past the page cache, does not.
+/// Read a byte of an archive through the page cache, which moves its access time as reading the
+/// file that it shows would. What is decoded already, and read past the page cache, does not.
 pub(super) fn touch(archive: &File) {
-    if let Err(e) = archive.read_at(&mut [0], 0) {
+    let path = proc_path(archive.as_fd());
+    let read = File::open(path).and_then(|file| file.read_at(&mut [0], 0));
+    if let Err(e) = read {
         log::debug!("an access time stays: {e}");
     }
 }

@@ -9,7 +9,7 @@ use super::files::{Handle, may_write};
 use super::namespace::Caller;
 use super::node::{Content, Node};
 use super::nodes::Link;
-use super::plain::write_behind;
+use super::plain::{touch, write_behind};
 use super::rename::End;
 use super::space::{WriteAt, is_full};
 use super::tree::{DirEntry, Tree};
@@ -172,6 +172,9 @@ impl StoreFs {
             let (tree, cache) = (self.tree.clone(), self.cache.clone());
             let read = move || match tree.readable(&handle) {
                 Ok(Content::Archive { archive, .. }) => {
+                    if handle.node.is_first_access() {
+                        touch(archive.file().archive().file());
+                    }
                     read_archive(&cache, &archive, offset, len, reply);
                 }
                 Ok(Content::Plain(file)) => read_plain_blocking(&cache, &file, offset, len, reply),
@@ -181,6 +184,10 @@ impl StoreFs {
         }
         match self.tree.readable(&handle) {
             Ok(Content::Archive { archive, .. }) => {
+                if handle.node.is_first_access() {
+                    let archive = archive.clone();
+                    self.workers.spawn(move || touch(archive.file().archive().file()));
+                }
                 let (errors, replier) = (self.errors.clone(), self.replier.clone());
                 let (id, of) = (request.unique(), archive.clone());
                 let done = move |slices: Result<Vec<Slice>>| match slices {

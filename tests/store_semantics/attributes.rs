@@ -217,3 +217,32 @@ fn packing_keeps_attributes() {
         assert_eq!(shown(), before);
     });
 }
+
+#[test]
+fn the_access_time_moves_when_a_file_is_read_and_not_before() {
+    both(|store, path, _| {
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let open = |path: &Path| {
+            let times = fs::FileTimes::new().set_accessed(long_ago);
+            File::options().write(true).open(path).unwrap().set_times(times).unwrap();
+            File::open(path).unwrap()
+        };
+        let accessed = |file: &File| file.metadata().unwrap().accessed().unwrap();
+        let ordinary = store.below.with_extension("ordinary");
+        fs::write(&ordinary, b"a file").unwrap();
+        let ordinary = open(&ordinary);
+        ordinary.read_exact_at(&mut [0], 5).unwrap();
+        if accessed(&ordinary) == long_ago {
+            eprintln!("skipped: the file system of the tests has no access times");
+            return;
+        }
+        let was_packed = is_packed(path);
+        let file = open(path);
+        // What the kernel has cached is read without the daemon.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert_eq!(accessed(&file), long_ago);
+        file.read_exact_at(&mut [0], 5).unwrap();
+        wait_for("the access time to move", || accessed(&file) > long_ago);
+        assert_eq!(is_packed(path), was_packed);
+    });
+}
