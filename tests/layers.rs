@@ -234,8 +234,7 @@ fn only_the_command_line_prints() {
 
 /// Every file of code with one of these extensions, as (path below the root, text).
 fn all_files(extensions: &[&str]) -> Vec<(PathBuf, String)> {
-    let dirs =
-        ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets", "python"];
+    let dirs = ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets", "python"];
     let below = |dir| {
         files(dir, extensions)
             .into_iter()
@@ -255,7 +254,11 @@ fn every_file_opens_with_its_one_job() {
 fn files_and_lines_stay_short() {
     let mut violations = Vec::new();
     for (path, text) in all_files(&["rs", "py", "cpp", "h", "cu", "cuh"]) {
-        let most = if path.starts_with("src") || path.starts_with("python/src") { LONGEST } else { LONGEST_TEST };
+        let most = if path.starts_with("src") || path.starts_with("python/src") {
+            LONGEST
+        } else {
+            LONGEST_TEST
+        };
         let lines = text.lines().count();
         if lines > most {
             violations.push(format!("{}: {lines} lines, more than {most}", path.display()));
