@@ -182,11 +182,15 @@ python-check: ## Build the wheel for this machine, and test it in a new environm
 	$(MATURIN) build --release --locked --out $(WHEELS)/here
 	python/check $(VENV)/bin/python $(WHEELS)/here/bszfs-*.whl
 
+# zig links an unwinder of its own. Threads that end in Python while the interpreter exits are
+# unwound by that of the C library, libgcc_s, and the two crash together.
+LIBGCC = $(shell cc -print-file-name=libgcc_s.so.1)
+
 wheel: ## Build the wheel for every Linux with glibc 2.17 or newer; the last line names it
 	@tests/prepare python-package
 	rm -rf $(WHEELS)/manylinux
 	$(MATURIN) build --release --locked --zig --compatibility manylinux_2_17 \
-		--out $(WHEELS)/manylinux
+		--out $(WHEELS)/manylinux -- -C link-arg=$(LIBGCC)
 	$(VENV)/bin/auditwheel show $(WHEELS)/manylinux/*.whl | tr '\n' ' ' | \
 		grep -o 'constrains the platform tag to "manylinux_2_1[27]_[a-z0-9_]*"'
 	@ls $(WHEELS)/manylinux/*.whl

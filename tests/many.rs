@@ -1,5 +1,5 @@
-//! Reading many parts of an archive at once: any parts, in any order, on any number of threads, with
-//! the bytes of the original, or an error.
+//! Reading many parts of an archive at once: any parts, in any order, on any number of threads. The
+//! result is the bytes of the original, or an error.
 
 mod common;
 
