@@ -316,7 +316,7 @@ def session(f):
 
 def badges():
     """Of what the manifest says."""
-    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]
     return {
         "licence": charts.badge("licence", package["license"]),
         "rust": charts.badge("Rust", f"{package['rust-version']}+"),
