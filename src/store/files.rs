@@ -265,6 +265,10 @@ impl Tree {
         }
         let dir_node = self.nodes.get(*parent)?;
         let _names = write(&dir_node);
+        // An archive may have taken its place meanwhile, and is not to be cleared away.
+        if !stat_at(dir, name).is_ok_and(|stat| Key::of(&stat) == found.key()) {
+            return Err(Errno::STALE);
+        }
         self.clear_beside(dir, name, found)
     }
 

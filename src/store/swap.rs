@@ -12,7 +12,7 @@
 //! lease on it, which keeps everybody else from writing, was not broken.
 
 use super::names::{Found, Key, packed_name};
-use super::node::{Content, Node};
+use super::node::{Content, Node, State};
 use super::nodes::Link;
 use super::steps::{Step, reached};
 use super::tree::{DirFd, Tree, stat_at, write};
@@ -24,7 +24,7 @@ use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// A file that is to be swapped, as it was before its archive was made.
 pub(super) struct Candidate {
@@ -38,7 +38,11 @@ pub(super) struct Candidate {
 impl Candidate {
     /// Whether nothing has happened to the file. The names of its directory are locked.
     fn is_unchanged(&self, tree: &Tree) -> bool {
-        let state = self.node.state();
+        self.is_unchanged_in(&self.node.state(), tree)
+    }
+
+    /// The same, and nothing can happen to it as long as its state is locked.
+    fn is_unchanged_in(&self, state: &State, tree: &Tree) -> bool {
         let place = tree.nodes.place(self.node.id);
         state.writers == 0
             && state.epoch == self.epoch
@@ -94,14 +98,16 @@ impl Tree {
         let packed = Arc::new(packed.ok_or(Errno::STALE)?);
         let content = self.content_of_archive(candidate, prepared, &packed)?;
         let names = write(&dir_node);
+        let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         let is_there = stat_at(dir, archive_name).is_ok_and(|s| Key::of(&s) == *archive_key);
         let kept = prepared.unchanged().is_ok_and(|same| same);
-        if !is_there || !candidate.is_unchanged(self) || !kept {
+        // Whoever opens the file for writing waits from here on.
+        let state = node.state();
+        if !is_there || !kept || !candidate.is_unchanged_in(&state, self) {
             return Ok(false);
         }
-        let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         unlinkat(dir, &link.1, AtFlags::empty())?;
-        self.becomes_packed(node, *archive_key, link, packed, content);
+        self.becomes_packed(node, state, *archive_key, link, packed, content);
         drop(names);
         reached(Step::SwapRemoved);
         Ok(true)
@@ -110,12 +116,12 @@ impl Tree {
     fn becomes_packed(
         &self,
         node: &Node,
+        mut state: MutexGuard<'_, State>,
         key: Key,
         link: &Link,
         packed: Arc<Packed>,
         content: Option<Content>,
     ) {
-        let mut state = node.state();
         self.nodes.replace(node.id, key, true, Some(link.clone()));
         state.packed = Some(packed);
         state.content = content.filter(|_| state.opens > 0);
@@ -133,11 +139,11 @@ impl Tree {
         let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         let is_there = |name: &OsStr, key| stat_at(dir, name).is_ok_and(|s| Key::of(&s) == key);
         let both = is_there(&link.1, *key) && is_there(&archive.source_name, archive.key());
-        let Some(packed) = archive.packed.clone().filter(|_| both && of.is_unchanged(self)) else {
-            return Ok(false);
-        };
+        let state = node.state();
+        let unchanged = both && of.is_unchanged_in(&state, self);
+        let Some(packed) = archive.packed.clone().filter(|_| unchanged) else { return Ok(false) };
         unlinkat(dir, &link.1, AtFlags::empty())?;
-        self.becomes_packed(node, archive.key(), link, Arc::new(packed), None);
+        self.becomes_packed(node, state, archive.key(), link, Arc::new(packed), None);
         Ok(true)
     }
 
