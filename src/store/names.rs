@@ -174,13 +174,25 @@ impl Names {
     /// # Errors
     /// That cannot be read at the moment.
     pub fn is_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> Result<bool> {
-        own_mark(dir, archive).map(|mark| mark == Some(true))
+        self.own_mark(dir, archive).map(|mark| mark == Some(true))
     }
 
     /// Whether the store may have made an archive: that cannot be told where files have no extended
     /// attributes.
     pub fn may_be_own(&self, dir: BorrowedFd<'_>, archive: &Found) -> Result<bool> {
-        own_mark(dir, archive).map(|mark| mark != Some(false))
+        self.own_mark(dir, archive).map(|mark| mark != Some(false))
+    }
+
+    /// Whether an archive has the mark of those that the store has made; `None` if it can have
+    /// none.
+    pub fn own_mark(&self, dir: BorrowedFd<'_>, archive: &Found) -> Result<Option<bool>> {
+        match open_unnoticed(dir, &archive.source_name) {
+            Ok((file, stat)) if Key::of(&stat) == archive.key() => marks::find(&file, OWN_MARK),
+            Ok(_) | Err(Errno::NOENT | Errno::STALE | Errno::ACCESS | Errno::PERM) => {
+                Ok(Some(false))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// The file that `name` shows; `ENOENT` if there is none.
@@ -273,15 +285,6 @@ impl Names {
         let mut listed: Vec<Listed> = listed.into_values().collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
-    }
-}
-
-/// Whether an archive has the mark of those that the store has made; `None` if it can have none.
-fn own_mark(dir: BorrowedFd<'_>, archive: &Found) -> Result<Option<bool>> {
-    match open_unnoticed(dir, &archive.source_name) {
-        Ok((file, stat)) if Key::of(&stat) == archive.key() => marks::find(&file, OWN_MARK),
-        Ok(_) | Err(Errno::NOENT | Errno::STALE | Errno::ACCESS | Errno::PERM) => Ok(Some(false)),
-        Err(e) => Err(e),
     }
 }
 

@@ -323,6 +323,7 @@ impl Packer {
     }
 
     /// Stop packing if the store is no longer mounted: what is there is shown to everybody then.
+    /// This reads the table of mounts, so call it before names are locked.
     pub fn check_mount(&self) {
         if self.is_mounted.get().is_some_and(|is_mounted| !is_mounted()) {
             self.suspend(true);
@@ -332,7 +333,6 @@ impl Packer {
 
     /// Keep [`Packer::suspend`] waiting while a plain file is removed; `None` if it was called.
     pub fn enter(&self) -> Option<MutexGuard<'_, ()>> {
-        self.check_mount();
         let removing = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
         (!self.queue().suspended).then_some(removing)
     }

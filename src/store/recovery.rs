@@ -27,7 +27,7 @@ use crate::format::Naming;
 use crate::mount::ROOT;
 use crate::output::{Attributes, is_temporary, sha256, sync_dir};
 use crate::read::{Archive, verify};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, fstat, openat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat};
 use rustix::fs::{renameat, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, test_kill_process};
@@ -208,10 +208,11 @@ impl Tree {
             Err(Errno::STALE) => return self.show_beside(parent, dir, shown, archive),
             other => other?,
         };
-        let is_unpacking = fgetxattr(&file, UNPACKING, &mut [0u8; 1]).is_ok();
+        let is_unpacking = marks::find(&file, UNPACKING)? == Some(true);
+        let own = self.names.own_mark(dir.as_fd(), archive)?;
         if !is_unpacking && self.packer.policy.pack == super::Pack::Off {
             // They may be the user's.
-            if !self.names.may_be_own(dir.as_fd(), archive)? {
+            if own == Some(false) {
                 self.names.remember_plain(archive.key());
             }
             return Ok(());
@@ -226,11 +227,13 @@ impl Tree {
             node,
         };
         let path = self.path(&candidate.link);
-        let is_sure = is_unpacking || self.names.is_own(dir.as_fd(), archive)?;
-        let is_ours = is_sure || self.names.may_be_own(dir.as_fd(), archive)?;
-        let is_like = is_ours
-            && attr.size == packed.size
-            && (is_sure || attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime);
+        // Where files have no marks, the time of modification has to do.
+        let is_ours = match own {
+            _ if is_unpacking => true,
+            Some(own) => own,
+            None => attr.mtime == crate::mount::attr(0, &archive.stat, None).mtime,
+        };
+        let is_like = is_ours && attr.size == packed.size;
         let is_equal = is_like && sha256(&file, &path).is_ok_and(|sum| sum == packed.sha256);
         let finished = match (is_equal, is_unpacking) {
             (false, _) => self.keep_both(&candidate, archive),
@@ -271,6 +274,10 @@ impl Tree {
         sync_dir(&of.dir)?;
         let node = self.nodes.get(of.link.0)?;
         let _names = write(&node);
+        if !stat_at(&of.dir, &of.link.1).is_ok_and(|stat| Key::of(&stat) == of.key) {
+            // The archive may be all that is left.
+            return Ok(());
+        }
         unlink_if(&of.dir, &archive.source_name, archive.key())?;
         let _ = marks::remove(file, UNPACKING);
         Ok(())

@@ -97,6 +97,7 @@ impl Tree {
         let packed = found.packed.filter(|_| Key::of(&found.stat) == *archive_key);
         let packed = Arc::new(packed.ok_or(Errno::STALE)?);
         let content = self.content_of_archive(candidate, prepared, &packed)?;
+        self.packer.check_mount();
         let names = write(&dir_node);
         let Some(_not_stopped) = self.packer.enter() else { return Ok(false) };
         let is_there = stat_at(dir, archive_name).is_ok_and(|s| Key::of(&s) == *archive_key);
@@ -133,6 +134,7 @@ impl Tree {
     pub fn remove_plain(&self, of: &Candidate, archive: &Found) -> Result<bool> {
         let Candidate { node, dir, link, key, .. } = of;
         sync_dir(dir)?;
+        self.packer.check_mount();
         let dir_node = self.nodes.get(link.0)?;
         let _names = write(&dir_node);
         let Ok(_not_unpacked) = node.unpacking.try_lock() else { return Ok(false) };
