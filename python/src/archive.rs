@@ -3,7 +3,7 @@
 use crate::commands;
 use crate::errors::{OrRaise, closed, damaged, exception};
 use crate::memory::{self, Lent, Region};
-use crate::work::{self, Raised, Stoppable};
+use crate::work::{self, Raised};
 use bszfs::codec;
 use bszfs::format::MAX_HEADER;
 use bszfs::read::{self, Part};
@@ -172,7 +172,7 @@ impl Archive {
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         let opened = self.opened()?;
         let verified = work::run(py, None, |stop| {
-            let decoder = Stoppable { stop: stop.clone(), decoder: codec::fastest() };
+            let decoder = stop.interrupts(codec::fastest());
             read::verify(&opened.archive, &decoder, &|_| ())
         });
         verified?.map_err(|e| self.raise(e))

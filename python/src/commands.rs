@@ -1,7 +1,7 @@
 //! What the command `bsz` does, as functions, and the command itself.
 
 use crate::errors::{OrRaise, exception};
-use crate::work::{self, Stop, Stoppable};
+use crate::work::{self, Stop};
 use bszfs::codec;
 use bszfs::error::Context;
 use bszfs::format::Footer;
@@ -95,7 +95,7 @@ fn pack_to(
 /// Decode a new archive. While the original is kept, checksums of its own bytes suffice.
 fn check(file: &File, stop: &Stop, removes: bool) -> bszfs::Result<()> {
     let archive = Archive::from_file(file.try_clone()?)?;
-    let decoder = Stoppable { stop: stop.clone(), decoder: codec::verifying() };
+    let decoder = stop.interrupts(codec::verifying());
     let verify = if removes { read::verify } else { read::verify_chunks };
     verify(&archive, &decoder, &|_| ())
 }
@@ -141,7 +141,7 @@ impl OpenArchive for Opened {
     }
 
     fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> bszfs::Result<()> {
-        let decoder = Stoppable { stop: self.stop.clone(), decoder: codec::fastest() };
+        let decoder = self.stop.interrupts(codec::fastest());
         read::unpack(&self.archive, out, path, &decoder, &|bytes| p.advance(bytes))
     }
 }
@@ -152,7 +152,7 @@ pub fn verify(path: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = path.py();
     let source = PathBuf::from(self::path(path)?);
     let done = work::run(py, None, |stop| {
-        let decoder = Stoppable { stop: stop.clone(), decoder: codec::fastest() };
+        let decoder = stop.interrupts(codec::fastest());
         let mut failure = None;
         let mut fail = |e| _ = failure.get_or_insert(e);
         let found = read::archives(&source, &mut fail)?;

@@ -1,6 +1,6 @@
 //! Work without the GIL that a signal can end, and the threads that it may use.
 
-use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
+use bszfs::codec::{self, ChunkDecoder, Interruptible};
 use bszfs::read::{Permit, ThreadLimit};
 use bszfs::{Error, ErrorKind};
 use pyo3::prelude::*;
@@ -81,31 +81,14 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn check(&self) -> bszfs::Result<()> {
-        if self.is_set() { Err(interrupted()) } else { Ok(()) }
-    }
-}
-
-/// A decoder that fails once the work is to end.
-pub struct Stoppable {
-    pub stop: Stop,
-    pub decoder: Arc<dyn ChunkDecoder>,
-}
-
-impl ChunkDecoder for Stoppable {
-    fn name(&self) -> &'static str {
-        self.decoder.name()
-    }
-
-    fn decode(
+    /// A decoder that fails once the work is to end.
+    pub fn interrupts(
         &self,
-        coding: Coding,
-        model: Option<&EntropyModel>,
-        payload: &[u8],
-        out: &mut [u8],
-    ) -> bszfs::Result<()> {
-        self.stop.check()?;
-        self.decoder.decode(coding, model, payload, out)
+        decoder: Arc<dyn ChunkDecoder>,
+    ) -> Interruptible<impl Fn() -> bszfs::Result<()> + Send + Sync + use<>> {
+        let stop = self.clone();
+        let go_on = move || if stop.is_set() { Err(interrupted()) } else { Ok(()) };
+        Interruptible::new(decoder, go_on)
     }
 }
 

@@ -26,6 +26,7 @@ mod decode;
 mod dispatch;
 mod encode;
 mod fit;
+mod interruptible;
 mod simd;
 mod wire;
 
@@ -39,6 +40,7 @@ pub use decode::ChunkDecoder;
 pub use dispatch::{decoders, fastest, reference, verifying};
 pub use encode::{Encoder, encode};
 pub use fit::{Sample, fit, should_try_zstd};
+pub use interruptible::Interruptible;
 pub use model::EntropyModel;
 pub use planes::ElementKind;
 

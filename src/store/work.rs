@@ -5,11 +5,10 @@ use super::idle::{make_idle, why_busy};
 use super::names::{Form, MAX_PACKED_NAME, OWN_MARK, packed_name};
 use super::nodes::Link;
 use super::outcome::{Outcome, Task};
-use super::packer::Packer;
 use super::swap::Candidate;
 use super::tree::{DirFd, Located, Tree};
 use super::unpack::writable_dir;
-use crate::codec::{self, ChunkDecoder, Coding, EntropyModel};
+use crate::codec::{self, Interruptible};
 use crate::error::{Context, Error, Result};
 use crate::mount::{Attr, Entry};
 use crate::output::is_kept;
@@ -242,7 +241,10 @@ impl Tree {
             twins,
             ..PrepareOptions::default()
         };
-        let decoder = Interruptible { decoder: codec::verifying(), packer: &self.packer };
+        let decoder = Interruptible::new(codec::verifying(), || match self.packer.is_cancelled() {
+            true => Err(Error::invalid(GIVEN_UP)),
+            false => Ok(()),
+        });
         let check = |file: &File, _: &dyn Progress| {
             let file = file.try_clone().about("archive")?;
             let archive = Archive::from_file_within(file, self.cache.archive_memory())?;
@@ -263,31 +265,6 @@ impl Tree {
     fn free_space(&self) -> Result<u64> {
         let space = self.statfs()?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
-    }
-}
-
-/// A decoder that verifies, and gives up when the packer is told to.
-struct Interruptible<'a> {
-    decoder: Arc<dyn ChunkDecoder>,
-    packer: &'a Packer,
-}
-
-impl ChunkDecoder for Interruptible<'_> {
-    fn name(&self) -> &'static str {
-        self.decoder.name()
-    }
-
-    fn decode(
-        &self,
-        coding: Coding,
-        model: Option<&EntropyModel>,
-        payload: &[u8],
-        out: &mut [u8],
-    ) -> Result<()> {
-        if self.packer.is_cancelled() {
-            return Err(Error::invalid(GIVEN_UP));
-        }
-        self.decoder.decode(coding, model, payload, out)
     }
 }
 
