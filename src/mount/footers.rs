@@ -8,6 +8,7 @@ use rustix::fs::{Stat, fgetxattr, fstat};
 use rustix::io::{Errno, Result};
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -59,7 +60,8 @@ impl Footers {
                 Err(Errno::STALE) => return Err(Errno::NOENT),
                 Err(e) => return Err(e),
             };
-            let packed = if is_marked(&file)? { None } else { read_footer(&file, path)? };
+            let is_marked = find_mark(&file, PLAIN_MARK)? == Some(true);
+            let packed = if is_marked { None } else { read_footer(&file, path)? };
             *stat = fstat(&file)?;
             let identity = Identity::of(stat);
             // The footer belongs to this state only if the file had it before and after the read.
@@ -85,10 +87,12 @@ impl Footers {
     }
 }
 
-fn is_marked(file: &File) -> Result<bool> {
-    match fgetxattr(file, PLAIN_MARK, &mut [0u8; 1]) {
-        Ok(_) | Err(Errno::RANGE) => Ok(true),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+/// Whether a file that is open for reading has a mark; `None` if files have no such attributes.
+pub(crate) fn find_mark(file: impl AsFd, mark: &str) -> Result<Option<bool>> {
+    match fgetxattr(file, mark, &mut [0u8; 1]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(Some(true)),
+        Err(Errno::NODATA) => Ok(Some(false)),
+        Err(Errno::OPNOTSUPP) => Ok(None),
         Err(e) => Err(e),
     }
 }

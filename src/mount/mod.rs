@@ -94,7 +94,7 @@ pub(crate) use attr::{Attr, Packed, ROOT, attr, inode_number};
 pub use client::{PackerCommand, command_packer, drop_cache, space, status};
 pub(crate) use control::{Control, DROP_CACHE, PACK_NOW, PAUSE, RESUME, STATUS, may_control};
 pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};
-pub(crate) use footers::{Footers, PLAIN_MARK};
+pub(crate) use footers::{Footers, PLAIN_MARK, find_mark};
 pub use fusermount::find_helper as helper;
 pub(crate) use handles::Handles;
 pub use health::{Unserved, clear_orphan, mounts, unserved};

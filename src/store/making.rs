@@ -4,6 +4,7 @@
 use super::names::may_be_archive;
 use super::namespace::{Caller, Created, Make};
 use super::requests::{StoreFs, TTL, reply_empty};
+use super::space::is_full;
 use super::tree::Tree;
 use crate::mount::{Handles, Replier, errno};
 use fuser::{ReplyCreate, ReplyEmpty, ReplyEntry, Request, RequestId};
@@ -75,7 +76,7 @@ impl StoreFs {
             Ok(made) if made.file.is_some() => opening.open(made, reply),
             // Opening a file that exists may take a while.
             Ok(made) => self.workers.spawn(move || opening.open(made, reply)),
-            Err(Errno::NOSPC | Errno::DQUOT) => {
+            Err(e) if is_full(e) => {
                 let name = name.to_owned();
                 self.workers.spawn(move || {
                     let tree = &opening.tree;
@@ -105,7 +106,7 @@ impl StoreFs {
             true => Err(LATER),
             false => self.tree.make(parent, name, mode & 0o7777, &what, by),
         };
-        if !matches!(made, Err(Errno::NOSPC | Errno::DQUOT)) {
+        if !made.as_ref().is_err_and(|e| is_full(*e)) {
             return self.reply_entry(request, made, reply);
         }
         let (tree, replier, name) = (self.tree.clone(), self.replier.clone(), name.to_owned());
@@ -132,7 +133,7 @@ impl StoreFs {
             true => Err(LATER),
             false => self.tree.set_xattr(id, name, value, flags, limited),
         };
-        if !matches!(set, Err(Errno::NOSPC | Errno::DQUOT)) {
+        if !set.is_err_and(is_full) {
             return reply_empty(set, reply);
         }
         let (tree, name, value) = (self.tree.clone(), name.to_owned(), value.to_owned());

@@ -4,11 +4,11 @@
 //! is given it for the moment.
 
 use crate::mount::Entry;
-use rustix::fs::{
-    AtFlags, CWD, Mode, XattrFlags, chmodat, fgetxattr, fstat, getxattr, removexattr, setxattr,
-};
+use rustix::fs::{AtFlags, CWD, Mode, XattrFlags, chmodat, fstat, getxattr, removexattr, setxattr};
 use rustix::io::{Errno, Result};
 use std::os::fd::AsFd;
+
+pub(super) use crate::mount::find_mark as find;
 
 /// Set a mark, which may be there already.
 pub(super) fn set(file: impl AsFd, mark: &str) -> Result<()> {
@@ -27,16 +27,6 @@ pub(super) fn remove(file: impl AsFd, mark: &str) -> Result<()> {
     match writable(&entry, || removexattr(&path, mark)) {
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         other => other,
-    }
-}
-
-/// Whether a file that is open for reading has a mark; `None` if files have no such attributes.
-pub(super) fn find(file: impl AsFd, mark: &str) -> Result<Option<bool>> {
-    match fgetxattr(file, mark, &mut [0u8; 1]) {
-        Ok(_) | Err(Errno::RANGE) => Ok(Some(true)),
-        Err(Errno::NODATA) => Ok(Some(false)),
-        Err(Errno::OPNOTSUPP) => Ok(None),
-        Err(e) => Err(e),
     }
 }
 

@@ -11,7 +11,7 @@ use super::node::{Content, Node};
 use super::nodes::Link;
 use super::plain::{touch, write_behind};
 use super::rename::End;
-use super::space::{WriteAt, is_full};
+use super::space::{WriteAt, is_full_io};
 use super::tree::{DirEntry, Tree};
 use super::workers::Workers;
 use crate::cache::{ChunkCache, Slice};
@@ -212,7 +212,7 @@ impl StoreFs {
         if self.tree.is_writable(&handle) {
             match self.tree.write(&handle, at, data, false) {
                 // Another thread waits for space.
-                Err(e) if is_full(&e) => {}
+                Err(e) if is_full_io(&e) => {}
                 written => {
                     reply_written(written, reply);
                     return self.write_behind(&handle, offset, data.len());

@@ -13,8 +13,14 @@ use std::os::unix::fs::FileExt;
 const RESERVING: [u64; 2] = [0xEF53, 0xF2F5_2010];
 
 /// Whether a call has failed for lack of space.
-pub(super) fn is_full(e: &std::io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+pub(super) fn is_full(e: Errno) -> bool {
+    // The packer's files take from the quota of their owner, too.
+    matches!(e, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// The same for an error of the standard library.
+pub(super) fn is_full_io(e: &std::io::Error) -> bool {
+    Errno::from_io_error(e).is_some_and(is_full)
 }
 
 /// Where to write.
@@ -51,8 +57,7 @@ impl Tree {
         let mut room = Room::default();
         loop {
             match make() {
-                // The packer's files take from the quota of their owner, too.
-                Err(Errno::NOSPC | Errno::DQUOT) if room.make(self) => {}
+                Err(e) if is_full(e) && room.make(self) => {}
                 other => return other,
             }
         }
@@ -112,7 +117,7 @@ impl Tree {
             match self.write_some(&file, at, &data[written..], handle.limited) {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) if waits && is_full(&e) && room.make(self) => {}
+                Err(e) if waits && is_full_io(&e) && room.make(self) => {}
                 // The next write of the caller gets the error.
                 Err(_) if written > 0 => break,
                 Err(e) => return Err(e),
