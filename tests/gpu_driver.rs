@@ -13,7 +13,7 @@ use bszfs::{
     read::{Archive, StoredChunk},
 };
 use common::places;
-use common::samples::{Fill, matrices, pack_bytes, tensor};
+use common::samples::{Fill, matrices, pack_bytes, pack_tensors, tensor};
 use fake::{driver, with_driver};
 use sha2::{Digest, Sha256};
 use std::{
@@ -163,19 +163,17 @@ fn tensors_are_exported_as_dlpack() {
 
 /// An original with chunks of every coding, and its archive.
 fn sample(dir: &Path) -> (Vec<u8>, Archive) {
-    let of =
-        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
-    let bytes = matrices(&[
-        of("a", "BF16", 200_000, Fill::Weights),
-        of("b", "F16", 150_000, Fill::Columns),
-        of("c", "F32", 90_000, Fill::Frozen),
-        of("d", "F64", 40_000, Fill::Weights),
-        of("e", "F8_E4M3", 70_000, Fill::Columns),
-        of("f", "U8", 2_000_000, Fill::Noise),
-        of("g", "BOOL", 300_000, Fill::Rows),
-        of("h", "BF16", 9001, Fill::Special),
-    ]);
-    pack_bytes(dir, "x.safetensors", &bytes, 64 << 10);
+    let tensors = [
+        ("a", "BF16", 200_000, Fill::Weights),
+        ("b", "F16", 150_000, Fill::Columns),
+        ("c", "F32", 90_000, Fill::Frozen),
+        ("d", "F64", 40_000, Fill::Weights),
+        ("e", "F8_E4M3", 70_000, Fill::Columns),
+        ("f", "U8", 2_000_000, Fill::Noise),
+        ("g", "BOOL", 300_000, Fill::Rows),
+        ("h", "BF16", 9001, Fill::Special),
+    ];
+    let bytes = pack_tensors(dir, 64 << 10, 3, &tensors);
     (bytes, Archive::open(&dir.join("out.bsz")).expect("opens"))
 }
 

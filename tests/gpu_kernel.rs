@@ -20,7 +20,7 @@ use cases::{Case, Outcome, damage, lacking, random_case};
 use common::cxx::{self, Built};
 use common::places;
 use common::random::Random;
-use common::samples::{Fill, matrices, pack_bytes, tensor};
+use common::samples::{Fill, pack_tensors};
 use sha2::{Digest, Sha256};
 use std::{
     path::Path,
@@ -212,16 +212,14 @@ fn golden_archives_decode() {
 #[test]
 fn archives_with_the_default_chunk_size_decode() {
     let dir = tempfile::tempdir().expect("a directory");
-    let of =
-        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 7));
-    let bytes = matrices(&[
-        of("a", "BF16", 600_000, Fill::Weights),
-        of("b", "F16", 300_000, Fill::Columns),
-        of("c", "F32", 400_000, Fill::Frozen),
-        of("d", "F32", 300_002, Fill::Special),
-        of("e", "U8", 300_001, Fill::Noise),
-    ]);
-    pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
+    let tensors = [
+        ("a", "BF16", 600_000, Fill::Weights),
+        ("b", "F16", 300_000, Fill::Columns),
+        ("c", "F32", 400_000, Fill::Frozen),
+        ("d", "F32", 300_002, Fill::Special),
+        ("e", "U8", 300_001, Fill::Noise),
+    ];
+    pack_tensors(dir.path(), 256 << 10, 7, &tensors);
     let cases = chunks(&dir.path().join("out.bsz"));
     let good = agree(&cases, 0);
     assert!(good == cases.len() || !can_run());

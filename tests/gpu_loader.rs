@@ -16,7 +16,7 @@ use bszfs::{
     read::{Archive, header},
 };
 use common::random::Random;
-use common::samples::{Fill, matrices, pack_bytes, tensor};
+use common::samples::{Fill, pack_tensors};
 use cudarc::driver::sys;
 use fake::with_driver;
 use std::path::Path;
@@ -103,18 +103,16 @@ fn caller() -> sys::CUcontext {
 }
 
 fn sample(dir: &Path) -> (Vec<u8>, Archive) {
-    let of =
-        |name, dtype, bytes, fill: Fill| (name, dtype, fill.row(), tensor(dtype, bytes, fill, 3));
-    let bytes = matrices(&[
-        of("a", "BF16", 150_000, Fill::Weights),
-        of("b", "F16", 60_000, Fill::Columns),
-        of("c", "F32", 90_000, Fill::Frozen),
-        of("d", "F8_E4M3", 70_000, Fill::Columns),
-        of("e", "U8", 6_000_000, Fill::Noise),
-        of("f", "BOOL", 300_000, Fill::Rows),
-        of("g", "BF16", 9001, Fill::Special),
-    ]);
-    pack_bytes(dir, "x.safetensors", &bytes, 16 << 10);
+    let tensors = [
+        ("a", "BF16", 150_000, Fill::Weights),
+        ("b", "F16", 60_000, Fill::Columns),
+        ("c", "F32", 90_000, Fill::Frozen),
+        ("d", "F8_E4M3", 70_000, Fill::Columns),
+        ("e", "U8", 6_000_000, Fill::Noise),
+        ("f", "BOOL", 300_000, Fill::Rows),
+        ("g", "BF16", 9001, Fill::Special),
+    ];
+    let bytes = pack_tensors(dir, 16 << 10, 3, &tensors);
     (bytes, Archive::open(&dir.join("out.bsz")).expect("opens"))
 }
 

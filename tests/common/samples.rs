@@ -220,6 +220,25 @@ pub fn matrices(tensors: &[(&str, &str, Option<usize>, Vec<u8>)]) -> Vec<u8> {
     )
 }
 
+/// Pack a file of these tensors, given by name, dtype, bytes and fill, to `out.bsz` in `dir`, with
+/// chunks of this size. Returns the file.
+pub fn pack_tensors(
+    dir: &Path,
+    chunk_size: u32,
+    seed: u64,
+    tensors: &[(&str, &str, usize, Fill)],
+) -> Vec<u8> {
+    let made: Vec<_> = tensors
+        .iter()
+        .map(|&(name, dtype, bytes, fill)| {
+            (name, dtype, fill.row(), tensor(dtype, bytes, fill, seed))
+        })
+        .collect();
+    let bytes = matrices(&made);
+    pack_bytes(dir, "x.safetensors", &bytes, chunk_size);
+    bytes
+}
+
 /// A file with this header, which may be malformed, and these data.
 pub fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
