@@ -224,7 +224,8 @@ fn a_gpu_decodes_layers_ahead_until_it_fails() {
         let (packed, files) = model(rig);
         for (name, prefetch, launches, said) in [
             ("view", "cuda", "1000000", "decodes layers ahead"),
-            ("failing", "cuda", "1", "layers are decoded by the cores from now on"),
+            // At once: how many launches there would be depends on the machine.
+            ("failing", "cuda", "0", "layers are decoded by the cores from now on"),
             ("auto", "auto", "1000000", ""),
         ] {
             let mount = rig.mount_with(
