@@ -323,9 +323,9 @@ pub(super) fn open_file(dir: impl AsFd, name: &OsStr) -> Result<(File, Stat)> {
 }
 
 /// The same for what no program has asked for, which is no access to the file where that can be.
-fn open_unnoticed(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(File, Stat)> {
-    match open_regular(dir, name, OFlags::NOATIME) {
-        Err(Errno::PERM) => open_regular(dir, name, OFlags::empty()),
+pub(super) fn open_unnoticed(dir: impl AsFd, name: &OsStr) -> Result<(File, Stat)> {
+    match open_regular(&dir, name, OFlags::NOATIME) {
+        Err(Errno::PERM) => open_regular(&dir, name, OFlags::empty()),
         other => other,
     }
 }

@@ -16,7 +16,8 @@
 //! | a temporary file of a process that is gone | it is removed |
 
 use super::marks;
-use super::names::{Form, Found, Key, open_file, over_name, packed_name, shown_name, stem_name};
+use super::names::{Form, Found, Key, open_file, open_unnoticed, over_name, packed_name};
+use super::names::{shown_name, stem_name};
 use super::steps::{Step, reached};
 use super::swap::Candidate;
 use super::tree::{DirFd, Tree, read, stat_at, write};
@@ -202,7 +203,7 @@ impl Tree {
     /// Of a plain file and its archive, only one stays if they are equal.
     fn finish_pair(&self, parent: u64, dir: &DirFd, shown: &OsStr, archive: &Found) -> Result<()> {
         let Some(packed) = &archive.packed else { return Ok(()) };
-        let (file, stat) = match open_file(dir, shown) {
+        let (file, stat) = match open_unnoticed(dir, shown) {
             Err(Errno::NOENT) => return Ok(()),
             // A directory or a symlink, say.
             Err(Errno::STALE) => return self.show_beside(parent, dir, shown, archive),
@@ -290,7 +291,7 @@ impl Tree {
         archive: &Found,
         path: &Path,
     ) -> Result<()> {
-        let (file, stat) = open_file(&of.dir, &archive.source_name)?;
+        let (file, stat) = open_unnoticed(&of.dir, &archive.source_name)?;
         if Key::of(&stat) != archive.key() {
             return Ok(());
         }
@@ -358,7 +359,7 @@ fn remove_temporary(dir: &DirFd, name: &OsStr) -> Result<()> {
 fn is_model(dir: &DirFd, name: &OsStr) -> bool {
     use std::os::unix::fs::FileExt;
     let mut start = [0; 9];
-    let Ok((file, stat)) = open_file(dir, name) else { return false };
+    let Ok((file, stat)) = open_unnoticed(dir, name) else { return false };
     let Ok(()) = file.read_exact_at(&mut start, 0) else { return false };
     let [len @ .., brace] = start;
     u64::from_le_bytes(len) < stat.st_size.cast_unsigned() && brace == b'{'

@@ -5,7 +5,7 @@
 
 use super::lock::Lock;
 use super::marks;
-use super::names::{Form, Found, Key, Listed, PLAIN_MARK, open_file, shown_name};
+use super::names::{Form, Found, Key, Listed, PLAIN_MARK, open_unnoticed, shown_name};
 use super::packer::Packer;
 use super::policy::{Pack, PackPolicy};
 use super::tree::{DirFd, Tree, read, stat_at, write};
@@ -266,7 +266,7 @@ impl Tree {
             if !self.names.may_be_own(dir.as_fd(), &found)? {
                 continue;
             }
-            let (file, stat) = open_file(dir, name)?;
+            let (file, stat) = open_unnoticed(dir, name)?;
             let mtime = |stat| crate::mount::attr(0, stat, None).mtime;
             let is_like =
                 stat.st_size.cast_unsigned() == packed.size && mtime(&stat) == mtime(&found.stat);
@@ -293,7 +293,7 @@ fn needs_mark(dir: &DirFd, name: &OsStr) -> bool {
     let shown = [Form::Packed, Form::PackedStem].map(|form| shown_name(name, form));
     let has_plain = |shown: &OsString| stat_at(dir, shown).is_ok();
     !shown.iter().flatten().any(has_plain)
-        && open_file(dir, name).is_ok_and(|(file, _)| peek(&file).is_ok_and(|f| f.is_some()))
+        && open_unnoticed(dir, name).is_ok_and(|(file, _)| peek(&file).is_ok_and(|f| f.is_some()))
 }
 
 /// Remove the attributes of the store from a file.

@@ -206,6 +206,7 @@ fn packing_keeps_attributes() {
             let now = fs::metadata(&path).unwrap().blocks();
             0 < now && now < blocks
         });
+        assert_eq!(fs::metadata(&path).unwrap().atime(), atime, "nor are the walks before it");
         assert_eq!((shown(), extended()), (before, extended_before));
         // Nor do listings show the archive's own number.
         let listed = fs::read_dir(store.mount.root()).unwrap().next().unwrap().unwrap();
