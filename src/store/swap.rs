@@ -23,6 +23,7 @@ use crate::pack::Prepared;
 use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
 
@@ -48,6 +49,17 @@ impl Candidate {
             && state.epoch == self.epoch
             && state.packed.is_none()
             && place.is_ok_and(|place| place == (self.key, Some(self.link.clone())))
+    }
+
+    /// Keep the lease on the plain file until the swap, unless a writer has come.
+    pub fn hold_lease(&self, file: &File) {
+        let mut state = self.node.state();
+        match file.try_clone() {
+            Ok(file) if state.writers == 0 && state.epoch == self.epoch => {
+                state.leased = Some(Arc::new(file));
+            }
+            _ => crate::pack::release_lease(file),
+        }
     }
 }
 

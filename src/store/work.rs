@@ -220,16 +220,7 @@ impl Tree {
             false if self.free_space()? < RESERVE / 2 => give_up(NO_ROOM),
             false => Ok(()),
         };
-        let node = &candidate.node;
-        let leased = |file: &File| {
-            let mut state = node.state();
-            match file.try_clone() {
-                Ok(file) if state.writers == 0 && state.epoch == candidate.epoch => {
-                    state.leased = Some(Arc::new(file));
-                }
-                _ => crate::pack::release_lease(file),
-            }
-        };
+        let leased = |file: &File| candidate.hold_lease(file);
         let finder = Finder::new(self);
         let twins: Option<&dyn Twins> = if self.can_share(&dir) { Some(&finder) } else { None };
         let options = PrepareOptions {
@@ -253,7 +244,7 @@ impl Tree {
         };
         let prepared = prepare(&dir, &candidate.link.1, &options, &check, &Silent);
         if !matches!(prepared, Ok(Preparation::Ready(_))) {
-            node.state().leased = None;
+            candidate.node.state().leased = None;
         }
         prepared.map_err(|e| match in_vain.into_inner() && !self.packer.is_cancelled() {
             true => Outcome::Failed(e.to_string()),
