@@ -5,9 +5,10 @@ Errors have the types and the texts of safetensors 0.8.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from . import _native
+from . import _cuda, _native
 from ._archive import SafetensorError
 
 # The name of each dtype in torch; NumPy and ml_dtypes agree where they have it.
@@ -85,7 +86,10 @@ class Torch:
 
         self.torch = torch
         self.device = device
-        self.pinned = isinstance(device, str) and device.startswith("cuda")
+        # A number without a kind is that of a CUDA device.
+        name = f"cuda:{device}" if isinstance(device, int) else device
+        self.is_cuda = name.startswith("cuda:")
+        self._ordinal = int(name.removeprefix("cuda:")) if self.is_cuda else None
 
     def dtype(self, code: str) -> Any:
         if code not in DTYPES:
@@ -103,14 +107,38 @@ class Torch:
         return (*shape[:-1], shape[-1] // 2)
 
     def empty(self, code: str, shape: tuple[int, ...], *, pinned: bool = False) -> Any:
-        """Memory for a tensor with this shape of the storage."""
+        """Host memory for a tensor with this shape of the storage."""
         pin = {"pin_memory": True} if pinned else {}
         # An explicit device, since a `with torch.device(...)` may be in force.
         tensor = self.torch.empty(shape, dtype=self.dtype(code), device="cpu", **pin)
-        nbytes = tensor.numel() * tensor.element_size()
+        nbytes = self.nbytes(tensor)
         if nbytes >= _HUGE and not pinned:
             _native.advise_huge(tensor.data_ptr(), nbytes)
         return tensor
+
+    def empty_on_device(self, code: str, shape: tuple[int, ...]) -> Any:
+        """The same in the memory of the device. Torch says why, if there is no such device."""
+        return self.torch.empty(shape, dtype=self.dtype(code), device=self.device)
+
+    def gpu(self) -> _cuda.Gpu | None:
+        """What decodes into the memory of the device, if anything does."""
+        if self._ordinal is None or self.torch.version.cuda is None:
+            return None
+        # Kept, so that its staging memory is not allocated for every tensor.
+        self._gpu = _cuda.gpu(self._ordinal)
+        return self._gpu
+
+    def stream(self) -> int:
+        """The handle of the stream that is current in this thread."""
+        return int(self.torch.cuda.current_stream(self.device).cuda_stream)
+
+    def same_stream(self) -> AbstractContextManager[Any]:
+        """Within it, another thread uses the stream that is current now in this one."""
+        if not self.is_cuda:
+            return nullcontext()
+        stream = self.torch.cuda.current_stream(self.device)
+        context: AbstractContextManager[Any] = self.torch.cuda.stream(stream)
+        return context
 
     @staticmethod
     def address(tensor: Any) -> int:
@@ -127,8 +155,6 @@ class Torch:
 
 class NumPy:
     """NumPy arrays, and what other frameworks make of them."""
-
-    pinned = False
 
     def __init__(self, framework: str, device: str | int = "cpu") -> None:
         import numpy
@@ -154,7 +180,7 @@ class NumPy:
     def shape(code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def empty(self, code: str, shape: tuple[int, ...], *, pinned: bool = False) -> Any:
+    def empty(self, code: str, shape: tuple[int, ...]) -> Any:
         return self.numpy.empty(shape, dtype=self.dtype(code))
 
     @staticmethod

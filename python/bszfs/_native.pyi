@@ -7,6 +7,7 @@ from typing import Any, final
 __all__ = [
     "Archive",
     "BszError",
+    "Cuda",
     "__version__",
     "advise_huge",
     "info",
@@ -42,6 +43,18 @@ class Archive:
     def read_many(self, parts: Sequence[tuple[int, int, int]]) -> None: ...
     def verify(self) -> None: ...
     def close(self) -> None: ...
+
+@final
+class Cuda:
+    def __new__(cls, ordinal: int) -> Cuda: ...
+    @property
+    def name(self) -> str: ...
+    def decode(
+        self,
+        archive: Archive,
+        parts: Sequence[tuple[int, int, int]],
+        stream: int | None = None,
+    ) -> None: ...
 
 def advise_huge(address: int, length: int) -> None: ...
 def layers(names: Sequence[str]) -> list[tuple[str, list[int]]]: ...

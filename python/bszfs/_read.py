@@ -1,14 +1,15 @@
 """Decode tensors into memory that a framework has allocated."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from . import _native
 from ._archive import SafetensorError, TensorInfo
 from ._frameworks import NumPy, Torch
 
-# How much is pinned at a time on the way to a GPU.
+# How much host memory is taken at a time on the way to a device.
 _PINNED = 256 << 20
 
 Target: TypeAlias = "tuple[TensorInfo, int]"
@@ -37,29 +38,55 @@ def fill(archive: _native.Archive, targets: Iterable[Target]) -> None:
         raise
 
 
+def fill_on_device(
+    archive: _native.Archive, targets: list[tuple[TensorInfo, Any]], framework: Torch
+) -> None:
+    """Decode tensors in the memory of a GPU: on the GPU, or else on the CPU, and copy them."""
+    gpu = framework.gpu()
+    parts = [(info.start, info.nbytes, framework.address(tensor)) for info, tensor in targets]
+    if gpu is not None and gpu.decode(archive, parts, framework.stream()):
+        return
+    for batch in _batches(targets, _PINNED):
+        hosts = [framework.empty(info.dtype, tensor.shape, pinned=True) for info, tensor in batch]
+        fill(archive, [(info, host.data_ptr()) for (info, _), host in zip(batch, hosts)])
+        for (_, tensor), host in zip(batch, hosts):
+            tensor.copy_(host)
+    if gpu is not None:
+        gpu.give_up("it does not decode what the CPU decodes")
+
+
+def _batches(
+    targets: Iterable[tuple[TensorInfo, Any]], size: int
+) -> Iterator[list[tuple[TensorInfo, Any]]]:
+    """Groups of up to `size` bytes, or of one tensor."""
+    batch: list[tuple[TensorInfo, Any]] = []
+    total = 0
+    for target in targets:
+        nbytes = target[0].nbytes
+        if batch and total + nbytes > size:
+            yield batch
+            batch, total = [], 0
+        batch.append(target)
+        total += nbytes
+    yield batch
+
+
 def load(
     archive: _native.Archive, infos: Iterable[TensorInfo], framework: Torch | NumPy
 ) -> dict[str, Any]:
     """Decode whole tensors; a few calls to the decoder serve them all."""
-    loaded: dict[str, Any] = {}
-    batch: list[tuple[TensorInfo, Any]] = []
-
-    def flush() -> None:
-        fill(archive, [(info, framework.address(tensor)) for info, tensor in batch])
-        while batch:
-            info, tensor = batch.pop(0)
-            loaded[info.name] = framework.finish(tensor)
-
-    size = 0
+    shapes = [(info, framework.shape(info.dtype, info.shape)) for info in infos]
+    if isinstance(framework, Torch) and framework.is_cuda:
+        there = [(info, framework.empty_on_device(info.dtype, shape)) for info, shape in shapes]
+        fill_on_device(archive, there, framework)
+        return {info.name: tensor for info, tensor in there}
     # Only what stays in the memory of the processor can be allocated all at once.
-    most = None if framework.device == "cpu" else _PINNED
-    for info in infos:
-        if most is not None and batch and size + info.nbytes > most:
-            flush()
-            size = 0
-        shape = framework.shape(info.dtype, info.shape)
-        tensor = framework.empty(info.dtype, shape, pinned=framework.pinned)
-        batch.append((info, tensor))
-        size += info.nbytes
-    flush()
+    most = sys.maxsize if framework.device == "cpu" else _PINNED
+    loaded: dict[str, Any] = {}
+    for batch in _batches(shapes, most):
+        here = [(info, framework.empty(info.dtype, shape)) for info, shape in batch]
+        fill(archive, [(info, framework.address(tensor)) for info, tensor in here])
+        while here:
+            info, tensor = here.pop(0)
+            loaded[info.name] = framework.finish(tensor)
     return loaded

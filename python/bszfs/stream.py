@@ -13,7 +13,7 @@ from ._frameworks import Torch, parse_device
 from ._names import StrPath
 from ._open import safe_open
 from ._pretrained import from_pretrained
-from ._read import fill
+from ._read import fill, fill_on_device
 
 # Tensors in a ring begin at multiples of this, which suits every type and vector instructions.
 _ALIGNMENT = 64
@@ -152,7 +152,8 @@ class _Slot:
 
     def __init__(self, torch: Torch, size: int) -> None:
         self._torch = torch
-        self._memory = torch.empty("U8", (size,))
+        empty = torch.empty_on_device if torch.is_cuda else torch.empty
+        self._memory = empty("U8", (size,))
         self._used = 0
 
     def _view(self, code: str, shape: tuple[int, ...]) -> Any:
@@ -169,9 +170,12 @@ class _Slot:
         return self
 
     def decode(self, archive: _native.Archive, infos: list[Any]) -> dict[str, Any]:
-        views = [self._view(info.dtype, info.shape) for info in infos]
-        fill(archive, [(info, view.data_ptr()) for info, view in zip(infos, views)])
-        return {info.name: self._torch.finish(view) for info, view in zip(infos, views)}
+        views = [(info, self._view(info.dtype, info.shape)) for info in infos]
+        if self._torch.is_cuda:
+            fill_on_device(archive, views, self._torch)
+        else:
+            fill(archive, [(info, view.data_ptr()) for info, view in views])
+        return {info.name: self._torch.finish(view) for info, view in views}
 
     def copies(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Plain files are mapped: a copy behaves as what is decoded does."""
@@ -222,28 +226,34 @@ class _Ahead:
         self._stopped = False
         # What ends the use of the layers that the caller has, oldest first.
         self._releases: list[Any] = []
+        # On a GPU, what the caller has started with a layer is done before its memory is reused.
+        self._same_stream = loader._torch.same_stream()
         self.thread = threading.Thread(target=self._run, name="bszfs layers", daemon=True)
         _running.add(self)
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            for name in self._loader.layers():
-                with self._changed:
-                    self._changed.wait_for(lambda: self._room or self._stopped)
-                    if self._stopped:
-                        return
-                    self._room -= 1
-                    slot, at = self._ring.take(name) if self._ring else (None, None)
-                layer = self._loader._load(name, slot)
-                with self._changed:
-                    self._decoded.append((layer, at))
-                    self._changed.notify_all()
-                del layer, slot
+            with self._same_stream:
+                self._decode_all()
         except BaseException as e:  # it is the caller's, whatever it is
             with self._changed:
                 self._error = e
                 self._changed.notify_all()
+
+    def _decode_all(self) -> None:
+        for name in self._loader.layers():
+            with self._changed:
+                self._changed.wait_for(lambda: self._room or self._stopped)
+                if self._stopped:
+                    return
+                self._room -= 1
+                slot, at = self._ring.take(name) if self._ring else (None, None)
+            layer = self._loader._load(name, slot)
+            with self._changed:
+                self._decoded.append((layer, at))
+                self._changed.notify_all()
+            del layer, slot
 
     def _release(self, at: int | None) -> None:
         # May run in a finalizer, in any thread, and so the lock is one that can be taken twice.

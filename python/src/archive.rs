@@ -60,8 +60,13 @@ impl Archive {
         Ok(current.clone())
     }
 
+    /// The archive, for work without the GIL.
+    pub fn shared(&self) -> PyResult<Arc<read::Archive>> {
+        Ok(self.opened()?.archive)
+    }
+
     /// The exception for an error of this archive.
-    fn raise(&self, e: bszfs::Error) -> PyErr {
+    pub fn raise(&self, e: bszfs::Error) -> PyErr {
         let e = e.about_path(Path::new(&self.path));
         Python::attach(|py| exception(py, &e))
     }

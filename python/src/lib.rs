@@ -4,6 +4,7 @@
 
 mod archive;
 mod commands;
+mod cuda;
 mod errors;
 mod layers;
 mod memory;
@@ -20,6 +21,8 @@ mod _native {
     use super::archive::Archive;
     #[pymodule_export]
     use super::commands::{info, main, pack, unpack, verify};
+    #[pymodule_export]
+    use super::cuda::Cuda;
     #[pymodule_export]
     use super::layers::layers;
     #[pymodule_export]
