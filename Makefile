@@ -14,7 +14,7 @@ MANUALS := target/manuals
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
 	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
 	test-frameworks test-store store-check store-samples install clean \
-	python-dev python-check wheel sdist
+	python-dev wheel-here python-check python-container wheel sdist
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
 FILES ?=
@@ -176,11 +176,19 @@ python-dev: ## Put the Python package into .venv-python, to work on it
 	@tests/prepare python-package
 	$(MATURIN) develop --release --locked
 
-python-check: ## Build the wheel for this machine, and test it in a new environment
+wheel-here:
 	@tests/prepare python-package
 	rm -rf $(WHEELS)/here
 	$(MATURIN) build --release --locked --out $(WHEELS)/here
-	python/check $(VENV)/bin/python $(WHEELS)/here/bszfs-*.whl
+
+python-check: wheel-here ## Build the wheel for this machine, and test it in a new environment
+	@tests/prepare cxx
+	BSZ_REQUIRE_CXX=1 python/check $(VENV)/bin/python $(WHEELS)/here/bszfs-*.whl
+
+# torch and transformers are about 3 GB.
+python-container: wheel ## Follow its pages on a clean Debian without FUSE and privileges; needs root
+	@tests/prepare debian
+	python/test-container $(WHEELS)/manylinux/bszfs-*.whl
 
 # zig links an unwinder of its own. Threads that end in Python while the interpreter exits are
 # unwound by that of the C library, libgcc_s, and the two crash together.
@@ -201,8 +209,9 @@ sdist: ## Build the source distribution of the Python package; the last line nam
 	$(MATURIN) sdist --out $(WHEELS)/source
 	@ls $(WHEELS)/source/*.tar.gz
 
-test-frameworks: build ## Load models with torch, transformers, JAX and others (large downloads)
+test-frameworks: build wheel-here ## Load models with torch, transformers, JAX and others (6 GB)
 	@tests/prepare fuse frameworks
+	.venv-frameworks/bin/pip install --quiet --force-reinstall --no-deps $(WHEELS)/here/bszfs-*.whl
 	.venv-frameworks/bin/python tests/frameworks/run.py $(TARGET)/release/bsz
 
 store-check: build ## Samples of the long tests of the store (8 minutes); needs root and /dev/fuse
