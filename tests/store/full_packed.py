@@ -18,6 +18,10 @@ STEPS = {"packing": range(1, 5), "writing": (5, 7, 8, 9), "truncating": (5, 6, 7
          "plain over packed": (11, 12, 13), "packed over plain": (14, 15, 16, 17)}
 
 
+# What is tried on the bare directory besides the calls.
+NEW_FILE = "make a file at first"
+
+
 def open_truncated(path, data):
     """open with O_TRUNC, and write."""
     handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
@@ -184,12 +188,17 @@ class Packed:
         place.packed(replaced, *(f"c{number}-p" for number in range(len(table))))
         for number, (what, needs, function, after) in enumerate(table):
             place.disk.fill()
+            if not plain and number == 0:
+                outcomes[NEW_FILE] = place.call(save, place.path("probe"), b"")
+                place.call(os.unlink, place.path("probe"))
             reserved = place.disk.reserved()
             outcome = place.call(function, *(place.path(f"c{number}-{w}") for w in "pqr"))
             outcomes[what] = outcome
             for which, data in after.items():
                 self.learn(place, f"c{number}-{which}", data, outcome)
             if plain:
+                # A packed file is truncated to nothing by putting an empty one in its place.
+                needs |= number == 0 and plain[NEW_FILE] == "ENOSPC"
                 self.compare(place, what, needs, outcome, plain[what], reserved)
         return outcomes
 
@@ -273,8 +282,10 @@ class Packed:
         for name, all_forms in tools.forms(place.store.below).items():
             if set(all_forms) == {".bsz"}:
                 data = tools.content_below(place.store.bsz, all_forms)
+                owner = os.stat(all_forms[".bsz"])
                 os.unlink(all_forms[".bsz"])
                 save(os.path.join(place.store.below, name), data)
+                os.chown(os.path.join(place.store.below, name), owner.st_uid, owner.st_gid)
 
     def recovered(self, place):
         """Problems below, and of a mount on the full disk."""

@@ -60,7 +60,8 @@ class Place:
 
     def __init__(self, test, bsz):
         self.test, self.user = test, test.user
-        self.folder = os.path.join(test.folder, f"{test.name}-{next(test.numbers)}")
+        self.folder = os.path.join(test.folder,
+                                   f"{test.name}-{test.seed}-{next(test.numbers)}")
         os.mkdir(self.folder)
         self.disk = full_disk.Disk(self.folder, test.kind, test.user, test.size)
         self.store = tools.Store(bsz, self.disk.directory)
