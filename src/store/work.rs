@@ -14,6 +14,7 @@ use crate::mount::{Attr, Entry};
 use crate::output::is_kept;
 use crate::pack::{FileReport, Preparation, PrepareOptions, Prepared, Progress, Twins, prepare};
 use crate::read::{self, Archive};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -56,10 +57,10 @@ impl Progress for Silent {
     fn end(&self, _: &FileReport) {}
 }
 
-/// Run the packer until it is stopped.
+/// Run the packer until it is stopped. Only this thread, which is not idle, locks names and nodes
+/// to let an archive take the place of its file: others wait for these locks.
 pub(super) fn run(tree: &Arc<Tree>) {
-    make_idle();
-    let pool = rayon::ThreadPoolBuilder::new()
+    let pool = ThreadPoolBuilder::new()
         .thread_name(|n| format!("bsz-pack-{n}"))
         .start_handler(|_| make_idle())
         .build();
@@ -70,11 +71,11 @@ pub(super) fn run(tree: &Arc<Tree>) {
     loop {
         match tree.packer.next(why_busy, || tree.twins.waiting() > 0) {
             Task::Stop => return,
-            Task::Walk => tree.find_candidates(),
-            Task::Examine => tree.examine_next(),
+            Task::Walk => pool.install(|| tree.find_candidates()),
+            Task::Examine => pool.install(|| tree.examine_next()),
             Task::Pack(id) => {
                 tree.packer.check_mount();
-                pool.install(|| tree.pack_node(id));
+                tree.pack_node(id, &pool);
             }
         }
         tree.packer.done();
@@ -96,13 +97,13 @@ impl Tree {
         }
     }
 
-    /// Pack a queued node.
-    fn pack_node(&self, id: u64) {
+    /// Pack a queued node; `pool` makes its archive.
+    fn pack_node(&self, id: u64, pool: &ThreadPool) {
         let link = self.nodes.place(id).ok().and_then(|(_, link)| link);
         let path = link.map(|link| self.path(&link).to_string_lossy().into_owned());
         let path = path.unwrap_or_default();
         self.packer.begin(&path);
-        let outcome = self.pack(id).unwrap_or_else(|e| Outcome::Later(e.to_string()));
+        let outcome = self.pack(id, pool).unwrap_or_else(|e| Outcome::Later(e.to_string()));
         log::debug!("{}: {outcome:?}", crate::escape::text(&path));
         self.packer.record(&path, &outcome);
         let queued = match outcome {
@@ -118,7 +119,7 @@ impl Tree {
         }
     }
 
-    fn pack(&self, id: u64) -> Result<Outcome> {
+    fn pack(&self, id: u64, pool: &ThreadPool) -> Result<Outcome> {
         let node = self.nodes.get(id)?;
         let epoch = {
             let state = node.state();
@@ -144,7 +145,7 @@ impl Tree {
             return Ok(Outcome::Left(why.into()));
         }
         let candidate = Candidate { node, dir, link, key: found.key(), epoch };
-        Ok(match self.prepare(&candidate) {
+        Ok(match pool.install(|| self.prepare(&candidate)) {
             Err(outcome) => outcome,
             Ok(Preparation::NotWorthIt(why)) => {
                 let Candidate { key, dir, link, .. } = &candidate;
