@@ -121,6 +121,8 @@ class Place:
         raise tools.Failed(f"{name} was packed before anybody could pause: {self.status()}")
 
     def is_half_packed(self, name):
+        # What is on its way to the disk must not be taken for a part of the archive.
+        self.disk.sync()
         room = self.disk.free()
         if not tools.wait_until(lambda: self.status()["packing"] == name, PACK_SECONDS, 0.001):
             raise tools.Failed(f"{name} was not being packed: {self.status()}")
