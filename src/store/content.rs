@@ -128,13 +128,23 @@ impl Tree {
         for _ in 0..ATTEMPTS {
             // Not another descriptor of the same open file: that is read around the page cache once
             // it is the archive's.
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let again = rustix::fs::open(proc_path(file.as_fd()), flags, Mode::empty())?;
+            let again = reopen_unnoticed(file)?;
             match self.archives.open(again.into(), &fstat(file)?, path) {
                 Err(Errno::STALE) => {}
                 other => return other,
             }
         }
         Err(Errno::AGAIN)
+    }
+}
+
+/// Open a file again for reading that is no access to it, where that can be: its index is read
+/// before the caller reads anything.
+fn reopen_unnoticed(file: &File) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let open = |more| rustix::fs::open(proc_path(file.as_fd()), flags | more, Mode::empty());
+    match open(OFlags::NOATIME) {
+        Err(Errno::PERM) => open(OFlags::empty()),
+        other => other,
     }
 }
