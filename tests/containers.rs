@@ -115,9 +115,10 @@ fn the_order_of_numpy_arrays_is_that_of_their_bytes() {
     assert_eq!(rows(of("<f4", false, &[10, 300], 12000)), [(Some(F32), Some(300))]);
     assert_eq!(rows(of("<f4", true, &[300, 10], 12000)), [(Some(F32), Some(300))]);
     assert_eq!(rows(of("<c8", false, &[5, 300], 12000)), [(Some(F32), Some(600))]);
+    assert_eq!(rows(of("|V2", false, &[10, 300], 6000)), [(Some(BF16), Some(300))]);
     // Big-endian and structured types are left to the detector.
     assert_eq!(of(">f4", false, &[10, 300], 12000), []);
-    assert_eq!(of("|V2", false, &[10, 300], 6000), []);
+    assert_eq!(of("|V12", false, &[10, 100], 12000), []);
 }
 
 #[test]

@@ -67,9 +67,7 @@ fn weights_take_as_little_in_any_container() {
             ("m.onnx", onnx(&model(dtype), None).0),
         ] {
             let got = percent(dir.path(), name, &bytes);
-            // NumPy has no BF16: samples tell the type, but not the rows.
-            let margin = if dtype == "BF16" && name == "m.npz" { 1.0 } else { 0.3 };
-            assert!(got < base + margin, "{dtype} in {name}: {got:.2}, in safetensors: {base:.2}");
+            assert!(got < base + 0.3, "{dtype} in {name}: {got:.2}, in safetensors: {base:.2}");
         }
         let (model, data) = onnx(&model(dtype), Some("m.onnx_data"));
         fs::write(dir.path().join("m.onnx"), model).expect("written");
@@ -83,7 +81,7 @@ fn floats_without_a_header_are_found_wherever_they_start() {
     let dir = tempfile::tempdir().expect("a directory");
     for (dtype, most) in [("F32", 90.0), ("BF16", 78.0), ("F16", 90.0)] {
         let weights: Vec<u8> = model(dtype).into_iter().flat_map(|t| t.data).collect();
-        for skipped in [0, 1, 3, 1001] {
+        for skipped in [0, 1, 1001] {
             let bytes = [&vec![7; skipped], &weights[..]].concat();
             let got = percent(dir.path(), "m.raw", &bytes);
             assert!(got < most, "{dtype} from {skipped} on: {got:.2}");

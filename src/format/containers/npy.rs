@@ -80,6 +80,10 @@ fn value<'a>(header: &'a [u8], key: &str) -> Option<&'a [u8]> {
 /// The kind of an element, and the bytes of a number, of a type such as `'<f4'`.
 fn kind(value: &[u8]) -> Option<(ElementKind, usize)> {
     let name = value.strip_prefix(b"'")?.split(|&byte| byte == b'\'').next()?;
+    // What NumPy does not know itself is written as bytes without a type: BF16, nearly always.
+    if matches!(name, [b'<' | b'|', b'V', b'2']) {
+        return Some((ElementKind::Float { width: 2, exponent: 8 }, 2));
+    }
     let [b'<' | b'|', letter, width @ ..] = name else { return None };
     let float = |width, exponent| ElementKind::Float { width, exponent };
     let width = match width {
