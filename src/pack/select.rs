@@ -52,7 +52,7 @@ fn matches(mut pattern: &[u8], mut text: &[u8]) -> bool {
             continue;
         }
         if let ([first, left @ ..], Some((one, rest))) = (text, next(pattern))
-            && one(*first)
+            && one.takes(*first)
         {
             (pattern, text) = (rest, left);
             continue;
@@ -65,38 +65,58 @@ fn matches(mut pattern: &[u8], mut text: &[u8]) -> bool {
     }
 }
 
-/// What the next character of a pattern stands for, and the rest of the pattern.
-fn next(pattern: &[u8]) -> Option<(Box<dyn Fn(u8) -> bool + '_>, &[u8])> {
-    let (&first, rest) = pattern.split_first()?;
-    match first {
-        b'?' => Some((Box::new(|_| true), rest)),
-        b'[' => Some(set(rest).unwrap_or_else(|| (Box::new(|byte| byte == b'['), rest))),
-        _ => Some((Box::new(move |byte| byte == first), rest)),
+/// What a character of a pattern stands for.
+enum One<'a> {
+    Any,
+    Byte(u8),
+    /// One of these characters and ranges, or one of the others.
+    Set(&'a [u8], bool),
+}
+
+impl One<'_> {
+    fn takes(&self, byte: u8) -> bool {
+        match *self {
+            Self::Any => true,
+            Self::Byte(one) => one == byte,
+            Self::Set(set, negated) => has(set, byte) != negated,
+        }
     }
 }
 
+/// The next character of a pattern, and the rest of the pattern.
+fn next(pattern: &[u8]) -> Option<(One<'_>, &[u8])> {
+    let (&first, rest) = pattern.split_first()?;
+    Some(match first {
+        b'?' => (One::Any, rest),
+        b'[' => set(rest).unwrap_or((One::Byte(b'['), rest)),
+        _ => (One::Byte(first), rest),
+    })
+}
+
 /// A set of characters whose `[` was read; `None` if it does not end.
-fn set(pattern: &[u8]) -> Option<(Box<dyn Fn(u8) -> bool + '_>, &[u8])> {
+fn set(pattern: &[u8]) -> Option<(One<'_>, &[u8])> {
     let (negated, body) = match pattern {
         [b'!' | b'^', body @ ..] => (true, body),
         body => (false, body),
     };
     // A `]` that comes first is one of the characters.
     let end = body.iter().skip(1).position(|&byte| byte == b']')? + 1;
-    let (set, rest) = (&body[..end], &body[end + 1..]);
-    let has = move |byte: u8| {
-        let mut left = set;
-        while let [first, more @ ..] = left {
-            match more {
-                [b'-', last, more @ ..] if (*first..=*last).contains(&byte) => return true,
-                [b'-', _, more @ ..] => left = more,
-                _ if *first == byte => return true,
-                _ => left = more,
-            }
+    Some((One::Set(&body[..end], negated), &body[end + 1..]))
+}
+
+/// Whether a byte is one of the characters and ranges of a set.
+fn has(mut set: &[u8], byte: u8) -> bool {
+    while let [first, rest @ ..] = set {
+        let (last, rest) = match rest {
+            [b'-', last, rest @ ..] => (last, rest),
+            _ => (first, rest),
+        };
+        if (*first..=*last).contains(&byte) {
+            return true;
         }
-        false
-    };
-    Some((Box::new(move |byte| has(byte) != negated), rest))
+        set = rest;
+    }
+    false
 }
 
 #[cfg(test)]

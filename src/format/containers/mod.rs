@@ -48,12 +48,15 @@ pub enum Container {
 /// What a reader makes of a file: `None` if it is not of its format.
 type Known = cursor::Result<Option<Vec<Extent>>>;
 
+/// Reads the header of one format.
+type Reader = fn(&Input<'_>) -> Known;
+
 /// Read the header of a file of `len` bytes.
 ///
 /// # Errors
 /// Those of `read`.
 pub fn container(read: ReadAt<'_>, len: u64) -> Result<Container> {
-    let readers: [(&str, fn(&Input<'_>) -> Known); 4] = [
+    let readers: [(&str, Reader); 4] = [
         ("GGUF", gguf::extents),
         ("NumPy", npy::extents),
         ("zip", archive),

@@ -55,7 +55,7 @@ fn storage(view: &View, entry: &Entry) -> Option<Extent> {
     // The dimensions in the order in which they are stored: a transposed matrix is a view, too.
     let mut shape: Vec<(u64, u64)> =
         view.strides.iter().copied().zip(view.shape.iter().copied()).collect();
-    shape.sort_by(|a, b| b.0.cmp(&a.0));
+    shape.sort_by_key(|(stride, _)| std::cmp::Reverse(*stride));
     let shape: Vec<u64> = shape.into_iter().map(|(_, dimension)| dimension).collect();
     let row = if is_whole { row(parts, &shape) } else { None };
     Some(Extent { start: entry.start, len: entry.len, kind: Some(kind), row })
