@@ -42,7 +42,9 @@ def write_gguf(path, tensors, quantised=None):
     writer.add_array("tokenizer.ggml.tokens", [f"token{i}" for i in range(30522)])
     for name, a in tensors.items():
         kind = GGML[a.dtype]
-        if quantised and a.ndim == 2 and a.shape[1] % 32 == 0:
+        # llama.cpp's converter keeps these as F32.
+        keeps = "position" in name or "token_type" in name
+        if quantised and not keeps and a.ndim == 2 and a.shape[1] % 32 == 0:
             kind = quantised
             a = gguf.quants.quantize(a.astype(np.float32), gguf.GGMLQuantizationType[kind])
         elif a.dtype == ml_dtypes.bfloat16:
