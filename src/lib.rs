@@ -33,7 +33,7 @@
 //! | [`output`] | files that appear complete or not at all |
 //! | [`sha256`] | the hash of a file, verifiable in parallel |
 //! | [`codec`] | one chunk: bytes to planes to an entropy-coded stream, and back |
-//! | [`format`](mod@format) | the archive on disk: header, index, footer; the safetensors header |
+//! | [`format`](mod@format) | the archive on disk: header, index, footer; the headers of models |
 //! | [`pack`] | files and directories to archives |
 //! | [`read`] | an immutable archive: random access, verification, whole files back |
 //! | [`cache`] | decoded chunks: each decoded once at a time, bounded in bytes |

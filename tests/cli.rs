@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::program::{bsz, model_directory, names, run, same_tree, with_model};
+use common::program::{bsz, model_directory, models, names, run, same_tree, with_model};
 use serde_json::Value;
 use std::fs;
 use std::io::Read;
@@ -230,6 +230,27 @@ fn files_other_than_safetensors_can_be_packed() {
         fs::remove_file(dir.path().join("x.bsz")).expect("rm");
         fs::remove_file(dir.path().join("back")).expect("rm");
     }
+}
+
+#[test]
+fn patterns_say_which_models_of_a_directory_are_packed() {
+    let dir = models(&["a.safetensors", "b.safetensors"]);
+    fs::write(dir.path().join("s/notes.md"), "none").expect("written");
+    let pack = |out: &str, more: &[&str]| {
+        let ran = run(dir.path(), &[&["pack", "s", "-o", out][..], more].concat());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        (names(&dir.path().join(out)), ran.stdout + &ran.stderr)
+    };
+    let (packed, said) = pack("only", &["--only", "a.*"]);
+    assert_eq!(packed, ["a.bsz", "b.safetensors", "notes.md"]);
+    let left = "s: left as they are: 1 .md, 1 .safetensors (is not selected)";
+    assert!(said.contains(left), "{said}");
+    let (packed, said) = pack("none", &["--exclude", "?.safetensors", "--exclude", "x/*"]);
+    assert_eq!(packed, ["a.safetensors", "b.safetensors", "notes.md"]);
+    assert!(said.contains("s: holds no model to pack; it has 1 .md (holds no weights)"), "{said}");
+    let (packed, said) = pack("all", &[]);
+    assert_eq!(packed, ["a.bsz", "b.bsz", "notes.md"]);
+    assert!(said.contains("left as they are: 1 .md (holds no weights)"), "{said}");
 }
 
 #[test]

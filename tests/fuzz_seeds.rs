@@ -4,6 +4,7 @@
 mod common;
 
 use bszfs::{format::NO_MODEL, read::Archive};
+use common::containers::{self, Tensor};
 use common::random::Random;
 use common::samples::{self, Fill, pack_bytes, safetensors, tensor};
 use std::path::Path;
@@ -100,6 +101,31 @@ fn seeds() {
             seed("roundtrip", &format!("{name}-{scale}-again"), &[&head, &fill, &again.repeat(8)]);
         }
     }
+}
+
+#[test]
+#[ignore = "writes to fuzz/corpus; fuzz/run does it"]
+fn seeds_of_containers() {
+    let of = |name, dtype, shape: &[u64], bytes| {
+        Tensor::new(name, dtype, shape, tensor(dtype, bytes, Fill::Weights, 1))
+    };
+    let model = || vec![of("a", "F32", &[4, 300], 4800), of("b", "F16", &[300], 600)];
+    let gguf = containers::gguf(&model().into_iter().zip([0, 1]).collect::<Vec<_>>());
+    let (inside, _) = containers::onnx(&model(), None);
+    let (outside, _) = containers::onnx(&model(), Some("x"));
+    let npy = containers::npy("<f4", true, &[4, 300], &[1; 4800]);
+    for (name, file) in [
+        ("gguf", gguf),
+        ("npz", containers::npz(&model())),
+        ("torch", containers::torch(&model())),
+        ("npy", npy),
+        ("onnx", inside),
+        ("onnx-data", outside),
+    ] {
+        seed("containers", name, &[&[0], &file]);
+        seed("containers", &format!("{name}-long"), &[&[2], &file]);
+    }
+    seed("containers", "pickle", &[&[1], &containers::pickle(&model())]);
 }
 
 /// Write an input for a target, unless it is too long.

@@ -6,6 +6,8 @@ use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 pub use random::Random;
 use std::sync::{Arc, LazyLock};
 
+#[path = "../../tests/common/containers.rs"]
+pub mod containers;
 #[path = "../../tests/common/random.rs"]
 mod random;
 

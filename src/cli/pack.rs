@@ -8,7 +8,7 @@ use super::size;
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
-use crate::pack::{self, Options};
+use crate::pack::{self, Options, Pattern, Selection};
 use clap::Args;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -20,10 +20,12 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   bsz pack model.safetensors              writes model.bsz beside it
   bsz pack model.safetensors -o /archive  writes /archive/model.bsz
-  bsz pack llama/ -o llama-packed/        packs every .safetensors of a directory, copies the rest
-  bsz pack llama/ --in-place              replaces each .safetensors by its verified archive")]
+  bsz pack model.gguf                     writes model.gguf.bsz; .pt, .bin, .npz, .onnx likewise
+  bsz pack llama/ -o llama-packed/        packs the models of a directory, copies the rest
+  bsz pack llama/ --in-place              replaces each model by its verified archive
+  bsz pack llama/ --in-place --only '*.safetensors' --exclude 'optimizer*'")]
 pub struct PackArgs {
-    /// Files, or directories with .safetensors files
+    /// Files, or directories; of these, files that hold weights are packed
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
     /// Write to OUT: a .bsz file or a directory
@@ -35,6 +37,12 @@ pub struct PackArgs {
     /// Overwrite existing files
     #[arg(long, conflicts_with = "in_place")]
     force: bool,
+    /// In directories, pack only files that match PATTERN, such as '*.gguf'; repeatable
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<OsString>,
+    /// In directories, pack no files that match PATTERN; one with a / is compared with the path
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<OsString>,
     /// Decode SIZE at a time when the archive is read: a multiple of 64KiB up to 4MiB
     #[arg(long, value_name = "SIZE", value_parser = size::parse_chunk)]
     chunk_size: Option<u32>,
@@ -61,7 +69,9 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
         fs::create_dir_all(output).about_path(output)?;
     }
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
-    let options = Options { chunk_size, in_place: args.in_place, force: args.force };
+    let patterns = |texts: &[OsString]| texts.iter().map(Pattern::new).collect();
+    let selection = Selection { only: patterns(&args.only), exclude: patterns(&args.exclude) };
+    let options = Options { chunk_size, in_place: args.in_place, force: args.force, selection };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     // Once the original is removed, its SHA-256 is all that is left of it.
     let check = |file: &File, p: &dyn pack::Progress| check(file, !args.in_place, p);

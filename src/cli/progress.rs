@@ -90,6 +90,7 @@ struct Log {
     running: HashMap<PathBuf, Instant>,
     rows: Vec<Row>,
     warnings: Vec<String>,
+    left: Vec<String>,
     failures: Vec<Error>,
 }
 
@@ -140,7 +141,9 @@ impl Watch {
         let done = log.rows.iter().filter(|row| row.outcome != Outcome::Damaged).count();
         let outcome = outcome(verb, &log.failures, done + log.failures.len());
         let why = log.failures.iter().map(Error::to_string).collect();
-        let summary = Summary::new(log.rows, log.warnings, why, self.begun.elapsed());
+        let mut summary = Summary::new(log.rows, log.warnings, why, self.begun.elapsed());
+        log.left.iter().for_each(|left| self.output.line(left));
+        summary.left = log.left;
         if summary.files.len() > 1 || summary.files.is_empty() && outcome.is_ok() {
             self.output.line(summary.line());
         }
@@ -187,6 +190,10 @@ impl pack::Progress for Watch {
 
     fn warn(&self, path: &Path, what: &str) {
         self.warn(format!("{}: {what}", escape::path(path)));
+    }
+
+    fn left(&self, dir: &Path, what: &str) {
+        self.log().left.push(format!("{}: left as they are: {what}", escape::path(dir)));
     }
 
     fn fail(&self, e: &Error) {

@@ -124,6 +124,9 @@ impl Row {
 pub struct Summary {
     pub files: Vec<Row>,
     pub warnings: Vec<String>,
+    /// Which files of directories are left as they are, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
     /// The errors.
     pub failures: Vec<String>,
     original: u64,
@@ -140,7 +143,15 @@ impl Summary {
     ) -> Self {
         let original = files.iter().map(|row| row.original).sum();
         let stored = files.iter().map(|row| row.stored).sum();
-        Self { files, warnings, failures, original, stored, seconds: took.as_secs_f64() }
+        Self {
+            files,
+            warnings,
+            left: Vec::new(),
+            failures,
+            original,
+            stored,
+            seconds: took.as_secs_f64(),
+        }
     }
 
     /// The last line: the number of files by outcome, and the total figures.

@@ -39,7 +39,7 @@ pub use chunk_error::ChunkError;
 pub use decode::ChunkDecoder;
 pub use dispatch::{decoders, fastest, reference, verifying};
 pub use encode::{Encoder, encode};
-pub use fit::{Sample, fit, should_try_zstd};
+pub use fit::{Detected, Sample, detect, fit, should_try_zstd};
 pub use interruptible::Interruptible;
 pub use model::EntropyModel;
 pub use planes::ElementKind;

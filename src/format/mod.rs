@@ -1,9 +1,11 @@
-//! The bytes on disk: header and footer, index, names, and the safetensors header that the extents
-//! of a file follow from.
+//! The bytes on disk: header and footer, index, names, and the headers of safetensors and other
+//! containers that the extents of a file follow from.
 //!
 //! `docs/FORMAT.md` is the specification; the constants here are its numbers.
 
 mod check;
+mod containers;
+mod extent;
 mod footer;
 mod index;
 mod memory;
@@ -13,13 +15,15 @@ mod record;
 mod safetensors;
 mod writer;
 
+pub use containers::{Container, ReadAt, container, onnx_data};
+pub use extent::Extent;
 pub use footer::{FOOTER_LEN, Footer, header, peek, read_exact};
 pub use index::Index;
 pub use memory::IndexMemory;
 pub use naming::Naming;
 pub use parts::ReadIndex;
 pub use record::{Chunk, NO_MODEL};
-pub use safetensors::{Extent, Header, MAX_HEADER, Tensor, claimed_len, header_len};
+pub use safetensors::{Header, MAX_HEADER, Tensor, claimed_len, header_len};
 pub use writer::IndexWriter;
 
 /// The version that is written, and the only one that can be read.

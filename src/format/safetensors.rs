@@ -3,6 +3,7 @@
 //! A wrong header costs compression but no data: what it does not describe consistently is packed
 //! as plain bytes. Header format: <https://github.com/huggingface/safetensors#format>.
 
+use super::extent::{self, Extent, cover};
 use crate::codec::ElementKind;
 use ::safetensors::{Dtype, tensor::TensorInfo};
 use serde_json::value::RawValue;
@@ -26,19 +27,6 @@ pub struct Tensor {
     pub start: u64,
     /// The end of its bytes in the file.
     pub end: u64,
-}
-
-/// A part of a file whose bytes are of one kind. The extents of a file cover it without gaps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Its first byte in the file.
-    pub start: u64,
-    /// Its length in bytes.
-    pub len: u64,
-    /// Its element type; `None` for headers, gaps and anything unknown.
-    pub kind: Option<ElementKind>,
-    /// Elements of a row, if it holds a matrix.
-    pub row: Option<usize>,
 }
 
 /// What a file's header says, as far as it is consistent.
@@ -107,21 +95,13 @@ impl Header {
 
     /// The extents of a file of `file_len` bytes.
     pub fn extents(&self, file_len: u64) -> Vec<Extent> {
-        let mut extents = Vec::with_capacity(self.tensors.len() + 2);
-        let mut at = 0;
-        let mut push = |at: &mut u64, end: u64, kind, row| {
-            if end > *at {
-                extents.push(Extent { start: *at, len: end - *at, kind, row });
-                *at = end;
-            }
-        };
-        push(&mut at, self.data_start.min(file_len), None, None);
-        for t in &self.tensors {
-            push(&mut at, t.start, None, None);
-            push(&mut at, t.end, Some(kind(t.dtype)), row(t.dtype, &t.shape));
-        }
-        push(&mut at, file_len, None, None);
-        extents
+        let known = self.tensors.iter().map(|t| {
+            let (kind, row) = (Some(kind(t.dtype)), row(t.dtype, &t.shape));
+            Extent { start: t.start, len: t.end - t.start, kind, row }
+        });
+        // The header ends where the first tensor may start.
+        let known = known.chain([Extent::unknown(0, self.data_start.min(file_len))]);
+        cover(known.collect(), file_len)
     }
 
     /// Whether the tensors cover the whole file, as they do in a valid safetensors file and hardly
@@ -131,24 +111,15 @@ impl Header {
     }
 }
 
-/// Elements of a row: the last dimension, or the last ones together if it is too short (as in the
-/// kernels of a convolution). Types narrower than a byte have no rows: these need not end at a byte
+/// Elements of a row. Types narrower than a byte have no rows: these need not end at a byte
 /// boundary.
 fn row(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    const SHORT: usize = 128;
-    // A complex number is two elements.
-    let mut row: usize = match dtype {
-        Dtype::C64 => 2,
-        narrow if narrow.bitsize() < 8 => return None,
-        _ => 1,
-    };
-    for &dimension in shape.get(1..)?.iter().rev() {
-        row = row.checked_mul(dimension)?;
-        if row >= SHORT {
-            return Some(row);
-        }
+    match dtype {
+        // A complex number is two elements.
+        Dtype::C64 => extent::row(2, shape),
+        narrow if narrow.bitsize() < 8 => None,
+        _ => extent::row(1, shape),
     }
-    None
 }
 
 /// The element kind of a type. Types narrower than a byte are packed, and their bytes are the

@@ -56,7 +56,7 @@ impl Estimate {
 /// # Errors
 /// Io.
 pub fn estimate(file: &File, path: &Path, len: u64) -> Result<Option<Estimate>> {
-    let content = Content { file, path, len };
+    let content = Content { file, path, len, place: None };
     match content.kind(path.file_name().unwrap_or_default())? {
         Kind::Model => of_model(&content).map(Some),
         _ => Ok(None),

@@ -17,7 +17,10 @@ mod mirror;
 mod names;
 mod plan;
 mod prepare;
+mod regions;
 mod replace;
+mod select;
+mod signature;
 mod source;
 mod tree;
 mod twins;
@@ -39,6 +42,8 @@ pub use file::{archive_names, file, unnamed};
 pub use lease::release_lease;
 pub use mirror::refuse_inside;
 pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
+pub use select::{Pattern, Selection};
+pub use signature::{START, may_be_model};
 pub use tree::tree;
 pub use twins::{MIN_TWIN, Twins, fingerprint, sampled_chunks};
 pub use unpack::unpack_file;
@@ -53,11 +58,14 @@ pub struct Options {
     pub in_place: bool,
     /// Replace existing outputs.
     pub force: bool,
+    /// Which files of a directory to pack.
+    pub selection: Selection,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { chunk_size: DEFAULT_CHUNK, in_place: false, force: false }
+        let selection = Selection::default();
+        Self { chunk_size: DEFAULT_CHUNK, in_place: false, force: false, selection }
     }
 }
 
@@ -102,6 +110,8 @@ pub trait Progress: Sync {
     fn end(&self, outcome: &FileReport);
     /// Something about a file that the user should know.
     fn warn(&self, _path: &Path, _what: &str) {}
+    /// What is left as it is in a directory, for which reasons.
+    fn left(&self, _dir: &Path, _what: &str) {}
     /// A file failed; others go on.
     fn fail(&self, _e: &Error) {}
 }

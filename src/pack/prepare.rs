@@ -288,9 +288,9 @@ fn unfit(source: &Source) -> Result<Option<String>> {
         Kind::Model => None,
         Kind::Archive => Some("is an archive".to_owned()),
         Kind::Unfit(why) => return refuse(&why),
-        Kind::Other => match source.content().incomplete()? {
+        Kind::Other(what) => match source.content().incomplete()? {
             Some(why) => return refuse(&why),
-            None => Some("is not a model".to_owned()),
+            None => Some(format!("is not a model: {what}")),
         },
     })
 }

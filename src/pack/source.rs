@@ -103,7 +103,8 @@ impl Source {
 
     /// What is in the file.
     pub(super) fn content(&self) -> Content<'_> {
-        Content { file: &self.file, path: &self.path, len: self.len() }
+        let place = Some((&*self.dir, &*self.name));
+        Content { file: &self.file, path: &self.path, len: self.len(), place }
     }
 
     /// What the file is, by its content and its name.

@@ -21,6 +21,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
+    fmt,
     path::Path,
     sync::Arc,
 };
@@ -29,9 +30,9 @@ use std::{
 const PACKED: Form = COPY + 1;
 
 /// Pack the directory `src` to the directory `out`, which may exist. Files called `*.safetensors`
-/// and files that are valid safetensors under another name (a hub's blobs) are packed, others
-/// copied, links recreated. With [`Options::in_place`], files are packed where they are and `out`
-/// is not used.
+/// and files that hold weights, whatever they are called, are packed as far as
+/// [`Options::selection`] has them; others are copied, links recreated. With [`Options::in_place`],
+/// files are packed where they are and `out` is not used.
 ///
 /// A file that fails does not stop the others: [`Progress::fail`] is told, and the report counts
 /// it.
@@ -53,14 +54,14 @@ pub fn tree(
         job,
         mirror: Mirror::new(src, Arc::clone(&to), o.force, true, p)?,
         replacer: o.in_place.then(|| Replacer::new(job, Arc::clone(&from))),
-        others: BTreeMap::new(),
+        others: Others::default(),
         archives: 0,
     };
     walk.directory(&from, &to, Path::new(""), true);
     if unfinished {
         walk.mirror.finish_directory(&from, &to);
     }
-    walk.warn_if_nothing_is_packed(src);
+    walk.tell_what_is_left(src);
     Ok(walk.mirror.report)
 }
 
@@ -69,8 +70,7 @@ struct Walk<'a> {
     mirror: Mirror<'a>,
     /// For packing in place.
     replacer: Option<Replacer<'a>>,
-    /// The number of files that are not packed, by extension.
-    others: BTreeMap<String, usize>,
+    others: Others,
     archives: usize,
 }
 
@@ -102,7 +102,7 @@ impl Walk<'_> {
             Ok(entries) => entries,
             Err(e) => return self.mirror.fail(&e),
         };
-        let mut plans = match self.plan(src, out, &entries, packs) {
+        let mut plans = match self.plan(src, out, &entries, packs.then_some(at)) {
             Ok(plans) => plans,
             Err(e) => return self.mirror.fail(&e),
         };
@@ -130,15 +130,16 @@ impl Walk<'_> {
         }
     }
 
-    /// Decide what to do with each file of a directory, and name the archives.
+    /// Decide what to do with each file of a directory, and name the archives. `at` is its path in
+    /// the tree, or `None` if nothing in it is to be packed.
     fn plan(
         &mut self,
         src: &Arc<Dir>,
         out: &Arc<Dir>,
         entries: &[DirEntry],
-        packs: bool,
+        at: Option<&Path>,
     ) -> Result<HashMap<OsString, Plan>> {
-        let Files { mut plans, mut models, shown } = self.classify(src, entries, packs);
+        let Files { mut plans, mut models, shown } = self.classify(src, entries, at);
         if !self.in_place() {
             // A mount would show the copy of such an archive instead.
             models.retain(|name| {
@@ -159,8 +160,8 @@ impl Walk<'_> {
         Ok(plans)
     }
 
-    /// Find out what each file of a directory is.
-    fn classify(&mut self, src: &Arc<Dir>, entries: &[DirEntry], packs: bool) -> Files {
+    /// Find out what each file of a directory is, if anything in it is to be packed.
+    fn classify(&mut self, src: &Arc<Dir>, entries: &[DirEntry], at: Option<&Path>) -> Files {
         let mut files = Files::default();
         for DirEntry { name, .. } in entries.iter().filter(|e| e.kind.is_file()) {
             let path = src.path(name);
@@ -168,9 +169,11 @@ impl Walk<'_> {
                 self.job.p.warn(&path, TEMPORARY);
                 continue;
             }
-            let kind = match packs {
-                true => Source::open(src, name).and_then(|source| source.kind()),
-                false => Ok(Kind::Other),
+            let selection = &self.job.o.selection;
+            let kind = match at.map(|at| selection.has(&at.join(name))) {
+                Some(true) => Source::open(src, name).and_then(|source| source.kind()),
+                Some(false) => Ok(Kind::Other("is not selected")),
+                None => Ok(Kind::Other("belongs to a repository")),
             };
             match kind {
                 Err(e) if e.errno() == Some(libc::ENOENT) => continue,
@@ -184,7 +187,7 @@ impl Walk<'_> {
                     files.shown.extend(shown(src, name).map(|shown| (shown, name.clone())));
                 }
                 Ok(Kind::Unfit(why)) => self.job.p.warn(&path, &format!("{why}; not packed")),
-                Ok(Kind::Other) => *self.others.entry(extension(name)).or_default() += 1,
+                Ok(Kind::Other(why)) => self.others.add(name, why),
             }
             files.plans.insert(name.clone(), Plan::Keep);
         }
@@ -277,17 +280,50 @@ impl Walk<'_> {
         }
     }
 
-    /// Say what a directory holds in which nothing is packed.
-    fn warn_if_nothing_is_packed(&self, src: &Path) {
+    /// Say what is left as it is, and warn if that is everything.
+    fn tell_what_is_left(&self, src: &Path) {
         let report = &self.mirror.report;
         let packed = |r: &FileReport| !matches!(r.action, Action::Copied | Action::Linked);
         if self.archives + report.failed > 0 || report.files.iter().any(packed) {
+            if !self.others.0.is_empty() {
+                self.job.p.left(src, &self.others.to_string());
+            }
             return;
         }
-        let others: Vec<_> = self.others.iter().map(|(what, n)| format!("{n} {what}")).collect();
-        let others = if others.is_empty() { "no other files".into() } else { others.join(", ") };
-        let what = format!("holds no safetensors file to pack, under any name; it has {others}");
+        let what = format!("holds no model to pack; it has {}", self.others);
         self.job.p.warn(src, &what);
+    }
+}
+
+/// The most extensions that are named for one reason.
+const MOST_NAMED: usize = 4;
+
+/// The files that are left as they are: by reason, how many there are of each extension.
+#[derive(Default)]
+struct Others(BTreeMap<&'static str, BTreeMap<String, usize>>);
+
+impl Others {
+    fn add(&mut self, name: &OsStr, why: &'static str) {
+        *self.0.entry(why).or_default().entry(extension(name)).or_default() += 1;
+    }
+}
+
+impl fmt::Display for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no other files");
+        }
+        for (i, (why, names)) in self.0.iter().enumerate() {
+            let mut names: Vec<_> = names.iter().collect();
+            names.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            let rest: usize = names.iter().skip(MOST_NAMED).map(|(_, n)| **n).sum();
+            let mut named: Vec<_> =
+                names.iter().take(MOST_NAMED).map(|(what, n)| format!("{n} {what}")).collect();
+            named.extend((rest > 0).then(|| format!("{rest} others")));
+            let separator = if i > 0 { "; " } else { "" };
+            write!(f, "{separator}{} ({why})", named.join(", "))?;
+        }
+        Ok(())
     }
 }
 

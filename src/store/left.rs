@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The version of the rule that decides which files are not worth packing.
-const RULE: u32 = 1;
+const RULE: u32 = 2;
 
 /// Most files to remember that cannot be marked.
 const MAX_LEFT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");

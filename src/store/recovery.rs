@@ -27,6 +27,7 @@ use crate::codec;
 use crate::format::Naming;
 use crate::mount::ROOT;
 use crate::output::{Attributes, is_temporary, sha256, sync_dir};
+use crate::pack::{START, may_be_model};
 use crate::read::{Archive, verify};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat};
 use rustix::fs::{renameat, statat, unlinkat};
@@ -355,12 +356,10 @@ fn remove_temporary(dir: &DirFd, name: &OsStr) -> Result<()> {
     unlinkat(dir, name, AtFlags::empty())
 }
 
-/// Whether a file starts like a safetensors file.
+/// Whether a file may be a model, as far as its start tells.
 fn is_model(dir: &DirFd, name: &OsStr) -> bool {
     use std::os::unix::fs::FileExt;
-    let mut start = [0; 9];
-    let Ok((file, stat)) = open_unnoticed(dir, name) else { return false };
-    let Ok(()) = file.read_exact_at(&mut start, 0) else { return false };
-    let [len @ .., brace] = start;
-    u64::from_le_bytes(len) < stat.st_size.cast_unsigned() && brace == b'{'
+    let mut start = [0; START];
+    let Ok((file, _)) = open_unnoticed(dir, name) else { return false };
+    file.read_at(&mut start, 0).is_ok_and(|len| may_be_model(&start[..len]))
 }

@@ -6,7 +6,10 @@
 
 mod classes;
 mod cut;
+mod detect;
 mod plan;
+
+pub use detect::{Detected, detect};
 
 use super::{
     EntropyModel, LANES,
