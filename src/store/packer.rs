@@ -72,6 +72,8 @@ pub(super) struct Packer {
     pub left: Left,
     /// Held while a plain file is removed beside its archive.
     removing: Mutex<()>,
+    /// Held while an archive takes the place of its file, or is taken away again.
+    swapping: Mutex<()>,
     /// Whether the store is still mounted.
     is_mounted: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
 }
@@ -86,6 +88,7 @@ impl Packer {
             cancelled: AtomicBool::new(false),
             left: Left::new(),
             removing: Mutex::default(),
+            swapping: Mutex::default(),
             is_mounted: OnceLock::new(),
         }
     }
@@ -301,10 +304,18 @@ impl Packer {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Stop, and give up the file being packed.
+    /// Stop, and give up the file being packed. Afterwards, none is there in two forms.
     pub fn stop(&self) {
         self.queue().stopped = true;
         self.suspend(true);
+        drop(self.swapping.lock());
+    }
+
+    /// Keep [`Packer::stop`] waiting while an archive has its name beside the plain file; `None` if
+    /// nothing is to be packed any more.
+    pub fn begin_swap(&self) -> Option<MutexGuard<'_, ()>> {
+        let swapping = self.swapping.lock().unwrap_or_else(PoisonError::into_inner);
+        (!self.queue().suspended).then_some(swapping)
     }
 
     /// Give up the file being packed, and pack none, or go on. While this is so, no plain file is

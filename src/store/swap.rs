@@ -68,6 +68,7 @@ impl Tree {
     pub fn swap_in(&self, candidate: &Candidate, mut prepared: Prepared) -> Result<bool> {
         reached(Step::SwapPrepared);
         let Candidate { dir, link, key, .. } = candidate;
+        let Some(_not_stopped) = self.packer.begin_swap() else { return Ok(false) };
         let dir_node = self.nodes.get(link.0)?;
         let archive_name = packed_name(&link.1);
         let names = write(&dir_node);
