@@ -1,6 +1,6 @@
 //! The content of an open file: a plain file or an archive of the source.
 
-use super::names::{Key, open_file};
+use super::names::{Key, open_file, unnoticed};
 use super::node::{Content, Node};
 use super::tree::{Located, Tree};
 use super::unpack::proc_path;
@@ -142,9 +142,5 @@ impl Tree {
 /// before the caller reads anything.
 fn reopen_unnoticed(file: &File) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let open = |more| rustix::fs::open(proc_path(file.as_fd()), flags | more, Mode::empty());
-    match open(OFlags::NOATIME) {
-        Err(Errno::PERM) => open(OFlags::empty()),
-        other => other,
-    }
+    unnoticed(|more| rustix::fs::open(proc_path(file.as_fd()), flags | more, Mode::empty()))
 }

@@ -324,8 +324,14 @@ pub(super) fn open_file(dir: impl AsFd, name: &OsStr) -> Result<(File, Stat)> {
 
 /// The same for what no program has asked for, which is no access to the file where that can be.
 pub(super) fn open_unnoticed(dir: impl AsFd, name: &OsStr) -> Result<(File, Stat)> {
-    match open_regular(&dir, name, OFlags::NOATIME) {
-        Err(Errno::PERM) => open_regular(&dir, name, OFlags::empty()),
+    unnoticed(|more| open_regular(&dir, name, more))
+}
+
+/// Open something with these flags besides others, without an access to it where that can be: only
+/// its owner may ask for that.
+pub(super) fn unnoticed<T>(open: impl Fn(OFlags) -> Result<T>) -> Result<T> {
+    match open(OFlags::NOATIME) {
+        Err(Errno::PERM) => open(OFlags::empty()),
         other => other,
     }
 }
