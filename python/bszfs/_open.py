@@ -11,7 +11,7 @@ from . import _names, _native
 from ._archive import SafetensorError, TensorInfo
 from ._frameworks import NumPy, Torch, adapter, parse_backend, parse_device, parse_framework
 from ._names import StrPath
-from ._read import fill, load
+from ._read import batches, fill, load
 from ._slices import Dim, Selection, of_safetensors, of_torch
 
 # How much of a tensor is decoded at a time, if only some columns of it are wanted.
@@ -49,16 +49,7 @@ class Opened:
 
     def batches(self, size: int) -> Iterator[list[TensorInfo]]:
         """All tensors in the order of their data, in groups of up to `size` bytes, or of one."""
-        batch: list[TensorInfo] = []
-        total = 0
-        for info in self.infos.values():
-            if batch and total + info.nbytes > size:
-                yield batch
-                batch, total = [], 0
-            batch.append(info)
-            total += info.nbytes
-        if batch:
-            yield batch
+        return batches(self.infos.values(), size, lambda info: info.nbytes)
 
 
 class SafeSlice:

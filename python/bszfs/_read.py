@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 from . import _native
 from ._archive import SafetensorError, TensorInfo
@@ -13,6 +13,11 @@ from ._frameworks import NumPy, Torch
 _PINNED = 256 << 20
 
 Target: TypeAlias = "tuple[TensorInfo, int]"
+T = TypeVar("T")
+
+
+def _nbytes(target: tuple[TensorInfo, Any]) -> int:
+    return target[0].nbytes
 
 
 def _blame(archive: _native.Archive, targets: list[Target]) -> None:
@@ -46,7 +51,7 @@ def fill_on_device(
     parts = [(info.start, info.nbytes, framework.address(tensor)) for info, tensor in targets]
     if gpu is not None and gpu.decode(archive, parts, framework.stream()):
         return
-    for batch in _batches(targets, _PINNED):
+    for batch in batches(targets, _PINNED, _nbytes):
         hosts = [framework.empty(info.dtype, tensor.shape, pinned=True) for info, tensor in batch]
         fill(archive, [(info, host.data_ptr()) for (info, _), host in zip(batch, hosts)])
         for (_, tensor), host in zip(batch, hosts):
@@ -55,20 +60,18 @@ def fill_on_device(
         gpu.give_up("it does not decode what the CPU decodes")
 
 
-def _batches(
-    targets: Iterable[tuple[TensorInfo, Any]], size: int
-) -> Iterator[list[tuple[TensorInfo, Any]]]:
-    """Groups of up to `size` bytes, or of one tensor."""
-    batch: list[tuple[TensorInfo, Any]] = []
+def batches(items: Iterable[T], size: int, nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Groups of up to `size` bytes, or of one item, in their order."""
+    batch: list[T] = []
     total = 0
-    for target in targets:
-        nbytes = target[0].nbytes
-        if batch and total + nbytes > size:
+    for item in items:
+        if batch and total + nbytes(item) > size:
             yield batch
             batch, total = [], 0
-        batch.append(target)
-        total += nbytes
-    yield batch
+        batch.append(item)
+        total += nbytes(item)
+    if batch:
+        yield batch
 
 
 def load(
@@ -83,7 +86,7 @@ def load(
     # Only what stays in the memory of the processor can be allocated all at once.
     most = sys.maxsize if framework.device == "cpu" else _PINNED
     loaded: dict[str, Any] = {}
-    for batch in _batches(shapes, most):
+    for batch in batches(shapes, most, _nbytes):
         here = [(info, framework.empty(info.dtype, shape)) for info, shape in batch]
         fill(archive, [(info, framework.address(tensor)) for info, tensor in here])
         while here:
