@@ -1,6 +1,6 @@
 //! The packer: a queue of files that were closed and left alone, and what became of them.
 //!
-//! It works on one file at a time, on threads that run only when nothing else wants the processor
+//! It makes one archive at a time, on threads that run only when nothing else wants the processor
 //! or the disk (`idle`). `work` packs a file; here is what waits, and when it may be packed.
 
 use super::control::Command;

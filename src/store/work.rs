@@ -57,8 +57,8 @@ impl Progress for Silent {
     fn end(&self, _: &FileReport) {}
 }
 
-/// Run the packer until it is stopped. Only this thread, which is not idle, locks names and nodes
-/// to let an archive take the place of its file: others wait for these locks.
+/// Run the packer until it is stopped. This thread is not idle: it locks names and nodes, and
+/// others wait for these locks.
 pub(super) fn run(tree: &Arc<Tree>) {
     let pool = ThreadPoolBuilder::new()
         .thread_name(|n| format!("bsz-pack-{n}"))
@@ -71,7 +71,7 @@ pub(super) fn run(tree: &Arc<Tree>) {
     loop {
         match tree.packer.next(why_busy, || tree.twins.waiting() > 0) {
             Task::Stop => return,
-            Task::Walk => pool.install(|| tree.find_candidates()),
+            Task::Walk => tree.find_candidates(),
             Task::Examine => pool.install(|| tree.examine_next()),
             Task::Pack(id) => {
                 tree.packer.check_mount();
