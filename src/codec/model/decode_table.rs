@@ -18,8 +18,24 @@ pub struct DecodeTable {
     pub shift: [[u8; BUCKETS]; 2],
     /// Frequencies by symbol in units of 2^-16, low bytes and high bytes.
     pub scaled: [[u8; ALPHABET]; 2],
+    /// `own`, `other`, `shift` and `scaled` for kernels that look up 16 bytes at a time.
+    pub differences: [Differences; 6],
     /// By bucket: its own symbol and the other one.
     pub entries: [[BucketEntry; 2]; BUCKETS],
+}
+
+/// A table of 64 bytes, each quarter but the first XORed with the quarter before it. Entry `i` is
+/// the XOR of the entries `i % 16` of the quarters up to its own, which takes no selection among
+/// the quarters.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Differences(pub [u8; 64]);
+
+impl Differences {
+    /// The differences of `table`.
+    pub fn new(table: &[u8; 64]) -> Self {
+        Self(std::array::from_fn(|i| if i < 16 { table[i] } else { table[i] ^ table[i - 16] }))
+    }
 }
 
 /// One of a bucket's two symbols, packed:
@@ -46,11 +62,16 @@ impl DecodeTable {
             let high = u32::from(value) | u32::from(symbol) << 16 | u32::from(own) << 24;
             u64::from(shift) | u64::from(freq) << 16 | u64::from(high) << 32
         };
+        let own = buckets.own.map(|n| n as u8);
+        let shift = halves(&|b| buckets.shift[b]);
+        let scaled = halves(&|s| frequencies[s] << (16 - PROB_BITS));
+        let differences = [&own, &buckets.other, &shift[0], &shift[1], &scaled[0], &scaled[1]];
         Self {
-            own: buckets.own.map(|n| n as u8),
+            own,
             other: buckets.other,
-            shift: halves(&|b| buckets.shift[b]),
-            scaled: halves(&|s| frequencies[s] << (16 - PROB_BITS)),
+            shift,
+            scaled,
+            differences: differences.map(Differences::new),
             entries: std::array::from_fn(|b| {
                 [entry(b, b as u8, 0), entry(b, buckets.other[b], buckets.shift[b])]
             }),

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
 pub use alias::Buckets;
-pub use decode_table::DecodeTable;
+pub use decode_table::{DecodeTable, Differences};
 pub use frequencies::{ALPHABET, FrequencyTable, TOTAL};
 pub(crate) use value_map::{LinearValues, ValueMap};
 pub use wire::MAX_WIRE_LEN;

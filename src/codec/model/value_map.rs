@@ -1,11 +1,13 @@
 //! Symbol values by symbol, in the forms that decoders look up or compute.
 
-use super::{EntropyModel, frequencies::ALPHABET};
+use super::{Differences, EntropyModel, frequencies::ALPHABET};
 
 /// Symbol values by symbol, left-aligned in 16 bits. The escape's does not matter.
 pub(crate) struct ValueMap {
     /// Low bytes and high bytes.
     pub bytes: [[u8; ALPHABET]; 2],
+    /// The same for kernels that look up 16 bytes at a time.
+    pub differences: [Differences; 2],
     /// A formula for the same values, if there is one.
     pub linear: Option<LinearValues>,
 }
@@ -24,8 +26,10 @@ pub(crate) struct LinearValues {
 impl ValueMap {
     pub fn new(model: &EntropyModel) -> Self {
         let values = model.aligned_values();
+        let bytes = [0, 1].map(|i| values.map(|v| v.to_le_bytes()[i]));
         Self {
-            bytes: [0, 1].map(|i| values.map(|v| v.to_le_bytes()[i])),
+            differences: bytes.each_ref().map(Differences::new),
+            bytes,
             linear: LinearValues::new(model),
         }
     }

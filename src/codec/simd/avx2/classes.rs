@@ -114,7 +114,7 @@ unsafe fn gather(
     let mask = _mm256_movemask_ps(_mm256_castsi256_ps(short)) as u8;
     // SAFETY: the caller vouches for the words; `states` is 32 bytes.
     unsafe {
-        let (taken, _) = take(mask, words);
+        let taken = take(mask, words);
         let refilled = _mm256_or_si256(_mm256_slli_epi32::<16>(x), _mm256_cvtepu16_epi32(taken));
         _mm256_storeu_si256(states.as_mut_ptr().cast(), _mm256_blendv_epi8(x, refilled, short));
     }

@@ -28,18 +28,38 @@ static TAKE: [[u8; 16]; 256] = {
     table
 };
 
-/// The words that the lanes in `mask` take, moved to their lanes, and a pointer behind these words.
+/// The words that the lanes in `mask` take, moved to their lanes.
 ///
 /// # Safety
 /// 16 bytes must be readable at `words`.
 #[inline]
-#[target_feature(enable = "avx2,popcnt")]
-pub(super) unsafe fn take(mask: u8, words: *const u8) -> (__m128i, *const u8) {
-    // SAFETY: an entry is 16 bytes. The caller vouches for 16 bytes of words, and the pointer moves
-    // over eight words at most.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn take(mask: u8, words: *const u8) -> __m128i {
+    // SAFETY: an entry is 16 bytes. The caller vouches for the words.
     unsafe {
         let order = _mm_loadu_si128(TAKE[usize::from(mask)].as_ptr().cast());
-        let taken = _mm_shuffle_epi8(_mm_loadu_si128(words.cast()), order);
-        (taken, words.add(2 * mask.count_ones() as usize))
+        _mm_shuffle_epi8(_mm_loadu_si128(words.cast()), order)
+    }
+}
+
+/// The words that 16 lanes take, moved to their lanes, and a pointer behind these words. `masks`
+/// are those of eight lanes each.
+///
+/// # Safety
+/// 16 bytes must be readable at `words`, and also behind the words of the first eight lanes.
+#[inline]
+#[target_feature(enable = "avx2,popcnt")]
+pub(super) unsafe fn take_pair(masks: [u8; 2], words: *const u8) -> (__m256i, *const u8) {
+    let [first, second] = masks;
+    // SAFETY: an entry is 16 bytes. The caller vouches for the words.
+    unsafe {
+        let behind = words.add(2 * first.count_ones() as usize);
+        let pair = |a: *const u8, b: *const u8| {
+            let a = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
+            _mm256_inserti128_si256::<1>(a, _mm_loadu_si128(b.cast()))
+        };
+        let order = pair(TAKE[usize::from(first)].as_ptr(), TAKE[usize::from(second)].as_ptr());
+        let taken = _mm256_shuffle_epi8(pair(words, behind), order);
+        (taken, behind.add(2 * second.count_ones() as usize))
     }
 }

@@ -18,8 +18,10 @@ impl SymbolValues for &ValueMap {
     fn of(self, _: __m256i, at: Indices) -> [__m256i; 2] {
         // SAFETY: `Indices` exist only where AVX2 does.
         unsafe {
-            let ([low], [high]) =
-                (Indices::of(&[at], &self.bytes[0]), Indices::of(&[at], &self.bytes[1]));
+            let ([low], [high]) = (
+                Indices::of(&[at], &self.differences[0]),
+                Indices::of(&[at], &self.differences[1]),
+            );
             [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)]
         }
     }
