@@ -11,28 +11,37 @@ mod cases;
 use bszfs::{
     codec::Coding,
     gpu::{
-        Gpu, Piece,
+        Gpu, Loop, Piece,
         batch::{Batch, Item},
     },
     read::Archive,
 };
-use cases::{Case, Outcome, damage, lacking, random_case};
+use cases::{Case, Outcome, below, case_for, damage, lacking, random_case};
 use common::cxx::{self, Built};
 use common::places;
 use common::random::Random;
 use common::samples::{Fill, pack_tensors};
 use sha2::{Digest, Sha256};
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     process::Command,
     sync::{Arc, OnceLock},
 };
 
-/// Chunks that decoded, and those of them that the kernel's loop for usual chunks has decoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Chunks that decoded, and how many of them each loop of its own has decoded, with a class of
+/// columns and with several.
+#[derive(Debug, Default)]
 struct Good {
     all: usize,
-    usual: usize,
+    own: BTreeMap<(Loop, bool), usize>,
+}
+
+impl Good {
+    fn add(&mut self, other: Self) {
+        self.all += other.all;
+        other.own.into_iter().for_each(|(own, n)| *self.own.entry(own).or_default() += n);
+    }
 }
 
 /// The emulator of the kernel, compiled on first use. `None`, with a message, without a working
@@ -54,7 +63,7 @@ fn can_run() -> bool {
 }
 
 /// Decode `cases` on the GPU, as `run` does.
-fn run_on_gpu(cases: &[Case], skew: usize) -> Vec<(Outcome, bool)> {
+fn run_on_gpu(cases: &[Case], skew: usize) -> Vec<(Outcome, Option<Loop>)> {
     let piece = |c: &Case| Piece {
         coding: c.coding,
         model: c.model.clone(),
@@ -72,17 +81,17 @@ fn run_on_gpu(cases: &[Case], skew: usize) -> Vec<(Outcome, bool)> {
     let pieces: Vec<_> = cases.iter().map(piece).collect();
     let mut placed = gpu.place(&pieces, skew, &fill).expect("CUDA works");
     let mut outcomes = Vec::new();
-    let taken = placed.results(&mut |_, decoded, usual| {
-        outcomes.push((decoded.map(<[u8]>::to_vec).map_err(|e| e.kind()), usual));
+    let taken = placed.results(&mut |_, decoded, own| {
+        outcomes.push((decoded.map(<[u8]>::to_vec).map_err(|e| e.kind()), own));
         Ok(())
     });
     taken.expect("CUDA works");
     outcomes
 }
 
-/// Decode `cases` with the kernel; says of each, too, whether the loop for usual chunks did it.
+/// Decode `cases` with the kernel; says of each, too, which loop of its own did it.
 /// Each output starts `skew` bytes past a multiple of 16. `None` without a compiler.
-fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, bool)>> {
+fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, Option<Loop>)>> {
     if cases.is_empty() {
         return Some(Vec::new());
     }
@@ -114,7 +123,7 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, bool)>> {
         out_len,
     ];
     for l in batch.launches() {
-        head.extend([l.width.into(), l.first, l.blocks, l.shared_len]);
+        head.extend([l.kernel.into(), l.first, l.blocks, l.shared_len]);
     }
     let mut file: Vec<u8> = head.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
     batch.write_records(&mut file);
@@ -132,7 +141,7 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, bool)>> {
     let outcome = |(i, item): (usize, &Item<'_>)| {
         let outcome = batch.outcome(i, &statuses);
         let bytes = outcome.map(|()| out[item.out..][..item.len].to_vec());
-        (bytes.map_err(|e| e.kind()), batch.took_usual_path(i, &statuses))
+        (bytes.map_err(|e| e.kind()), batch.own_loop(i, &statuses))
     };
     Some(items.iter().enumerate().map(outcome).collect())
 }
@@ -140,17 +149,19 @@ fn run(cases: &[Case], skew: usize) -> Option<Vec<(Outcome, bool)>> {
 /// Assert that the kernel and the scalar decoder agree on all `cases`; returns how many of them
 /// decode. Prints the hash of all outcomes, which is the same wherever the kernel runs.
 fn agree(cases: &[Case], skew: usize) -> usize {
-    agree_by_path(cases, skew).all
+    agree_by_loop(cases, skew).all
 }
 
-/// The same, with the number of those that are usual.
-fn agree_by_path(cases: &[Case], skew: usize) -> Good {
+/// The same, with the loops that have decoded them.
+fn agree_by_loop(cases: &[Case], skew: usize) -> Good {
     let Some(outcomes) = run(cases, skew) else { return Good::default() };
     let (mut good, mut hash) = (Good::default(), Sha256::new());
-    for (i, (case, (outcome, usual))) in cases.iter().zip(outcomes).enumerate() {
+    for (i, (case, (outcome, own))) in cases.iter().zip(outcomes).enumerate() {
         let expected = case.expected();
         good.all += usize::from(expected.is_ok());
-        good.usual += usize::from(usual);
+        if let (Some(own), Some(model)) = (own, &case.model) {
+            *good.own.entry((own, model.classes() > 1)).or_default() += 1;
+        }
         let same = outcome == expected;
         match &outcome {
             Ok(bytes) => hash.update(bytes),
@@ -196,17 +207,23 @@ fn golden_archives_decode() {
     let data = std::fs::read_dir(places::root().join("tests/data/v1")).expect("golden archives");
     let mut paths: Vec<_> = data.map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
-    let mut usual = Vec::new();
+    let mut own = BTreeSet::new();
     for (i, path) in paths.iter().enumerate() {
         let cases = chunks(path);
         // Outputs that are aligned, and some that are not.
-        let good = [0, [2, 8, 1][i % 3]].map(|skew| agree_by_path(&cases, skew));
+        let good = [0, [2, 8, 1][i % 3]].map(|skew| agree_by_loop(&cases, skew));
         assert!(good.iter().all(|good| good.all == cases.len()) || !can_run());
-        if good[0].usual > 0 {
-            usual.push(path.file_stem().expect("a name").to_string_lossy().into_owned());
-        }
+        own.extend(good[0].own.keys().copied());
     }
-    assert!(usual.contains(&"bf16".to_owned()) || !can_run(), "{usual:?}");
+    let expected = [
+        (Loop::Bf16, false),
+        (Loop::Bf16Signed, true),
+        (Loop::F16, false),
+        (Loop::F32, false),
+        (Loop::F32OfBf16, false),
+        (Loop::F8E5M2Signed, true),
+    ];
+    assert!(expected.iter().all(|l| own.contains(l)) || !can_run(), "{own:?}");
 }
 
 #[test]
@@ -227,15 +244,36 @@ fn archives_with_the_default_chunk_size_decode() {
 
 #[test]
 fn chunks_of_random_models_decode() {
-    let mut r = Random(31);
+    let (mut r, mut good) = (Random(31), Good::default());
     for skew in [0, 2, 4, 8, 3] {
         let cases: Vec<_> =
             (0..60).map(|i| random_case(&mut r, if i == 0 { 20_000 } else { 2000 })).collect();
-        let good = agree_by_path(&cases, skew);
-        assert!(good.all == cases.len() || !can_run());
-        let aligned = skew % 8 == 0;
-        let expected = if aligned { 15..cases.len() } else { 0..1 };
-        assert!(expected.contains(&good.usual) || !can_run(), "{good:?}");
+        let one = agree_by_loop(&cases, skew);
+        assert!(one.all == cases.len() || !can_run());
+        assert!(skew % 4 == 0 || one.own.is_empty(), "not aligned: {one:?}");
+        good.add(one);
+    }
+    assert!(good.own.len() > 10 || !can_run(), "{good:?}");
+}
+
+#[test]
+fn every_loop_decodes_good_and_damaged_chunks() {
+    let mut r = Random(53);
+    let all = Loop::CUTS.iter().flat_map(|cut| [(cut, false), (cut, true)]);
+    for (cut, classes) in all.filter(|(cut, classes)| cut.is_for(*classes)) {
+        let whole: Vec<_> = (0..8).map(|_| case_for(&mut r, cut, classes, 3000)).collect();
+        // The last byte is that of a plane, unless the chunk is very short.
+        let changed = whole.iter().cloned().map(|mut case| {
+            *case.payload.last_mut().expect("a payload") ^= 1 << below(&mut r, 8);
+            case
+        });
+        let mut damaged: Vec<_> = changed.collect();
+        damaged.extend((0..40).map(|i| damage(&whole[i % 8], &whole[(i + 3) % 8], &mut r)));
+        for (cases, least) in [(&whole, 3), (&damaged, 3)] {
+            let good = agree_by_loop(cases, 0);
+            let taken = good.own.get(&(cut.own, classes)).copied().unwrap_or(0);
+            assert!(taken >= least || !can_run(), "{cut:?}, {classes}: {good:?}");
+        }
     }
 }
 
@@ -282,19 +320,18 @@ fn checksums_are_compared_on_the_device() {
 #[test]
 fn damaged_chunks_are_refused_as_by_the_scalar_decoder() {
     let mut r = Random(37);
-    let (mut good, mut usual) = (0, 0);
+    let mut good = Good::default();
     for _ in 0..4 {
         let whole: Vec<_> = (0..50).map(|_| random_case(&mut r, 2000)).collect();
         let damaged = |i: usize, r: &mut Random| {
             damage(&whole[i % whole.len()], &whole[(i + 7) % whole.len()], r)
         };
         let cases: Vec<_> = (0..500).map(|i| damaged(i, &mut r)).collect();
-        let one = agree_by_path(&cases, 0);
-        (good, usual) = (good + one.all, usual + one.usual);
+        good.add(agree_by_loop(&cases, 0));
     }
-    assert!(usual > 50 || !can_run(), "{usual} of {good} are usual");
+    assert!(good.own.len() > 10 || !can_run(), "{good:?}");
     // Only the checksum detects changed bits of a stored plane.
-    assert!((1..1600).contains(&good) || !can_run(), "{good} of 2000 decode");
+    assert!((1..1600).contains(&good.all) || !can_run(), "{} of 2000 decode", good.all);
 }
 
 #[test]

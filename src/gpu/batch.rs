@@ -1,7 +1,7 @@
 //! A batch of chunks that are decoded together: where each is in device memory, in the order that
 //! the kernels expect.
 
-use super::{model, status};
+use super::{loops::Loop, model, status};
 use crate::{
     codec::{Coding, EntropyModel, LANES},
     error::{Error, Result},
@@ -16,8 +16,10 @@ pub const MAX_CHUNK: usize = 4 << 20;
 pub const THREADS: u32 = 128;
 /// Warps of a CUDA block, each of which decodes one chunk.
 const WARPS: usize = 4;
-/// Stands for the width of the launch that compares checksums.
+/// The kernel that compares checksums.
 pub const CHECK: u8 = 255;
+/// Added to the number of a kernel for models with classes of columns.
+pub const CLASSES: u8 = 16;
 /// The coding of records that only pad a block: `NOTHING` in `parse.cuh`.
 const PADDING: u32 = 3;
 /// Payloads start at a multiple of this many bytes, or one byte after it. Models start at one.
@@ -86,9 +88,9 @@ impl Record {
 /// Consecutive records that one kernel decodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
-    /// Bytes of an element, which select the kernel; 0 for raw chunks; [`CHECK`] to compare the
-    /// checksums of all chunks.
-    pub width: u8,
+    /// The kernel: the bytes of an element, and [`CLASSES`] more if columns have classes; 0 for raw
+    /// chunks; [`CHECK`] to compare the checksums of all chunks.
+    pub kernel: u8,
     /// The first record.
     pub first: usize,
     /// CUDA blocks of [`THREADS`] threads.
@@ -131,8 +133,7 @@ impl Batch {
             }
             groups[group].1.push(i);
         }
-        let width = |model: Option<&EntropyModel>| model.map_or(0, |m| m.layout().width());
-        groups.sort_by_key(|(model, _)| width(*model));
+        groups.sort_by_key(|(model, _)| kernel_for(*model));
         let mut batch = Self {
             records: Vec::with_capacity(items.len() + WARPS),
             launches: Vec::new(),
@@ -151,18 +152,18 @@ impl Batch {
             }
             let whole = batch.records.len().next_multiple_of(WARPS);
             batch.records.resize(whole, Record::PADDING);
-            let (width, blocks) = (width(model), (whole - first) / WARPS);
-            match batch.launches.last_mut().filter(|l| l.width == width) {
+            let (kernel, blocks) = (kernel_for(model), (whole - first) / WARPS);
+            match batch.launches.last_mut().filter(|l| l.kernel == kernel) {
                 Some(launch) => {
                     launch.blocks += blocks;
                     launch.shared_len = launch.shared_len.max(shared_len);
                 }
-                None => batch.launches.push(Launch { width, first, blocks, shared_len }),
+                None => batch.launches.push(Launch { kernel, first, blocks, shared_len }),
             }
         }
         if items.iter().any(|item| item.checksum.is_some()) {
             let blocks = batch.records.len() / WARPS;
-            batch.launches.push(Launch { width: CHECK, first: 0, blocks, shared_len: 0 });
+            batch.launches.push(Launch { kernel: CHECK, first: 0, blocks, shared_len: 0 });
         }
         Ok(batch)
     }
@@ -234,14 +235,20 @@ impl Batch {
         status::outcome(self.status(i, statuses))
     }
 
-    /// Whether the kernels' loop for usual chunks has decoded a part of item `i`.
-    pub fn took_usual_path(&self, i: usize, statuses: &[u32]) -> bool {
-        status::took_usual_path(self.status(i, statuses))
+    /// The loop of its own in which the kernels have decoded a part of item `i`, if any.
+    pub fn own_loop(&self, i: usize, statuses: &[u32]) -> Option<Loop> {
+        status::own_loop(self.status(i, statuses))
     }
 
     fn status(&self, i: usize, statuses: &[u32]) -> u32 {
         statuses.get(self.record_of[i]).copied().unwrap_or(0)
     }
+}
+
+/// The kernel for chunks of this model, or for raw ones.
+fn kernel_for(model: Option<&EntropyModel>) -> u8 {
+    let classes = |m: &EntropyModel| if m.classes() > 1 { CLASSES } else { 0 };
+    model.map_or(0, |m| m.layout().width() + classes(m))
 }
 
 /// Where in its payload the words of a chunk with coded symbols start.

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use super::batch::CHECK;
+use super::batch::{CHECK, CLASSES};
 use crate::error::{Error, ErrorKind, Result};
 use cudarc::driver::{
     result::{self, DriverError},
@@ -16,14 +16,17 @@ use std::{
 
 /// `kernel.cu`, compiled by NVRTC: `make ptx`.
 const PTX: &str = include_str!("kernel.ptx");
-/// The kernels by the width of their elements, in bytes; 0 stands for raw chunks. [`CHECK`] is the
-/// one that compares checksums.
-const KERNELS: [(u8, &CStr); 6] = [
+/// The kernels by their numbers, which are those of `Launch`.
+const KERNELS: [(u8, &CStr); 10] = [
     (0, c"bszfs_copy"),
     (1, c"bszfs_decode_1"),
     (2, c"bszfs_decode_2"),
     (4, c"bszfs_decode_4"),
     (8, c"bszfs_decode_8"),
+    (1 + CLASSES, c"bszfs_decode_1_classes"),
+    (2 + CLASSES, c"bszfs_decode_2_classes"),
+    (4 + CLASSES, c"bszfs_decode_4_classes"),
+    (8 + CLASSES, c"bszfs_decode_8_classes"),
     (CHECK, c"bszfs_check"),
 ];
 
@@ -93,11 +96,11 @@ impl Device {
         // SAFETY: the text ends in a zero byte, and the driver copies what it needs.
         self.module = unsafe { result::module::load_data(text.as_ptr().cast()) }
             .map_err(failed("cannot load the kernels"))?;
-        for (width, name) in KERNELS {
+        for (number, name) in KERNELS {
             // SAFETY: the module was just loaded.
             let kernel = unsafe { result::module::get_function(self.module, name.into()) }
                 .map_err(failed("a kernel is missing"))?;
-            self.kernels.push((width, kernel));
+            self.kernels.push((number, kernel));
         }
         Ok(())
     }
@@ -112,9 +115,9 @@ impl Device {
         self.ordinal
     }
 
-    /// The kernel for a launch.
-    pub(super) fn kernel(&self, width: u8) -> Result<sys::CUfunction> {
-        let known = self.kernels.iter().find(|(of, _)| *of == width);
+    /// The kernel with this number.
+    pub(super) fn kernel(&self, number: u8) -> Result<sys::CUfunction> {
+        let known = self.kernels.iter().find(|(of, _)| *of == number);
         known
             .map(|(_, kernel)| *kernel)
             .ok_or_else(|| Error::invalid("no kernel for such elements").about("CUDA"))

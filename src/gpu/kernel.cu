@@ -10,14 +10,17 @@
 // A chunk is untrusted. All reads are within its payload or SLACK bytes after it, all writes within
 // its output.
 
-#include "bf16.cuh"
 #include "elements.cuh"
 #include "hash.cuh"
+#include "loops.cuh"
 #include "parse.cuh"
 #include "symbols.cuh"
 
-// Bytes of shared memory for a warp: its ring, and later what its states carry.
-#define SCRATCH (RING + REPEATED)
+// Bytes of shared memory for a warp: its ring, and later what its states carry; and the layout of
+// its chunk.
+#define LAYOUT_AT (RING + REPEATED)
+#define SCRATCH (LAYOUT_AT + 48)
+static_assert(sizeof(Layout) <= SCRATCH - LAYOUT_AT, "a layout has room");
 
 // Moves sparse planes to `block`, which starts with round `round`.
 __device__ void enter_block(Plane* planes, u32 count, const Payload& in, u32 block, u32 round,
@@ -64,12 +67,15 @@ __device__ void add_carried(const Stream& s, u32 bits, u32 low, u32 stored, u32 
     }
 }
 
-// Decodes a chunk of `count` elements of WIDTH bytes. All threads of the warp must call this.
-template <int WIDTH>
-__device__ u32 decode(const Model model, const u8* classes, const Payload& in, u32 count,
-                      u32* scratch, u8* out) {
+// Decodes a chunk of `count` elements of WIDTH bytes, whose columns have several classes or not.
+// All threads of the warp must call this.
+template <int WIDTH, bool CLASSES>
+__device__ u32 decode(const Model* stored_model, const Payload& in, u32 count, u32* scratch,
+                      u8* out) {
+    Model model = *stored_model;
+    const u8* classes = (const u8*)stored_model + model.classes_at;
     u32 tables = place_of(shared);
-    const u32* shapes = shared + model.table_count * (TABLE / 4);
+    const u32* shapes = shared + model.classes * model.choices * (TABLE / 4);
     Plane* planes = (Plane*)(scratch + SCRATCH / 4);
     u32 thread = threadIdx.x % WARP;
     u32 rounds = parts_of(count, LANES);
@@ -93,17 +99,22 @@ __device__ u32 decode(const Model model, const u8* classes, const Payload& in, u
     }
     // Rounds of which each thread can write its elements at once.
     u32 whole_rounds = (u64)out % (4 * (WIDTH < 4 ? WIDTH : 4)) == 0 ? count / LANES : 0;
-    u32 column = 0;
     u32 round = 0;
-    u32 path = 0;
-    if constexpr (WIDTH == 2) {
-        if (is_usual_bf16(model, l, planes)) {
-            round = decode_bf16(model, tables, in, l, s, planes[0], block_rounds, whole_rounds,
-                                place_of(scratch), out);
-            if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
-            path = round > 0 ? USUAL_PATH : 0;
-        }
+    u32 loop = GENERAL;
+    if (WIDTH < 8 && l.coded) {
+        u32 ring_at = place_of(scratch);
+        // What is not needed in the loop is read again afterwards: it has no registers to spare.
+        Layout* saved = (Layout*)(scratch + LAYOUT_AT / 4);
+        if (thread == 0) *saved = l;
+        __syncwarp();
+        round = decode_in_loop<WIDTH, CLASSES>(model, classes, tables, in, l, s, planes,
+                                               block_rounds, whole_rounds, ring_at, out);
+        if (s.words_taken > s.word_count || s.escapes_taken > s.escape_count) return SHORT;
+        l = *saved;
+        model = *stored_model;
+        loop = round > 0 ? model.loop : (u32)GENERAL;
     }
+    u32 column = CLASSES ? round * LANES % model.columns : 0;
 #pragma unroll 1
     for (u32 block = round / block_rounds; round < rounds; block++) {
         if (l.sparse) {
@@ -118,10 +129,10 @@ __device__ u32 decode(const Model model, const u8* classes, const Payload& in, u
             // Read planes before symbols are decoded, which takes longer.
             load_planes<WIDTH>(planes, model.plane_count, in, round, bytes);
             if (l.coded) {
-                if (model.classes > 1) {
+                if (CLASSES) {
 #pragma unroll
                     for (u32 j = 0; j < MINE; j++) {
-                        mine[j] = table + __ldg(classes + column + MINE * thread + j) * TABLE;
+                        mine[j] = table + __ldg(classes + column + MINE * thread + j) * CLASS_UNIT;
                     }
                     column += LANES;
                     if (column >= model.columns) column -= model.columns;
@@ -148,7 +159,7 @@ __device__ u32 decode(const Model model, const u8* classes, const Payload& in, u
         add_carried<WIDTH>(s, shape & 0xff, shape >> 8, l.carrier_stored, count, model.rotated,
                            scratch, out);
     }
-    return DONE | path;
+    return DONE | loop << 8;
 }
 
 // Copies a raw chunk: whole words of the output, and the bytes before and after them.
@@ -173,7 +184,7 @@ __device__ Payload payload_of(const Chunk& chunk, const u8* stored) {
 // Decodes the four chunks of a block, which have the same model. Shared memory holds the tables and
 // the shapes of the planes of the model, followed for each warp by SCRATCH bytes and the planes of
 // its chunk.
-template <int WIDTH>
+template <int WIDTH, bool CLASSES>
 __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* models, u8* out,
                              u32* statuses) {
     u32 warp = threadIdx.x / WARP;
@@ -186,32 +197,39 @@ __device__ void decode_block(const Chunk* chunks, const u8* stored, const u8* mo
     const Chunk chunk = chunks[warp];
     if (chunk.coding == NOTHING) return;
     u32 status = BAD_BATCH;
-    if (chunk.coding == PLANES && chunk.model == chunks[0].model && model->width == WIDTH) {
+    if (chunk.coding == PLANES && chunk.model == chunks[0].model && model->width == WIDTH &&
+        (model->classes > 1) == CLASSES) {
         u32 scratch_words = (SCRATCH + model->plane_count * sizeof(Plane)) / 4;
         u32* scratch = shared + shared_words + warp * scratch_words;
-        const u8* classes = (const u8*)model + model->classes_at;
         u32 count = chunk.out_len / WIDTH;
         status = count == 0 || chunk.out_len % WIDTH != 0
                      ? BAD_LENGTH
-                     : decode<WIDTH>(*model, classes, payload_of(chunk, stored), count, scratch,
-                                     out + chunk.out);
+                     : decode<WIDTH, CLASSES>(model, payload_of(chunk, stored), count, scratch,
+                                              out + chunk.out);
     }
     if (threadIdx.x % WARP == 0) statuses[blockIdx.x * WARPS + warp] = status;
 }
 
-// The kernels: one for each element width, so that none needs the registers of another, one for raw
-// chunks, and one that compares checksums of what the others have decoded.
+// The kernels: one for each element width, with classes of columns and without, so that none needs
+// the registers of another; one for raw chunks; and one that compares checksums of what the others
+// have decoded. As many blocks as given share a multiprocessor that has 65536 registers.
 
-#define KERNEL(name) \
-    extern "C" __global__ void __launch_bounds__(WARP * WARPS) \
+#define KERNEL(name, blocks) \
+    extern "C" __global__ void __launch_bounds__(WARP * WARPS, blocks) \
         name(const Chunk* chunks, const u8* stored, const u8* models, u8* out, u32* statuses)
+#define DECODE(name, width, classes, blocks) \
+    KERNEL(name, blocks) { decode_block<width, classes>(chunks, stored, models, out, statuses); }
 
-KERNEL(bszfs_decode_1) { decode_block<1>(chunks, stored, models, out, statuses); }
-KERNEL(bszfs_decode_2) { decode_block<2>(chunks, stored, models, out, statuses); }
-KERNEL(bszfs_decode_4) { decode_block<4>(chunks, stored, models, out, statuses); }
-KERNEL(bszfs_decode_8) { decode_block<8>(chunks, stored, models, out, statuses); }
+DECODE(bszfs_decode_1, 1, false, 6)
+DECODE(bszfs_decode_2, 2, false, 6)
+DECODE(bszfs_decode_4, 4, false, 5)
+DECODE(bszfs_decode_8, 8, false, 6)
+DECODE(bszfs_decode_1_classes, 1, true, 5)
+DECODE(bszfs_decode_2_classes, 2, true, 5)
+DECODE(bszfs_decode_4_classes, 4, true, 5)
+DECODE(bszfs_decode_8_classes, 8, true, 6)
 
-KERNEL(bszfs_copy) {
+KERNEL(bszfs_copy, 6) {
     (void)models;
     u32 id = blockIdx.x * WARPS + threadIdx.x / WARP;
     const Chunk chunk = chunks[id];
@@ -222,7 +240,7 @@ KERNEL(bszfs_copy) {
     if (threadIdx.x % WARP == 0) statuses[id] = status;
 }
 
-KERNEL(bszfs_check) {
+KERNEL(bszfs_check, 6) {
     (void)stored;
     (void)models;
     u32 id = blockIdx.x * WARPS + threadIdx.x / WARP;

@@ -7,6 +7,7 @@ use super::{
     Gpu,
     batch::{Batch, Item},
     device::DevicePtr,
+    loops::Loop,
     memory::{DeviceMemory, PinnedMemory},
     session::{Fill, Piece},
     slot::{OVERHEAD, Slot, Target, input_cost, output_cost},
@@ -69,9 +70,9 @@ impl Transfer {
     }
 }
 
-/// Receives the number of a piece, its decoded bytes or what is wrong with it, and whether the
-/// kernels' loop for usual chunks has decoded it.
-pub type Take<'a> = dyn FnMut(usize, Result<&[u8]>, bool) -> Result<()> + 'a;
+/// Receives the number of a piece, its decoded bytes or what is wrong with it, and the loop of its
+/// own that has decoded it, if any.
+pub type Take<'a> = dyn FnMut(usize, Result<&[u8]>, Option<Loop>) -> Result<()> + 'a;
 
 /// Chunks on the device, with memory for their decoded bytes.
 pub struct Placed {
@@ -113,8 +114,8 @@ impl Placed {
             if outcome.is_ok() {
                 self.out.read(at, &mut bytes)?;
             }
-            let usual = self.batch.took_usual_path(i, &statuses);
-            take(i, outcome.map(|()| &bytes[..]), usual)?;
+            let own_loop = self.batch.own_loop(i, &statuses);
+            take(i, outcome.map(|()| &bytes[..]), own_loop)?;
         }
         Ok(())
     }

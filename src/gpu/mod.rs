@@ -8,6 +8,7 @@ pub mod batch;
 
 mod device;
 mod loader;
+mod loops;
 mod measure;
 mod memory;
 mod model;
@@ -19,6 +20,7 @@ mod stream;
 
 pub use batch::supports;
 pub use loader::{Loader, MIN_STAGING, Part};
+pub use loops::{Cut, Loop};
 pub use measure::{Placed, Take, Transfer};
 pub use resident::Resident;
 pub use session::{Deliver, Fill, MIN_MEMORY, Piece, Session};

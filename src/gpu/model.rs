@@ -1,6 +1,7 @@
 //! A model in the form that the kernels read: `struct Model` of `parse.cuh` and what follows it, in
 //! words of 32 bits.
 
+use super::loops::Loop;
 use crate::codec::{
     EntropyModel, LANES,
     model::{ALPHABET, DecodeTable},
@@ -12,7 +13,7 @@ const TABLE: usize = 2 * ALPHABET;
 /// Words of `struct Model`, which precedes what a block keeps in shared memory.
 const HEAD: usize = 12;
 /// Bytes of shared memory for a warp: `SCRATCH` in `kernel.cu`.
-const SCRATCH: usize = 512 + 16;
+const SCRATCH: usize = 512 + 16 + 48;
 /// Bytes of shared memory that a warp needs for each plane.
 const PLANE: usize = 32;
 /// Marks the word of the escape: `IS_ESCAPE` in `symbols.cuh`.
@@ -21,15 +22,23 @@ const IS_ESCAPE: u32 = 1 << 14;
 /// Bytes that [`write_to`] appends, at most.
 pub(super) fn len(model: &EntropyModel) -> usize {
     let planes = model.layout().planes().len();
-    4 * (HEAD + TABLE * model.tables().len() + planes) + model.columns().len() + LANES + 3 * 16
+    let columns = repeats(model) * model.columns().len();
+    4 * (HEAD + TABLE * model.tables().len() + planes) + columns + LANES + 3 * 16
 }
 
-/// Whether elements are cut like nearly all BF16: a symbol for the exponent and two bits of the
-/// mantissa, and one plane. The kernels have a loop of its own for this.
-fn is_usual_bf16(layout: &Layout) -> bool {
-    let [plane] = layout.planes() else { return false };
-    (layout.width(), layout.rotated(), layout.symbol_bits()) == (2, true, 10)
-        && (plane.bits, plane.low) == (6, 0)
+/// Multiplies the class of a column: `CLASS` in `parse.cuh`.
+const CLASS: u8 = 4;
+
+/// By how many bits a loop expects symbol values to be shifted down. Elements of four bytes and
+/// more are rotated when they are whole.
+fn shift(layout: &Layout) -> u8 {
+    (Loop::of(layout).is_some() && layout.rotated() && layout.width() < 4).into()
+}
+
+/// How often the classes of all columns are repeated, so that their number is a multiple of four:
+/// a thread reads those of four columns at once.
+fn repeats(model: &EntropyModel) -> usize {
+    [1, 4, 2, 4][model.columns().len() % 4]
 }
 
 /// Appends `model` to `words`, whose length is a multiple of 16 bytes before and after. Returns how
@@ -49,17 +58,18 @@ pub(super) fn write_to(model: &EntropyModel, warps: usize, words: &mut Vec<u32>)
         layout.symbol_bits().into(),
         layout.planes().len() as u32,
         model.block() as u32,
-        columns.len() as u32,
+        (repeats(model) * columns.len()) as u32,
         model.classes() as u32,
         model.choices() as u32,
-        is_usual_bf16(layout).into(),
+        Loop::of(layout).map_or(0, |own| own as u32),
+        shift(layout).into(),
         shared.len() as u32,
         (4 * (HEAD + shared.len())) as u32,
-        tables.len() as u32,
     ];
     words.extend(head);
     words.extend(&shared);
-    let classes: Vec<u8> = columns.iter().chain(columns.iter().take(LANES)).copied().collect();
+    let count = if columns.is_empty() { 0 } else { repeats(model) * columns.len() + LANES };
+    let classes: Vec<u8> = columns.iter().cycle().take(count).map(|c| CLASS * c).collect();
     words.extend(
         classes
             .chunks(4)
@@ -78,14 +88,15 @@ fn buckets(table: &DecodeTable) -> [u32; ALPHABET] {
     })
 }
 
-/// A word for each symbol: its frequency, whether it is the escape, and its value. Rotated values
-/// leave the highest bit free, which then marks the escape, too: a sign is cheaper to test.
+/// A word for each symbol: its frequency, whether it is the escape, and its value. Values that are
+/// shifted down leave the highest bit free, which then marks the escape, too: a sign is cheaper to
+/// test.
 fn symbols(model: &EntropyModel, frequencies: &[u16; ALPHABET]) -> [u32; ALPHABET] {
     let values = model.aligned_values();
-    let usual = is_usual_bf16(model.layout());
-    let escape = if usual { IS_ESCAPE | 1 << 31 } else { IS_ESCAPE };
+    let shift = shift(model.layout());
+    let escape = IS_ESCAPE | u32::from(shift) << 31;
     std::array::from_fn(|s| {
         let mark = if s == usize::from(model.escape()) { escape } else { 0 };
-        u32::from(frequencies[s]) | mark | u32::from(values[s]) >> u32::from(usual) << 16
+        u32::from(frequencies[s]) | mark | u32::from(values[s] >> shift) << 16
     })
 }

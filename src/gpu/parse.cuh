@@ -23,11 +23,14 @@ typedef unsigned long long u64;
 // Bytes of a table: a word for each of 64 buckets, and a word for each of 64 symbols. See `step`.
 #define TABLE 512u
 #define SYMBOLS_AT 256u
+// What a class is multiplied by where columns have it, and the bytes that one unit then stands for.
+#define CLASS 4u
+#define CLASS_UNIT (TABLE / CLASS)
 
 extern __shared__ __align__(512) u32 shared[];
 
 // The outcome of a chunk, as src/gpu/status.rs reads it. 0, the initial value, means that no kernel
-// has looked at the chunk. USUAL_PATH is added if the loop for usual chunks has decoded a part.
+// has looked at the chunk. The byte above has the Loop that has decoded a part of it, if any.
 enum Status : u32 {
     DONE = 1,
     SHORT,
@@ -46,7 +49,24 @@ enum Status : u32 {
     // A bug of the host.
     BAD_BATCH,
 };
-#define USUAL_PATH 0x100u
+
+// The loops for the most frequent layouts, in loops.cuh, and the one for all.
+enum Loop : u32 {
+    GENERAL = 0,
+    BF16,
+    BF16_SIGNED,
+    F16,
+    F16_SIGNED,
+    F32,
+    F32_SIGNED,
+    F32_OF_F16,
+    F32_OF_F16_SIGNED,
+    F32_OF_BF16,
+    F8_E4M3,
+    F8_E4M3_SIGNED,
+    F8_E5M2,
+    F8_E5M2_SIGNED,
+};
 
 // NOTHING pads the chunks of a launch to a multiple of four.
 enum Coding : u32 { RAW = 0, PLANES = 2, NOTHING = 3 };
@@ -69,17 +89,17 @@ struct Chunk {
 struct Model {
     u32 width, rotated, symbol_bits, plane_count;
     u32 block, columns, classes, choices;
-    // Whether elements are cut as `decode_bf16` expects: then symbol values in the tables are
-    // rotated right by one bit, like the elements.
-    u32 is_usual_bf16;
+    // The Loop for elements that are cut like these, and by how many bits it expects symbol values
+    // in the tables to be shifted down, as elements are when they are rotated right.
+    u32 loop, shift;
     // Words that follow this struct and that a block keeps in shared memory: the tables; for each
     // plane its number of bits, in the low byte, and its lowest bit, in the byte above; zeros up to
     // a multiple of 16 bytes.
     u32 shared_words;
-    // The position of the classes of the columns, one byte each, from the start of the model. The
-    // classes of the first columns are repeated at the end.
+    // The position of the classes of the columns, one byte each, from the start of the model. A
+    // byte is the class times CLASS. Their number, `columns`, is a multiple of four, for which the
+    // model's columns are repeated where necessary; the first ones follow once more.
     u32 classes_at;
-    u32 table_count;
 };
 
 // A chunk's stored bytes.

@@ -197,7 +197,7 @@ impl Slot {
         unsafe {
             self.stream.clear(buffers.statuses, statuses_len(batch))?;
             for launch in (0..times).flat_map(|_| batch.launches()) {
-                if checked || launch.width != CHECK {
+                if checked || launch.kernel != CHECK {
                     self.stream.launch(launch, buffers)?;
                 }
             }

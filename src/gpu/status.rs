@@ -1,13 +1,14 @@
 //! What the kernels report about a chunk: `enum Status` of `parse.cuh`.
 
+use super::loops::Loop;
 use crate::{
     codec::ChunkError,
     error::{Error, ErrorKind, Result},
 };
 
-/// Whether the loop for usual chunks has decoded a part of a chunk: `USUAL_PATH`.
-pub(super) fn took_usual_path(status: u32) -> bool {
-    status & 0x100 != 0
+/// The loop of its own that has decoded a part of a chunk, if any.
+pub(super) fn own_loop(status: u32) -> Option<Loop> {
+    Loop::numbered(status >> 8)
 }
 
 /// The outcome of a chunk, from the status that a kernel has written.

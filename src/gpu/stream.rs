@@ -96,7 +96,7 @@ impl Stream {
     /// until the stream is waited for.
     pub(super) unsafe fn launch(&self, launch: &Launch, buffers: Buffers) -> Result<()> {
         let _entered = self.device.enter()?;
-        let kernel = self.device.kernel(launch.width)?;
+        let kernel = self.device.kernel(launch.kernel)?;
         let mut arguments = [
             buffers.records + (launch.first * RECORD) as DevicePtr,
             buffers.stored,

@@ -30,7 +30,34 @@ __device__ void take_other(u32 place, u32 bucket, u32 table, u32 one, u32& at, u
         : "+r"(at), "+r"(number)
         : "r"(place), "r"(bucket), "r"(table), "r"(one));
 }
+// The bits of `b` where MASK has ones, otherwise those of `a`, by one instruction.
+template <u32 MASK>
+__device__ u32 select_bits(u32 a, u32 b) {
+    u32 x;
+    asm("lop3.b32 %0, %1, %2, %3, 0xb8;" : "=r"(x) : "r"(a), "n"(MASK), "r"(b));
+    return x;
+}
+// An address of global memory.
+template <class T>
+__device__ T* as_global(T* at) {
+    __builtin_assume(__isGlobal(at));
+    return at;
+}
+// The same value, which the compiler computes anew whatever it depends on.
+__device__ u32 anew(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 #else
+inline u32 anew(u32 x) { return x; }
+template <class T>
+T* as_global(T* at) {
+    return at;
+}
+template <u32 MASK>
+u32 select_bits(u32 a, u32 b) {
+    return (a & ~MASK) | (b & MASK);
+}
 inline u32 place_of(const void* at) { return (u32)((const u8*)at - (const u8*)shared); }
 template <u32 OFFSET>
 u32 shared_word(u32 at) {
@@ -48,6 +75,10 @@ inline void take_other(u32 place, u32 bucket, u32 table, u32 one, u32& at, u32& 
 // The same value, of which the compiler does not know where it is from, so that it keeps it in a
 // register rather than computing it anew in every round. All threads of the warp must call this.
 __device__ u32 kept(u32 x) { return __shfl_sync(ALL, x, threadIdx.x % WARP); }
+template <class T>
+__device__ T* kept(T* at) {
+    return as_global((T*)(kept((u32)(u64)at) | (u64)kept((u32)((u64)at >> 32)) << 32));
+}
 
 // The word of a symbol, beside its value in the upper half.
 #define FREQUENCY 0x3fffu
@@ -123,7 +154,7 @@ __device__ void next_round(const Model& model, Stream& s, u32 round, u32 count,
 #pragma unroll
     for (u32 j = 0; j < MINE; j++) {
         u32 symbol = step(tables[j], ALL, 1, s.states[j]);
-        symbol_values[j] = symbol >> 16 << model.is_usual_bf16;
+        symbol_values[j] = symbol >> 16 << model.shift;
         low[j] = s.states[j] < STATE_LOW;
         escaped[j] = symbol & IS_ESCAPE;
         any |= escaped[j];

@@ -6,6 +6,7 @@ use bszfs::{
     codec::{
         self, Coding, Encoder, EntropyModel, LANES, checksum, model::FrequencyTable, planes::Layout,
     },
+    gpu::{Cut, Loop},
 };
 use std::sync::Arc;
 
@@ -92,26 +93,36 @@ pub fn below(r: &mut Random, bound: usize) -> usize {
     (r.next() % bound as u64) as usize
 }
 
-/// A chunk of at most `most` elements with its own model. One in twenty may be raw, as most small
-/// chunks are.
+/// A chunk of at most `most` elements, or three times as many of one byte, with its own model. One
+/// in twenty may be raw, as most small chunks are.
 pub fn random_case(r: &mut Random, most: usize) -> Case {
     loop {
-        let model = if below(r, 2) == 0 { usual_model(r) } else { random_model(r) };
-        let count = most - below(r, most);
-        let chunk = elements(r, &model, count);
-        let (coding, payload) = codec::encode(&chunk, Some(&Encoder::new(&model)), false);
-        if coding == Coding::Planes {
-            return Case {
-                coding,
-                model: Some(Arc::new(model)),
-                payload,
-                len: chunk.len(),
-                checks: None,
-            };
-        } else if below(r, 20) == 0 {
-            return Case { coding, model: None, payload, len: chunk.len(), checks: None };
+        let model = if below(r, 3) > 0 { frequent_model(r) } else { random_model(r) };
+        let case = case_of(r, model, most);
+        if case.coding == Coding::Planes || below(r, 20) == 0 {
+            return case;
         }
     }
+}
+
+/// A chunk in planes for a loop of its own: that of `cut`, with classes of columns or without.
+pub fn case_for(r: &mut Random, cut: &Cut, classes: bool, most: usize) -> Case {
+    loop {
+        let model = model_for(r, cut, classes);
+        let case = case_of(r, model, most);
+        if case.coding == Coding::Planes {
+            return case;
+        }
+    }
+}
+
+fn case_of(r: &mut Random, model: EntropyModel, most: usize) -> Case {
+    let most = if model.layout().width() == 1 { 3 * most } else { most };
+    let count = most - below(r, most);
+    let chunk = elements(r, &model, count);
+    let (coding, payload) = codec::encode(&chunk, Some(&Encoder::new(&model)), false);
+    let model = (coding == Coding::Planes).then(|| Arc::new(model));
+    Case { coding, model, payload, len: chunk.len(), checks: None }
 }
 
 /// A model of any width, split into planes in any way, with any number of values, tables and
@@ -132,11 +143,20 @@ fn random_model(r: &mut Random) -> EntropyModel {
     model_of(layout, classes, r)
 }
 
-/// A model of elements that are cut like nearly all BF16, for which the kernels have their own
-/// loop.
-fn usual_model(r: &mut Random) -> EntropyModel {
-    let layout = Layout::new(2, true, 10, &[6]).expect("planes within bytes");
-    let classes = if below(r, 8) == 0 { 2 } else { 1 };
+/// A model of elements that are cut like most floats, for which the kernels have loops of their
+/// own. For one in eight, there is none with as many classes.
+fn frequent_model(r: &mut Random) -> EntropyModel {
+    let cut = &Loop::CUTS[below(r, Loop::CUTS.len())];
+    let classes = cut.is_for(true) && (!cut.is_for(false) || below(r, 2) == 0);
+    let other = below(r, 8) == 0;
+    model_for(r, cut, classes != other)
+}
+
+fn model_for(r: &mut Random, cut: &Cut, classes: bool) -> EntropyModel {
+    let planes: Vec<u8> = cut.planes.iter().map(|bits| bits.unsigned_abs()).collect();
+    let symbol_bits = 8 * cut.width - planes.iter().sum::<u8>();
+    let layout = Layout::new(cut.width, cut.rotated, symbol_bits, &planes).expect("a layout");
+    let classes = if classes { 2 + below(r, 7) } else { 1 };
     model_of(layout, classes, r)
 }
 
@@ -170,8 +190,9 @@ fn model_of(layout: Layout, classes: usize, r: &mut Random) -> EntropyModel {
     EntropyModel::new(layout, values, block, columns, tables).expect("within all bounds")
 }
 
-/// A mode of [`elements`] in which a plane is stored in full.
+/// A mode of [`elements`] in which a plane is stored, and one in which it is zero.
 const NOISE: u8 = 3;
+const ZERO: u8 = 0;
 
 /// Elements distributed as in the tables, with planes of noise, of a constant, or of mostly zero
 /// blocks.
@@ -180,8 +201,12 @@ fn elements(r: &mut Random, model: &EntropyModel, count: usize) -> Vec<u8> {
     let width = usize::from(layout.width());
     let constant = below(r, 16) == 0;
     let mut modes: Vec<u8> = layout.planes().iter().map(|_| r.next() as u8).collect();
-    if modes.len() == 1 && below(r, 4) > 0 {
-        modes[0] = NOISE;
+    if below(r, 4) > 0 {
+        // What a loop expects, if there is one for the layout.
+        let cut = Loop::of(layout).and_then(|own| Loop::CUTS.iter().find(|cut| cut.own == own));
+        if let Some(cut) = cut {
+            modes = cut.planes.iter().map(|&bits| if bits < 0 { ZERO } else { NOISE }).collect();
+        }
     }
     let symbols = |t: &FrequencyTable| -> Vec<usize> {
         t.frequencies()

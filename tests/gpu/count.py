@@ -6,8 +6,9 @@
 
 For every loop of src/gpu/kernel.ptx that decodes a round (it has at least four ballots and stores
 to memory), prints how many instructions the shortest way around it has, which is the way without
-escapes, errors and refills of the ring, and how many go to which unit. --list prints them.
-`docs/GPU.md` says what follows from them.
+escapes, errors and refills of the ring, and how many go to which unit; then the masks by which one
+recognises the layout, such as 0x801f801f for the bits of a plane of BF16. --list prints the
+instructions. `docs/GPU.md` says what follows from them.
 """
 
 import argparse
@@ -117,6 +118,12 @@ def unit(operation):
                 "integer")
 
 
+def masks(code, way):
+    """The masks that merge planes and symbols."""
+    operands = (code[i][2] for i in way if code[i][1].startswith("LOP3"))
+    return sorted({mask for one in operands for mask in re.findall(r"0x[0-9a-f]{6,8}", one)})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--arch", default="sm_90")
@@ -131,7 +138,8 @@ def main():
             for i in way:
                 units[unit(code[i][1])] = units.get(unit(code[i][1]), 0) + 1
             print(f"{name}, {args.arch}: {len(way)}:",
-                  ", ".join(f"{count} {what}" for what, count in sorted(units.items())))
+                  ", ".join(f"{count} {what}" for what, count in sorted(units.items())),
+                  *masks(code, way))
             if args.list:
                 print(*(f"    {' '.join(code[i])}" for i in way), sep="\n")
 

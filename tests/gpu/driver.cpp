@@ -188,12 +188,18 @@ int cuModuleUnload(void*) {
 }
 int cuModuleGetFunction(void** function, void*, const char* name) {
     ENTER_CONTEXT;
-    static const std::map<std::string, Kernel> kernels = {{"bszfs_copy", bszfs_copy},
-                                                          {"bszfs_decode_1", bszfs_decode_1},
-                                                          {"bszfs_decode_2", bszfs_decode_2},
-                                                          {"bszfs_decode_4", bszfs_decode_4},
-                                                          {"bszfs_decode_8", bszfs_decode_8},
-                                                          {"bszfs_check", bszfs_check}};
+    static const std::map<std::string, Kernel> kernels = {
+        {"bszfs_copy", bszfs_copy},
+        {"bszfs_decode_1", bszfs_decode_1},
+        {"bszfs_decode_2", bszfs_decode_2},
+        {"bszfs_decode_4", bszfs_decode_4},
+        {"bszfs_decode_8", bszfs_decode_8},
+        {"bszfs_decode_1_classes", bszfs_decode_1_classes},
+        {"bszfs_decode_2_classes", bszfs_decode_2_classes},
+        {"bszfs_decode_4_classes", bszfs_decode_4_classes},
+        {"bszfs_decode_8_classes", bszfs_decode_8_classes},
+        {"bszfs_check", bszfs_check},
+    };
     auto found = kernels.find(name);
     if (found == kernels.end()) return INVALID_VALUE;
     *function = (void*)found->second;

@@ -1,7 +1,7 @@
 // Runs src/gpu/kernel.cu on the CPU: emulate BATCH RESULT
 //
 // A batch starts with little-endian numbers of 8 bytes: how many launches, chunks, stored bytes,
-// bytes of models and bytes of output there are; then for each launch the width of its elements,
+// bytes of models and bytes of output there are; then for each launch the number of its kernel,
 // its first chunk, its blocks, and its bytes of shared memory. The chunks, the stored bytes and the
 // models follow as in GPU memory. The result is the output and, for each chunk, a status of four
 // bytes. Memory that belongs to no chunk is poisoned, so that a sanitizer detects any use.
@@ -14,20 +14,29 @@
 // How many bytes past a payload may be read, as in src/gpu/batch.rs.
 static const size_t SLACK = 272;
 
-// The width of the launch that compares checksums, as in src/gpu/batch.rs.
-static const u64 CHECK = 255;
+// The kernels by their numbers, as in src/gpu/batch.rs.
+static Kernel kernel_of(u64 number) {
+    switch (number) {
+        case 0: return bszfs_copy;
+        case 1: return bszfs_decode_1;
+        case 2: return bszfs_decode_2;
+        case 4: return bszfs_decode_4;
+        case 8: return bszfs_decode_8;
+        case 17: return bszfs_decode_1_classes;
+        case 18: return bszfs_decode_2_classes;
+        case 20: return bszfs_decode_4_classes;
+        case 24: return bszfs_decode_8_classes;
+        case 255: return bszfs_check;
+    }
+    exit(2);
+}
 
 struct Launch {
-    u64 width, first, blocks, shared_len;
+    u64 kernel, first, blocks, shared_len;
 };
 
 static void launch(const Launch& l, Arguments a) {
-    a.kernel = l.width == CHECK ? bszfs_check
-               : l.width == 0 ? bszfs_copy
-               : l.width == 1 ? bszfs_decode_1
-               : l.width == 2 ? bszfs_decode_2
-               : l.width == 4 ? bszfs_decode_4
-                              : bszfs_decode_8;
+    a.kernel = kernel_of(l.kernel);
     a.chunks += l.first;
     a.statuses += l.first;
     if (l.shared_len > sizeof shared) exit(2);

@@ -24,7 +24,7 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 #define __shared__
 #define __constant__ static
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 struct uint2 {
     alignas(8) unsigned x;
@@ -202,6 +202,10 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
 }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
     return (unsigned)(((uint64_t)high << 32 | low) << (by % 32) >> 32);
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned x) {
+    for (unsigned i = 0; i < 32; i += 8) x += (a >> i & 255) * (b >> i & 255);
+    return x;
 }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);

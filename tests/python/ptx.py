@@ -44,7 +44,8 @@ def compiled(source):
 
     program = ctypes.c_void_p()
     call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernel.cu", 0, None, None)
-    options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17",
+    # Lambdas are for the device, like everything else.
+    options = [f"--gpu-architecture={ARCHITECTURE}".encode(), b"--std=c++17", b"-default-device",
                f"--include-path={SOURCE.parent}".encode()]
     try:
         arguments = (ctypes.c_char_p * len(options))(*options)
