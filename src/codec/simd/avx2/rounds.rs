@@ -16,7 +16,7 @@ use crate::codec::{
     model::DecodeTable,
     simd::prefetch,
 };
-use std::arch::{asm, x86_64::*};
+use std::{arch::x86_64::*, hint::black_box};
 
 /// Vectors of 16 lanes.
 const VECTORS: usize = LANES / 16;
@@ -75,7 +75,9 @@ pub(super) fn decode_rounds(
         let out = symbols.as_chunks_mut().0.iter_mut().zip(values.as_chunks_mut().0);
         let states = low.as_chunks_mut().0.iter_mut().zip(high.as_chunks_mut().0);
         for ((low, high), out) in states.zip(out) {
-            let table = reloaded(&of_round[0]);
+            // Otherwise, the compiler loads the table once for both halves of a round, into more
+            // registers than there are.
+            let table = black_box(&of_round[0]);
             // SAFETY: every 64 lanes take at most 64 words, so all are within REACH.
             taken += unsafe { next_symbols(low, high, table, map, words.add(2 * taken), out) };
         }
@@ -84,18 +86,6 @@ pub(super) fn decode_rounds(
     }
     store(&low, &high, &mut stream.states);
     done
-}
-
-/// `table`, at an address that the compiler takes for a new one. Otherwise it loads the table once
-/// for both halves of a round, into more registers than there are.
-#[inline(always)]
-fn reloaded(table: &DecodeTable) -> &DecodeTable {
-    let mut address: *const DecodeTable = table;
-    // SAFETY: the address does not change, since no instruction is executed.
-    unsafe {
-        asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
-        &*address
-    }
 }
 
 /// What 64 lanes look up, as bytes in the order of packed words.
