@@ -8,8 +8,8 @@ use crate::{
     output::{Attributes, Dir, Existing, Output, is_temporary, same_bytes},
     pack::{self, Action, FileReport, OpenArchive, Progress, Task, UnpackOptions},
     read::{self, Archive},
-    remote::{Deadlines, DiskCacheOptions, Entry, Facts, Found, Object, Place, RemoteOptions},
     remote::is_remote,
+    remote::{Deadlines, DiskCacheOptions, Entry, Facts, Found, Object, Place, RemoteOptions},
 };
 use clap::Args;
 use std::{

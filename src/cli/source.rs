@@ -51,9 +51,7 @@ impl Item {
                 Archive::from_object(object).about_path(&self.path)
             }
             #[cfg(feature = "remote")]
-            At::Object(object) => {
-                Archive::from_object(Arc::clone(object)).about_path(&self.path)
-            }
+            At::Object(object) => Archive::from_object(Arc::clone(object)).about_path(&self.path),
         }
     }
 

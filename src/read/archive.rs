@@ -5,14 +5,14 @@ use super::{
     scratch::{PAGE, Scratch},
     storage::Storage,
 };
+#[cfg(feature = "remote")]
+use crate::remote::Object;
 use crate::{
     codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
     error::{Context, Error, ErrorKind, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL},
     input,
 };
-#[cfg(feature = "remote")]
-use crate::remote::Object;
 use std::{fs::File, path::Path, sync::Arc};
 
 /// A chunk and its number in the index.
@@ -144,6 +144,11 @@ impl Archive {
     #[cfg(feature = "remote")]
     pub fn object(&self) -> Option<&Arc<Object>> {
         self.storage.object()
+    }
+
+    /// Check the first bytes, which are not needed to read it.
+    pub(super) fn check_start(&self) -> Result<()> {
+        self.storage.check_start()
     }
 
     /// Bypass the page cache from now on, unless most of the file is in it, or the file system

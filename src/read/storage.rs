@@ -2,14 +2,18 @@
 
 use super::{local::LocalFile, scratch::Scratch};
 #[cfg(feature = "remote")]
-use crate::remote::Object;
+use crate::{
+    error::Error,
+    format::{FOOTER_LEN, HEADER_LEN, check_header},
+    remote::Object,
+};
 use crate::{
     error::Result,
     format::{Footer, peek},
 };
-use std::{fs::File, ops::Range};
 #[cfg(feature = "remote")]
 use std::sync::Arc;
+use std::{fs::File, ops::Range};
 
 /// The stored bytes of an archive. An enum: there are two kinds, and the local one must cost
 /// nothing more.
@@ -33,6 +37,21 @@ impl Storage {
             Self::Local(file) => peek(file.file()),
             #[cfg(feature = "remote")]
             Self::Remote(object) => remote_footer(object),
+        }
+    }
+
+    /// Check the start of an archive, which the footer of an object was found without.
+    ///
+    /// # Errors
+    /// Io; corruption or compatibility, if it is not the start of an archive.
+    pub(super) fn check_start(&self) -> Result<()> {
+        match self {
+            Self::Local(_) => Ok(()),
+            #[cfg(feature = "remote")]
+            Self::Remote(object) => match is_archive(object)? {
+                true => Ok(()),
+                false => Err(Error::corrupt("the archive's header is damaged")),
+            },
         }
     }
 
@@ -125,27 +144,29 @@ impl Storage {
 /// tell what is no archive from what was cut short.
 #[cfg(feature = "remote")]
 fn remote_footer(object: &Object) -> Result<Option<Footer>> {
-    use crate::format::{FOOTER_LEN, HEADER_LEN, check_header};
-    let start = || {
-        let mut start = [0; HEADER_LEN as usize];
-        object.read(0, &mut start)?;
-        check_header(&start)
-    };
     let size = object.size();
     if size < HEADER_LEN {
         return Ok(None);
     }
     let mut end = [0; FOOTER_LEN as usize];
     let Some(at) = size.checked_sub(FOOTER_LEN) else {
-        return match start()? {
-            true => Err(crate::error::Error::truncated("the archive was cut short")),
+        return match is_archive(object)? {
+            true => Err(Error::truncated("the archive was cut short or never finished")),
             false => Ok(None),
         };
     };
     object.read(at, &mut end)?;
     match Footer::from_bytes(&end, size) {
         Ok(footer) => Ok(Some(footer)),
-        Err(e) if start()? => Err(e),
+        Err(e) if is_archive(object)? => Err(e),
         Err(_) => Ok(None),
     }
+}
+
+/// Whether an object starts as an archive does.
+#[cfg(feature = "remote")]
+fn is_archive(object: &Object) -> Result<bool> {
+    let mut start = [0; HEADER_LEN as usize];
+    object.read(0, &mut start)?;
+    check_header(&start)
 }

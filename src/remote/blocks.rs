@@ -228,8 +228,7 @@ impl Blocks {
         let overlaps = |key: &PartKey| {
             key.object == object && key.start < range.end && range.start < key.end()
         };
-        let keys: Vec<PartKey> =
-            table.kept.iter().map(|(key, _)| *key).filter(overlaps).collect();
+        let keys: Vec<PartKey> = table.kept.iter().map(|(key, _)| *key).filter(overlaps).collect();
         for key in &keys {
             table.drop_kept(key);
         }

@@ -134,8 +134,8 @@ fn measure(file: &fs::DirEntry) -> Option<Found> {
         return Some(Found { is_end: true, used: later, len: meta.len(), path });
     }
     let start = name.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok());
-    let is_end = start.is_some_and(|start| !start.is_multiple_of(END_LEN))
-        && name.ends_with("-100000");
+    let is_end =
+        start.is_some_and(|start| !start.is_multiple_of(END_LEN)) && name.ends_with("-100000");
     Some(Found { is_end, used, len: meta.len(), path })
 }
 

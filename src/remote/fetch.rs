@@ -96,6 +96,20 @@ impl Fetcher {
         Ok(self.runtime()?.block_on(future)?)
     }
 
+    /// The same without waiting: `done` is called with the result. It is dropped with the fetcher.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        done: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        match self.runtime() {
+            Ok(runtime) => {
+                runtime.spawn(async move { done(future.await.map_err(Error::from)) });
+            }
+            Err(e) => done(Err(e)),
+        }
+    }
+
     /// Keep a part that arrived by another way.
     pub fn keep(&self, source: &Source, part: PartKey, bytes: &Bytes) {
         self.shared.blocks.complete(part, bytes);
@@ -164,7 +178,8 @@ impl Fetcher {
     /// Drop requests for an object that have not begun and that nobody waits for.
     pub fn cancel(&self, source: &Source) {
         let shared = &self.shared;
-        for request in shared.queue.cancel(source.id, |request| shared.blocks.is_unwanted(request)) {
+        for request in shared.queue.cancel(source.id, |request| shared.blocks.is_unwanted(request))
+        {
             shared.blocks.fail(&request, &Error::os(libc::EIO, "it is not needed any more"));
         }
     }

@@ -8,12 +8,12 @@ use super::{
     fetch::Fetcher,
     identity::{Facts, Identity},
     parts::{Pattern, Stream},
-    retry::repeat,
+    retry::{repeat, within},
     store::Store,
 };
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, StreamExt};
 use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -172,20 +172,21 @@ async fn first_request(
     let deadline = Instant::now() + deadlines.total;
     if store.has_suffixes() && !fetcher.has_disk() {
         let ask = || async {
-            let answer = store.get(key, &Wanted::Suffix(TAIL), None).await?;
-            let Answer { facts, range, body } = answer;
-            let bytes = body
-                .try_fold(Vec::new(), |mut all, piece| async move {
-                    all.extend_from_slice(&piece);
-                    Ok(all)
-                })
-                .await?;
+            let ask = store.get(key, &Wanted::Suffix(TAIL), None);
+            let Answer { facts, range, mut body } =
+                within(deadlines.silence, deadline, ask).await?;
+            let mut bytes = Vec::new();
+            while let Some(piece) =
+                within(deadlines.silence, deadline, body.next().map(Option::transpose)).await?
+            {
+                bytes.extend_from_slice(&piece);
+            }
             match bytes.len() as u64 == range.end - range.start {
                 true => Ok((facts, Some(bytes.into()))),
                 false => Err(Failure::transient("the answer ended early")),
             }
         };
-        match repeat(store, deadlines.silence, deadline, ask).await {
+        match repeat(store, deadlines.total, deadline, ask).await {
             // Empty objects have no ranges, and some servers no suffixes.
             Err(Failure::Fatal(_)) => {}
             other => return other,

@@ -12,7 +12,7 @@ use super::{
     url::{RemoteUrl, Service},
 };
 use crate::error::{Context, Error, Result};
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The place that a URL names.
@@ -81,17 +81,16 @@ impl Place {
     /// # Errors
     /// As [`Place::find`].
     pub fn list(&self, path: &str) -> Result<Vec<Entry>> {
-        let key = self.key(path);
-        let deadlines = self.fetcher.deadlines();
-        let deadline = Instant::now() + deadlines.total;
-        // A listing may have many pages.
-        let silence = deadlines.total;
-        let ask = || self.store.list(&key);
-        let listed = self.fetcher.wait(repeat(&self.store, silence, deadline, ask));
-        listed.about_path(&self.name(path)).map(|mut entries| {
-            entries.sort_by(|a, b| a.name.cmp(&b.name));
-            entries
-        })
+        let (store, key) = (Arc::clone(&self.store), self.key(path));
+        let listed = self.fetcher.wait(listed(store, key, self.fetcher.deadlines().total));
+        listed.about_path(&self.name(path))
+    }
+
+    /// Like [`Place::list`], without waiting: `done` is called with the entries.
+    pub fn list_then(&self, path: &str, done: impl FnOnce(Result<Vec<Entry>>) + Send + 'static) {
+        let (store, key, name) = (Arc::clone(&self.store), self.key(path), self.name(path));
+        let entries = listed(store, key, self.fetcher.deadlines().total);
+        self.fetcher.spawn(entries, move |listed| done(listed.about_path(&name)));
     }
 
     /// Open the object `path` below this place, whose facts may be known from a listing.
@@ -111,4 +110,13 @@ impl Place {
             (base, path) => format!("{base}/{path}"),
         }
     }
+}
+
+/// The entries of a directory, by name in order.
+async fn listed(store: Arc<Store>, key: String, total: Duration) -> Result<Vec<Entry>, Failure> {
+    // A listing may have many pages, so that no time without a byte is known.
+    let ask = || store.list(&key);
+    let mut entries = repeat(&store, total, Instant::now() + total, ask).await?;
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
 }

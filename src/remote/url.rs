@@ -53,9 +53,9 @@ const SCHEMES: [&str; 6] = ["s3", "gs", "az", "http", "https", "hf"];
 
 /// Whether a source named on a command line is a URL rather than a local path.
 pub fn is_remote(source: &str) -> bool {
-    source.split_once("://").is_some_and(|(scheme, _)| {
-        SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme))
-    })
+    source
+        .split_once("://")
+        .is_some_and(|(scheme, _)| SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme)))
 }
 
 impl RemoteUrl {

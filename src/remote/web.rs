@@ -93,10 +93,11 @@ impl Link {
         token: Option<&str>,
     ) -> Result<Answer, Failure> {
         if let Some(known) = self.followed() {
-            match self.get_followed(wanted, &known).await {
+            match self.get_followed(wanted, &known).await.and_then(|a| is_of(a, expected)) {
+                Err(transient @ Failure::Transient { .. }) => return Err(transient),
                 // It has expired, or is not valid any more for another reason.
-                Err(Failure::Denied(_) | Failure::Missing | Failure::Fatal(_)) => self.follow(None),
-                other => return other,
+                Err(_) => self.follow(None),
+                answer => return answer,
             }
         }
         let mut headers = range_header(wanted);
@@ -112,6 +113,7 @@ impl Link {
         if let Some(url) = url {
             let own = answer.facts.etag.clone();
             apply(&linked, &mut answer)?;
+            answer = is_of(answer, expected)?;
             self.follow(Some(Followed { url, linked, own }));
         }
         Ok(answer)
@@ -254,8 +256,9 @@ fn answer(response: Response, wanted: &Wanted) -> Result<Answer, Failure> {
         return Err(Failure::Fatal("the server answers with an encoding".into()));
     }
     let (range, size) = match (response.status(), wanted) {
-        (StatusCode::PARTIAL_CONTENT, _) => content_range(headers)
-            .ok_or_else(|| Failure::Fatal("the server does not tell which bytes it sends".into()))?,
+        (StatusCode::PARTIAL_CONTENT, _) => content_range(headers).ok_or_else(|| {
+            Failure::Fatal("the server does not tell which bytes it sends".into())
+        })?,
         // All of a short object is its end, too.
         (StatusCode::OK, Wanted::Suffix(len)) => {
             let size = number(headers, header::CONTENT_LENGTH).filter(|size| size <= len);
@@ -271,6 +274,9 @@ fn answer(response: Response, wanted: &Wanted) -> Result<Answer, Failure> {
             return Err(Failure::Fatal(format!("the server answers {status} to a range")));
         }
     };
+    if number(headers, header::CONTENT_LENGTH).is_some_and(|len| len > range.end - range.start) {
+        return Err(Failure::Fatal("the server sends more than it was asked for".into()));
+    }
     let facts = facts(headers, size);
     let body = response.bytes_stream().map_err(|e| Failure::from(&e)).boxed();
     Ok(Answer { facts, range, body })
@@ -285,8 +291,7 @@ fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
     let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
-    let (first, last, size) =
-        (first.parse().ok()?, last.parse::<u64>().ok()?, size.parse().ok()?);
+    let (first, last, size) = (first.parse().ok()?, last.parse::<u64>().ok()?, size.parse().ok()?);
     (first <= last && last < size).then(|| (first..last + 1, size))
 }
 
@@ -306,6 +311,13 @@ fn linked(headers: &HeaderMap) -> Option<Linked> {
 
 fn number(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// An answer, if it is about the object that is expected: what leads elsewhere is not followed
+/// again.
+fn is_of(answer: Answer, expected: Option<&Facts>) -> Result<Answer, Failure> {
+    expected.map_or(Ok(()), |expected| expected.check(&answer.facts))?;
+    Ok(answer)
 }
 
 /// Put what a hub said in the place of what the host says that it redirects to.
