@@ -203,12 +203,13 @@ fn an_object_that_is_replaced_between_two_parts_is_never_mixed() {
 fn without_a_strong_tag_the_time_counts() {
     for tag in [None, Some("W/\"weak\"")] {
         let server = Server::start();
-        let all = bytes(3 << 20, 8);
+        let all = bytes(60 << 20, 8);
         server.put("/o", &all, tag);
         let object = open(&server, "/o", PATIENT).expect("opens");
         assert!(read(&object, 1000, 100_000).expect("read") == all[1000..101_000]);
         server.put("/o", &all[1..], tag);
-        assert_eq!(read(&object, 0, 10).map(drop).map_err(|e| e.errno()), Err(Some(libc::ESTALE)));
+        let far = read(&object, 50 << 20, 10);
+        assert_eq!(far.map(drop).map_err(|e| e.errno()), Err(Some(libc::ESTALE)));
     }
 }
 
@@ -232,7 +233,8 @@ fn redirects_are_followed_and_forgotten_when_they_expire() {
         false => Act::Status(403, None),
     });
     assert!(read(&object, 6 << 20, 1000).expect("read") == all[6 << 20..][..1000]);
-    assert_eq!(front.requests().len(), 1);
+    // Those that ran at the same time may each have asked.
+    assert!((1..=4).contains(&front.requests().len()));
     // Round and round.
     let own = front.url("/o");
     front.script(move |_| Act::Redirect(302, own.clone()));

@@ -46,8 +46,9 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut todo = vec![dir.join("objects")];
     while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(dir).expect("a directory").flatten() {
-            match entry.file_type().expect("a type").is_dir() {
+        // Directories come and go while they are counted.
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 true => todo.push(entry.path()),
                 false => found.push(entry.path()),
             }

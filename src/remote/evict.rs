@@ -100,13 +100,15 @@ impl Eviction {
 
     fn files(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
+        // What cannot be listed has just been removed.
+        let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
         for hash in fs::read_dir(&self.objects)? {
-            for object in fs::read_dir(hash?.path())? {
-                let object = object?.path();
+            for object in list(&hash?.path()) {
+                let object = object.path();
                 let mut any = false;
-                for file in fs::read_dir(&object)? {
+                for file in list(&object) {
                     any = true;
-                    found.extend(measure(&file?));
+                    found.extend(measure(&file));
                 }
                 if !any {
                     // Fails if something was written to it meanwhile.

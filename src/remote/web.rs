@@ -61,8 +61,16 @@ impl Link {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn follow(&self, followed: Option<Followed>) {
-        *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = followed;
+    fn follow(&self, followed: Followed) {
+        *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(followed);
+    }
+
+    /// Forget a redirect, unless another request has renewed it meanwhile.
+    fn unfollow(&self, known: &Followed) {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        if followed.as_ref().is_some_and(|now| now.url == known.url) {
+            *followed = None;
+        }
     }
 
     /// The size and the entity tag of the object.
@@ -96,7 +104,7 @@ impl Link {
             match self.get_followed(wanted, &known).await.and_then(|a| is_of(a, expected)) {
                 Err(transient @ Failure::Transient { .. }) => return Err(transient),
                 // It has expired, or is not valid any more for another reason.
-                Err(_) => self.follow(None),
+                Err(_) => self.unfollow(&known),
                 answer => return answer,
             }
         }
@@ -114,7 +122,7 @@ impl Link {
             let own = answer.facts.etag.clone();
             apply(&linked, &mut answer)?;
             answer = is_of(answer, expected)?;
-            self.follow(Some(Followed { url, linked, own }));
+            self.follow(Followed { url, linked, own });
         }
         Ok(answer)
     }
