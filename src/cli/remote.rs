@@ -205,7 +205,9 @@ impl Unpacker<'_> {
             let modified = object.identity().facts.modified.unwrap_or_else(SystemTime::now);
             let age = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let mtime = (age.as_secs() as i64, age.subsec_nanos());
-            output.sync(&Attributes::of_download(0o644, mtime))?;
+            let mut own = Attributes::of(output.file()).about_path(&output.path())?;
+            (own.mode, own.mtime) = (0o644, mtime);
+            output.sync(&own)?;
             let existing = if exists { Existing::Replace } else { Existing::Refuse };
             output.commit(existing)?;
         }

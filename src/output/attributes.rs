@@ -14,7 +14,7 @@ use rustix::{
         fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens,
     },
     io::{Errno, Result},
-    process::{getegid, geteuid},
+    process::geteuid,
 };
 use std::{
     ffi::OsStr,
@@ -160,22 +160,6 @@ impl Attributes {
         // File systems list them in any order.
         found.xattrs.sort();
         Ok(found)
-    }
-
-    /// The attributes of a file that comes from another machine: it is the caller's, and `mode`
-    /// gives nothing to others that could do harm.
-    pub fn of_download(mode: u32, mtime: (i64, u32)) -> Self {
-        Self {
-            mode: mode & 0o777 & !RISKY,
-            mtime,
-            atime: mtime,
-            owner: (geteuid().as_raw(), getegid().as_raw()),
-            directory: false,
-            access: None,
-            default: None,
-            xattrs: Vec::new(),
-            unread: false,
-        }
     }
 
     /// Set them on a file or directory that the caller owns. Returns those that could not be kept.

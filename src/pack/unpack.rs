@@ -10,6 +10,7 @@ use crate::{
 use rustix::fs::{FileType, fstat};
 use std::{
     ffi::OsStr,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -118,7 +119,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         let output = Output::create(out, name)?;
         archive.unpack(output.file(), &out.path(name), self.p).about_path(path)?;
-        let lost = output.sync(&self.attributes(archive, path)?)?;
+        let lost = output.sync(&self.attributes(archive, path, output.file())?)?;
         output.commit(if self.o.force { Existing::Replace } else { Existing::Refuse })?;
         if let Some(message) = Lost::message_for_copy(lost) {
             self.p.warn(path, &message);
@@ -126,11 +127,14 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// The attributes of the archive, with no more permissions than the original had.
-    fn attributes(self, archive: &dyn OpenArchive, path: &Path) -> Result<Attributes> {
+    /// The attributes of the archive, with no more permissions than the original had. The file
+    /// `new` belongs to the caller; so do those from another machine.
+    fn attributes(self, archive: &dyn OpenArchive, path: &Path, new: &File) -> Result<Attributes> {
         let footer = archive.footer();
         let Some(file) = archive.file() else {
-            return Ok(Attributes::of_download(footer.mode, footer.mtime));
+            let mut own = Attributes::of(new).about_path(path)?;
+            (own.mode, own.mtime) = (footer.mode & 0o775, footer.mtime);
+            return Ok(own);
         };
         let mut attributes = Attributes::of(file).about_path(path)?;
         attributes.narrow(footer.mode);

@@ -108,6 +108,9 @@ struct Flight {
     waiters: Vec<Waiter>,
 }
 
+/// What became of a part, and who wants it.
+pub type Found = (Lookup, Option<Waiter>);
+
 /// All parts of a process.
 pub struct Blocks {
     table: Mutex<Table>,
@@ -164,7 +167,7 @@ impl Blocks {
         &self,
         wanted: Vec<(PartKey, Option<Waiter>)>,
         group: impl FnOnce(Vec<PartKey>) -> Vec<Arc<Request>>,
-    ) -> (Vec<Arc<Request>>, Vec<(Lookup, Option<Waiter>)>) {
+    ) -> (Vec<Arc<Request>>, Vec<Found>) {
         let mut table = self.lock();
         let (mut absent, mut others) = (Vec::new(), Vec::new());
         let mut waiters = HashMap::new();
