@@ -13,7 +13,7 @@ MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
 	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
-	test-frameworks test-store store-check store-samples install clean \
+	test-frameworks test-remote test-store store-check store-samples install clean \
 	python-dev wheel-here python-check python-container wheel sdist
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
@@ -67,6 +67,12 @@ test: ## Run all tests, installing what they need
 	@$(PYTHON) docs/images/rooms.py --check
 	BSZ_PYTHON=$(PYTHON) BSZ_REQUIRE_PYTHON=1 BSZ_REQUIRE_CXX=1 BSZ_REQUIRE_STRACE=1 \
 		$(if $(FUSE),BSZ_REQUIRE_FUSE=1) $(CARGO) test --locked --no-fail-fast
+
+test-remote: ## Test remote sources: 10,000 faults, 100 kills, servers that others wrote
+	@tests/prepare remote
+	BSZ_REMOTE_FAULTS=10000 BSZ_REMOTE_KILLS=100 BSZ_REMOTE_SERVERS=1 $(CARGO) test --locked \
+		--no-fail-fast --test remote --test remote_cache --test remote_cli \
+		--test remote_faults --test remote_servers
 
 ptx: ## Compile the GPU kernels, src/gpu/kernel.cu, to PTX; needs no GPU
 	@tests/prepare python
@@ -261,4 +267,4 @@ install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
 
 clean: ## Remove all that was built, including the Python environments
 	$(CARGO) clean
-	rm -rf .venv .venv-frameworks $(MANUALS) fuzz/target
+	rm -rf .venv .venv-frameworks .venv-remote $(MANUALS) fuzz/target

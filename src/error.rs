@@ -59,6 +59,12 @@ impl Error {
         Self::new(ErrorKind::InvalidArgument, why)
     }
 
+    /// [`ErrorKind::Io`] with an error number of the operating system, because of `why`.
+    pub fn os(errno: i32, why: impl Into<Arc<str>>) -> Self {
+        let source = Some(Arc::new(io::Error::from_raw_os_error(errno)));
+        Self { source, ..Self::new(ErrorKind::Io, why) }
+    }
+
     /// Name the thing that the error is about, unless the error already names one.
     pub fn about(mut self, what: impl fmt::Display) -> Self {
         if self.path.is_none() {

@@ -35,6 +35,7 @@
 //! | [`codec`] | one chunk: bytes to planes to an entropy-coded stream, and back |
 //! | [`format`](mod@format) | the archive on disk: header, index, footer; the headers of models |
 //! | [`pack`] | files and directories to archives |
+//! | `remote` | objects in object storage, on web servers and hubs (feature `remote`) |
 //! | [`read`] | an immutable archive: random access, verification, whole files back |
 //! | [`cache`] | decoded chunks: each decoded once at a time, bounded in bytes |
 //! | `gpu` | decodes chunks on an NVIDIA GPU (feature `cuda`) |
@@ -63,6 +64,8 @@ pub mod pack;
 pub mod program;
 pub mod read;
 pub mod readahead;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub mod sha256;
 #[cfg(feature = "mount")]
 pub mod store;

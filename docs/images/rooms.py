@@ -13,6 +13,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 132, 50, 26, 50, 50
 NOTES = {
     "cli": "arguments, output", "mount": "the file system", "readahead": "what is read next",
     "cache": "decoded chunks", "gpu": "chunks on a GPU", "read": "archives to bytes",
+    "remote": "other machines",
     "pack": "files to archives", "format": "bytes on disk", "codec": "one chunk",
     "sha256": "hash of a file", "output": "complete files",
 }

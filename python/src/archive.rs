@@ -51,7 +51,7 @@ impl Archive {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         let current = opened.as_mut().ok_or_else(closed)?;
         if current.process != std::process::id() {
-            let again = current.archive.file().try_clone().map_err(bszfs::Error::from);
+            let again = current.archive.local_file().try_clone().map_err(bszfs::Error::from);
             let again = again.and_then(read::Archive::from_file);
             // The locks that the old one owns must not even be dropped.
             let old = std::mem::replace(current, Opened::new(again.map_err(|e| self.raise(e))?));

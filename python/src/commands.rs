@@ -136,7 +136,7 @@ impl OpenArchive for Opened {
         self.archive.footer()
     }
 
-    fn file(&self) -> &File {
+    fn file(&self) -> Option<&File> {
         self.archive.file()
     }
 

@@ -4,13 +4,13 @@ use super::common::{Common, verify_with};
 use super::outcome;
 use super::progress::Watch;
 use super::report::{self, Outcome, Output, Row};
+use super::source::{self, Item, Items, RemoteArgs};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::read::{self, Archive, Coded};
+use crate::read::{self, Coded};
 use clap::Args;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Check archives by decoding them; write nothing
@@ -21,9 +21,10 @@ use std::time::Instant;
   bsz verify model.bsz
   bsz verify --quick llama-packed/    fast enough to run often; finds any damage of the disk
   bsz verify llama-packed/ more.bsz   every archive in a directory, and one more
-  bsz verify --json llama-packed/     the outcome as JSON")]
+  bsz verify --json llama-packed/     the outcome as JSON
+  bsz verify s3://models/llama/       the archives of a bucket, of which nothing is kept")]
 pub struct VerifyArgs {
-    /// Archives, or directories with archives
+    /// Archives, or directories with archives; or URLs of them
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
     /// Check the checksum of every chunk (XXH3-64), but not the SHA-256, which takes longer than
@@ -32,6 +33,8 @@ pub struct VerifyArgs {
     quick: bool,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 /// Describe archives: each tensor with its dtype, shape, size and coding
@@ -39,14 +42,17 @@ pub struct VerifyArgs {
 #[command(after_help = "Examples:
   bsz info model.bsz           one line per tensor
   bsz info llama-packed/       one line per archive
-  bsz info --json model.bsz    everything, as JSON")]
+  bsz info --json model.bsz    everything, as JSON
+  bsz info hf://org/repo       the archives of a repository of the Hugging Face hub")]
 pub struct InfoArgs {
-    /// An archive, or a directory with archives
+    /// An archive, or a directory with archives; or the URL of one
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 /// `bsz verify`: check every archive, even if some are damaged.
@@ -54,20 +60,23 @@ pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
     args.common.start_threads()?;
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     for source in &args.sources {
-        match read::archives(source, &mut |e| watch.fail(&e)) {
-            Ok(found) if found.is_empty() => {
+        match source::archives(source, &args.remote, &mut |e| watch.fail(&e)) {
+            Ok(Items::One(item)) => verify_one(&item, args.quick, &watch),
+            Ok(Items::Directory(found)) if found.is_empty() => {
                 watch.fail(&Error::invalid("contains no archives").about_path(source))
             }
-            Ok(found) => found.iter().for_each(|path| verify_one(path, args.quick, &watch)),
+            Ok(Items::Directory(found)) => {
+                found.iter().for_each(|item| verify_one(item, args.quick, &watch));
+            }
             Err(e) => watch.fail(&e),
         }
     }
     watch.finish("verify")
 }
 
-fn verify_one(path: &Path, quick: bool, watch: &Watch) {
-    let begun = Instant::now();
-    let verified = Archive::open(path).and_then(|archive| {
+fn verify_one(item: &Item, quick: bool, watch: &Watch) {
+    let (begun, path) = (Instant::now(), item.path.as_path());
+    let verified = item.open().and_then(|archive| {
         watch.bar.start("verifying", path, archive.footer().original_len, 1);
         let outcome =
             verify_with(quick)(&archive, &*codec::fastest(), &|bytes| watch.bar.advance(bytes));
@@ -79,7 +88,7 @@ fn verify_one(path: &Path, quick: bool, watch: &Watch) {
         outcome,
         why,
         original,
-        stored: fs::symlink_metadata(path).map_or(0, |m| m.len()),
+        stored: item.stored(),
         seconds: begun.elapsed().as_secs_f64(),
     };
     match verified {
@@ -97,6 +106,8 @@ fn verify_one(path: &Path, quick: bool, watch: &Watch) {
 struct Described {
     #[serde(flatten, serialize_with = "escape::field::path")]
     path: PathBuf,
+    #[serde(skip)]
+    relative: PathBuf,
     #[serde(flatten)]
     description: read::Description,
 }
@@ -104,27 +115,28 @@ struct Described {
 /// `bsz info`: describe the tensors of an archive, or the archives of a directory.
 pub fn info(args: InfoArgs) -> Result<()> {
     let output = Output::new(args.json, false);
-    let describe = |path: PathBuf| -> Result<Described> {
-        let archive = Archive::open(&path)?;
-        let description = read::describe(&archive, &*codec::fastest()).about_path(&path)?;
-        Ok(Described { path, description })
+    let describe = |item: Item| -> Result<Described> {
+        let archive = item.open()?;
+        let description = read::describe(&archive, &*codec::fastest()).about_path(&item.path)?;
+        Ok(Described { path: item.path, relative: item.relative, description })
     };
-    if !fs::metadata(&args.source).about_path(&args.source)?.is_dir() {
-        let one = describe(args.source)?;
-        info_lines(&one).iter().for_each(|line| output.line(line));
-        return output.finish(&one);
-    }
     let mut failures = Vec::new();
-    let found = read::archives(&args.source, &mut |e| failures.push(e))?;
+    let found = match source::archives(&args.source, &args.remote, &mut |e| failures.push(e))? {
+        Items::One(item) => {
+            let one = describe(item)?;
+            info_lines(&one).iter().for_each(|line| output.line(line));
+            return output.finish(&one);
+        }
+        Items::Directory(found) => found,
+    };
     let files = found.len() + failures.len();
     let mut all = Vec::new();
-    for path in found {
-        describe(path).map_or_else(|e| failures.push(e), |described| all.push(described));
+    for item in found {
+        describe(item).map_or_else(|e| failures.push(e), |described| all.push(described));
     }
     let mut rows =
         vec![["archive", "original", "stored", "ratio", "tensors"].map(String::from).to_vec()];
-    rows.extend(all.iter().map(|Described { path, description: d }| {
-        let path = path.strip_prefix(&args.source).unwrap_or(path);
+    rows.extend(all.iter().map(|Described { relative: path, description: d, .. }| {
         let sizes = [
             report::bytes(d.original),
             report::bytes(d.archive),
@@ -140,7 +152,7 @@ pub fn info(args: InfoArgs) -> Result<()> {
     outcome("info", &failures, files)
 }
 
-fn info_lines(Described { path, description: d }: &Described) -> Vec<String> {
+fn info_lines(Described { path, description: d, .. }: &Described) -> Vec<String> {
     let mut rows =
         vec![["tensor", "dtype", "shape", "size", "ratio", "coding"].map(String::from).to_vec()];
     let coded = |name: &str, dtype: &str, shape: &[usize], coded: &Coded| {

@@ -34,8 +34,11 @@ mod mount_options;
 mod mounting;
 mod pack;
 mod progress;
+#[cfg(feature = "remote")]
+mod remote;
 mod report;
 mod size;
+mod source;
 #[cfg(feature = "mount")]
 mod status;
 #[cfg(feature = "mount")]

@@ -4,6 +4,7 @@ use super::common::Common;
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
+use super::source::RemoteArgs;
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::format::Footer;
@@ -19,9 +20,11 @@ use std::path::{Path, PathBuf};
   bsz unpack model.bsz                       writes model.safetensors beside it
   bsz unpack model.bsz -o copy.safetensors   writes that file
   bsz unpack llama-packed/ -o llama/         unpacks a directory and copies its other files
-  bsz unpack --preserve backup/ -o /srv/     as root: restores every recorded permission bit")]
+  bsz unpack --preserve backup/ -o /srv/     as root: restores every recorded permission bit
+  bsz unpack s3://models/llama/ -o llama/    from a bucket, and so from gs://, az://, https://
+  bsz unpack hf://org/repo@v1 -o model/      a repository of the Hugging Face hub")]
 pub struct UnpackArgs {
-    /// An archive, or a directory with archives
+    /// An archive, or a directory with archives; or the URL of one
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// The file or directory to write
@@ -36,6 +39,9 @@ pub struct UnpackArgs {
     preserve: bool,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    #[cfg_attr(not(feature = "remote"), allow(dead_code))]
+    remote: RemoteArgs,
 }
 
 /// `bsz unpack`
@@ -46,6 +52,11 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     let (source, output) = (&args.source, args.output.as_deref());
     let trust = args.preserve && rustix::process::geteuid().is_root();
     let options = UnpackOptions { force: args.force, trust };
+    #[cfg(feature = "remote")]
+    if let Some(place) = args.remote.place(source)? {
+        super::remote::unpack(&place, output, options, &watch)?;
+        return watch.finish("unpack");
+    }
     if fs::metadata(source).about_path(source)?.is_dir() {
         let why = "is a directory, which needs -o OUT";
         let output = output.ok_or_else(|| Error::invalid(why).about_path(source))?;
@@ -68,7 +79,7 @@ impl OpenArchive for Opened {
         self.0.footer()
     }
 
-    fn file(&self) -> &File {
+    fn file(&self) -> Option<&File> {
         self.0.file()
     }
 

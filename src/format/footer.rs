@@ -31,7 +31,7 @@ pub fn header() -> [u8; HEADER_LEN as usize] {
 ///
 /// # Errors
 /// Compatibility if it is one of another version; corruption if reserved bytes are set.
-fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
+pub fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
     if start[..8] != HEADER_MAGIC {
         return Ok(false);
     }

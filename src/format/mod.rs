@@ -17,7 +17,7 @@ mod writer;
 
 pub use containers::{Container, ReadAt, container, onnx_data};
 pub use extent::Extent;
-pub use footer::{FOOTER_LEN, Footer, header, peek, read_exact};
+pub use footer::{FOOTER_LEN, Footer, check_header, header, peek, read_exact};
 pub use index::Index;
 pub use memory::IndexMemory;
 pub use naming::Naming;

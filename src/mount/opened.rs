@@ -112,7 +112,7 @@ impl Opened {
 
     pub fn file(&self) -> &File {
         match &self.content {
-            Content::Archive { archive, .. } => archive.file().archive().file(),
+            Content::Archive { archive, .. } => archive.file().archive().local_file(),
             Content::Plain(file) => file,
         }
     }

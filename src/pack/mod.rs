@@ -46,7 +46,7 @@ pub use select::{Pattern, Selection};
 pub use signature::{START, may_be_model};
 pub use tree::tree;
 pub use twins::{MIN_TWIN, Twins, fingerprint, sampled_chunks};
-pub use unpack::unpack_file;
+pub use unpack::{unpack_archive, unpack_file};
 pub use unpack_tree::unpack_tree;
 
 /// How to pack.
@@ -126,8 +126,8 @@ pub type Opener<'a> = &'a (dyn Fn(File) -> Result<Box<dyn OpenArchive>> + Sync);
 pub trait OpenArchive {
     /// Its footer.
     fn footer(&self) -> &Footer;
-    /// Its file.
-    fn file(&self) -> &File;
+    /// Its file, unless it is on another machine.
+    fn file(&self) -> Option<&File>;
     /// Write the original to the empty file `out`, which messages name `path`, and check its
     /// SHA-256.
     ///

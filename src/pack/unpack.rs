@@ -3,12 +3,14 @@
 use super::{Action, FileReport, OpenArchive, Opener, Progress, Task, UnpackOptions};
 use crate::{
     error::{Context, Error, Result},
+    format::FOOTER_LEN,
     input,
     output::{Attributes, Dir, Existing, Lost, Output, file_id, retry_if_taken, sha256},
 };
 use rustix::fs::{FileType, fstat};
 use std::{
     ffi::OsStr,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,6 +37,21 @@ pub fn unpack_file(
     };
     let (dir, name) = Dir::of(&out)?;
     Unpacker { o, open, p }.run(&*archive, src, &dir, &name)
+}
+
+/// Unpack an open archive, which messages name `path`, to the file `name` of `dir`.
+///
+/// # Errors
+/// As [`unpack_file`].
+pub fn unpack_archive(
+    archive: &dyn OpenArchive,
+    path: &Path,
+    (dir, name): (&Arc<Dir>, &OsStr),
+    o: UnpackOptions,
+    p: &dyn Progress,
+) -> Result<FileReport> {
+    let open = |_| Err(Error::invalid("nothing else is opened"));
+    Unpacker { o, open: &open, p }.run(archive, path, dir, name)
 }
 
 /// The name of the file that the archive at `path` was made from.
@@ -86,7 +103,7 @@ impl Unpacker<'_> {
             path: path.to_owned(),
             output: out.path(name),
             original: footer.original_len,
-            stored: fstat(archive.file()).about_path(path)?.st_size as u64,
+            stored: footer.index_offset + footer.index_len + FOOTER_LEN,
             action,
         };
         self.p.end(&report);
@@ -102,7 +119,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         let output = Output::create(out, name)?;
         archive.unpack(output.file(), &out.path(name), self.p).about_path(path)?;
-        let lost = output.sync(&self.attributes(archive, path)?)?;
+        let lost = output.sync(&self.attributes(archive, path, output.file())?)?;
         output.commit(if self.o.force { Existing::Replace } else { Existing::Refuse })?;
         if let Some(message) = Lost::message_for_copy(lost) {
             self.p.warn(path, &message);
@@ -110,11 +127,18 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// The attributes of the archive, with no more permissions than the original had.
-    fn attributes(self, archive: &dyn OpenArchive, path: &Path) -> Result<Attributes> {
-        let mut attributes = Attributes::of(archive.file()).about_path(path)?;
-        attributes.narrow(archive.footer().mode);
-        attributes.mtime = archive.footer().mtime;
+    /// The attributes of the archive, with no more permissions than the original had. The file
+    /// `new` belongs to the caller; so do those from another machine.
+    fn attributes(self, archive: &dyn OpenArchive, path: &Path, new: &File) -> Result<Attributes> {
+        let footer = archive.footer();
+        let Some(file) = archive.file() else {
+            let mut own = Attributes::of(new).about_path(path)?;
+            (own.mode, own.mtime) = (footer.mode & 0o775, footer.mtime);
+            return Ok(own);
+        };
+        let mut attributes = Attributes::of(file).about_path(path)?;
+        attributes.narrow(footer.mode);
+        attributes.mtime = footer.mtime;
         if !self.o.trust {
             attributes.distrust_others();
         }
@@ -125,7 +149,9 @@ impl Unpacker<'_> {
 fn occupant(out: &Dir, name: &OsStr, archive: &dyn OpenArchive) -> Result<Occupant> {
     let footer = archive.footer();
     let Some(stat) = out.stat(name)? else { return Ok(Occupant::Nothing) };
-    if file_id(&stat) == file_id(&fstat(archive.file()).about_path(&out.path(name))?) {
+    if let Some(file) = archive.file()
+        && file_id(&stat) == file_id(&fstat(file).about_path(&out.path(name))?)
+    {
         return Err(Error::invalid("is the archive itself").about_path(&out.path(name)));
     }
     let alike = FileType::from_raw_mode(stat.st_mode).is_file()

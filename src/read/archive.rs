@@ -5,10 +5,12 @@ use super::{
     scratch::{PAGE, Scratch},
     storage::Storage,
 };
+#[cfg(feature = "remote")]
+use crate::remote::Object;
 use crate::{
     codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
-    error::{Context, Error, Result},
-    format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL, peek},
+    error::{Context, Error, ErrorKind, Result},
+    format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL},
     input,
 };
 use std::{fs::File, path::Path, sync::Arc};
@@ -77,8 +79,31 @@ impl Archive {
     /// # Errors
     /// As [`Archive::from_file`]; Io, if there is not even room for a part of the index.
     pub fn from_file_within(file: File, memory: &Arc<ArchiveMemory>) -> Result<Self> {
-        let footer = peek(&file)?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
-        let storage = Arc::new(Storage::new(file));
+        Self::within(Storage::local(file), memory)
+    }
+
+    /// Open an archive on another machine, as [`Archive::from_file`]. Reads wait for the network.
+    ///
+    /// # Errors
+    /// As [`Archive::from_file`], and those of [`Object::read`].
+    #[cfg(feature = "remote")]
+    pub fn from_object(object: Arc<Object>) -> Result<Self> {
+        Self::from_object_within(object, &Arc::default())
+    }
+
+    /// Like [`Archive::from_object`], with memory as in [`Archive::from_file_within`].
+    ///
+    /// # Errors
+    /// As [`Archive::from_object`] and [`Archive::from_file_within`].
+    #[cfg(feature = "remote")]
+    pub fn from_object_within(object: Arc<Object>, memory: &Arc<ArchiveMemory>) -> Result<Self> {
+        Self::within(Storage::Remote(object), memory)
+    }
+
+    fn within(storage: Storage, memory: &Arc<ArchiveMemory>) -> Result<Self> {
+        let footer = storage.footer()?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
+        storage.will_read(footer.index_offset..footer.index_offset + footer.index_len);
+        let storage = Arc::new(storage);
         let index = {
             let (storage, start) = (Arc::clone(&storage), footer.index_offset);
             let source = move |at: u64, out: &mut [u8]| storage.read_aside(start + at, out);
@@ -102,9 +127,28 @@ impl Archive {
         self.footer.index_offset + self.footer.index_len + FOOTER_LEN
     }
 
-    /// The open file.
-    pub fn file(&self) -> &File {
+    /// The open file, unless the archive is on another machine.
+    pub fn file(&self) -> Option<&File> {
         self.storage.file()
+    }
+
+    /// The open file of an archive that was opened by its path or as a file.
+    ///
+    /// # Panics
+    /// If the archive is on another machine.
+    pub fn local_file(&self) -> &File {
+        self.file().expect("the caller opened a file")
+    }
+
+    /// The object, if the archive is on another machine.
+    #[cfg(feature = "remote")]
+    pub fn object(&self) -> Option<&Arc<Object>> {
+        self.storage.object()
+    }
+
+    /// Check the first bytes, which are not needed to read it.
+    pub(super) fn check_start(&self) -> Result<()> {
+        self.storage.check_start()
     }
 
     /// Bypass the page cache from now on, unless most of the file is in it, or the file system
@@ -136,8 +180,17 @@ impl Archive {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
-        let stored = self.storage.read(chunk.stored_at, chunk.stored_len as usize, scratch);
-        name_chunk(stored.and_then(|stored| self.decode(chunk, stored, decoder, out)), *id, chunk)
+        let mut read = || {
+            let stored = self.storage.read(chunk.stored_at, chunk.stored_len as usize, scratch)?;
+            self.decode(chunk, stored, decoder, out)
+        };
+        let mut done = read();
+        if done.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corruption)
+            && self.storage.forget(chunk.stored_at..chunk.stored_at + u64::from(chunk.stored_len))
+        {
+            done = read();
+        }
+        name_chunk(done, *id, chunk)
     }
 
     /// The stored bytes of the chunks from `first` to `last`, which are adjacent in the archive.

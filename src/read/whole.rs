@@ -84,6 +84,7 @@ fn decode_all(
     progress: &(dyn Fn(u64) + Sync),
     sink: &(dyn Fn(&[u8], u64) -> Result<()> + Sync),
 ) -> Result<()> {
+    archive.check_start()?;
     let len = archive.footer().original_len;
     // An empty file counts as one segment, so that its hash is checked, too.
     let segments = len.div_ceil(SEGMENT).max(1);

@@ -63,7 +63,9 @@ impl Tree {
         };
         let opened = match (&content, &written) {
             (_, Some(file)) | (Some(Content::Plain(file)), _) => file.as_fd(),
-            (Some(Content::Archive { archive, .. }), _) => archive.file().archive().file().as_fd(),
+            (Some(Content::Archive { archive, .. }), _) => {
+                archive.file().archive().local_file().as_fd()
+            }
             (None, None) => return Err(Errno::STALE),
         };
         opened.try_clone_to_owned().map_err(|_| Errno::MFILE)

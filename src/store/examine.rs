@@ -127,7 +127,7 @@ impl Tree {
             let Some(mut found) = found.filter(|found| seen.insert(found.at)) else { continue };
             if self.shares.get() == Some(&true) {
                 let middle = (found.at + found.stored / 2) / CLONE_BLOCK * CLONE_BLOCK;
-                found.place = place_on_disk(archive.file(), middle);
+                found.place = place_on_disk(archive.local_file(), middle);
             }
             tensors.push(found);
         }

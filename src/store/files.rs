@@ -280,7 +280,7 @@ impl Tree {
                 Content::Plain(file) => file,
                 // It was synced before it got its name; its attributes may have changed since.
                 Content::Archive { archive, .. } => {
-                    let file = archive.file().archive().file();
+                    let file = archive.file().archive().local_file();
                     return if data_only { Ok(()) } else { rustix::fs::fsync(file) };
                 }
             },

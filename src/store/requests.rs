@@ -173,7 +173,7 @@ impl StoreFs {
             let read = move || match tree.readable(&handle) {
                 Ok(Content::Archive { archive, .. }) => {
                     if handle.node.is_first_access() {
-                        touch(archive.file().archive().file());
+                        touch(archive.file().archive().local_file());
                     }
                     read_archive(&cache, &archive, offset, len, reply);
                 }
@@ -186,7 +186,7 @@ impl StoreFs {
             Ok(Content::Archive { archive, .. }) => {
                 if handle.node.is_first_access() {
                     let archive = archive.clone();
-                    self.workers.spawn(move || touch(archive.file().archive().file()));
+                    self.workers.spawn(move || touch(archive.file().archive().local_file()));
                 }
                 let (errors, replier) = (self.errors.clone(), self.replier.clone());
                 let (id, of) = (request.unique(), archive.clone());

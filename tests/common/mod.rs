@@ -13,3 +13,4 @@ pub mod program;
 pub mod random;
 pub mod samples;
 pub mod users;
+pub mod web;

@@ -1,0 +1,173 @@
+//! Object stores: S3 and what is compatible with it, Google Cloud Storage, Azure.
+
+use super::{
+    answer::{Answer, Entry, Wanted, is_usable},
+    client::{Connector, failure_of},
+    failure::Failure,
+    identity::Facts,
+    url::Service,
+    web::unquoted,
+};
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::{
+    BackoffConfig, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    azure::{AzureConfigKey, MicrosoftAzureBuilder},
+    gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
+    path::Path,
+};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A bucket or a container.
+pub struct Cloud {
+    service: Service,
+    connector: Connector,
+    store: Mutex<Arc<dyn ObjectStore>>,
+    scope: String,
+}
+
+impl Cloud {
+    /// The bucket of `service`, with the credentials of the environment.
+    ///
+    /// # Errors
+    /// What `object_store` says about the environment.
+    pub fn new(service: &Service, connector: Connector) -> Result<Self, Failure> {
+        let (store, scope) = build(service, &connector)?;
+        Ok(Self { service: service.clone(), connector, store: Mutex::new(store), scope })
+    }
+
+    /// What tells this bucket apart from another of the same name: the endpoint, and for whom.
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
+    /// Read the environment and the files that it names again, since credentials may have expired.
+    pub fn renew(&self) {
+        if let Ok((store, _)) = build(&self.service, &self.connector) {
+            *self.store.lock().unwrap_or_else(PoisonError::into_inner) = store;
+        }
+    }
+
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the last bytes of an object can be asked for without its size.
+    pub fn has_suffixes(&self) -> bool {
+        !matches!(self.service, Service::Azure { .. })
+    }
+
+    /// What is known of an object.
+    ///
+    /// # Errors
+    /// Those of the request.
+    pub async fn stat(&self, key: &str) -> Result<Facts, Failure> {
+        let meta = self.store().head(&path(key)?).await.map_err(|e| failure_of(&e))?;
+        Ok(facts(meta))
+    }
+
+    /// Ask for bytes of an object, of which `expected` is known.
+    ///
+    /// # Errors
+    /// Those of the request.
+    pub async fn get(
+        &self,
+        key: &str,
+        wanted: &Wanted,
+        expected: Option<&Facts>,
+    ) -> Result<Answer, Failure> {
+        let strong = expected.filter(|facts| facts.is_strong());
+        let options = GetOptions {
+            range: Some(match wanted {
+                Wanted::Range(range) => GetRange::Bounded(range.clone()),
+                Wanted::Suffix(len) => GetRange::Suffix(*len),
+            }),
+            if_match: strong.and_then(|f| f.etag.as_ref()).map(|tag| format!("\"{tag}\"")),
+            ..GetOptions::default()
+        };
+        let got = self.store().get_opts(&path(key)?, options).await.map_err(|e| failure_of(&e))?;
+        let (range, facts) = (got.range.clone(), facts(got.meta.clone()));
+        let body = got.into_stream().map_err(|e| failure_of(&e)).boxed();
+        Ok(Answer { facts, range, body })
+    }
+
+    /// The entries of a directory: the objects and the common prefixes below `prefix`.
+    ///
+    /// # Errors
+    /// Those of the requests; [`Failure::Missing`] if there are none.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>, Failure> {
+        let at = path(prefix)?;
+        let under = (!prefix.is_empty()).then_some(&at);
+        let listed = self.store().list_with_delimiter(under).await.map_err(|e| failure_of(&e))?;
+        let directories = listed.common_prefixes.iter().filter_map(Path::filename);
+        let mut entries: Vec<Entry> =
+            directories.map(|name| Entry { name: name.to_owned(), file: None }).collect();
+        let names: std::collections::HashSet<String> =
+            entries.iter().map(|entry| entry.name.clone()).collect();
+        for meta in listed.objects {
+            // A directory hides the object of the same name.
+            if let Some(name) = meta.location.filename().map(str::to_owned)
+                && !names.contains(&name)
+            {
+                entries.push(Entry { name, file: Some(facts(meta)) });
+            }
+        }
+        entries.retain(|entry| is_usable(&entry.name));
+        if entries.is_empty() && !prefix.is_empty() { Err(Failure::Missing) } else { Ok(entries) }
+    }
+}
+
+fn path(key: &str) -> Result<Path, Failure> {
+    Path::parse(key).map_err(|e| Failure::Fatal(e.to_string()))
+}
+
+fn facts(meta: ObjectMeta) -> Facts {
+    let etag = meta.e_tag.map(|tag| unquoted(&tag));
+    let modified = Some(meta.last_modified.into());
+    Facts { etag, version: meta.version, modified, size: meta.size }
+}
+
+/// Only the fetcher repeats requests: it alone has the deadline.
+fn once() -> RetryConfig {
+    let backoff = BackoffConfig::default();
+    RetryConfig { backoff, max_retries: 0, retry_timeout: std::time::Duration::ZERO }
+}
+
+type Built = (Arc<dyn ObjectStore>, String);
+
+fn build(service: &Service, connector: &Connector) -> Result<Built, Failure> {
+    let failed = |e: object_store::Error| failure_of(&e);
+    let text = |parts: [Option<String>; 2]| format!("{parts:?}");
+    Ok(match service {
+        Service::S3 { bucket } => {
+            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+            let scope = text([
+                builder.get_config_value(&AmazonS3ConfigKey::Endpoint),
+                builder.get_config_value(&AmazonS3ConfigKey::AccessKeyId),
+            ]);
+            let builder = builder.with_http_connector(connector.clone()).with_retry(once());
+            (Arc::new(builder.build().map_err(failed)?), scope)
+        }
+        Service::Gcs { bucket } => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+            let scope = text([
+                builder.get_config_value(&GoogleConfigKey::ServiceAccount),
+                builder.get_config_value(&GoogleConfigKey::ApplicationCredentials),
+            ]);
+            let builder = builder.with_http_connector(connector.clone()).with_retry(once());
+            (Arc::new(builder.build().map_err(failed)?), scope)
+        }
+        Service::Azure { container } => {
+            let builder = MicrosoftAzureBuilder::from_env().with_container_name(container);
+            let scope = text([
+                builder.get_config_value(&AzureConfigKey::AccountName),
+                builder.get_config_value(&AzureConfigKey::ClientId),
+            ]);
+            let builder = builder.with_http_connector(connector.clone()).with_retry(once());
+            (Arc::new(builder.build().map_err(failed)?), scope)
+        }
+        Service::Web { .. } | Service::Hub { .. } => {
+            return Err(Failure::Fatal("not an object store".into()));
+        }
+    })
+}
