@@ -1,10 +1,10 @@
 //! Reading archives: random access to an immutable archive, and restoring whole files.
 //!
 //! [`Archive`] reads and decodes chunks. Stored bytes come from `storage`, which is a `local` file
-//! that bypasses the page cache or a remote object, into `scratch` memory. Several archives share an
-//! [`ArchiveMemory`] for their indexes and entropy models. `parts` reads any bytes of the original,
-//! and `many` does that with several threads. `whole` verifies and unpacks, and `describe` lists
-//! what an archive contains.
+//! that bypasses the page cache or a remote object, into `scratch` memory. Several archives share
+//! an [`ArchiveMemory`] for their indexes and entropy models. `parts` reads any bytes of the
+//! original, and `many` does that with several threads. `whole` verifies and unpacks, and
+//! `describe` lists what an archive contains.
 
 mod archive;
 mod describe;

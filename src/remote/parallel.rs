@@ -10,6 +10,10 @@ const MOST: f64 = 32.0;
 /// How long the rate of one number is measured.
 const WINDOW: Duration = Duration::from_millis(250);
 
+/// More requests are tried for so many measurements, and again after so many at rest.
+const PROBE: u32 = 2;
+const REST: u32 = 20;
+
 /// One burst of refusals counts once.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -17,8 +21,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Parallelism {
     limit: f64,
-    /// The best rate so far, in bytes per second. It fades, since links change.
+    /// The best rate so far, in bytes per second, and the limit that it was reached with.
     best: f64,
+    settled: f64,
+    /// Measurements since the limit was changed.
+    quiet: u32,
     bytes: u64,
     since: Instant,
     /// Whether requests had to wait for others all the time.
@@ -29,7 +36,16 @@ pub struct Parallelism {
 impl Parallelism {
     /// Begin with the fewest.
     pub fn new(now: Instant) -> Self {
-        Self { limit: FEWEST, best: 0.0, bytes: 0, since: now, saturated: true, halved: None }
+        Self {
+            limit: FEWEST,
+            best: 0.0,
+            settled: FEWEST,
+            quiet: 0,
+            bytes: 0,
+            since: now,
+            saturated: true,
+            halved: None,
+        }
     }
 
     /// The number of requests that may run at once.
@@ -47,16 +63,27 @@ impl Parallelism {
         }
         let rate = self.bytes as f64 / elapsed.as_secs_f64();
         if self.saturated {
-            if rate > self.best * 1.05 {
-                self.best = rate;
-                self.limit += 2.0;
-            } else if rate < self.best * 0.7 {
-                self.limit -= 1.0;
-            }
+            self.measured(rate);
         }
-        self.best *= 0.99;
-        self.limit = self.limit.clamp(FEWEST, MOST);
         (self.bytes, self.since, self.saturated) = (0, now, true);
+    }
+
+    fn measured(&mut self, rate: f64) {
+        self.quiet += 1;
+        if rate > self.best * 1.05 {
+            (self.best, self.settled) = (rate, self.limit);
+            self.probe();
+        } else if self.limit > self.settled && self.quiet >= PROBE {
+            (self.limit, self.quiet) = (self.settled, 0);
+        } else if self.quiet >= REST {
+            // Links change: what counts is the rate of today.
+            self.best = rate;
+            self.probe();
+        }
+    }
+
+    fn probe(&mut self) {
+        (self.limit, self.quiet) = ((self.limit + 2.0).min(MOST), 0);
     }
 
     /// A server asks for fewer requests.
@@ -66,7 +93,7 @@ impl Parallelism {
         }
         self.halved = Some(now);
         self.limit = (self.limit / 2.0).max(FEWEST);
-        self.best = 0.0;
+        (self.best, self.settled, self.quiet) = (f64::INFINITY, self.limit, 0);
     }
 }
 
@@ -90,9 +117,9 @@ mod tests {
     fn it_grows_as_long_as_that_helps() {
         assert_eq!(settle(80e6, f64::INFINITY), 32);
         let few = settle(80e6, 118e6);
-        assert!((4..=12).contains(&few), "{few} requests for a link that two fill");
+        assert!((4..=6).contains(&few), "{few} requests for a link that two fill");
         let some = settle(80e6, 1.2e9);
-        assert!((14..=32).contains(&some), "{some} requests for a link that fifteen fill");
+        assert!((14..=18).contains(&some), "{some} requests for a link that fifteen fill");
     }
 
     #[test]
@@ -104,6 +131,8 @@ mod tests {
             parallel.throttled(now);
         }
         assert_eq!(parallel.limit(), 16);
+        parallel.arrived(1 << 20, true, now + WINDOW);
+        assert_eq!(parallel.limit(), 16, "it does not grow at once");
         for _ in 0..9 {
             now += PAUSE;
             parallel.throttled(now);
