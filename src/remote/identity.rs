@@ -26,7 +26,7 @@ impl Facts {
     /// Whether an answer with these facts is about the object of `self`.
     ///
     /// # Errors
-    /// [`Failure::Replaced`] if it is not; [`Failure::Fatal`] if it does not say so.
+    /// `Replaced` if it is not; `Fatal` if it does not say so.
     pub fn check(&self, answer: &Self) -> Result<(), Failure> {
         let replaced = |what: &str| {
             Err(Failure::Replaced(format!("it was replaced since it was opened: other {what}")))
