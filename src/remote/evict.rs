@@ -2,8 +2,9 @@
 //!
 //! The file `evict.lock` holds the number of bytes in use. Whoever writes a part locks it, adds the
 //! part, and first makes room if there is none. The files themselves are counted only then, or if
-//! the number is missing: never at start, however many they are. A process that is killed leaves a
-//! number that is too large at most, and its lock ends with it.
+//! the number is missing: never at start, however many they are. What others are about to write is
+//! not among them, so the bound may be exceeded by one part for each process. A process that is
+//! killed leaves a number that is too large at most, and its lock ends with it.
 
 use crate::error::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
