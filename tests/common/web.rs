@@ -181,6 +181,8 @@ fn serve(mut stream: &TcpStream, state: &State) -> std::io::Result<()> {
         let (head, body, cut) = answer(&request, &act, state);
         stream.write_all(head.as_bytes())?;
         if request.method != "HEAD" {
+            // First, since the client may look as soon as it has them.
+            state.sent.fetch_add(body.len(), Ordering::Relaxed);
             match act {
                 Act::Trickle(pieces, pause) => {
                     for piece in body.chunks(body.len().div_ceil(pieces).max(1)) {
@@ -193,7 +195,6 @@ fn serve(mut stream: &TcpStream, state: &State) -> std::io::Result<()> {
                 }
                 _ => stream.write_all(&body[..cut.unwrap_or(body.len())])?,
             }
-            state.sent.fetch_add(body.len(), Ordering::Relaxed);
         }
         match (act, cut) {
             (Act::Silence(_), _) => return hang(stream, state),
