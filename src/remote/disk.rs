@@ -102,14 +102,10 @@ impl DiskCache {
 
     fn try_write(&self, key: PartKey, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(key);
-        if path.exists() || !self.eviction.admit((HEADER + bytes.len()) as u64)? {
+        if path.exists() {
             return Ok(());
         }
-        match self.create(key, bytes, &path) {
-            // The directory was empty, and was removed by an eviction.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.create(key, bytes, &path),
-            done => done,
-        }
+        self.eviction.admit((HEADER + bytes.len()) as u64, || self.create(key, bytes, &path))
     }
 
     fn create(&self, key: PartKey, bytes: &[u8], path: &Path) -> io::Result<()> {

@@ -1,10 +1,9 @@
 //! The bound of a disk cache that several processes share.
 //!
-//! The file `evict.lock` holds the number of bytes in use. Whoever writes a part locks it, adds the
-//! part, and first makes room if there is none. The files themselves are counted only then, or if
-//! the number is missing: never at start, however many they are. What others are about to write is
-//! not among them, so the bound may be exceeded by one part for each process. A process that is
-//! killed leaves a number that is too large at most, and its lock ends with it.
+//! The file `evict.lock` holds the number of bytes in use. Whoever writes a part keeps it locked
+//! meanwhile, adds the part, and first makes room if there is none. The files themselves are
+//! counted only then, or if the number is missing: never at start, however many they are. A process
+//! that is killed leaves a number that is too large at most, and its lock ends with it.
 
 use crate::error::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -13,14 +12,11 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 /// How the names of files start that are being written.
 pub const TEMPORARY: &str = ".tmp-";
-
-/// Temporary files of this age belong to nobody any more.
-const ABANDONED: Duration = Duration::from_secs(600);
 
 /// The ends of archives hold their indexes: without them nothing is read. They start anywhere,
 /// while blocks start at multiples of their length.
@@ -53,22 +49,23 @@ impl Eviction {
         Ok(Self { lock, objects: objects.into(), bound })
     }
 
-    /// Whether there is room for `len` bytes more, which are counted from now on. Files that were
-    /// not used for longest are removed for it.
+    /// Have `write` write `len` bytes more, while nobody else writes. Files that were not used for
+    /// longest are removed for it. A part that is larger than a tenth of the bound is not written.
     ///
     /// # Errors
     /// Io.
-    pub fn admit(&self, len: u64) -> io::Result<bool> {
+    pub fn admit(&self, len: u64, write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if len > self.bound / 10 {
-            return Ok(false);
+            return Ok(());
         }
         flock(&self.lock, FlockOperation::LockExclusive)?;
-        let admitted = self.admit_locked(len);
+        let written = self.count(len).and_then(|()| write());
         flock(&self.lock, FlockOperation::Unlock)?;
-        admitted.map(|()| true)
+        written
     }
 
-    fn admit_locked(&self, len: u64) -> io::Result<()> {
+    /// Count `len` bytes more, and make room for them if there is none.
+    fn count(&self, len: u64) -> io::Result<()> {
         let mut number = [0; 8];
         let known = self.lock.read_exact_at(&mut number, 0).ok();
         let mut used = known.map_or(u64::MAX, |()| u64::from_le_bytes(number));
@@ -112,7 +109,6 @@ impl Eviction {
                     found.extend(measure(&file));
                 }
                 if !any {
-                    // Fails if something was written to it meanwhile.
                     let _ = fs::remove_dir(&object);
                 }
             }
@@ -121,20 +117,15 @@ impl Eviction {
     }
 }
 
-/// A file of the cache; one that nobody writes any more is removed.
+/// A file of the cache. One that was not finished is removed: nobody else writes meanwhile.
 fn measure(file: &fs::DirEntry) -> Option<Found> {
     let meta = file.metadata().ok()?;
     let (name, used) = (file.file_name(), meta.modified().ok()?);
     let name = name.to_string_lossy();
     let path = file.path();
     if name.starts_with(TEMPORARY) {
-        if used.elapsed().is_ok_and(|age| age > ABANDONED) {
-            let _ = fs::remove_file(&path);
-            return None;
-        }
-        // It is in use, whoever writes it.
-        let later = SystemTime::now() + ABANDONED;
-        return Some(Found { is_end: true, used: later, len: meta.len(), path });
+        let _ = fs::remove_file(&path);
+        return None;
     }
     let start = name.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok());
     let is_end =
@@ -145,6 +136,7 @@ fn measure(file: &fs::DirEntry) -> Option<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn fill(dir: &Path, name: &str, len: usize, age: u64) {
         let object = dir.join("objects/ab/cd");
@@ -152,6 +144,17 @@ mod tests {
         fs::write(object.join(name), vec![0; len]).expect("written");
         let file = File::options().write(true).open(object.join(name)).expect("opened");
         file.set_modified(SystemTime::now() - Duration::from_secs(age)).expect("touched");
+    }
+
+    /// Whether bytes are admitted, and so written.
+    fn admits(eviction: &Eviction, len: u64) -> bool {
+        let mut written = false;
+        let write = || {
+            written = true;
+            Ok(())
+        };
+        eviction.admit(len, write).expect("no error");
+        written
     }
 
     #[test]
@@ -165,8 +168,9 @@ mod tests {
         }
         fill(dir.path(), ".tmp-1-1", 100, 10_000);
         let eviction = Eviction::new(dir.path(), &objects, 1000).expect("a bound");
-        assert!(!eviction.admit(101).expect("refused"), "more than a tenth of the bound");
-        assert!(eviction.admit(50).expect("admitted"));
+        let refused = || panic!("more than a tenth of the bound");
+        eviction.admit(101, refused).expect("refused");
+        assert!(admits(&eviction, 50));
         let mut left: Vec<String> = fs::read_dir(objects.join("ab/cd"))
             .expect("listed")
             .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
@@ -188,9 +192,9 @@ mod tests {
             u64::from_le_bytes(bytes.try_into().expect("a number"))
         };
         let [one, two] = [(); 2].map(|()| Eviction::new(dir.path(), &objects, 1000).expect("new"));
-        assert!(one.admit(100).expect("admitted"));
+        assert!(admits(&one, 100));
         assert_eq!(number(), 200);
-        assert!(two.admit(100).expect("admitted"));
+        assert!(admits(&two, 100));
         assert_eq!(number(), 300);
     }
 }

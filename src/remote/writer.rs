@@ -4,7 +4,7 @@ use super::{blocks::PartKey, disk::DiskCache};
 use bytes::Bytes;
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -15,16 +15,28 @@ const WAITING: usize = 64;
 
 type Job = (PartKey, Bytes);
 
-/// Writes parts.
+/// Writes parts, one after the other.
 pub struct Writer {
     disk: Arc<DiskCache>,
-    running: Mutex<Option<(SyncSender<Job>, JoinHandle<()>)>>,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// The thread is started when it is needed.
+    New,
+    Running(SyncSender<Job>, JoinHandle<()>),
+    /// What arrives after the end is not kept.
+    Closed,
 }
 
 impl Writer {
-    /// The thread is started when it is needed.
+    /// Nothing is started yet.
     pub fn new(disk: Arc<DiskCache>) -> Self {
-        Self { disk, running: Mutex::new(None) }
+        Self { disk, state: Mutex::new(State::New) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Write a part soon; returns it if too many others wait to be written.
@@ -38,23 +50,26 @@ impl Writer {
 
     /// Write all that waits, and end the thread.
     pub fn close(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((sender, thread)) = running {
+        let before = std::mem::replace(&mut *self.lock(), State::Closed);
+        if let State::Running(sender, thread) = before {
             drop(sender);
             let _ = thread.join();
         }
     }
 
     fn sender(&self) -> Option<SyncSender<Job>> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.is_none() {
+        let mut state = self.lock();
+        if let State::New = *state {
             let (sender, jobs) = sync_channel(WAITING);
             let disk = Arc::clone(&self.disk);
             let thread = thread::Builder::new().name("bsz-cache".into());
             let thread = thread.spawn(move || work(&disk, &jobs)).ok()?;
-            *running = Some((sender, thread));
+            *state = State::Running(sender, thread);
         }
-        running.as_ref().map(|(sender, _)| sender.clone())
+        match &*state {
+            State::Running(sender, _) => Some(sender.clone()),
+            State::New | State::Closed => None,
+        }
     }
 }
 
