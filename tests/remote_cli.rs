@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::program::{Ran, bsz, model_directory, names, run, same_tree};
+use common::program::{Ran, bsz, names, packed_objects as packed, run, same_tree};
 use common::web::{Act, Request, Server};
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,21 +11,6 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// A packed model directory: `s`, packed to `p`.
-fn packed() -> TempDir {
-    let dir = TempDir::new().expect("a directory");
-    let source = dir.path().join("s");
-    fs::create_dir(&source).expect("mkdir");
-    model_directory(&source);
-    // Links and empty directories are no objects.
-    for link in ["link.json", "link-to-directory", "dangling"] {
-        fs::remove_file(source.join(link)).expect("removed");
-    }
-    fs::remove_dir(source.join("sub/empty")).expect("removed");
-    run(dir.path(), &["pack", "s", "-o", "p"]).ok();
-    dir
-}
 
 /// The files below a directory, by their paths.
 fn files(dir: &Path, below: &str, found: &mut BTreeMap<String, Vec<u8>>) {

@@ -4,14 +4,13 @@
 mod common;
 
 use common::places::root;
-use common::program::{Ran, bsz, model_directory, names, run, same_tree};
+use common::program::{Ran, bsz, names, packed_objects as packed, run, same_tree};
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// A server, which ends with the test.
 struct Running(Child);
@@ -56,19 +55,6 @@ fn program(candidates: &[PathBuf]) -> Option<PathBuf> {
         eprintln!("left out: {candidates:?} is not installed");
     }
     found.cloned()
-}
-
-fn packed() -> TempDir {
-    let dir = TempDir::new().expect("a directory");
-    let source = dir.path().join("s");
-    fs::create_dir(&source).expect("mkdir");
-    model_directory(&source);
-    for link in ["link.json", "link-to-directory", "dangling"] {
-        fs::remove_file(source.join(link)).expect("removed");
-    }
-    fs::remove_dir(source.join("sub/empty")).expect("removed");
-    run(dir.path(), &["pack", "s", "-o", "p"]).ok();
-    dir
 }
 
 fn s3(dir: &Path, port: u16, args: &[&str]) -> Ran {

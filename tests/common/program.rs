@@ -75,6 +75,21 @@ impl Ran {
     }
 }
 
+/// A model directory of what can be objects, `s`, and packed, `p`.
+pub fn packed_objects() -> TempDir {
+    let dir = TempDir::new().expect("a directory");
+    let source = dir.path().join("s");
+    fs::create_dir(&source).expect("mkdir");
+    model_directory(&source);
+    // Links and empty directories are no objects.
+    for link in ["link.json", "link-to-directory", "dangling"] {
+        fs::remove_file(source.join(link)).expect("removed");
+    }
+    fs::remove_dir(source.join("sub/empty")).expect("removed");
+    run(dir.path(), &["pack", "s", "-o", "p"]).ok();
+    dir
+}
+
 /// A model directory in the layout of hubs: three shards with their index, a tokenizer, a
 /// directory, links.
 pub fn model_directory(dir: &Path) {
