@@ -2,10 +2,12 @@
 
 use crate::codec::{self, ChunkDecoder};
 use crate::error::{Error, Result};
-use crate::pack::Progress;
+use crate::format::Footer;
+use crate::pack::{OpenArchive, Progress};
 use crate::read::{self, Archive};
 use clap::Args;
 use std::fs::File;
+use std::path::Path;
 
 /// The arguments that commands on archives share.
 #[derive(Args)]
@@ -47,4 +49,21 @@ pub(super) fn verify_with(quick: bool) -> Verify {
 pub(super) fn check(file: &File, quick: bool, p: &dyn Progress) -> Result<()> {
     let archive = Archive::from_file(file.try_clone()?)?;
     verify_with(quick)(&archive, &*codec::verifying(), &|bytes| p.advance(bytes))
+}
+
+/// An archive as the packer unpacks it.
+pub(super) struct Opened(pub(super) Archive);
+
+impl OpenArchive for Opened {
+    fn footer(&self) -> &Footer {
+        self.0.footer()
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.0.file()
+    }
+
+    fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> Result<()> {
+        read::unpack(&self.0, out, path, &*codec::fastest(), &|bytes| p.advance(bytes))
+    }
 }

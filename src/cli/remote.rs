@@ -1,21 +1,21 @@
 //! The options for URLs, and unpacking what they name.
 
-use super::{progress::Watch, size};
+use super::{common::Opened, progress::Watch, size};
 use crate::{
-    codec,
-    error::{Context, Error, Result},
-    format::Footer,
+    error::{Context, Error, ErrorKind, Result},
     output::{Attributes, Dir, Existing, Output, is_temporary, same_bytes},
-    pack::{self, Action, FileReport, OpenArchive, Progress, Task, UnpackOptions},
-    read::{self, Archive},
-    remote::is_remote,
-    remote::{Deadlines, DiskCacheOptions, Entry, Facts, Found, Object, Place, RemoteOptions},
+    pack::{self, Action, FileReport, Progress, Task, UnpackOptions},
+    read::Archive,
+    remote::{
+        self, Deadlines, DiskCacheOptions, Entry, Facts, Found, Object, Place, RemoteOptions,
+        is_remote,
+    },
 };
 use clap::Args;
 use std::{
     collections::HashSet,
     ffi::OsStr,
-    fs::{self, File},
+    fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -92,7 +92,7 @@ pub(super) fn unpack(
             let why = "is a directory, which needs -o OUT";
             let output = output.ok_or_else(|| Error::invalid(why).about_path(&path))?;
             fs::create_dir_all(output).about_path(output)?;
-            unpacker.directory("", entries, &Dir::open(output)?, 0);
+            unpacker.directory("", entries, &Dir::open(output)?);
         }
     }
     Ok(())
@@ -107,41 +107,32 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     /// Unpack an archive to `output`, or under its original name in the current directory.
     fn one(&self, object: Arc<Object>, path: &Path, output: Option<&Path>) -> Result<()> {
-        let archive = Remote(Archive::from_object(object).about_path(path)?);
-        let original = || original_name(archive.footer(), path);
-        let output = match output {
-            Some(output) if output.is_dir() => output.join(original()?),
-            Some(output) => output.to_owned(),
-            None => original()?,
-        };
-        let (dir, name) = Dir::of(&output)?;
-        pack::unpack_archive(&archive, path, (&dir, &name), self.options, self.watch).map(drop)
+        let archive = Archive::from_object(object).about_path(path)?;
+        let (dir, name) = pack::unpacked_at(archive.footer(), path, output, Path::new(""))?;
+        self.archive(archive, path, (&dir, &name))
     }
 
     /// Unpack the archives of a directory, copy its other files, and do the same below it.
-    fn directory(&self, at: &str, entries: Vec<Entry>, to: &Arc<Dir>, depth: usize) {
+    fn directory(&self, at: &str, entries: Vec<Entry>, to: &Arc<Dir>) {
         let names: HashSet<String> = entries.iter().map(|entry| entry.name.clone()).collect();
         for Entry { name, file } in entries {
-            let path = if at.is_empty() { name.clone() } else { format!("{at}/{name}") };
+            let path = remote::join(at, &name);
             let done = match file {
                 _ if is_temporary(OsStr::new(&name)) => Ok(()),
                 Some(facts) => self.file(&path, &name, &facts, &names, to),
-                None => self.child(&path, &name, to, depth),
+                None => self.child(&path, &name, to),
             };
             done.unwrap_or_else(|e| self.watch.fail(&e));
         }
     }
 
-    fn child(&self, path: &str, name: &str, to: &Arc<Dir>, depth: usize) -> Result<()> {
-        if depth > 100 {
-            return Err(Error::invalid("too deeply nested").about_path(&self.place.name(path)));
-        }
+    fn child(&self, path: &str, name: &str, to: &Arc<Dir>) -> Result<()> {
         let entries = self.place.list(path)?;
         let out = to.path(OsStr::new(name));
         if !out.is_dir() {
             fs::create_dir(&out).about_path(&out)?;
         }
-        self.directory(path, entries, &to.child(OsStr::new(name))?, depth + 1);
+        self.directory(path, entries, &to.child(OsStr::new(name))?);
         Ok(())
     }
 
@@ -158,29 +149,23 @@ impl Unpacker<'_> {
         if name.ends_with(".bsz") {
             match Archive::from_object(Arc::clone(&object)) {
                 Ok(archive) => {
-                    return self.archive(archive, &shown, names, to);
+                    let original = pack::original_name(archive.footer(), &shown)?;
+                    if original.to_str().is_some_and(|name| names.contains(name)) {
+                        let why =
+                            "left out: would be unpacked under the name of the file beside it";
+                        return Err(Error::invalid(why).about_path(&shown));
+                    }
+                    return self.archive(archive, &shown, (to, original.as_os_str()));
                 }
-                Err(e) if e.kind() == crate::error::ErrorKind::InvalidArgument => {}
+                Err(e) if e.kind() == ErrorKind::InvalidArgument => {}
                 Err(e) => return Err(e).about_path(&shown),
             }
         }
         self.copy(&object, &shown, OsStr::new(name), to)
     }
 
-    fn archive(
-        &self,
-        archive: Archive,
-        shown: &Path,
-        names: &HashSet<String>,
-        to: &Arc<Dir>,
-    ) -> Result<()> {
-        let original = original_name(archive.footer(), shown)?;
-        if original.to_str().is_some_and(|name| names.contains(name)) {
-            let why = "left out: would be unpacked under the name of the file beside it";
-            return Err(Error::invalid(why).about_path(shown));
-        }
-        let at = (to, original.as_os_str());
-        pack::unpack_archive(&Remote(archive), shown, at, self.options, self.watch).map(drop)
+    fn archive(&self, archive: Archive, shown: &Path, to: (&Arc<Dir>, &OsStr)) -> Result<()> {
+        pack::unpack_archive(&Opened(archive), shown, to, self.options, self.watch).map(drop)
     }
 
     /// Copy a file as it is.
@@ -219,28 +204,5 @@ impl Unpacker<'_> {
             action: if same { Action::AlreadyDone } else { Action::Copied },
         });
         Ok(())
-    }
-}
-
-fn original_name(footer: &Footer, path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|name| footer.naming.original_name(name));
-    name.map(PathBuf::from)
-        .ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
-}
-
-/// A remote archive as the packer unpacks it.
-struct Remote(Archive);
-
-impl OpenArchive for Remote {
-    fn footer(&self) -> &Footer {
-        self.0.footer()
-    }
-
-    fn file(&self) -> Option<&File> {
-        None
-    }
-
-    fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> Result<()> {
-        read::unpack(&self.0, out, path, &*codec::fastest(), &|bytes| p.advance(bytes))
     }
 }

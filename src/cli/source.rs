@@ -3,7 +3,7 @@
 #[cfg(feature = "remote")]
 pub(super) use super::remote::RemoteArgs;
 #[cfg(feature = "remote")]
-use crate::remote::{Entry, Facts, Found, Object, Place};
+use crate::remote::{Entry, Facts, Found, Object, Place, join};
 use crate::{
     error::{Context, Error, Result},
     read::{self, Archive},
@@ -108,7 +108,7 @@ fn remote_archives(place: Arc<Place>, fail: &mut dyn FnMut(Error)) -> Result<Ite
         Found::Directory(entries) => entries,
     };
     let mut files = Vec::new();
-    walk(&place, "", entries, &mut |path, facts| files.push((path, facts)), fail, 0);
+    walk(&place, "", entries, &mut |path, facts| files.push((path, facts)), fail);
     let is_archive = |(path, _): &(String, Facts)| path.ends_with(".bsz");
     let items = files.into_iter().filter(is_archive).map(|(path, facts)| Item {
         path: place.name(&path),
@@ -118,10 +118,6 @@ fn remote_archives(place: Arc<Place>, fail: &mut dyn FnMut(Error)) -> Result<Ite
     Ok(Items::Directory(items.collect()))
 }
 
-/// Directories may be nested so deeply.
-#[cfg(feature = "remote")]
-const DEEPEST: usize = 100;
-
 /// Call `file` with each file below a directory, by its path, in the order of the names.
 #[cfg(feature = "remote")]
 fn walk(
@@ -130,17 +126,13 @@ fn walk(
     entries: Vec<Entry>,
     file: &mut dyn FnMut(String, Facts),
     fail: &mut dyn FnMut(Error),
-    depth: usize,
 ) {
     for Entry { name, file: facts } in entries {
-        let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+        let path = join(dir, &name);
         match facts {
             Some(facts) => file(path, facts),
-            None if depth == DEEPEST => {
-                fail(Error::invalid("too deeply nested").about_path(&place.name(&path)));
-            }
             None => match place.list(&path) {
-                Ok(entries) => walk(place, &path, entries, file, fail, depth + 1),
+                Ok(entries) => walk(place, &path, entries, file, fail),
                 Err(e) => fail(e),
             },
         }

@@ -1,18 +1,16 @@
 //! `bsz unpack`.
 
-use super::common::Common;
+use super::common::{Common, Opened};
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
 use super::source::RemoteArgs;
-use crate::codec;
 use crate::error::{Context, Error, Result};
-use crate::format::Footer;
-use crate::pack::{self, OpenArchive, Progress, UnpackOptions};
-use crate::read::{self, Archive};
+use crate::pack::{self, OpenArchive, UnpackOptions};
+use crate::read::Archive;
 use clap::Args;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Restore originals, byte for byte
 #[derive(Args)]
@@ -69,21 +67,4 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
 
 fn open(file: File) -> Result<Box<dyn OpenArchive>> {
     Ok(Box::new(Opened(Archive::from_file(file)?)))
-}
-
-/// An archive as the packer unpacks it.
-struct Opened(Archive);
-
-impl OpenArchive for Opened {
-    fn footer(&self) -> &Footer {
-        self.0.footer()
-    }
-
-    fn file(&self) -> Option<&File> {
-        self.0.file()
-    }
-
-    fn unpack(&self, out: &File, path: &Path, p: &dyn Progress) -> Result<()> {
-        read::unpack(&self.0, out, path, &*codec::fastest(), &|bytes| p.advance(bytes))
-    }
 }

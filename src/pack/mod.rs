@@ -46,7 +46,7 @@ pub use select::{Pattern, Selection};
 pub use signature::{START, may_be_model};
 pub use tree::tree;
 pub use twins::{MIN_TWIN, Twins, fingerprint, sampled_chunks};
-pub use unpack::{unpack_archive, unpack_file};
+pub use unpack::{original_name, unpack_archive, unpack_file, unpacked_at};
 pub use unpack_tree::unpack_tree;
 
 /// How to pack.

@@ -3,13 +3,13 @@
 use super::{Action, FileReport, OpenArchive, Opener, Progress, Task, UnpackOptions};
 use crate::{
     error::{Context, Error, Result},
-    format::FOOTER_LEN,
+    format::{FOOTER_LEN, Footer},
     input,
     output::{Attributes, Dir, Existing, Lost, Output, file_id, retry_if_taken, sha256},
 };
 use rustix::fs::{FileType, fstat};
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,14 +29,9 @@ pub fn unpack_file(
     p: &dyn Progress,
 ) -> Result<FileReport> {
     let archive = open(input::open(src)?).about_path(src)?;
-    let original = || original_name(&*archive, src);
-    let out = match out {
-        Some(out) if out.is_dir() => out.join(original()?),
-        Some(out) => out.to_owned(),
-        None => src.with_file_name(original()?),
-    };
-    let (dir, name) = Dir::of(&out)?;
-    Unpacker { o, open, p }.run(&*archive, src, &dir, &name)
+    let beside = src.parent().unwrap_or(Path::new(""));
+    let (dir, name) = unpacked_at(archive.footer(), src, out, beside)?;
+    unpack_archive(&*archive, src, (&dir, &name), o, p)
 }
 
 /// Unpack an open archive, which messages name `path`, to the file `name` of `dir`.
@@ -50,13 +45,33 @@ pub fn unpack_archive(
     o: UnpackOptions,
     p: &dyn Progress,
 ) -> Result<FileReport> {
-    let open = |_| Err(Error::invalid("nothing else is opened"));
-    Unpacker { o, open: &open, p }.run(archive, path, dir, name)
+    Unpacker { o, p }.run(archive, path, dir, name)
+}
+
+/// Where the archive at `path` is unpacked to: `out`, or its original name in the directory `out`
+/// or, if none is given, in `beside`.
+///
+/// # Errors
+/// Io; invalid argument if the name of the archive does not tell that of the original.
+pub fn unpacked_at(
+    footer: &Footer,
+    path: &Path,
+    out: Option<&Path>,
+    beside: &Path,
+) -> Result<(Arc<Dir>, OsString)> {
+    Dir::of(&match out {
+        Some(out) if out.is_dir() => out.join(original_name(footer, path)?),
+        Some(out) => out.to_owned(),
+        None => beside.join(original_name(footer, path)?),
+    })
 }
 
 /// The name of the file that the archive at `path` was made from.
-fn original_name(archive: &dyn OpenArchive, path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|name| archive.footer().naming.original_name(name));
+///
+/// # Errors
+/// Invalid argument if the name of the archive does not tell it.
+pub fn original_name(footer: &Footer, path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().and_then(|name| footer.naming.original_name(name));
     name.map(PathBuf::from)
         .ok_or_else(|| Error::invalid("its name does not end in .bsz").about_path(path))
 }
@@ -65,7 +80,6 @@ fn original_name(archive: &dyn OpenArchive, path: &Path) -> Result<PathBuf> {
 #[derive(Clone, Copy)]
 pub(super) struct Unpacker<'a> {
     pub(super) o: UnpackOptions,
-    pub(super) open: Opener<'a>,
     pub(super) p: &'a dyn Progress,
 }
 

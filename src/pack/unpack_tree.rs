@@ -47,7 +47,7 @@ pub fn unpack_tree(
     let (to, unfinished) = make_root(src, out)?;
     let from = Dir::open(src)?;
     let mirror = Mirror::new(src, Arc::clone(&to), o.force, o.trust, p)?;
-    let mut walk = Walk { unpacker: Unpacker { o, open, p }, mirror };
+    let mut walk = Walk { open, unpacker: Unpacker { o, p }, mirror };
     walk.directory(&from, &to, Path::new(""));
     if unfinished {
         walk.mirror.finish_directory(&from, &to);
@@ -56,6 +56,7 @@ pub fn unpack_tree(
 }
 
 struct Walk<'a> {
+    open: Opener<'a>,
     unpacker: Unpacker<'a>,
     mirror: Mirror<'a>,
 }
@@ -181,7 +182,7 @@ impl Walk<'_> {
             return self.mirror.copy(&file, &stat, &path, to);
         }
         if !self.mirror.link_again(&stat, &path, UNPACKED, to)? {
-            let archive = (self.unpacker.open)(file).about_path(&path)?;
+            let archive = (self.open)(file).about_path(&path)?;
             let report = self.unpacker.run(&*archive, &path, to.dir, to.name)?;
             self.mirror.report.files.push(report);
             self.mirror.wrote(&stat, UNPACKED, to);

@@ -88,16 +88,7 @@ impl Archive {
     /// As [`Archive::from_file`], and those of [`Object::read`].
     #[cfg(feature = "remote")]
     pub fn from_object(object: Arc<Object>) -> Result<Self> {
-        Self::from_object_within(object, &Arc::default())
-    }
-
-    /// Like [`Archive::from_object`], with memory as in [`Archive::from_file_within`].
-    ///
-    /// # Errors
-    /// As [`Archive::from_object`] and [`Archive::from_file_within`].
-    #[cfg(feature = "remote")]
-    pub fn from_object_within(object: Arc<Object>, memory: &Arc<ArchiveMemory>) -> Result<Self> {
-        Self::within(Storage::Remote(object), memory)
+        Self::within(Storage::Remote(object), &Arc::default())
     }
 
     fn within(storage: Storage, memory: &Arc<ArchiveMemory>) -> Result<Self> {
@@ -138,12 +129,6 @@ impl Archive {
     /// If the archive is on another machine.
     pub fn local_file(&self) -> &File {
         self.file().expect("the caller opened a file")
-    }
-
-    /// The object, if the archive is on another machine.
-    #[cfg(feature = "remote")]
-    pub fn object(&self) -> Option<&Arc<Object>> {
-        self.storage.object()
     }
 
     /// Check the first bytes, which are not needed to read it.

@@ -64,15 +64,6 @@ impl Storage {
         }
     }
 
-    /// The object, if it is one.
-    #[cfg(feature = "remote")]
-    pub(super) fn object(&self) -> Option<&Arc<Object>> {
-        match self {
-            Self::Local(_) => None,
-            Self::Remote(object) => Some(object),
-        }
-    }
-
     /// Bypass the page cache from now on, unless most of the file is in it.
     pub(super) fn prefer_direct(&self) {
         match self {

@@ -226,16 +226,13 @@ impl Blocks {
     }
 
     /// Forget the bytes of an object between `range`.
-    pub fn forget(&self, object: u128, range: &Range<u64>) -> Vec<PartKey> {
+    pub fn forget(&self, object: u128, range: &Range<u64>) {
         let mut table = self.lock();
         let overlaps = |key: &PartKey| {
             key.object == object && key.start < range.end && range.start < key.end()
         };
         let keys: Vec<PartKey> = table.kept.iter().map(|(key, _)| *key).filter(overlaps).collect();
-        for key in &keys {
-            table.drop_kept(key);
-        }
-        keys
+        keys.iter().for_each(|key| table.drop_kept(key));
     }
 
     /// Forget everything, and answer everybody with an error.

@@ -96,20 +96,6 @@ impl Fetcher {
         Ok(self.runtime()?.block_on(future)?)
     }
 
-    /// The same without waiting: `done` is called with the result. It is dropped with the fetcher.
-    pub fn spawn<T: Send + 'static>(
-        &self,
-        future: impl Future<Output = Result<T, Failure>> + Send + 'static,
-        done: impl FnOnce(Result<T>) + Send + 'static,
-    ) {
-        match self.runtime() {
-            Ok(runtime) => {
-                runtime.spawn(async move { done(future.await.map_err(Error::from)) });
-            }
-            Err(e) => done(Err(e)),
-        }
-    }
-
     /// Keep a part that arrived by another way.
     pub fn keep(&self, source: &Source, part: PartKey, bytes: &Bytes) {
         self.shared.blocks.complete(part, bytes);

@@ -6,7 +6,7 @@
 //! by a `request` that is repeated according to `retry`. `blocks` holds the parts that are here or
 //! on their way, and `demand` is a read that waits for some. What has arrived is kept in the `disk`
 //! cache, which `evict` keeps within its bound. An [`Object`] is what others see of all that, and a
-//! [`Place`] is where they find it; `tree` remembers its directories.
+//! [`Place`] is where they find it.
 //!
 //! Deadlines are all in this room, and no thread of its callers waits for the network unless it
 //! asks to.
@@ -31,7 +31,6 @@ mod queue;
 mod request;
 mod retry;
 mod store;
-mod tree;
 mod url;
 mod web;
 mod writer;
@@ -42,6 +41,5 @@ pub use identity::{Facts, Identity};
 pub use object::Object;
 pub use options::{Deadlines, DiskCacheOptions, RemoteOptions};
 pub use parts::Pattern;
-pub use place::{Found, Place};
-pub use tree::{Entries, Listed, Tree};
-pub use url::{RemoteUrl, is_remote};
+pub use place::{Found, Place, join};
+pub use url::is_remote;

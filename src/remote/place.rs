@@ -15,6 +15,9 @@ use crate::error::{Context, Error, Result};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
+/// Directories may be nested so deeply.
+const DEEPEST: usize = 100;
+
 /// The place that a URL names.
 pub struct Place {
     fetcher: Arc<Fetcher>,
@@ -40,11 +43,6 @@ impl Place {
         let store = Arc::new(Store::new(&url, options.deadlines)?);
         let fetcher = Arc::new(Fetcher::new(options)?);
         Ok(Self { fetcher, store, url })
-    }
-
-    /// Its URL, as it may be shown to anybody.
-    pub fn url(&self) -> &RemoteUrl {
-        &self.url
     }
 
     /// What messages call an entry below this place.
@@ -79,18 +77,14 @@ impl Place {
     /// The entries of the directory `path` below this place.
     ///
     /// # Errors
-    /// As [`Place::find`].
+    /// As [`Place::find`]; invalid argument, if it is nested too deeply.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>> {
-        let (store, key) = (Arc::clone(&self.store), self.key(path));
-        let listed = self.fetcher.wait(listed(store, key, self.fetcher.deadlines().total));
-        listed.about_path(&self.name(path))
-    }
-
-    /// Like [`Place::list`], without waiting: `done` is called with the entries.
-    pub fn list_then(&self, path: &str, done: impl FnOnce(Result<Vec<Entry>>) + Send + 'static) {
-        let (store, key, name) = (Arc::clone(&self.store), self.key(path), self.name(path));
-        let entries = listed(store, key, self.fetcher.deadlines().total);
-        self.fetcher.spawn(entries, move |listed| done(listed.about_path(&name)));
+        let name = self.name(path);
+        if path.split('/').count() > DEEPEST {
+            return Err(Error::invalid("too deeply nested")).about_path(&name);
+        }
+        let total = self.fetcher.deadlines().total;
+        self.fetcher.wait(listed(&self.store, &self.key(path), total)).about_path(&name)
     }
 
     /// Open the object `path` below this place, whose facts may be known from a listing.
@@ -104,19 +98,20 @@ impl Place {
     }
 
     fn key(&self, path: &str) -> String {
-        match (self.url.path.as_str(), path) {
-            (base, "") => base.to_owned(),
-            ("", path) => path.to_owned(),
-            (base, path) => format!("{base}/{path}"),
-        }
+        if path.is_empty() { self.url.path.clone() } else { join(&self.url.path, path) }
     }
 }
 
+/// The path of an entry of the directory `dir`.
+pub fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+}
+
 /// The entries of a directory, by name in order.
-async fn listed(store: Arc<Store>, key: String, total: Duration) -> Result<Vec<Entry>, Failure> {
+async fn listed(store: &Store, key: &str, total: Duration) -> Result<Vec<Entry>, Failure> {
     // A listing may have many pages, so that no time without a byte is known.
-    let ask = || store.list(&key);
-    let mut entries = repeat(&store, total, Instant::now() + total, ask).await?;
+    let ask = || store.list(key);
+    let mut entries = repeat(store, total, Instant::now() + total, ask).await?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
