@@ -7,7 +7,9 @@ use bszfs::cache::{CacheOptions, CachedFile, ChunkCache, PendingChunk, Reader, S
 use bszfs::codec::{self, ChunkDecoder, Coding, EntropyModel};
 use bszfs::error::{Error, Result};
 use bszfs::read::Archive;
-use bszfs::readahead::{OffloadDecoder, PrefetchRequest, Prefetcher, SequentialReadahead};
+use bszfs::readahead::{
+    LOCAL_PIECE, OffloadDecoder, PrefetchRequest, Prefetcher, SequentialReadahead,
+};
 use common::crafted;
 use common::random::Random;
 use common::samples::{Fill, pack_bytes, safetensors, tensor};
@@ -216,7 +218,7 @@ fn pending_chunks_are_reclaimed_from_a_stuck_decoder_and_late_ones_are_ignored()
         let ((called, calls), (go, going), (done, over)) =
             (mpsc::channel(), mpsc::channel(), mpsc::channel());
         let stuck = Stuck { called, go: Mutex::new(going), done };
-        let prefetcher = Prefetcher::start(&cache).expect("a thread");
+        let prefetcher = Prefetcher::start(&cache, LOCAL_PIECE).expect("a thread");
         prefetcher.offload_to(Box::new(stuck)).expect("a thread");
         let whole = |file: &Arc<CachedFile>| {
             let (file, range) = (Arc::clone(file), 0..bytes.len() as u64);

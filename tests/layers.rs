@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "input",
             "codec",
             "format",
+            "remote",
             "read",
             "cache",
             "gpu",

@@ -1,14 +1,16 @@
 //! In-flight chunks: read in batches, decoded one by one, and delivered to every waiting reader.
 
-use super::{file::CachedFile, store::ChunkStore};
+use super::{buffer::Buffer, file::CachedFile, store::ChunkStore};
 use crate::{
     codec::{ChunkDecoder, verify_checksum},
     error::{Error, ErrorKind, Result},
     format::Chunk,
-    read::{Archive, IndexedChunk, Scratch, are_adjacent, scratch_len},
+    read::{Archive, Fetched, IndexedChunk, Priority, Scratch, are_adjacent, scratch_len},
 };
 use std::{
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Instant,
 };
 
@@ -36,8 +38,76 @@ impl Batch {
         Self { store: Arc::clone(store), file: Arc::clone(file), flights }
     }
 
+    /// Read and decode all chunks on the threads of the cache: on demand, or ahead as this number.
+    pub(super) fn start(self, decoder: &Arc<dyn ChunkDecoder>, ahead: Option<u64>) {
+        let (store, decoder) = (Arc::clone(&self.store), Arc::clone(decoder));
+        match self.file.archive().is_remote() {
+            true => store.run(None, move || self.fetch(decoder, Fetching::new(ahead))),
+            false => store.run(ahead, move || self.decode(&*decoder)),
+        }
+    }
+
+    /// Fetch the stored bytes, and decode them once they are here. Called by a thread of the cache,
+    /// which does not wait for a network.
+    pub(super) fn fetch(self, decoder: Arc<dyn ChunkDecoder>, how: Fetching) {
+        let Some((first, last)) = self.ends() else { return };
+        let (file, store) = (Arc::clone(&self.file), Arc::clone(&self.store));
+        let priority = if how.ahead.is_some() { Priority::Ahead } else { Priority::Demand };
+        let here = thread::current().id();
+        file.archive().fetch(stored_range(&first, &last), priority, move |fetched| {
+            if thread::current().id() == here {
+                return self.decode_fetched(fetched, decoder, how);
+            }
+            let ahead = how.ahead.filter(|_| !self.is_awaited());
+            store.run(ahead, move || self.decode_fetched(fetched, decoder, how));
+        });
+    }
+
+    fn decode_fetched(
+        self,
+        fetched: Result<Fetched>,
+        decoder: Arc<dyn ChunkDecoder>,
+        how: Fetching,
+    ) {
+        let Some((first, _)) = self.ends() else { return };
+        let (file, store) = (Arc::clone(&self.file), Arc::clone(&self.store));
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            // Somebody has come to wait for it: that read has a deadline of its own.
+            Err(_) if how.ahead.is_some() && self.is_awaited() => {
+                return self.fetch(decoder, Fetching { ahead: None, ..how });
+            }
+            Err(e) => return self.flights.into_iter().for_each(|flight| flight.fail(&e)),
+        };
+        let mut damaged = Vec::new();
+        for flight in self.flights {
+            let from = (flight.chunk.1.stored_at - first.stored_at) as usize;
+            let stored = fetched.bytes(from..from + flight.chunk.1.stored_len as usize);
+            let decoded = flight
+                .decode(|chunk, out| file.archive().decode_chunk(chunk, &stored, &*decoder, out));
+            match decoded {
+                Err(e) if e.kind() == ErrorKind::Corruption && !how.again => damaged.push(flight),
+                decoded => flight.finish(decoded),
+            }
+        }
+        for flight in damaged {
+            // A cache or a network may have damaged it, and not the store.
+            let range = stored_range(&flight.chunk.1, &flight.chunk.1);
+            file.archive().forget(range);
+            let (store, file) = (Arc::clone(&store), Arc::clone(&file));
+            let batch = Self { store, file, flights: vec![flight] };
+            batch.fetch(Arc::clone(&decoder), Fetching { ahead: None, again: true });
+        }
+    }
+
+    /// Whether a reader waits for one of the chunks.
+    fn is_awaited(&self) -> bool {
+        let table = self.store.lock();
+        self.flights.iter().any(|flight| table.has_waiters(&flight.file, flight.chunk.0))
+    }
+
     /// Read and decode all chunks.
-    pub(super) fn decode(self, decoder: &dyn ChunkDecoder) {
+    fn decode(self, decoder: &dyn ChunkDecoder) {
         let Some((first, last)) = self.ends() else { return };
         let len = last.stored_at + u64::from(last.stored_len) - first.stored_at;
         let store = Arc::clone(&self.store);
@@ -87,6 +157,27 @@ impl Batch {
             flights: vec![flight],
         })
     }
+}
+
+/// How a batch is fetched over a network.
+#[derive(Clone, Copy)]
+pub(super) struct Fetching {
+    /// Its number, if it is fetched ahead of readers.
+    ahead: Option<u64>,
+    /// Whether what was fetched before was damaged.
+    again: bool,
+}
+
+impl Fetching {
+    /// On demand, or ahead as this number.
+    pub(super) fn new(ahead: Option<u64>) -> Self {
+        Self { ahead, again: false }
+    }
+}
+
+/// The stored bytes from one chunk to another.
+pub(super) fn stored_range(first: &Chunk, last: &Chunk) -> Range<u64> {
+    first.stored_at..last.stored_at + u64::from(last.stored_len)
 }
 
 /// A chunk in flight that a decoder other than the cache's threads is to supply.
@@ -149,15 +240,29 @@ struct Flight {
 }
 
 impl Flight {
-    fn complete(mut self, decode: impl FnOnce(&IndexedChunk, &mut [u8]) -> Result<()>) {
+    fn complete(self, decode: impl FnOnce(&IndexedChunk, &mut [u8]) -> Result<()>) {
+        let decoded = self.decode(decode);
+        self.finish(decoded);
+    }
+
+    fn decode(
+        &self,
+        decode: impl FnOnce(&IndexedChunk, &mut [u8]) -> Result<()>,
+    ) -> Result<Arc<Buffer>> {
         let indexed = &self.chunk.1;
         let (len, stored) = (indexed.len(), u64::from(indexed.stored_len));
-        let chunk = self.store.allocate(indexed.original.start, len).and_then(|mut chunk| {
-            let begun = Instant::now();
-            decode(&self.chunk, &mut chunk)?;
-            self.store.counters.decoded(len as u64, stored, begun.elapsed());
-            Ok(Arc::new(chunk))
-        });
+        let mut chunk = self.store.allocate(indexed.original.start, len)?;
+        let begun = Instant::now();
+        decode(&self.chunk, &mut chunk)?;
+        self.store.counters.decoded(len as u64, stored, begun.elapsed());
+        Ok(Arc::new(chunk))
+    }
+
+    fn fail(self, e: &Error) {
+        self.finish(Err(e.clone()));
+    }
+
+    fn finish(mut self, chunk: Result<Arc<Buffer>>) {
         self.store.complete(&self.file, &self.chunk, chunk);
         self.is_complete = true;
     }

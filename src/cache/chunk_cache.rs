@@ -98,7 +98,7 @@ impl ChunkCache {
         let request = ReadRequest { file: Arc::clone(file), offset, len, reader, done };
         if file.archive().index().is_in_parts() {
             let cache = Arc::clone(self);
-            return self.store.workers.demand(move || cache.serve(request, None));
+            return self.spawn_for(file, move || cache.serve(request, None));
         }
         self.serve(request, None);
     }
@@ -185,8 +185,8 @@ impl ChunkCache {
             Some(_) => Some(request),
         };
         let Some(request) = request else { return };
-        let cache = Arc::clone(self);
-        self.store.workers.demand(move || {
+        let (cache, file) = (Arc::clone(self), Arc::clone(&request.file));
+        self.spawn_for(&file, move || {
             let result = cache.read_uncached(&request);
             cache.leave_after(request, admitted.or(Some(weight)))(result);
         });
@@ -209,15 +209,17 @@ impl ChunkCache {
         Box::new(move |result| {
             done(result);
             for (weight, request) in cache.admission.leave(weight) {
-                let serving = Arc::clone(&cache);
-                cache.store.workers.demand(move || serving.serve(request, Some(weight)));
+                let (serving, file) = (Arc::clone(&cache), Arc::clone(&request.file));
+                cache.spawn_for(&file, move || serving.serve(request, Some(weight)));
             }
         })
     }
 
-    fn start_demand(&self, file: &Arc<CachedFile>, mut demand: Demand) {
-        demand.promoted.dedup();
-        demand.promoted.into_iter().for_each(|batch| self.store.workers.promote(batch));
+    fn start_demand(&self, file: &Arc<CachedFile>, demand: Demand) {
+        for (batch, range) in &demand.promoted {
+            self.store.workers.promote(*batch);
+            file.archive().hurry(range);
+        }
         let limit = if self.is_busy() { BUSY_DEMAND_BATCH } else { DEMAND_BATCH };
         for chunks in adjacent(&demand.chunks, limit) {
             self.decode_on_demand(Batch::new(&self.store, file, chunks));
@@ -225,8 +227,15 @@ impl ChunkCache {
     }
 
     fn decode_on_demand(&self, batch: Batch) {
-        let decoder = Arc::clone(&self.options.decoder);
-        self.store.workers.demand(move || batch.decode(&*decoder));
+        batch.start(&self.options.decoder, None);
+    }
+
+    /// Run work that may read the index of a file, or its chunks: on a decode thread, unless it may
+    /// wait for a network.
+    fn spawn_for(&self, file: &CachedFile, job: impl FnOnce() + Send + 'static) {
+        if let Some(job) = file.archive().spawn(job) {
+            self.store.workers.demand(job);
+        }
     }
 
     /// Register what the policy wants to decode after a read.

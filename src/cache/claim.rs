@@ -1,12 +1,15 @@
 //! Claims chunks for readahead: registers them as in flight before any reader requests them.
 
 use super::{
-    batch::{Batch, adjacent},
+    batch::{Batch, Fetching, adjacent, stored_range},
     buffer::footprint,
     file::CachedFile,
     store::ChunkStore,
 };
-use crate::{codec::ChunkDecoder, read::IndexedChunk};
+use crate::{
+    codec::ChunkDecoder,
+    read::{IndexedChunk, are_adjacent},
+};
 use std::sync::Arc;
 
 /// Most bytes of adjacent chunks that are read together as readahead.
@@ -47,16 +50,34 @@ pub(super) fn claim(
     (claimed, all_fit)
 }
 
-/// Decode readahead batches on the cache's threads.
+/// Decode readahead batches on the cache's threads, once they are here if that takes a network.
 pub(super) fn start(
     store: &Arc<ChunkStore>,
     decoder: &Arc<dyn ChunkDecoder>,
     file: &Arc<CachedFile>,
     batches: Vec<ReadaheadBatch>,
 ) {
-    for (number, chunks) in batches {
-        let batch = Batch::new(store, file, &chunks);
-        let decoder = Arc::clone(decoder);
-        store.workers.readahead(number, move || batch.decode(&*decoder));
+    let batch = |(number, chunks): &ReadaheadBatch| (*number, Batch::new(store, file, chunks));
+    let made: Vec<_> = batches.iter().map(batch).collect();
+    if !file.archive().is_remote() {
+        return made.into_iter().for_each(|(number, batch)| batch.start(decoder, Some(number)));
+    }
+    let (decoder, file) = (Arc::clone(decoder), Arc::clone(file));
+    store.run(None, move || {
+        announce(&file, &batches);
+        for (number, batch) in made {
+            batch.fetch(Arc::clone(&decoder), Fetching::new(Some(number)));
+        }
+    });
+}
+
+/// Tell the storage what will be read: over a network, few long requests are better than many short
+/// ones.
+fn announce(file: &CachedFile, batches: &[ReadaheadBatch]) {
+    let chunks: Vec<&IndexedChunk> = batches.iter().flat_map(|(_, chunks)| chunks).collect();
+    for run in chunks.chunk_by(|(_, a), (_, b)| are_adjacent(a, b)) {
+        if let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) {
+            file.archive().will_read(stored_range(first, last));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Splits a read into chunks, and finds them in the table or joins them in flight.
 
 use super::{
+    batch::stored_range,
     file::CachedFile,
     request::{Completion, PendingRead, ReadRequest, Slice},
     table::{ChunkTable, Joined, Waiter},
@@ -31,8 +32,8 @@ pub(super) struct LookedUp {
 pub(super) struct Demand {
     /// Chunks to decode.
     pub(super) chunks: Vec<IndexedChunk>,
-    /// Readahead batches that the read waits for.
-    pub(super) promoted: Vec<u64>,
+    /// Readahead batches that the read waits for, and the stored bytes of its chunk in each.
+    pub(super) promoted: Vec<(u64, Range<u64>)>,
 }
 
 /// The parts of a read, clipped to the end of the original; `None` if there are more than
@@ -96,7 +97,9 @@ pub(super) fn join(
         let waiter: Waiter = Box::new(move |result| pending.supply(place, range, result));
         match table.join(file, &chunk, len, page_cached, waiter) {
             Joined::Missing => demand.chunks.push(chunk),
-            Joined::Promoted(batch) => demand.promoted.push(batch),
+            Joined::Promoted(batch) => {
+                demand.promoted.push((batch, stored_range(&chunk.1, &chunk.1)));
+            }
             Joined::InFlight => {}
         }
     }

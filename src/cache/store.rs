@@ -103,6 +103,14 @@ impl ChunkStore {
         }
     }
 
+    /// Run a job on the threads of the cache: on demand, or as readahead with this number.
+    pub(super) fn run(&self, ahead: Option<u64>, job: impl FnOnce() + Send + 'static) {
+        match ahead {
+            None => self.workers.demand(job),
+            Some(number) => self.workers.readahead(number, job),
+        }
+    }
+
     /// Return unused memory to the system.
     pub(super) fn trim(&self) {
         self.buffers.trim();

@@ -20,10 +20,11 @@ use std::time::{Duration, Instant};
 const READY: &str = "bszfs is ready";
 
 /// How long a daemon may take to become ready. Sources that hang are usually detected sooner.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// Start a daemon on `command_line`, whose paths are absolute; return when its mount is ready.
-pub(super) fn launch(command_line: &[OsString]) -> Result<()> {
+/// Start a daemon on `command_line`, whose paths are absolute; return when its mount is ready, or
+/// after the time `within`.
+pub(super) fn launch(command_line: &[OsString], within: Duration) -> Result<()> {
     let (reader, writer) = io::pipe().about("pipe")?;
     let mut command = this_program();
     command
@@ -36,7 +37,7 @@ pub(super) fn launch(command_line: &[OsString]) -> Result<()> {
     let mut daemon = command.spawn().about("the daemon")?;
     // The command holds our write ends of the pipe, which must close when the daemon ends.
     drop(command);
-    match relay(TimedReader { pipe: reader, deadline: Instant::now() + READY_WITHIN }) {
+    match relay(TimedReader { pipe: reader, deadline: Instant::now() + within }) {
         Err(e) if e.kind() == io::ErrorKind::TimedOut => {
             // It may hang in a system call that no signal ends, so do not wait for it.
             let _ = daemon.kill();

@@ -3,12 +3,20 @@
 //! Whatever spelling an option has (a flag, `-o`, a line of /etc/fstab), it becomes a long flag of
 //! one normalised command line. That line is parsed here, and is what a daemon is started with.
 
+#[cfg(feature = "remote")]
+use super::mount_options::is_url;
 use super::mount_options::{HEADING, Unknown, normalise};
+#[cfg(feature = "remote")]
+use super::remote::{RemoteArgs, URL_HEADING};
 use super::{daemon, guard, logfile, size};
 use crate::error::{Error, Result};
 use crate::mount::{self, MetricsAddress, MountOptions};
+#[cfg(feature = "remote")]
+use crate::mount::{RemoteMount, RemoteView};
 use crate::program;
 use crate::readahead::Prefetch;
+#[cfg(feature = "remote")]
+use crate::remote::RemoteOptions;
 use crate::store::{self, Pack, PackPolicy};
 use clap::{ArgMatches, Args, FromArgMatches, ValueHint};
 use std::ffi::OsString;
@@ -21,12 +29,14 @@ use std::time::Duration;
 ///
 /// MOUNTPOINT becomes a read-only view of SRC. Each archive appears with its original name, size,
 /// mode and modification time; all other files appear unchanged. Without MOUNTPOINT, SRC shows
-/// itself, and its files can be changed; with --pack, models are packed in the background. The
-/// command returns once the mount is ready. `bsz umount`, SIGTERM or SIGINT ends the mount.
+/// itself, and its files can be changed; with --pack, models are packed in the background. SRC may
+/// be a URL: s3://, gs://, az://, https:// or hf://. The command returns once the mount is ready.
+/// `bsz umount`, SIGTERM or SIGINT ends the mount.
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz mount llama-packed/ /mnt/llama     llama-packed/model.bsz is /mnt/llama/model.safetensors
   bsz mount model.bsz view/              view/model.safetensors, and nothing else
+  bsz mount s3://bucket/llama /mnt/llama     object storage; hf://org/repo is a hub's repository
   bsz mount --pack idle models/          models/ compresses itself while it is used
   bsz mount --cache-size 4GiB a/ view/   a larger cache, for data that is read repeatedly
   bsz mount --foreground a/ view/        for a service manager; SIGTERM or ^C ends it
@@ -35,7 +45,7 @@ use std::time::Duration;
   bsz mount --auto-unmount a/ view/      leave no mount behind, even if the daemon is killed
   /srv/models /mnt/models bszfs allow_other,cache_size=4GiB,nofail 0 0    a line of /etc/fstab")]
 pub struct MountArgs {
-    /// A directory with archives in it, or one archive
+    /// A directory with archives in it, or one archive; or the URL of either
     #[arg(value_name = "SRC")]
     source: PathBuf,
     /// An existing directory outside SRC; SRC itself if left out; /dev/fd/N means --fuse-fd N
@@ -131,9 +141,48 @@ pub struct MountArgs {
         help_heading = HEADING
     )]
     metrics: Option<MetricsAddress>,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    remote: RemoteArgs,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    view: ViewArgs,
     /// Be the daemon that `bsz mount` starts; standard output and standard error are its pipe
     #[arg(long, hide = true)]
     daemon: bool,
+}
+
+/// How a source at a URL is shown.
+#[cfg(feature = "remote")]
+#[derive(Args)]
+#[command(next_help_heading = URL_HEADING)]
+struct ViewArgs {
+    /// Use the listing of a directory for S seconds, or `forever`. SIGHUP ends that
+    #[arg(
+        long,
+        value_name = "S|forever",
+        default_value = "10",
+        value_parser = metadata_ttl,
+        help_heading = URL_HEADING
+    )]
+    metadata_ttl: MetadataTtl,
+    /// Refuse objects without a strong ETag, whose replacement only their size and time could tell
+    #[arg(long, help_heading = URL_HEADING)]
+    require_etag: bool,
+}
+
+/// For how long; `None` is for ever.
+#[cfg(feature = "remote")]
+#[derive(Clone, Copy)]
+struct MetadataTtl(Option<Duration>);
+
+#[cfg(feature = "remote")]
+fn metadata_ttl(text: &str) -> Result<MetadataTtl, &'static str> {
+    if text == "forever" {
+        return Ok(MetadataTtl(None));
+    }
+    let seconds = text.parse().map_err(|_| "must be a number of seconds, or forever")?;
+    Ok(MetadataTtl(Some(Duration::from_secs(seconds))))
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
@@ -185,9 +234,15 @@ impl MountArgs {
         PackPolicy { pack: self.pack, settle, min_size: self.min_size }
     }
 
-    fn options(&self) -> MountOptions {
+    fn options(&self) -> Result<MountOptions> {
+        let cache_bytes = self.cache_size.unwrap_or_else(mount::default_cache_bytes);
+        #[cfg(feature = "remote")]
+        let (remote, cache_bytes) = match is_url(self.source.as_os_str()) {
+            true => (Some(self.remote_mount(cache_bytes)?), cache_bytes / 4 * 3),
+            false => (None, cache_bytes),
+        };
         let descriptor = || self.fuse_fd.map(|n| format!("/dev/fd/{n}").into());
-        MountOptions {
+        Ok(MountOptions {
             source: self.source.clone(),
             mountpoint: self
                 .mountpoint
@@ -196,14 +251,45 @@ impl MountArgs {
                 .unwrap_or_else(|| self.source.clone()),
             over_itself: self.is_over_itself() || self.read_write,
             read_write: self.read_write || self.is_over_itself() && !self.read_only,
-            cache_bytes: self.cache_size.unwrap_or_else(mount::default_cache_bytes),
+            cache_bytes,
             threads: self.threads.map_or_else(mount::default_threads, usize::from),
             prefetch: self.prefetch,
             gpu_memory: self.gpu_memory,
             gpu: self.gpu,
             allow_other: self.allow_other,
             metrics: self.metrics.clone(),
+            #[cfg(feature = "remote")]
+            remote,
+        })
+    }
+
+    /// The source at a URL. A quarter of `memory` is for what was fetched and is not decoded yet.
+    #[cfg(feature = "remote")]
+    fn remote_mount(&self, memory: u64) -> Result<RemoteMount> {
+        let why = if self.is_over_itself() {
+            Some("a URL needs a MOUNTPOINT")
+        } else {
+            self.read_write.then_some("cannot be changed through a mount: leave --read-write out")
+        };
+        if let Some(why) = why {
+            return Err(Error::invalid(why).about("URL"));
         }
+        let options = self.remote.options()?;
+        let memory = memory / 4;
+        let options = RemoteOptions { memory, in_flight: options.in_flight.min(memory), ..options };
+        let ViewArgs { metadata_ttl, require_etag: requires_etag } = self.view;
+        let view = RemoteView { listed_for: metadata_ttl.0, requires_etag };
+        let url = self.source.to_string_lossy().into_owned();
+        Ok(RemoteMount { url, options, view })
+    }
+
+    /// How long a daemon may take to become ready.
+    fn ready_within(&self) -> Duration {
+        #[cfg(feature = "remote")]
+        if is_url(self.source.as_os_str()) {
+            return daemon::READY_WITHIN + 3 * self.remote.timeout();
+        }
+        daemon::READY_WITHIN
     }
 }
 
@@ -243,7 +329,7 @@ pub fn mount(given: Given) -> Result<()> {
 /// Mount by a normalised command line.
 fn run(line: &[OsString]) -> Result<()> {
     let args = MountArgs::parse(line)?;
-    let options = args.options();
+    let options = args.options()?;
     if args.daemon {
         program::close_inherited(options.descriptor())?;
     }
@@ -252,7 +338,7 @@ fn run(line: &[OsString]) -> Result<()> {
         return Err(Error::invalid(why).about("--auto-unmount"));
     }
     if !args.daemon && !args.foreground {
-        return daemon::launch(line);
+        return daemon::launch(line, args.ready_within());
     }
     if let Some(file) = &args.log {
         logfile::redirect(file)?;
@@ -339,13 +425,30 @@ mod tests {
             (&["--allow-other"], "allow_other"),
             (&["--metrics=unix:x"], "metrics=unix:x"),
         ] {
-            let by_flag = parse(&[flag, &["/a", "/b"]].concat()).options();
-            let by_option = parse(&["/a", "/b", "-o", option]).options();
-            assert_eq!(format!("{by_flag:?}"), format!("{by_option:?}"));
-            assert_ne!(format!("{by_flag:?}"), format!("{:?}", parse(&["/a", "/b"]).options()));
+            let options = |line: &[&str]| format!("{:?}", parse(line).options().expect("valid"));
+            let by_flag = options(&[flag, &["/a", "/b"]].concat());
+            assert_eq!(by_flag, options(&["/a", "/b", "-o", option]));
+            assert_ne!(by_flag, options(&["/a", "/b"]));
         }
         assert!(parse(&["-o", "ro,auto_unmount", "/a", "/b"]).auto_unmount);
         assert_eq!(parse(&["-o", "log=/l", "/a", "/b"]).log, Some("/l".into()));
+    }
+
+    #[cfg(feature = "remote")]
+    #[test]
+    fn urls_are_taken_as_they_are_with_their_options() {
+        let url = "s3://models/llama";
+        let args = parse(&[url, "m", "-o", "disk_cache=c,metadata_ttl=forever,require_etag"]);
+        assert_eq!(args.source, PathBuf::from(url));
+        assert!(args.mountpoint.as_ref().is_some_and(|at| at.is_absolute()));
+        assert!(args.view.metadata_ttl.0.is_none() && args.view.require_etag);
+        let plain = parse(&[url, "/m", "--remote-timeout=7"]).options().expect("valid");
+        let remote = plain.remote.expect("a URL");
+        assert_eq!((remote.url.as_str(), remote.options.deadlines.total.as_secs()), (url, 7));
+        assert!(plain.cache_bytes + remote.options.memory <= mount::default_cache_bytes());
+        for bad in [&[url][..], &["--read-write", url, "/m"]] {
+            assert!(parse(bad).options().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

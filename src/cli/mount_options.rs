@@ -1,8 +1,10 @@
 //! Mount options: `-o name=value` is another spelling of the long flags of `bsz mount`.
 //!
-//! The clap definitions are the only list of them: an argument under [`HEADING`] can also be given
-//! to `-o`, with `_` in place of `-`.
+//! The clap definitions are the only list of them: an argument under [`HEADING`] or [`URL_HEADING`]
+//! can also be given to `-o`, with `_` in place of `-`.
 
+#[cfg(feature = "remote")]
+use super::remote::URL_HEADING;
 use crate::error::{Context, Error, Result};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, ValueHint};
@@ -13,6 +15,9 @@ use std::path::Path;
 
 /// The help heading of the arguments that `-o` accepts, too.
 pub(super) const HEADING: &str = "Mount options";
+
+#[cfg(not(feature = "remote"))]
+const URL_HEADING: &str = HEADING;
 
 /// Options of mount(8) that hold for every bszfs mount anyway, or that only other programs read.
 const GENERAL: [&str; 26] = [
@@ -121,7 +126,7 @@ fn parse(command: &Command, option: &str) -> Result<Parsed> {
         return Ok(Parsed::General);
     }
     let named = |arg: &&Arg| {
-        arg.get_help_heading() == Some(HEADING)
+        [Some(HEADING), Some(URL_HEADING)].contains(&arg.get_help_heading())
             && arg.get_long().is_some_and(|long| long.replace('-', "_") == name)
     };
     let Some(arg) = command.get_arguments().find(named) else { return Ok(Parsed::Unknown) };
@@ -155,10 +160,23 @@ fn flag(arg: &Arg, value: Option<&OsStr>) -> OsString {
     flag
 }
 
+/// Whether a source is on other machines.
+#[cfg(feature = "remote")]
+pub(super) fn is_url(source: &OsStr) -> bool {
+    source.to_str().is_some_and(crate::remote::is_remote)
+}
+
+#[cfg(not(feature = "remote"))]
+pub(super) fn is_url(_: &OsStr) -> bool {
+    false
+}
+
 /// `value` with its path made absolute, if it holds one: clap's hint says so.
 fn absolute(arg: &Arg, value: &OsStr) -> Result<OsString> {
-    let absolute =
-        |path: &OsStr| std::path::absolute(path).about_path(Path::new(path)).map(OsString::from);
+    let absolute = |path: &OsStr| match is_url(path) {
+        true => Ok(path.to_owned()),
+        false => std::path::absolute(path).about_path(Path::new(path)).map(OsString::from),
+    };
     match arg.get_value_hint() {
         ValueHint::AnyPath | ValueHint::FilePath | ValueHint::DirPath => absolute(value),
         ValueHint::Url => match value.as_bytes().strip_prefix(b"unix:") {

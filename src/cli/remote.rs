@@ -28,9 +28,12 @@ const STEP: u64 = 4 << 20;
 /// The largest cache without `--disk-cache-size`.
 const LARGEST: u64 = 32 << 30;
 
+/// The help heading of options for URLs.
+pub(super) const URL_HEADING: &str = "Options for URLs";
+
 /// Options for sources on other machines.
 #[derive(Args)]
-#[command(next_help_heading = "Options for URLs")]
+#[command(next_help_heading = URL_HEADING)]
 pub(super) struct RemoteArgs {
     /// Keep the bytes that were fetched in this directory, for the next time. Others, and several
     /// commands at once, may share it if they belong to the same user
@@ -53,11 +56,19 @@ impl RemoteArgs {
     /// The place that `source` names, if it is a URL.
     pub(super) fn place(&self, source: &Path) -> Result<Option<Place>> {
         let Some(url) = source.to_str().filter(|text| is_remote(text)) else { return Ok(None) };
+        Place::new(url, &self.options()?).map(Some)
+    }
+
+    /// How places are read.
+    pub(super) fn options(&self) -> Result<RemoteOptions> {
         let disk = self.disk_cache.as_ref().map(|dir| self.disk(dir)).transpose()?;
-        let deadlines = Deadlines::within(Duration::from_secs(self.remote_timeout));
-        let options = RemoteOptions { deadlines, disk, ..RemoteOptions::default() };
-        // Not the URL itself: a malformed one may hold secrets.
-        Place::new(url, &options).about("URL").map(Some)
+        let deadlines = Deadlines::within(self.timeout());
+        Ok(RemoteOptions { deadlines, disk, ..RemoteOptions::default() })
+    }
+
+    /// When a read is given up.
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.remote_timeout)
     }
 
     fn disk(&self, dir: &Path) -> Result<DiskCacheOptions> {

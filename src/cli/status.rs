@@ -6,7 +6,7 @@ use super::{complain, for_each};
 use crate::cache::CacheStats;
 use crate::error::{Context, Result};
 use crate::escape;
-use crate::mount::{self, Space, Status};
+use crate::mount::{self, RemoteStatus, Space, Status};
 
 use clap::Args;
 use serde::Serialize;
@@ -275,9 +275,24 @@ fn figures(described: &Described) -> Vec<String> {
         ("latency", format!("50 % below {}, 99 % below {}", latency(c, 0.5), latency(c, 0.99))),
     ];
     let packer = status.store.as_ref().map(|store| ("packer", packer_line(store)));
-    let rows = rows.into_iter().chain(packer);
+    let remote = status.remote.as_ref().map(|remote| ("network", remote_line(remote)));
+    let rows = rows.into_iter().chain(remote).chain(packer);
     let rows: Vec<_> = rows.map(|(name, figures)| vec![name.to_owned(), figures]).collect();
     table(&rows, &[])
+}
+
+/// What was fetched from other machines.
+fn remote_line(r: &RemoteStatus) -> String {
+    let last = r.last_failure.as_ref().map(|why| format!(", at last: {}", escape::text(why)));
+    format!(
+        "{} in {} requests, {} from the disk cache, {} in flight, {} failed{}",
+        bytes(r.bytes),
+        r.requests,
+        bytes(r.disk_bytes),
+        r.in_flight,
+        r.failed,
+        last.unwrap_or_default()
+    )
 }
 
 fn space(s: Space) -> String {

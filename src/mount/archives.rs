@@ -4,6 +4,8 @@ use super::attr::Identity;
 use crate::cache::{CachedFile, FileTable};
 use crate::error::{Error, ErrorKind};
 use crate::read::{Archive, ArchiveMemory};
+#[cfg(feature = "remote")]
+use crate::remote::Object;
 use rustix::fs::{Stat, fstat};
 use rustix::io::{Errno, Result};
 use std::fs::File;
@@ -40,10 +42,33 @@ impl Archives {
         archive.read_directly();
         Ok(self.open.insert(Some(identity).filter(Identity::is_settled), archive))
     }
+
+    /// The archive in `object`, as [`Archives::open`]. Waits for the network.
+    #[cfg(feature = "remote")]
+    pub fn open_remote(
+        &self,
+        object: Arc<Object>,
+        stat: &Stat,
+        path: &Path,
+    ) -> Result<Arc<CachedFile>> {
+        let identity = Identity::of(stat);
+        if let Some(open) = self.open.get(&identity) {
+            return Ok(open);
+        }
+        let archive = Archive::from_object_within(object, &self.memory);
+        // An object does not change: its identity is compared with each answer.
+        Ok(self.open.insert(Some(identity), archive.map_err(|e| open_failed(path, &e))?))
+    }
 }
 
-fn open_failed(path: &Path, e: &Error) -> Errno {
+/// Log why a file could not be opened, and return the error number for the program.
+pub(super) fn open_failed(path: &Path, e: &Error) -> Errno {
     log::error!("{}: {e}", crate::escape::path(path));
+    errno_of(e)
+}
+
+/// The error number of an error of reading.
+pub(super) fn errno_of(e: &Error) -> Errno {
     match (e.kind(), e.errno()) {
         (ErrorKind::Io, Some(errno)) => Errno::from_raw_os_error(errno),
         _ => Errno::IO,

@@ -4,7 +4,7 @@
 //! no other channel is needed, and the kernel tells which user makes the request.
 
 use super::mountinfo::{self, Mount};
-use super::status::{Status, StoreStatus};
+use super::status::{RemoteStatus, Status, StoreStatus};
 use crate::cache::ChunkCache;
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(crate) struct Control {
     cache: Arc<ChunkCache>,
     /// Adds what the file system itself reports.
     store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
+    /// Adds what was fetched from other machines.
+    remote: OnceLock<Box<dyn Fn() -> RemoteStatus + Send + Sync>>,
     /// Called with `true` before a signal ends the mount, and with `false` if it does not end.
     ending: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
     /// The mount, if this process made it.
@@ -44,14 +46,23 @@ impl Control {
         cache: Arc<ChunkCache>,
         hangup: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let (store, ending, mount) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { status, cache, store, ending, mount, hangup: Box::new(hangup) }
+        let (store, remote) = (OnceLock::new(), OnceLock::new());
+        let (ending, mount) = (OnceLock::new(), OnceLock::new());
+        Self { status, cache, store, remote, ending, mount, hangup: Box::new(hangup) }
     }
 
     /// The current status.
     pub fn status(&self) -> Status {
         let store = self.store.get().map(|status| status());
-        Status { cache: self.cache.stats(), store, ..self.status.clone() }
+        let remote = self.remote.get().map(|status| status());
+        Status { cache: self.cache.stats(), store, remote, ..self.status.clone() }
+    }
+
+    /// Report what was fetched from other machines, too.
+    #[cfg(feature = "remote")]
+    pub fn report_remote(&self, status: impl Fn() -> RemoteStatus + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.remote.set(Box::new(status));
     }
 
     /// Report the status of a store, too.

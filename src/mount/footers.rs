@@ -1,8 +1,11 @@
 //! The footers of archives: read once for each state of a file.
 
 use super::attr::{Identity, Packed};
-use crate::error::{Context, ErrorKind};
+use crate::error::{Context, ErrorKind, Result as Outcome};
+use crate::format::Footer;
 use crate::read;
+#[cfg(feature = "remote")]
+use crate::remote::Object;
 use lru::LruCache;
 use rustix::fs::{Stat, fgetxattr, fstat};
 use rustix::io::{Errno, Result};
@@ -10,6 +13,8 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::Path;
+#[cfg(feature = "remote")]
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most footers to cache. Each takes about 150 bytes.
@@ -44,10 +49,7 @@ impl Footers {
         open: impl Fn() -> Result<(File, Stat)>,
         path: &Path,
     ) -> Result<Option<Packed>> {
-        let identity = Identity::of(stat);
-        let key = (identity.dev, identity.ino);
-        let cached = self.known().get(&key).filter(|(of, _)| *of == identity).cloned();
-        if let Some((_, packed)) = cached {
+        if let Some(packed) = self.cached(&Identity::of(stat)) {
             return Ok(packed);
         }
         let mut last = None;
@@ -82,6 +84,32 @@ impl Footers {
         Ok(None)
     }
 
+    /// What an object shows, as [`Footers::of`]. Waits for the network. An object does not change.
+    #[cfg(feature = "remote")]
+    pub fn remote(
+        &self,
+        stat: &mut Stat,
+        open: impl Fn() -> Result<(Arc<Object>, Stat)>,
+        path: &Path,
+    ) -> Result<Option<Packed>> {
+        let identity = Identity::of(stat);
+        if let Some(packed) = self.cached(&identity) {
+            return Ok(packed);
+        }
+        let (object, _) = match open() {
+            Err(Errno::ACCESS | Errno::PERM) => return Ok(None),
+            opened => opened?,
+        };
+        let packed = footer_of(read::peek_object(&object), path)?;
+        self.known().put((identity.dev, identity.ino), (identity, packed.clone()));
+        Ok(packed)
+    }
+
+    fn cached(&self, identity: &Identity) -> Option<Option<Packed>> {
+        let key = (identity.dev, identity.ino);
+        self.known().get(&key).filter(|(of, _)| of == identity).map(|(_, packed)| packed.clone())
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,7 +127,11 @@ pub(crate) fn find_mark(file: impl AsFd, mark: &str) -> Result<Option<bool>> {
 
 /// Read the footer. `None` if the file is not a valid archive.
 fn read_footer(file: &File, path: &Path) -> Result<Option<Packed>> {
-    match read::peek(file).about_path(path) {
+    footer_of(read::peek(file), path)
+}
+
+fn footer_of(read: Outcome<Option<Footer>>, path: &Path) -> Result<Option<Packed>> {
+    match read.about_path(path) {
         Ok(footer) => Ok(footer.map(|f| Packed {
             size: f.original_len,
             mode: f.mode,

@@ -5,17 +5,21 @@
 //! thread that does: reads, and opens that load an index, are passed to the cache's threads, which
 //! send the reply.
 
+#[cfg(feature = "remote")]
+use super::archives::errno_of;
 use super::control::{self, Control};
 use super::convert::{errno, file_type, reply_statfs, reply_xattr};
 use super::handles::Opener;
 use super::negotiate::negotiate;
 use super::opened::Content;
+#[cfg(feature = "remote")]
+use super::plain::read_object;
 use super::plain::read_plain;
 use super::reply::Replier;
 use super::tree::{Handle, Tree};
 use super::xattrs::{self, Origin};
 use crate::cache::{ChunkCache, Slice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::escape;
 use crate::log_once::LogOnce;
 use crate::readahead::Readahead;
@@ -26,6 +30,7 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +43,7 @@ const MAX_READ: usize = 16 << 20;
 pub(super) struct BszFs {
     tree: Arc<Tree>,
     cache: Arc<ChunkCache>,
-    readahead: Readahead,
+    readahead: Arc<Readahead>,
     control: Arc<Control>,
     errors: Arc<LogOnce>,
     replier: Arc<Replier>,
@@ -53,7 +58,38 @@ impl BszFs {
         errors: Arc<LogOnce>,
         replier: Arc<Replier>,
     ) -> Self {
-        Self { tree, cache, readahead, control, errors, replier }
+        Self { tree, cache, readahead: Arc::new(readahead), control, errors, replier }
+    }
+
+    /// What happens when a read of the file at `path` fails: the reason is logged, and this is the
+    /// error number for the program.
+    fn read_failed(&self, path: &Path) -> impl FnOnce(&Error) -> Errno + Send + use<> {
+        let (errors, path) = (self.errors.clone(), path.to_owned());
+        #[cfg(feature = "remote")]
+        let remote = self.tree.remote().cloned();
+        move |e| {
+            let shown = escape::path(&path);
+            errors.log(log::Level::Error, &format!("{shown}: {e}"));
+            #[cfg(feature = "remote")]
+            if let Some(remote) = remote {
+                if e.errno() == Some(libc::ESTALE) {
+                    remote.forget_beside(&path);
+                }
+                return errno(errno_of(e));
+            }
+            Errno::EIO
+        }
+    }
+
+    /// Look something up in the tree: here, or on a thread that may wait for the network. A job
+    /// that no thread can be started for replies with an error when it is dropped.
+    fn with_tree(&self, job: impl FnOnce(&Arc<Tree>) + Send + 'static) {
+        #[cfg(feature = "remote")]
+        if let Some(remote) = self.tree.remote() {
+            let tree = Arc::clone(&self.tree);
+            return remote.spawn(move || job(&tree));
+        }
+        job(&self.tree);
     }
 }
 
@@ -75,10 +111,11 @@ impl Filesystem for BszFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.tree.look_up(parent.0, name) {
-            Ok((node, attr)) => self.replier.entry(request.unique(), node, &attr, TTL, reply),
+        let (id, name, replier) = (request.unique(), name.to_owned(), self.replier.clone());
+        self.with_tree(move |tree| match tree.look_up(parent.0, &name) {
+            Ok((node, attr)) => replier.entry(id, node, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
-        }
+        });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -86,10 +123,11 @@ impl Filesystem for BszFs {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.tree.attr(ino.0) {
-            Ok(attr) => self.replier.attr(request.unique(), &attr, TTL, reply),
+        let (id, replier) = (request.unique(), self.replier.clone());
+        self.with_tree(move |tree| match tree.attr(ino.0) {
+            Ok(attr) => replier.attr(id, &attr, TTL, reply),
             Err(e) => reply.error(errno(e)),
-        }
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -104,19 +142,22 @@ impl Filesystem for BszFs {
             return reply.error(Errno::EROFS);
         }
         let (pid, by) = (request.pid(), Opener::of(flags.0));
-        match self.tree.try_open(ino.0, by) {
+        let (cache, readahead) = (self.cache.clone(), self.readahead.clone());
+        self.with_tree(move |tree| match tree.try_open(ino.0, by) {
             Ok(Some(handle)) => {
-                self.readahead.opened(pid, handle.number);
+                readahead.opened(pid, handle.number);
                 reply_opened(Ok(handle), reply);
             }
             // The programs that read the file have closed it, so it needs no warming.
-            Ok(None) if self.readahead.is_warmer(pid) => reply.error(Errno::EAGAIN),
+            Ok(None) if readahead.is_warmer(pid) => reply.error(Errno::EAGAIN),
+            #[cfg(feature = "remote")]
+            Ok(None) if tree.remote().is_some() => reply_opened(tree.open(ino.0, by), reply),
             Ok(None) => {
-                let tree = self.tree.clone();
-                self.cache.spawn(move || reply_opened(tree.open(ino.0, by), reply));
+                let tree = tree.clone();
+                cache.spawn(move || reply_opened(tree.open(ino.0, by), reply));
             }
             Err(e) => reply.error(errno(e)),
-        }
+        });
     }
 
     fn read(
@@ -138,21 +179,23 @@ impl Filesystem for BszFs {
         };
         match &opened.content {
             Content::Archive { archive, .. } => {
-                let (errors, replier) = (self.errors.clone(), self.replier.clone());
-                let (id, of) = (request.unique(), archive.clone());
+                let (replier, answer) = (self.replier.clone(), self.read_failed(archive.path()));
                 let is_direct = flags.0 & libc::O_DIRECT != 0;
+                let id = request.unique();
                 let done = move |slices: Result<Vec<Slice>>| match slices {
                     Ok(slices) => replier.data(id, &slices, reply),
-                    Err(e) => {
-                        let path = escape::path(of.path());
-                        errors.log(log::Level::Error, &format!("{path}: {e}"));
-                        reply.error(Errno::EIO);
-                    }
+                    Err(e) => reply.error(answer(&e)),
                 };
                 self.readahead.read(archive, offset, len, request.pid(), is_direct, done);
             }
             Content::Plain(file) => {
                 read_plain(&self.cache, Arc::clone(file), offset, len, reply);
+            }
+            #[cfg(feature = "remote")]
+            Content::Object(object) => {
+                let failed = self.read_failed(Path::new(&*object.identity().url));
+                let to = (self.replier.clone(), request.unique(), reply);
+                read_object(&self.cache, object, offset, len, to, failed);
             }
         }
     }
@@ -173,10 +216,10 @@ impl Filesystem for BszFs {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.open_dir(ino.0) {
+        self.with_tree(move |tree| match tree.open_dir(ino.0) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(e) => reply.error(errno(e)),
-        }
+        });
     }
 
     fn readdir(
@@ -245,16 +288,24 @@ impl Filesystem for BszFs {
                     reply_xattr(Ok(Vec::new()), size, reply);
                 });
             }
-            Origin::Entry => reply_xattr(xattrs::get(&self.tree, ino.0, name), size, reply),
+            Origin::Entry => {
+                let name = name.to_owned();
+                self.with_tree(move |tree| {
+                    reply_xattr(xattrs::get(tree, ino.0, &name), size, reply);
+                });
+            }
             Origin::Index => {
-                let tree = self.tree.clone();
-                self.cache.spawn(move || reply_xattr(xattrs::coding(&tree, ino.0), size, reply));
+                let cache = self.cache.clone();
+                self.with_tree(move |tree| {
+                    let tree = tree.clone();
+                    cache.spawn(move || reply_xattr(xattrs::coding(&tree, ino.0), size, reply));
+                });
             }
         }
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(xattrs::list(&self.tree, ino.0), size, reply);
+        self.with_tree(move |tree| reply_xattr(xattrs::list(tree, ino.0), size, reply));
     }
 
     fn lseek(

@@ -1,13 +1,15 @@
 //! The life of a mount: check, mount, report ready, serve, and unmount.
 
 use super::control::Control;
+use super::files::Files;
 use super::fuse::BszFs;
 use super::mountinfo::{self, Mount};
 use super::negotiate::READAHEAD;
 use super::preflight::{self, Plan};
 use super::reply::Replier;
 use super::session::{self, Serving};
-use super::source::Source;
+#[cfg(feature = "remote")]
+use super::status::RemoteStatus;
 use super::status::Status;
 use super::tree::Tree;
 use super::unmount::{self, UnmountError};
@@ -19,7 +21,8 @@ use crate::error::{Context, Result};
 use crate::escape;
 use crate::log_once::LogOnce;
 use crate::readahead::{
-    FindShards, OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, Readahead, SequentialReadahead,
+    FindShards, LOCAL_PIECE, OpenArchive, PageCacheWarmer, Prefetch, Prefetcher, REMOTE_PIECE,
+    Readahead, SequentialReadahead,
 };
 use fuser::Filesystem;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -47,7 +50,7 @@ pub fn run(
     hangup: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
     serve(o, ready, hangup, |parts| {
-        let view = View::new(parts.source, parts.only)?;
+        let view = View::new(parts.files, parts.only)?;
         let tree = Arc::new(Tree::new(view, parts.cache.archive_memory()));
         let shards = Arc::clone(&tree);
         let readahead =
@@ -58,7 +61,7 @@ pub fn run(
 
 /// What a file system is made of, apart from its tree.
 pub(crate) struct Parts {
-    pub source: Source,
+    pub files: Files,
     /// If a single archive is mounted: its name.
     pub only: Option<OsString>,
     pub cache: Arc<ChunkCache>,
@@ -98,29 +101,37 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     let plan = preflight::check(o)?;
     limits::raise_open_files();
     let cache = start_cache(o)?;
-    let prefetcher = Prefetcher::start(&cache)?;
-    use_gpu(&prefetcher, o);
+    let is_local = plan.files.local().is_some();
+    let piece = if is_local { LOCAL_PIECE } else { REMOTE_PIECE };
+    let prefetcher = Prefetcher::start(&cache, piece)?;
+    if is_local {
+        use_gpu(&prefetcher, o);
+    }
     // Before mounting: from now on, a signal ends the mount, and not only the process.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
     let errors: Arc<LogOnce> = Arc::default();
     let control = control(&plan, &cache, &errors, hangup);
+    #[cfg(feature = "remote")]
+    report_remote(&plan.files, &control);
     let reporter = control.clone();
     let metrics = o.metrics.as_ref();
     let _metrics_socket =
         metrics.map(|at| metrics::serve(at, move || reporter.status())).transpose()?;
 
-    let Plan { source: path, mountpoint, fuse, directory: source, only } = plan;
+    let Plan { source: path, mountpoint, fuse, files, only } = plan;
     let config = session::config(o, &path);
     let replier: Arc<Replier> = Arc::default();
     // An inherited mount may be invisible to this process.
-    let warmer = fuse.is_none().then(|| Arc::new(PageCacheWarmer::new(mountpoint.clone())));
+    // Its reads would seem to be those of a program, which go first on a network.
+    let warm = fuse.is_none() && is_local;
+    let warmer = warm.then(|| Arc::new(PageCacheWarmer::new(mountpoint.clone())));
     let (prefetch, of_cache, of_errors) = (o.prefetch, cache.clone(), errors.clone());
     let readahead =
         ReadaheadParts { cache: of_cache, prefetcher, prefetch, warmer, errors: of_errors };
     let (control_, replier_) = (control.clone(), replier.clone());
     let parts =
-        Parts { source, only, cache, readahead, control: control_, errors, replier: replier_ };
-    let file_system = make(parts).about_path(&o.source)?;
+        Parts { files, only, cache, readahead, control: control_, errors, replier: replier_ };
+    let file_system = make(parts).about_path(&path)?;
     let session = session::open(file_system, &replier, fuse, &mountpoint, &config)
         .about_path(&o.mountpoint)?;
     // None if it has been unmounted or detached already, and if another program mounted it. Until
@@ -168,12 +179,33 @@ fn control(
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
         store: None,
+        remote: None,
     };
     let errors = errors.clone();
+    #[cfg(feature = "remote")]
+    let remote = plan.files.remote().cloned();
     Arc::new(Control::new(status, cache.clone(), move || {
         hangup();
         errors.reset();
+        #[cfg(feature = "remote")]
+        remote.iter().for_each(|remote| remote.forget());
     }))
+}
+
+#[cfg(feature = "remote")]
+fn report_remote(files: &Files, control: &Control) {
+    let Some(remote) = files.remote().cloned() else { return };
+    control.report_remote(move || {
+        let stats = remote.stats();
+        RemoteStatus {
+            requests: stats.requests,
+            bytes: stats.bytes,
+            disk_bytes: stats.disk_bytes,
+            in_flight: stats.in_flight,
+            failed: stats.failed,
+            last_failure: stats.last_failure,
+        }
+    });
 }
 
 /// Decode layers on a GPU if that is requested and possible. A mount works without one.

@@ -14,6 +14,8 @@
 //! |---|---|
 //! | `attr` | attributes, inode numbers, and the identity of a file's state |
 //! | `source` | the source directory: one handle, no symlinks followed |
+//! | `remote` | a source on other machines: listings and objects |
+//! | `files` | either of them |
 //! | `access` | access control beyond permission bits |
 //! | `links` | where symlinks lead inside the source |
 //! | `footers`, `archives` | archives: what they show, and opening them once |
@@ -57,6 +59,7 @@ mod attr;
 mod client;
 mod control;
 mod convert;
+mod files;
 mod footers;
 mod fuse;
 mod fusermount;
@@ -76,6 +79,8 @@ mod plain;
 mod preflight;
 mod probe;
 mod probe_runner;
+#[cfg(feature = "remote")]
+mod remote;
 mod reply;
 mod resolve;
 mod session;
@@ -107,9 +112,11 @@ pub use place::{Place, place};
 pub(crate) use plain::{drop_cached, read_plain, read_plain_blocking};
 pub use probe::Probe;
 pub use probe_runner::run_probe;
+#[cfg(feature = "remote")]
+pub use remote::RemoteView;
 pub(crate) use reply::{Entries, Replier};
 pub(crate) use source::{Entry, Source, open_regular};
-pub use status::{Space, Status, StoreStatus};
+pub use status::{RemoteStatus, Space, Status, StoreStatus};
 pub use unmount::{detach, unmount};
 pub use usage::{DirectoryUsage, Usage, usage};
 pub(crate) use xattrs::archive_attribute;
@@ -123,7 +130,7 @@ pub const FS_TYPE: &str = "fuse.bszfs";
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// A directory, or one archive.
+    /// A directory, or one archive; of a source on other machines, its name.
     pub source: PathBuf,
     /// An existing directory outside of the source, or the source itself. Or `/dev/fd/N` for an
     /// inherited `/dev/fuse` with the number N, which another program has mounted and will
@@ -147,6 +154,21 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Where to serve metrics for Prometheus.
     pub metrics: Option<MetricsAddress>,
+    /// If the source is on other machines: its URL, and how it is read and shown.
+    #[cfg(feature = "remote")]
+    pub remote: Option<RemoteMount>,
+}
+
+/// A source on other machines.
+#[cfg(feature = "remote")]
+#[derive(Clone, Debug)]
+pub struct RemoteMount {
+    /// Its URL. It may hold secrets, which [`MountOptions::source`] must not.
+    pub url: String,
+    /// How it is read.
+    pub options: crate::remote::RemoteOptions,
+    /// How it is shown.
+    pub view: RemoteView,
 }
 
 impl MountOptions {

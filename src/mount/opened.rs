@@ -4,6 +4,8 @@ use super::attr::{Identity, Packed};
 use super::handles::Opener;
 use super::view::Found;
 use crate::readahead::OpenArchive;
+#[cfg(feature = "remote")]
+use crate::remote::Object;
 use rustix::fs::{FileType, SeekFrom, Stat, fstat, seek};
 use rustix::io::{Errno, Result};
 use std::fs::File;
@@ -44,8 +46,13 @@ pub(super) struct Opened {
 
 /// Where the bytes of an open file come from.
 pub(super) enum Content {
-    Archive { archive: Arc<OpenArchive>, packed: Packed },
+    Archive {
+        archive: Arc<OpenArchive>,
+        packed: Packed,
+    },
     Plain(Arc<File>),
+    #[cfg(feature = "remote")]
+    Object(Arc<Object>),
 }
 
 impl Opened {
@@ -78,6 +85,8 @@ impl Opened {
                     at => return at.map(|at| at.cast_signed()),
                 }
             }
+            #[cfg(feature = "remote")]
+            Content::Object(object) => object.size(),
         };
         match () {
             () if from >= size => Err(Errno::NXIO),
@@ -110,18 +119,26 @@ impl Opened {
         self.overlay_handles.fetch_sub((by == Opener::Overlay).into(), Ordering::AcqRel);
     }
 
-    pub fn file(&self) -> &File {
+    /// The open file of the source, if it is on this machine.
+    pub fn file(&self) -> Option<&File> {
         match &self.content {
-            Content::Archive { archive, .. } => archive.file().archive().local_file(),
-            Content::Plain(file) => file,
+            Content::Archive { archive, .. } => archive.file().archive().file(),
+            Content::Plain(file) => Some(file),
+            #[cfg(feature = "remote")]
+            Content::Object(_) => None,
         }
+    }
+
+    /// The present attributes of the file of the source. An object keeps those that it had.
+    pub fn stat(&self) -> Result<Stat> {
+        self.file().map_or(Ok(self.stat), fstat)
     }
 
     /// The open archive, unless the file is shown as it is.
     pub fn archive(&self) -> Option<&OpenArchive> {
         match &self.content {
             Content::Archive { archive, .. } => Some(archive),
-            Content::Plain(_) => None,
+            _ => None,
         }
     }
 
@@ -129,7 +146,7 @@ impl Opened {
     pub fn packed(&self) -> Option<&Packed> {
         match &self.content {
             Content::Archive { packed, .. } => Some(packed),
-            Content::Plain(_) => None,
+            _ => None,
         }
     }
 }

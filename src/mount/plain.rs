@@ -1,6 +1,15 @@
 //! Reads of plain files, past the page cache of the source where they are large.
 
+#[cfg(feature = "remote")]
+use super::reply::Replier;
 use crate::cache::ChunkCache;
+#[cfg(feature = "remote")]
+use crate::{
+    error::{Error, Result as Outcome},
+    remote::{Object, Stored},
+};
+#[cfg(feature = "remote")]
+use fuser::RequestId;
 use fuser::{Errno, ReplyData};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -58,6 +67,29 @@ pub(crate) fn read_plain_blocking(
             log::error!("{e}");
             reply.error(Errno::ENOMEM);
         }
+    });
+}
+
+/// Reply to a read of an object on another machine. No thread waits for the network.
+#[cfg(feature = "remote")]
+pub(super) fn read_object(
+    cache: &Arc<ChunkCache>,
+    object: &Arc<Object>,
+    offset: u64,
+    len: usize,
+    (replier, request, reply): (Arc<Replier>, RequestId, ReplyData),
+    failed: impl FnOnce(&Error) -> Errno + Send + 'static,
+) {
+    let range = offset.min(object.size())..offset.saturating_add(len as u64).min(object.size());
+    let (worker, object) = (Arc::clone(cache), Arc::clone(object));
+    cache.spawn(move || {
+        let done = move |stored: Outcome<Stored>| {
+            worker.spawn(move || match stored {
+                Ok(stored) => replier.data(request, stored.pieces(), reply),
+                Err(e) => reply.error(failed(&e)),
+            });
+        };
+        object.fetch_in_order(range, Box::new(done));
     });
 }
 

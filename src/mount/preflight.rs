@@ -1,10 +1,15 @@
 //! The checks before mounting. Each error says what to do about it.
 
+use super::files::Files;
 use super::probe::{self, Probe, ProbeError};
 use super::resolve::{self, Kind, Resolved};
 use super::source::Source;
 use super::{MountOptions, fusermount, inherited_fd, mountinfo};
+#[cfg(feature = "remote")]
+use super::{RemoteMount, footers::Footers, remote::RemoteSource};
 use crate::error::{Context, Error, Result};
+#[cfg(feature = "remote")]
+use crate::remote::Place;
 use crate::{escape, input, read};
 use rustix::io::Errno;
 use std::ffi::OsString;
@@ -12,6 +17,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "remote")]
+use std::sync::Arc;
 
 /// A mount that has passed the checks.
 pub(super) struct Plan {
@@ -20,7 +27,7 @@ pub(super) struct Plan {
     pub mountpoint: PathBuf,
     /// The inherited `/dev/fuse`, if the mountpoint is a descriptor.
     pub fuse: Option<OwnedFd>,
-    pub directory: Source,
+    pub files: Files,
     /// The one archive in it to show, if the source is one.
     pub only: Option<OsString>,
 }
@@ -30,6 +37,10 @@ pub(super) struct Plan {
 /// # Errors
 /// The source cannot be shown, or cannot be mounted at the mountpoint.
 pub(super) fn check(o: &MountOptions) -> Result<Plan> {
+    #[cfg(feature = "remote")]
+    if let Some(remote) = &o.remote {
+        return check_remote(o, remote);
+    }
     let fuse = inherited_fd::number(&o.mountpoint)
         .map(inherited_fd::take)
         .transpose()
@@ -54,7 +65,43 @@ pub(super) fn check(o: &MountOptions) -> Result<Plan> {
     };
     let mut opened = Source::open(&directory).about_path(&o.source)?;
     opened.add_alias(if only.is_none() { std::path::absolute(&o.source)? } else { directory });
-    Ok(Plan { source, mountpoint, fuse, directory: opened, only })
+    Ok(Plan { source, mountpoint, fuse, files: Files::Local(opened), only })
+}
+
+/// Check the options for a source on other machines, and find it.
+#[cfg(feature = "remote")]
+fn check_remote(o: &MountOptions, remote: &RemoteMount) -> Result<Plan> {
+    let inherited = inherited_fd::number(&o.mountpoint).map(inherited_fd::take).transpose();
+    let fuse = inherited.about_path(&o.mountpoint)?;
+    let mountpoint = match &fuse {
+        Some(_) => o.mountpoint.clone(),
+        None => {
+            let mountpoint = check_mountpoint(resolve::resolve(&o.mountpoint), &o.mountpoint)?;
+            check_fuse()?;
+            mountpoint
+        }
+    };
+    let place = Place::new(&remote.url, &remote.options)?;
+    let source = place.name("");
+    let (files, only) = RemoteSource::open(place, remote.view)?;
+    let files = Files::Remote(Arc::new(files));
+    if let Some(name) = &only {
+        let found = files.dir(Path::new("")).and_then(|dir| {
+            let mut stat = dir.stat(name)?;
+            dir.packed(&Footers::new(), name, &mut stat, &source)
+        });
+        match found {
+            Ok(Some(packed)) if packed.naming.original_name(name).is_some() => {}
+            Ok(_) => {
+                let why = "is not an archive: mount a directory, or a .bsz file";
+                return Err(Error::invalid(why).about_path(&source));
+            }
+            Err(e) => {
+                return Err(Error::os(e.raw_os_error(), "cannot be read")).about_path(&source);
+            }
+        }
+    }
+    Ok(Plan { source, mountpoint, fuse, files, only })
 }
 
 /// Check that the mount would neither hide its source nor show itself. `whole` tells whether all of

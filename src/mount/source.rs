@@ -10,7 +10,7 @@ use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 /// How often openat2(2) is retried if a directory on the path is renamed meanwhile.
@@ -18,6 +18,9 @@ const RENAME_RETRIES: usize = 64;
 
 /// The types of file systems whose `d_ino` differs from `st_ino`: overlayfs, FUSE, SMB 1 and later.
 const UNRELIABLE_D_INO: [u64; 4] = [0x794c_7630, 0x6573_5546, 0xff53_4d42, 0xfe53_4d42];
+
+/// Most bytes of a file name.
+const NAME_MAX: usize = 255;
 
 /// Most bytes of an extended attribute, and of a list of their names (xattr(7)).
 const MAX_XATTR: usize = 1 << 16;
@@ -245,6 +248,14 @@ impl Source {
         }
         Ok(at)
     }
+}
+
+/// Whether `name` is a valid file name.
+pub(super) fn is_name(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    !matches!(bytes, b"" | b"." | b"..")
+        && bytes.len() <= NAME_MAX
+        && !bytes.iter().any(|&b| b == b'/' || b == 0)
 }
 
 /// Open a regular file for reading, with more flags. `ESTALE` if the name refers to anything else.

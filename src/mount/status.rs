@@ -27,6 +27,27 @@ pub struct Status {
     /// What its packer does, if the mount is a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
+    /// What was fetched, if the source is on other machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<RemoteStatus>,
+}
+
+/// What was fetched from other machines since the mount began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RemoteStatus {
+    /// Requests for bytes that were sent, repetitions included.
+    pub requests: u64,
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// Bytes that came from the disk cache instead.
+    pub disk_bytes: u64,
+    /// Requests on their way now.
+    pub in_flight: u64,
+    /// Requests that failed, whether or not they were repeated.
+    pub failed: u64,
+    /// Why the last one did.
+    pub last_failure: Option<String>,
 }
 
 /// The fields of a [`Status`] in JSON.
@@ -42,6 +63,8 @@ struct Wire {
     cache: CacheStats,
     #[serde(default)]
     store: Option<StoreStatus>,
+    #[serde(default)]
+    remote: Option<RemoteStatus>,
 }
 
 impl From<Wire> for Status {
@@ -54,6 +77,7 @@ impl From<Wire> for Status {
             since: wire.since,
             cache: wire.cache,
             store: wire.store,
+            remote: wire.remote,
         }
     }
 }

@@ -6,15 +6,19 @@
 use super::access::{self, Access};
 use super::archives::Archives;
 use super::attr::{Attr, Identity, Packed, ROOT, attr};
+use super::files::Directory;
 use super::handles::{Handles, Opener};
 use super::inodes::{Inodes, Node};
 use super::opened::{Content, Opened};
-use super::source::Entry;
-use super::view::{Found, Listed, View, is_name};
+#[cfg(feature = "remote")]
+use super::remote::RemoteSource;
+use super::source::{Entry, is_name};
+use super::view::{Found, Listed, View};
+use crate::cache::CachedFile;
 use crate::format::Naming;
 use crate::read::ArchiveMemory;
 use crate::readahead::{OpenArchive, Shard, shard_pattern};
-use rustix::fs::{FileType, StatVfs, fstat};
+use rustix::fs::{FileType, Stat, StatVfs};
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -33,6 +37,21 @@ pub(super) struct DirEntry {
     pub ino: u64,
     pub kind: FileType,
     pub name: OsString,
+}
+
+/// The entry of the source behind an inode.
+pub(super) struct SourceEntry {
+    /// The entry, if it is on this machine.
+    pub entry: Option<Entry>,
+    /// Its size in bytes.
+    pub stored: u64,
+    /// What it shows, if it is an archive.
+    pub packed: Option<Packed>,
+}
+
+#[allow(clippy::unnecessary_cast)]
+fn stored(stat: &Stat) -> u64 {
+    stat.st_size as u64
 }
 
 pub(super) struct Tree {
@@ -57,6 +76,12 @@ impl Tree {
             dirs: Handles::new(),
             archives: Archives::new(memory),
         }
+    }
+
+    /// The source, if it is on other machines.
+    #[cfg(feature = "remote")]
+    pub fn remote(&self) -> Option<&Arc<RemoteSource>> {
+        self.view.files().remote()
     }
 
     /// Access control beyond permission bits.
@@ -93,10 +118,21 @@ impl Tree {
         if attr.kind == FileType::Symlink {
             attr.size = self.view.read_link(dir, found)?.len() as u64;
         } else {
-            let dev = Identity::of(&found.stat).dev;
-            attr.perm = self.access.bits(attr.perm, dev, || self.view.open_entry(dir, found));
+            attr.perm = self.bits(attr.perm, &found.stat, || self.view.open_entry(dir, found));
         }
         Ok(attr)
+    }
+
+    /// The permission bits to show for a file of the source. Objects on other machines have no ACLs.
+    fn bits(&self, perm: u16, stat: &Stat, entry: impl Fn() -> Result<Entry>) -> u16 {
+        match self.view.files().local() {
+            Some(_) => self.access.bits(perm, Identity::of(stat).dev, entry),
+            None => perm,
+        }
+    }
+
+    fn root_entry(&self) -> Result<Entry> {
+        self.view.files().local().ok_or(Errno::OPNOTSUPP)?.root_entry()
     }
 
     /// The kernel has dropped `lookups` of its references to an inode.
@@ -106,13 +142,9 @@ impl Tree {
 
     pub fn attr(&self, ino: u64) -> Result<Attr> {
         if ino == ROOT {
-            let stat = self.view.source().stat_root()?;
+            let stat = self.view.files().stat_root()?;
             let root = attr(ROOT, &stat, None);
-            let entry = || self.view.source().root_entry();
-            return Ok(Attr {
-                perm: self.access.bits(root.perm, Identity::of(&stat).dev, entry),
-                ..root
-            });
+            return Ok(Attr { perm: self.bits(root.perm, &stat, || self.root_entry()), ..root });
         }
         let node = self.node(ino)?;
         match self.find(&node) {
@@ -136,38 +168,43 @@ impl Tree {
     }
 
     fn attr_of_opened(&self, opened: &Opened) -> Result<Attr> {
-        let stat = fstat(opened.file())?;
-        let (number, dev) =
-            (self.view.number(&stat, opened.packed().is_some()), Identity::of(&stat).dev);
+        let stat = opened.stat()?;
+        let number = self.view.number(&stat, opened.packed().is_some());
         let attr = attr(number, &stat, opened.packed());
-        Ok(Attr { perm: self.access.bits(attr.perm, dev, || Entry::of(opened.file())), ..attr })
+        let entry = || opened.file().ok_or(Errno::OPNOTSUPP).and_then(Entry::of);
+        Ok(Attr { perm: self.bits(attr.perm, &stat, entry), ..attr })
     }
 
     /// The entry of the source behind an inode, and what it shows if it is an archive.
-    pub fn entry(&self, ino: u64) -> Result<(Entry, Option<Packed>)> {
+    pub fn entry(&self, ino: u64) -> Result<SourceEntry> {
+        let is_local = self.view.files().local().is_some();
         if ino == ROOT {
-            return Ok((self.view.source().root_entry()?, None));
+            let entry = is_local.then(|| self.root_entry()).transpose()?;
+            return Ok(SourceEntry { entry, stored: 0, packed: None });
         }
         let node = self.node(ino)?;
         let found = match self.find(&node) {
             Ok(found) => found,
             Err(e) => {
                 let opened = node.opened.upgrade().ok_or(e)?;
-                return Ok((Entry::of(opened.file())?, opened.packed().cloned()));
+                let (stored, packed) = (stored(&opened.stat()?), opened.packed().cloned());
+                let entry = opened.file().map(Entry::of).transpose()?;
+                return Ok(SourceEntry { entry, stored, packed });
             }
         };
         let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
-        Ok((self.view.open_entry(dir, &found)?, found.packed))
+        let entry = is_local.then(|| self.view.open_entry(dir, &found)).transpose()?;
+        Ok(SourceEntry { entry, stored: stored(&found.stat), packed: found.packed })
     }
 
     /// An ACL of a file or a directory: `name` is one of the two ACL attributes.
     pub fn acl(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
-        let (entry, packed) = self.entry(ino)?;
-        access::acl(&entry, name, packed.as_ref())
+        let SourceEntry { entry, packed, .. } = self.entry(ino)?;
+        access::acl(&entry.ok_or(Errno::NODATA)?, name, packed.as_ref())
     }
 
     pub fn statfs(&self) -> Result<StatVfs> {
-        self.view.source().statfs()
+        self.view.files().statfs()
     }
 
     /// Open a file without blocking. `None` if the index of an archive must be loaded first: then
@@ -267,18 +304,38 @@ impl Tree {
 
     fn open_content(&self, node: &Node, found: &Found) -> Result<Arc<Opened>> {
         let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
-        let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
+        let packed = found.packed.as_ref();
+        let path: Arc<Path> = dir.join(&found.source_name).into();
+        let open_archive = |file: Arc<CachedFile>, packed: &Packed| Content::Archive {
+            archive: Arc::new(OpenArchive::new(file, Arc::clone(&path), node.path.clone())),
+            packed: packed.clone(),
+        };
         // The kernel must read the file that it knows by this inode.
-        let (now, then) = (Identity::of(&stat), Identity::of(&found.stat));
-        let content = match &found.packed {
-            None if (now.dev, now.ino) != (then.dev, then.ino) => return Err(Errno::STALE),
-            None => Content::Plain(Arc::new(file)),
-            Some(_) if now != then => return Err(Errno::STALE),
-            Some(packed) => {
-                let path: Arc<Path> = dir.join(&found.source_name).into();
-                let file = self.archives.open(file, &stat, &path)?;
-                let archive = Arc::new(OpenArchive::new(file, path, node.path.clone()));
-                Content::Archive { archive, packed: packed.clone() }
+        let then = Identity::of(&found.stat);
+        let (content, stat) = match self.view.files().dir(dir)? {
+            Directory::Local(dir) => {
+                let (file, stat) = dir.open_file(&found.source_name)?;
+                let now = Identity::of(&stat);
+                let is_same = (now.dev, now.ino) == (then.dev, then.ino);
+                match packed {
+                    None if is_same => (Content::Plain(Arc::new(file)), stat),
+                    Some(packed) if now == then => {
+                        (open_archive(self.archives.open(file, &stat, &path)?, packed), stat)
+                    }
+                    _ => return Err(Errno::STALE),
+                }
+            }
+            #[cfg(feature = "remote")]
+            Directory::Remote(dir) => {
+                let (object, stat) = dir.open(&found.source_name)?;
+                match packed {
+                    _ if Identity::of(&stat) != then => return Err(Errno::STALE),
+                    None => (Content::Object(object), stat),
+                    Some(packed) => {
+                        let file = self.archives.open_remote(object, &stat, &path)?;
+                        (open_archive(file, packed), stat)
+                    }
+                }
             }
         };
         Ok(Arc::new(Opened::new(stat, found, content)))
@@ -300,8 +357,18 @@ impl Tree {
         let open = |listed: &Listed| {
             let found = self.view.find(dir, &listed.name)?;
             found.packed.as_ref().ok_or(Errno::INVAL)?;
-            let (file, stat) = self.view.source().dir(dir)?.open_file(&found.source_name)?;
-            let file = self.archives.open(file, &stat, &dir.join(&found.source_name))?;
+            let path = dir.join(&found.source_name);
+            let file = match self.view.files().dir(dir)? {
+                Directory::Local(dir) => {
+                    let (file, stat) = dir.open_file(&found.source_name)?;
+                    self.archives.open(file, &stat, &path)?
+                }
+                #[cfg(feature = "remote")]
+                Directory::Remote(dir) => {
+                    let (object, stat) = dir.open(&found.source_name)?;
+                    self.archives.open_remote(object, &stat, &path)?
+                }
+            };
             Ok::<_, Errno>(Shard { file, shown: dir.join(&listed.name).into() })
         };
         listed.iter().filter(belongs).take(MAX_SHARDS).filter_map(|l| open(l).ok()).collect()

@@ -1,6 +1,7 @@
 //! Tests of the tree, without a kernel.
 
 use super::*;
+use crate::mount::files::Files;
 use crate::mount::source::Source;
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
@@ -11,7 +12,7 @@ fn tree() -> (TempDir, Tree) {
     std::fs::write(dir.path().join("sub/file"), "content").expect("write");
     symlink("sub/file", dir.path().join("link")).expect("symlink");
     let tree = Tree::new(
-        View::new(Source::open(dir.path()).expect("source"), None).expect("view"),
+        View::new(Files::Local(Source::open(dir.path()).expect("source")), None).expect("view"),
         &Arc::default(),
     );
     (dir, tree)

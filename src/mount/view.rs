@@ -8,11 +8,12 @@
 //! - A symlink to an archive is shown under the name of the original, and leads to the original.
 
 use super::attr::{Identity, Packed, inode_number};
+use super::files::{Directory, Files};
 use super::footers::Footers;
 use super::links;
-use super::source::{DirHandle, Entry, Source};
+use super::source::{Entry, Source, is_name};
 use crate::format::Naming;
-use rustix::fs::{FileType, Stat, fstat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::{Errno, Result};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -21,9 +22,6 @@ use std::path::Path;
 
 const ARCHIVE_SUFFIX: &[u8] = b".bsz";
 const SAFETENSORS_SUFFIX: &[u8] = b".safetensors";
-
-/// Most bytes of a file name.
-const NAME_MAX: usize = 255;
 
 /// The source entry behind a name of the view.
 pub(super) struct Found {
@@ -57,7 +55,7 @@ pub(super) struct Listed {
 }
 
 pub(super) struct View {
-    source: Source,
+    files: Files,
     /// The device of the source directory.
     root_dev: u64,
     /// If a single archive is mounted: its name. Nothing else in its directory is shown.
@@ -66,17 +64,22 @@ pub(super) struct View {
 }
 
 impl View {
-    /// A view of all of `source`, or of `only` one archive in it.
+    /// A view of all `files` of a source, or of `only` one archive among them.
     ///
     /// # Errors
     /// The source is gone.
-    pub fn new(source: Source, only: Option<OsString>) -> Result<Self> {
-        let root_dev = Identity::of(&source.stat_root()?).dev;
-        Ok(Self { source, root_dev, only, footers: Footers::new() })
+    pub fn new(files: Files, only: Option<OsString>) -> Result<Self> {
+        let root_dev = Identity::of(&files.stat_root()?).dev;
+        Ok(Self { files, root_dev, only, footers: Footers::new() })
     }
 
-    pub fn source(&self) -> &Source {
-        &self.source
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The source, if it is on this machine. There are no symlinks elsewhere.
+    fn source(&self) -> Result<&Source> {
+        self.files.local().ok_or(Errno::INVAL)
     }
 
     /// The inode number in the view of a source file, or of the original that it decodes to.
@@ -87,12 +90,19 @@ impl View {
 
     /// The inode number of the directory at `path`, which is not the root.
     pub fn dir_number(&self, path: &Path) -> Result<u64> {
-        Ok(self.number(&fstat(self.source.dir(path)?)?, false))
+        Ok(self.number(&self.files.stat_dir(path)?, false))
     }
 
     /// The entry that `name` in the directory at `dir` stands for; `ENOENT` if there is none.
     pub fn find(&self, dir: &Path, name: &OsStr) -> Result<Found> {
-        let handle = self.source.dir(dir)?;
+        match self.find_known(dir, name) {
+            Err(Errno::NOENT) if self.files.renew(dir) => self.find_known(dir, name),
+            found => found,
+        }
+    }
+
+    fn find_known(&self, dir: &Path, name: &OsStr) -> Result<Found> {
+        let handle = self.files.dir(dir)?;
         if let Some(only) = &self.only {
             let found = self.entry(&handle, dir, only)?;
             return if found.shown_name() == name { Ok(found) } else { Err(Errno::NOENT) };
@@ -124,9 +134,12 @@ impl View {
             ino: self.number(&found.stat, found.packed.is_some()),
         };
         if let Some(only) = &self.only {
-            return Ok(vec![shown(&self.entry(&self.source.dir(dir)?, dir, only)?)]);
+            return Ok(vec![shown(&self.entry(&self.files.dir(dir)?, dir, only)?)]);
         }
-        let listing = self.source.list(dir)?;
+        let listing = self.files.list(dir)?;
+        let renamed = listing.entries.iter().filter(|(name, kind, _)| may_be_renamed(name, *kind));
+        let renamed: Vec<&OsStr> = renamed.map(|(name, ..)| name.as_os_str()).collect();
+        listing.dir.look_ahead(&renamed, |handle, name| drop(self.entry(handle, dir, name)));
         let (mut listed, mut archives) = (Vec::new(), Vec::new());
         let unchanged = |name, kind, ino| Listed {
             name,
@@ -163,8 +176,8 @@ impl View {
     /// The target in the view of the symlink `found` in the directory at `dir`. It leads to what
     /// the symlink of the source leads to.
     pub fn read_link(&self, dir: &Path, found: &Found) -> Result<OsString> {
-        let target = self.source.dir(dir)?.read_link(&found.source_name)?;
-        let target = links::relative_target(&self.source, dir, &target).unwrap_or(target);
+        let target = self.files.dir(dir)?.read_link(&found.source_name)?;
+        let target = links::relative_target(self.source()?, dir, &target).unwrap_or(target);
         Ok(self.renamed_target(dir, &target).unwrap_or(target))
     }
 
@@ -173,8 +186,8 @@ impl View {
     fn renamed_target(&self, dir: &Path, target: &OsStr) -> Option<OsString> {
         // Only archives are renamed, so no other target needs to be resolved.
         target.as_bytes().ends_with(ARCHIVE_SUFFIX).then_some(())?;
-        let at = links::resolve(&self.source, dir, target, false)?;
-        let found = self.entry(&self.source.dir(&at.dir).ok()?, &at.dir, &at.name?).ok()?;
+        let at = links::resolve(self.source().ok()?, dir, target, false)?;
+        let found = self.entry(&self.files.dir(&at.dir).ok()?, &at.dir, &at.name?).ok()?;
         (found.naming.is_some() && self.shows(&at.dir, &found)).then_some(())?;
         links::with_last(target, &found.shown_name())
     }
@@ -187,13 +200,13 @@ impl View {
     /// The source entry of `found`, without opening the file. `ESTALE` if the name refers to
     /// another file by now.
     pub fn open_entry(&self, dir: &Path, found: &Found) -> Result<Entry> {
-        let entry = self.source.dir(dir)?.entry(&found.source_name)?;
+        let entry = self.source()?.dir(dir)?.entry(&found.source_name)?;
         let (now, then) = (Identity::of(&entry.stat()?), Identity::of(&found.stat));
         if (now.dev, now.ino) == (then.dev, then.ino) { Ok(entry) } else { Err(Errno::STALE) }
     }
 
     /// Examine the source entry `name`: whether it is an archive, or a symlink to one.
-    fn entry(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Result<Found> {
+    fn entry(&self, handle: &Directory<'_>, dir: &Path, name: &OsStr) -> Result<Found> {
         let stat = handle.stat(name)?;
         let mut found = Found { source_name: name.to_owned(), stat, packed: None, naming: None };
         if may_be_renamed(name, found.kind()) {
@@ -211,11 +224,11 @@ impl View {
     }
 
     /// The naming of the archive that a symlink leads to, if it is inside the source.
-    fn naming_of_target(&self, handle: &DirHandle<'_>, dir: &Path, name: &OsStr) -> Option<Naming> {
+    fn naming_of_target(&self, handle: &Directory<'_>, dir: &Path, name: &OsStr) -> Option<Naming> {
         let target = handle.read_link(name).ok()?;
-        let at = links::resolve(&self.source, dir, &target, true)?;
+        let at = links::resolve(self.source().ok()?, dir, &target, true)?;
         let archive = at.name.filter(|name| name.as_bytes().ends_with(ARCHIVE_SUFFIX))?;
-        let found = self.entry(&self.source.dir(&at.dir).ok()?, &at.dir, &archive).ok()?;
+        let found = self.entry(&self.files.dir(&at.dir).ok()?, &at.dir, &archive).ok()?;
         found.packed.as_ref().map(|p| p.naming).filter(|_| self.shows(&at.dir, &found))
     }
 
@@ -223,10 +236,9 @@ impl View {
     ///
     /// # Errors
     /// The footer cannot be read at the moment.
-    fn peek(&self, handle: &DirHandle<'_>, dir: &Path, found: &mut Found) -> Result<()> {
-        let name = &found.source_name;
-        found.packed =
-            self.footers.of(&mut found.stat, || handle.open_file(name), &dir.join(name))?;
+    fn peek(&self, handle: &Directory<'_>, dir: &Path, found: &mut Found) -> Result<()> {
+        let (name, stat) = (&found.source_name, &mut found.stat);
+        found.packed = handle.packed(&self.footers, name, stat, &dir.join(name))?;
         Ok(())
     }
 }
@@ -245,14 +257,6 @@ fn may_be_renamed(name: &OsStr, kind: FileType) -> bool {
 /// The name of the original of `archive`, if it is a valid file name.
 fn original_name(naming: Naming, archive: &OsStr) -> Option<OsString> {
     naming.original_name(archive).filter(|name| is_name(name))
-}
-
-/// Whether `name` is a valid file name.
-pub(super) fn is_name(name: &OsStr) -> bool {
-    let bytes = name.as_bytes();
-    !matches!(bytes, b"" | b"." | b"..")
-        && bytes.len() <= NAME_MAX
-        && !bytes.iter().any(|&b| b == b'/' || b == 0)
 }
 
 /// The names of archives that may have an original called `name`, in order of precedence.
@@ -290,7 +294,8 @@ mod tests {
             std::fs::write(dir.path().join(name), vec![7; 4096]).expect("write");
         }
         std::fs::create_dir(dir.path().join("dir.bsz")).expect("mkdir");
-        let view = View::new(Source::open(dir.path()).expect("source"), None).expect("view");
+        let files = Files::Local(Source::open(dir.path()).expect("source"));
+        let view = View::new(files, None).expect("view");
         let names: Vec<_> =
             view.list(Path::new("")).expect("list").into_iter().map(|l| l.name).collect();
         assert_eq!(names, [".bsz", "dir.bsz", "junk.bsz", "plain"]);

@@ -8,8 +8,7 @@ use super::access::{ACL, DEFAULT_ACL};
 use super::attr::{Packed, ROOT};
 use super::control;
 use super::opened::Content;
-use super::source::Entry;
-use super::tree::Tree;
+use super::tree::{SourceEntry, Tree};
 use crate::read::Archive;
 use rustix::io::{Errno, Result};
 use std::collections::BTreeMap;
@@ -70,7 +69,7 @@ fn is_user_attribute(name: &[u8]) -> bool {
 
 /// The names of an inode's attributes, each terminated by a zero byte.
 pub(super) fn list(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
-    let (entry, _) = tree.entry(ino)?;
+    let Some(entry) = tree.entry(ino)?.entry else { return Ok(Vec::new()) };
     let names = match entry.xattrs() {
         Ok(names) => names,
         // The file system has none, symlinks have none, or they may not be read.
@@ -88,30 +87,30 @@ pub(super) fn get(tree: &Tree, ino: u64, name: &OsStr) -> Result<Vec<u8>> {
     if name == ACL || name == DEFAULT_ACL {
         return tree.acl(ino, name);
     }
-    let (entry, packed) = tree.entry(ino)?;
+    let SourceEntry { entry, stored, packed } = tree.entry(ino)?;
     if !name.as_bytes().starts_with(BSZ_PREFIX) {
-        return entry.xattr(name);
+        return entry.ok_or(Errno::NODATA)?.xattr(name);
     }
-    archive_attribute(&entry, &packed.ok_or(Errno::NODATA)?, name)
+    Ok(archive_attribute(stored, &packed.ok_or(Errno::NODATA)?, name))
 }
 
-pub(crate) fn archive_attribute(entry: &Entry, packed: &Packed, name: &OsStr) -> Result<Vec<u8>> {
-    let stored = entry.stat()?.st_size as u64;
+/// The value of one of our attributes of an archive of `stored` bytes.
+pub(crate) fn archive_attribute(stored: u64, packed: &Packed, name: &OsStr) -> Vec<u8> {
     let value = match name.to_str() {
         Some(SHA256) => packed.sha256.iter().map(|b| format!("{b:02x}")).collect(),
         Some(RATIO) => format!("{:.4}", stored as f64 / packed.size.max(1) as f64),
         _ => stored.to_string(),
     };
-    Ok(value.into())
+    value.into()
 }
 
 /// The number of an archive's chunks by coding: `planes 4212, raw 3`. Loads its index unless it is
 /// open.
 pub(super) fn coding(tree: &Tree, ino: u64) -> Result<Vec<u8>> {
-    tree.entry(ino)?.1.ok_or(Errno::NODATA)?;
+    tree.entry(ino)?.packed.ok_or(Errno::NODATA)?;
     match &tree.opened(ino)?.content {
         Content::Archive { archive, .. } => Ok(count_codings(archive.file().archive())?.into()),
-        Content::Plain(_) => Err(Errno::NODATA),
+        _ => Err(Errno::NODATA),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     memory::ArchiveMemory,
     scratch::{PAGE, Scratch},
-    storage::Storage,
+    storage::{Fetched, Priority, Storage},
 };
 #[cfg(feature = "remote")]
 use crate::remote::Object;
@@ -13,7 +13,7 @@ use crate::{
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL},
     input,
 };
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, ops::Range, path::Path, sync::Arc};
 
 /// A chunk and its number in the index.
 pub type IndexedChunk = (usize, Chunk);
@@ -88,7 +88,16 @@ impl Archive {
     /// As [`Archive::from_file`], and those of [`Object::read`].
     #[cfg(feature = "remote")]
     pub fn from_object(object: Arc<Object>) -> Result<Self> {
-        Self::within(Storage::Remote(object), &Arc::default())
+        Self::from_object_within(object, &Arc::default())
+    }
+
+    /// Like [`Archive::from_object`], with memory that other archives share.
+    ///
+    /// # Errors
+    /// As [`Archive::from_object`].
+    #[cfg(feature = "remote")]
+    pub fn from_object_within(object: Arc<Object>, memory: &Arc<ArchiveMemory>) -> Result<Self> {
+        Self::within(Storage::Remote(object), memory)
     }
 
     fn within(storage: Storage, memory: &Arc<ArchiveMemory>) -> Result<Self> {
@@ -129,6 +138,44 @@ impl Archive {
     /// If the archive is on another machine.
     pub fn local_file(&self) -> &File {
         self.file().expect("the caller opened a file")
+    }
+
+    /// Whether reads wait for a network. Who must not wait uses [`Archive::fetch`].
+    pub(crate) fn is_remote(&self) -> bool {
+        self.storage.is_remote()
+    }
+
+    /// Fetch stored bytes, and call `done` with them: on this thread if they are at hand, else on
+    /// one that must not be held up.
+    pub(crate) fn fetch(
+        &self,
+        range: Range<u64>,
+        priority: Priority,
+        done: impl FnOnce(Result<Fetched>) + Send + 'static,
+    ) {
+        self.storage.fetch(range, priority, done);
+    }
+
+    /// Somebody waits for stored bytes that are being fetched ahead.
+    pub(crate) fn hurry(&self, range: &Range<u64>) {
+        self.storage.hurry(range);
+    }
+
+    /// These stored bytes will be read soon.
+    pub(crate) fn will_read(&self, range: Range<u64>) {
+        self.storage.will_read(range);
+    }
+
+    /// These stored bytes were found to be damaged. Returns whether they may be right when they are
+    /// fetched again.
+    pub(crate) fn forget(&self, range: Range<u64>) -> bool {
+        self.storage.forget(range)
+    }
+
+    /// Run `job` on a thread that may wait for the network of a remote archive; for a local one,
+    /// return it.
+    pub(crate) fn spawn<J: FnOnce() + Send + 'static>(&self, job: J) -> Option<J> {
+        self.storage.spawn(job)
     }
 
     /// Check the first bytes, which are not needed to read it.

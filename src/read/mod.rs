@@ -27,6 +27,9 @@ pub use memory::ArchiveMemory;
 pub use parts::Part;
 pub use scratch::Scratch;
 pub(crate) use scratch::{HUGE_PAGE, PAGE};
+#[cfg(feature = "remote")]
+pub use storage::peek_object;
+pub(crate) use storage::{Fetched, Priority};
 pub use threads::{Permit, ThreadLimit};
 pub use tree::archives;
 pub use whole::{unpack, verify, verify_chunks};

@@ -5,7 +5,7 @@ use super::{local::LocalFile, scratch::Scratch};
 use crate::{
     error::Error,
     format::{FOOTER_LEN, HEADER_LEN, check_header},
-    remote::Object,
+    remote::{Object, Stored},
 };
 use crate::{
     error::Result,
@@ -13,7 +13,7 @@ use crate::{
 };
 #[cfg(feature = "remote")]
 use std::sync::Arc;
-use std::{fs::File, ops::Range};
+use std::{borrow::Cow, fs::File, ops::Range};
 
 /// The stored bytes of an archive. An enum: there are two kinds, and the local one must cost
 /// nothing more.
@@ -21,6 +21,33 @@ pub(super) enum Storage {
     Local(LocalFile),
     #[cfg(feature = "remote")]
     Remote(Arc<Object>),
+}
+
+/// Stored bytes that were fetched for somebody who did not wait for them.
+pub(crate) enum Fetched {
+    Local(Vec<u8>),
+    #[cfg(feature = "remote")]
+    Remote(Stored),
+}
+
+impl Fetched {
+    /// A range of them.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> Cow<'_, [u8]> {
+        match self {
+            Self::Local(bytes) => (&bytes[range]).into(),
+            #[cfg(feature = "remote")]
+            Self::Remote(stored) => stored.bytes(range),
+        }
+    }
+}
+
+/// Whether somebody waits for what is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Somebody does.
+    Demand,
+    /// It is fetched ahead: after all that somebody waits for.
+    Ahead,
 }
 
 impl Storage {
@@ -36,7 +63,60 @@ impl Storage {
         match self {
             Self::Local(file) => peek(file.file()),
             #[cfg(feature = "remote")]
-            Self::Remote(object) => remote_footer(object),
+            Self::Remote(object) => remote_footer(object, Object::read),
+        }
+    }
+
+    /// Whether reads wait for a network.
+    pub(super) fn is_remote(&self) -> bool {
+        match self {
+            Self::Local(_) => false,
+            #[cfg(feature = "remote")]
+            Self::Remote(_) => true,
+        }
+    }
+
+    /// Fetch bytes, and call `done` with them. Does not wait for a network.
+    pub(super) fn fetch(
+        &self,
+        range: Range<u64>,
+        _priority: Priority,
+        done: impl FnOnce(Result<Fetched>) + Send + 'static,
+    ) {
+        match self {
+            Self::Local(file) => {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                done(file.read_to(range.start, &mut bytes).map(|()| Fetched::Local(bytes)));
+            }
+            #[cfg(feature = "remote")]
+            Self::Remote(object) => {
+                let done =
+                    Box::new(move |stored: Result<Stored>| done(stored.map(Fetched::Remote)));
+                match _priority {
+                    Priority::Demand => object.fetch_in_order(range, done),
+                    Priority::Ahead => object.fetch_ahead(range, done),
+                }
+            }
+        }
+    }
+
+    /// Somebody waits for bytes that are being fetched ahead.
+    pub(super) fn hurry(&self, _range: &Range<u64>) {
+        #[cfg(feature = "remote")]
+        if let Self::Remote(object) = self {
+            object.hurry(_range);
+        }
+    }
+
+    /// Run `job` on a thread that may wait for a network; returns it if there is none.
+    pub(super) fn spawn<J: FnOnce() + Send + 'static>(&self, job: J) -> Option<J> {
+        match self {
+            Self::Local(_) => Some(job),
+            #[cfg(feature = "remote")]
+            Self::Remote(object) => {
+                object.spawn(job);
+                None
+            }
         }
     }
 
@@ -131,10 +211,23 @@ impl Storage {
     }
 }
 
+/// The footer of an object, whose end is fetched without the rest of its index; `None` if it is no
+/// archive. Waits for the network.
+///
+/// # Errors
+/// Those of [`Object::read`]; truncation or compatibility, as [`peek`].
+#[cfg(feature = "remote")]
+pub fn peek_object(object: &Object) -> Result<Option<Footer>> {
+    remote_footer(object, Object::read_exactly)
+}
+
 /// The footer of an object. Its end is read first, since it is needed anyway, and its start only to
 /// tell what is no archive from what was cut short.
 #[cfg(feature = "remote")]
-fn remote_footer(object: &Object) -> Result<Option<Footer>> {
+fn remote_footer(
+    object: &Object,
+    read: impl Fn(&Object, u64, &mut [u8]) -> Result<()>,
+) -> Result<Option<Footer>> {
     let size = object.size();
     if size < HEADER_LEN {
         return Ok(None);
@@ -146,7 +239,7 @@ fn remote_footer(object: &Object) -> Result<Option<Footer>> {
             false => Ok(None),
         };
     };
-    object.read(at, &mut end)?;
+    read(object, at, &mut end)?;
     match Footer::from_bytes(&end, size) {
         Ok(footer) => Ok(Some(footer)),
         Err(e) if is_archive(object)? => Err(e),

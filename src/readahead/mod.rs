@@ -32,7 +32,7 @@ pub use cuda::{use_faster_gpu, use_gpu};
 pub use layer_map::layer_of;
 pub use models::{FindShards, OpenArchive, Shard, shard_pattern};
 pub use offload::OffloadDecoder;
-pub use prefetcher::Prefetcher;
+pub use prefetcher::{LOCAL_PIECE, Prefetcher, REMOTE_PIECE};
 pub use queue::PrefetchRequest;
 pub use reads::Readahead;
 pub use sequential::SequentialReadahead;

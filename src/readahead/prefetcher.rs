@@ -16,7 +16,9 @@ use std::{
 };
 
 /// Bytes to prefetch at a time: few enough that a reader soon has the threads to itself.
-const PIECE: u64 = 2 << 20;
+pub const LOCAL_PIECE: u64 = 2 << 20;
+/// Over a network, few long requests are better, and demand overtakes them.
+pub const REMOTE_PIECE: u64 = 12 << 20;
 /// Most chunks to prefetch at a time. Only tiny chunks reach this limit.
 const MAX_CHUNKS: usize = 1 << 12;
 /// How long the queue must be empty until resources are released.
@@ -28,20 +30,22 @@ pub struct Prefetcher {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
+    piece: u64,
     queue: PrefetchQueue,
     offload: OnceLock<Offload>,
     warmer: OnceLock<Arc<PageCacheWarmer>>,
 }
 
 impl Prefetcher {
-    /// Start the thread, which ends when `cache` is dropped.
+    /// Start the thread, which ends when `cache` is dropped, and prefetches `piece` bytes at a time:
+    /// [`LOCAL_PIECE`] or [`REMOTE_PIECE`].
     ///
     /// # Errors
     /// Io, if the thread cannot be started.
-    pub fn start(cache: &Arc<ChunkCache>) -> Result<Self> {
-        let shared = Arc::<Shared>::default();
+    pub fn start(cache: &Arc<ChunkCache>, piece: u64) -> Result<Self> {
+        let (queue, offload, warmer) = Default::default();
+        let shared = Arc::new(Shared { piece, queue, offload, warmer });
         let (cache, weak) = (Arc::clone(cache), Arc::downgrade(cache));
         let working = Arc::clone(&shared);
         let named = thread::Builder::new().name("bsz-prefetch".into());
@@ -94,7 +98,7 @@ impl Shared {
             }
             cache.wait_until_idle();
             let offload = self.offload().filter(|offload| offload.prepare());
-            let piece = offload.map_or(PIECE, Offload::piece);
+            let piece = offload.map_or(self.piece, Offload::piece);
             let Some(request) = self.queue.pop(piece) else { continue };
             if !self.prefetch(&cache, offload, &request) {
                 // The cache has no room until the readers proceed, and request anew.

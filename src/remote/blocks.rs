@@ -235,14 +235,17 @@ impl Blocks {
         keys.iter().for_each(|key| table.drop_kept(key));
     }
 
+    /// Forget all that is here.
+    pub fn clear(&self) {
+        let mut table = self.lock();
+        table.kept.clear();
+        table.bytes = 0;
+    }
+
     /// Forget everything, and answer everybody with an error.
     pub fn close(&self) {
-        let flights = {
-            let mut table = self.lock();
-            table.kept.clear();
-            table.bytes = 0;
-            std::mem::take(&mut table.flights)
-        };
+        self.clear();
+        let flights = std::mem::take(&mut self.lock().flights);
         let e = Error::os(libc::EIO, "the program ends");
         for (demand, _) in flights.into_values().flat_map(|flight| flight.waiters) {
             demand.fail(&e);

@@ -26,6 +26,28 @@ impl Stored {
         self.len() == 0
     }
 
+    /// A range of them, copied if it is not within one piece.
+    ///
+    /// # Panics
+    /// If there are fewer bytes.
+    pub fn bytes(&self, range: std::ops::Range<usize>) -> std::borrow::Cow<'_, [u8]> {
+        let mut at = 0;
+        let mut copy = Vec::new();
+        for piece in &self.pieces {
+            let (from, to) = (range.start.max(at), range.end.min(at + piece.len()));
+            if from < to {
+                let here = &piece[from - at..to - at];
+                if here.len() == range.len() {
+                    return here.into();
+                }
+                copy.extend_from_slice(here);
+            }
+            at += piece.len();
+        }
+        assert_eq!(copy.len(), range.len(), "the range is within the bytes");
+        copy.into()
+    }
+
     /// Copy them to `out`, which is as long.
     ///
     /// # Panics
@@ -146,6 +168,17 @@ mod tests {
         assert_eq!(&out, b"abcd");
         drop(demand);
         assert!(got.recv().is_err(), "answered twice");
+    }
+
+    #[test]
+    fn ranges_of_pieces_are_borrowed_or_copied() {
+        let pieces = [&b"abc"[..], b"", b"def"].map(Bytes::from_static).to_vec();
+        let stored = Stored { pieces };
+        for (range, text) in [(0..3, "abc"), (1..2, "b"), (3..6, "def"), (2..5, "cde"), (6..6, "")]
+        {
+            assert_eq!(*stored.bytes(range), *text.as_bytes());
+        }
+        assert!(matches!(stored.bytes(3..5), std::borrow::Cow::Borrowed(_)));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Failure {
     },
     /// The deadline has passed, for this reason: `EIO`.
     TimedOut(String),
+    /// The server does not offer it: `EOPNOTSUPP`.
+    Unsupported(&'static str),
     /// Repeating it is of no use: `EIO`.
     Fatal(String),
 }
@@ -53,6 +55,7 @@ impl Failure {
         match self {
             Self::Replaced(why) | Self::Denied(why) | Self::TimedOut(why) | Self::Fatal(why) => why,
             Self::Transient { why, .. } => why,
+            Self::Unsupported(why) => why,
             Self::Missing => "no such object",
         }
     }
@@ -63,6 +66,7 @@ impl Failure {
             Self::Replaced(_) => libc::ESTALE,
             Self::Denied(_) => libc::EACCES,
             Self::Missing => libc::ENOENT,
+            Self::Unsupported(_) => libc::EOPNOTSUPP,
             Self::Transient { .. } | Self::TimedOut(_) | Self::Fatal(_) => libc::EIO,
         }
     }

@@ -6,11 +6,12 @@
 
 use super::{
     blocks::{Blocks, Lookup, PartKey, Request, Source, Waiter},
+    counters::{Counters, RemoteStats},
     demand::{Demand, Done},
     disk::DiskCache,
     failure::Failure,
     options::{Deadlines, RemoteOptions},
-    parts::{self, Pattern},
+    parts::{self, Pattern, Priority},
     queue::Queue,
     request::{self, Progress},
     writer::Writer,
@@ -31,6 +32,9 @@ use tokio::{
 /// How long a disk that is slower than the network holds up what is fetched ahead.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Most threads that may wait for the network at once. Each begins when it is needed.
+const MAX_WAITING: usize = 64;
+
 /// Fetches for a whole process. Dropping it ends its threads, and all reads that wait, by an error.
 pub struct Fetcher {
     shared: Arc<Shared>,
@@ -43,6 +47,7 @@ struct Shared {
     deadlines: Deadlines,
     disk: Option<Arc<DiskCache>>,
     writer: Option<Writer>,
+    counters: Counters,
 }
 
 impl Fetcher {
@@ -59,6 +64,7 @@ impl Fetcher {
             deadlines: options.deadlines,
             disk,
             writer,
+            counters: Counters::default(),
         });
         Ok(Self { shared, runtime: OnceLock::new() })
     }
@@ -66,10 +72,29 @@ impl Fetcher {
     fn runtime(&self) -> Result<&Runtime> {
         let start = || {
             let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(2).max_blocking_threads(4).thread_name("bsz-net");
+            builder.worker_threads(2).max_blocking_threads(MAX_WAITING).thread_name("bsz-net");
             builder.enable_all().build().about("network threads")
         };
         self.runtime.get_or_init(start).as_ref().map_err(Clone::clone)
+    }
+
+    /// Run `job` on a thread that may wait for the network.
+    ///
+    /// # Errors
+    /// Io, if no threads can be started.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        drop(self.runtime()?.spawn_blocking(job));
+        Ok(())
+    }
+
+    /// What was fetched so far.
+    pub fn stats(&self) -> RemoteStats {
+        self.shared.counters.stats(self.shared.queue.running())
+    }
+
+    /// Forget all that is kept in memory.
+    pub fn clear(&self) {
+        self.shared.blocks.clear();
     }
 
     /// Whether stored bytes are kept on disk.
@@ -106,7 +131,13 @@ impl Fetcher {
 
     /// Read `range` of an object, and call `done` with it before the deadline. The calling thread
     /// reads what is on disk, and never waits for the network.
-    pub fn fetch(&self, source: &Arc<Source>, range: Range<u64>, pattern: Pattern, done: Done) {
+    pub fn fetch(
+        &self,
+        source: &Arc<Source>,
+        range: Range<u64>,
+        (pattern, priority): (Pattern, Priority),
+        done: Done,
+    ) {
         if range.is_empty() {
             return done(Ok(super::demand::Stored::default()));
         }
@@ -115,31 +146,48 @@ impl Fetcher {
         let exact = pattern == Pattern::Random && !keys.iter().all(|key| self.shared.is_near(*key));
         let keys = if exact { parts::exact(source.id, &range) } else { keys };
         let wanted = keys.iter().map(|key| (*key, parts::within(key, &range))).collect();
-        self.demand(source, wanted, done);
+        self.demand(source, wanted, priority, done);
     }
 
     /// Read bytes `wanted` of a part of an object, and call `done` with them as [`Fetcher::fetch`].
     pub fn fetch_part(
         &self,
         source: &Arc<Source>,
-        part: PartKey,
-        wanted: Range<usize>,
+        (part, wanted): (PartKey, Range<usize>),
+        priority: Priority,
         done: Done,
     ) {
-        self.demand(source, vec![(part, wanted)], done);
+        self.demand(source, vec![(part, wanted)], priority, done);
     }
 
-    fn demand(&self, source: &Arc<Source>, parts: Vec<(PartKey, Range<usize>)>, done: Done) {
+    fn demand(
+        &self,
+        source: &Arc<Source>,
+        parts: Vec<(PartKey, Range<usize>)>,
+        priority: Priority,
+        done: Done,
+    ) {
         let demand = Demand::new(parts.iter().map(|(_, wanted)| wanted.clone()), done);
         let demand = Arc::new(demand);
         let wanted = parts.iter().enumerate();
         let wanted = wanted.map(|(i, (key, _))| (*key, Some((Arc::clone(&demand), i)))).collect();
-        if let Err(e) = self.want(source, wanted) {
+        if let Err(e) = self.want(source, wanted, priority) {
             demand.fail(&e);
         }
-        if demand.is_waiting() {
+        // What is fetched ahead may wait for its turn; its request has a deadline once it begins.
+        if priority == Priority::Demand && demand.is_waiting() {
             self.start_timer(&demand);
         }
+    }
+
+    /// Somebody waits for `range` now, which was to be fetched ahead.
+    pub fn hurry(&self, source: &Arc<Source>, parts: &[PartKey]) {
+        let on_its_way = |key: &PartKey| match self.shared.blocks.find(*key, None) {
+            Lookup::Joined(request) => Some(request),
+            Lookup::Kept(_) | Lookup::Absent => None,
+        };
+        log::trace!("{}: {} parts are urgent", source.identity.url, parts.len());
+        parts.iter().filter_map(on_its_way).for_each(|request| self.promote(&request));
     }
 
     /// Fetch `range` of an object before it is read.
@@ -148,7 +196,7 @@ impl Fetcher {
         let on_disk = |key: &PartKey| self.shared.disk.as_ref().is_some_and(|d| d.has(*key));
         let absent = keys.into_iter().filter(|key| !self.shared.blocks.has(*key) && !on_disk(key));
         let wanted = absent.map(|key| (key, None)).collect();
-        if let Err(e) = self.want(source, wanted) {
+        if let Err(e) = self.want(source, wanted, Priority::Ahead) {
             log::debug!("nothing is fetched ahead: {e}");
         }
     }
@@ -171,26 +219,32 @@ impl Fetcher {
     }
 
     /// Supply parts to those who want them, from memory or disk, or request them.
-    fn want(&self, source: &Arc<Source>, wanted: Vec<(PartKey, Option<Waiter>)>) -> Result<()> {
+    fn want(
+        &self,
+        source: &Arc<Source>,
+        wanted: Vec<(PartKey, Option<Waiter>)>,
+        priority: Priority,
+    ) -> Result<()> {
         let mut absent = Vec::new();
         for (key, waiter) in wanted {
             let mut found = self.shared.blocks.find(key, waiter.as_ref());
             if let (Lookup::Absent, Some(_)) = (&found, &waiter)
                 && let Some(bytes) = self.shared.disk.as_ref().and_then(|disk| disk.read(key))
             {
+                self.shared.counters.from_disk(bytes.len());
                 self.shared.blocks.complete(key, &bytes);
                 found = Lookup::Kept(bytes);
             }
             match found {
                 Lookup::Absent => absent.push((key, waiter)),
-                found => self.supply(found, waiter),
+                found => self.supply(found, waiter, priority),
             }
         }
         if absent.is_empty() {
             return Ok(());
         }
         let runtime = self.runtime()?;
-        let urgent = absent.iter().any(|(_, waiter)| waiter.is_some());
+        let urgent = priority == Priority::Demand;
         let deadline = Instant::now() + self.shared.deadlines.total;
         let group = |keys| {
             let runs = parts::runs(keys).into_iter();
@@ -198,7 +252,7 @@ impl Fetcher {
         };
         let (requests, others) = self.shared.blocks.claim(absent, group);
         for (found, waiter) in others {
-            self.supply(found, waiter);
+            self.supply(found, waiter, priority);
         }
         requests.into_iter().for_each(|request| self.shared.queue.push(request));
         dispatch(&self.shared, runtime.handle());
@@ -206,19 +260,23 @@ impl Fetcher {
     }
 
     /// A part was found: hand it over, or see to it that it arrives soon.
-    fn supply(&self, found: Lookup, waiter: Option<Waiter>) {
+    fn supply(&self, found: Lookup, waiter: Option<Waiter>, priority: Priority) {
         match (found, waiter) {
             (Lookup::Kept(bytes), Some((demand, number))) => demand.supply(number, &bytes),
-            (Lookup::Joined(request), Some(_)) => {
-                request.extend(Instant::now() + self.shared.deadlines.total);
-                if request.hurry() {
-                    self.shared.queue.promote(&request);
-                    if let Ok(runtime) = self.runtime() {
-                        dispatch(&self.shared, runtime.handle());
-                    }
-                }
+            (Lookup::Joined(request), Some(_)) if priority == Priority::Demand => {
+                self.promote(&request);
             }
             _ => {}
+        }
+    }
+
+    fn promote(&self, request: &Arc<Request>) {
+        request.extend(Instant::now() + self.shared.deadlines.total);
+        if request.hurry() {
+            self.shared.queue.promote(request);
+            if let Ok(runtime) = self.runtime() {
+                dispatch(&self.shared, runtime.handle());
+            }
         }
     }
 
@@ -266,6 +324,7 @@ impl Shared {
 
 impl Progress for Shared {
     async fn arrived(&self, request: &Request, part: PartKey, bytes: Bytes) {
+        self.counters.fetched(bytes.len());
         self.queue.arrived(bytes.len() as u64);
         self.blocks.complete(part, &bytes);
         let Some(writer) = self.writer_for(&request.source) else { return };
@@ -282,8 +341,15 @@ impl Progress for Shared {
         }
     }
 
-    fn throttled(&self) {
-        self.queue.throttled();
+    fn asking(&self) {
+        self.counters.asking();
+    }
+
+    fn failed(&self, request: &Request, failure: &Failure) {
+        self.counters.failed(&request.source.identity.url, failure);
+        if matches!(failure, Failure::Transient { throttled: true, .. }) {
+            self.queue.throttled();
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod answer;
 mod blocks;
 mod client;
 mod cloud;
+mod counters;
 mod demand;
 mod disk;
 mod evict;
@@ -36,6 +37,7 @@ mod web;
 mod writer;
 
 pub use answer::Entry;
+pub use counters::RemoteStats;
 pub use demand::{Done, Stored};
 pub use identity::{Facts, Identity};
 pub use object::Object;

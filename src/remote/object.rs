@@ -7,7 +7,7 @@ use super::{
     failure::Failure,
     fetch::Fetcher,
     identity::{Facts, Identity},
-    parts::{Pattern, Stream},
+    parts::{self, Pattern, Priority, Stream},
     retry::{repeat, within},
     store::Store,
 };
@@ -80,14 +80,10 @@ impl Object {
     /// object ends before.
     pub fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
         let range = self.range(at, out.len())?;
-        let (send, receive) = mpsc::sync_channel(1);
-        let done: Done = Box::new(move |stored| drop(send.send(stored)));
-        match self.in_tail(&range) {
-            Some(tail) => self.fetch_of(tail, &range, done),
+        let stored = wait(|done| match self.in_tail(&range) {
+            Some(tail) => self.fetch_of(tail, &range, Priority::Demand, done),
             None => self.fetch_in_order(range, done),
-        }
-        let gone = |_| Error::os(libc::EIO, "the read was abandoned");
-        let stored: Stored = receive.recv().map_err(gone)??;
+        })?;
         stored.copy_to(out);
         Ok(())
     }
@@ -95,12 +91,49 @@ impl Object {
     /// Read `range`, and call `done` with its bytes, or with the errors of [`Object::read`]. The
     /// calling thread reads from the disk cache at most; it never waits for the network.
     pub fn fetch(&self, range: Range<u64>, pattern: Pattern, done: Done) {
+        self.fetch_with(range, (pattern, Priority::Demand), done);
+    }
+
+    /// Read `range` ahead, after all that somebody waits for, as [`Object::fetch`]. Somebody may
+    /// come to wait for it: then [`Object::hurry`].
+    pub fn fetch_ahead(&self, range: Range<u64>, done: Done) {
+        self.fetch_with(range, (Pattern::Sequential, Priority::Ahead), done);
+    }
+
+    fn fetch_with(&self, range: Range<u64>, how: (Pattern, Priority), done: Done) {
         if range.start > range.end || range.end > self.size() {
             return done(Err(too_short()));
         }
         match self.in_tail(&range) {
-            Some(tail) => self.fetch_of(tail, &range, done),
-            None => self.fetcher.fetch(&self.source, range, pattern, done),
+            Some(tail) => self.fetch_of(tail, &range, how.1, done),
+            None => self.fetcher.fetch(&self.source, range, how, done),
+        }
+    }
+
+    /// Somebody waits for `range`, which was to be read ahead.
+    pub fn hurry(&self, range: &Range<u64>) {
+        let parts = match self.in_tail(range) {
+            Some(tail) => vec![tail],
+            None => parts::blocks(self.source.id, range, self.size()),
+        };
+        self.fetcher.hurry(&self.source, &parts);
+    }
+
+    /// Read exactly `range`, which is short, whatever else it is a part of. Waits for it.
+    ///
+    /// # Errors
+    /// As [`Object::read`].
+    pub fn read_exactly(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        let range = self.range(at, out.len())?;
+        let how = (Pattern::Random, Priority::Demand);
+        wait(|done| self.fetcher.fetch(&self.source, range, how, done))?.copy_to(out);
+        Ok(())
+    }
+
+    /// Run `job` on a thread that may wait for the network. If none can be started, it is dropped.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        if let Err(e) = self.fetcher.spawn(job) {
+            log::error!("{e}");
         }
     }
 
@@ -145,9 +178,9 @@ impl Object {
     }
 
     /// Read `range`, which is within the part `tail`, and have all of that fetched for it.
-    fn fetch_of(&self, tail: PartKey, range: &Range<u64>, done: Done) {
+    fn fetch_of(&self, tail: PartKey, range: &Range<u64>, priority: Priority, done: Done) {
         let wanted = (range.start - tail.start) as usize..(range.end - tail.start) as usize;
-        self.fetcher.fetch_part(&self.source, tail, wanted, done);
+        self.fetcher.fetch_part(&self.source, (tail, wanted), priority, done);
     }
 }
 
@@ -155,6 +188,14 @@ impl Drop for Object {
     fn drop(&mut self) {
         self.fetcher.cancel(&self.source);
     }
+}
+
+/// Wait for a read that calls back.
+fn wait(read: impl FnOnce(Done)) -> Result<Stored> {
+    let (send, receive) = mpsc::sync_channel(1);
+    read(Box::new(move |stored| drop(send.send(stored))));
+    let gone = |_| Error::os(libc::EIO, "the read was abandoned");
+    receive.recv().map_err(gone)?
 }
 
 fn too_short() -> Error {

@@ -19,6 +19,15 @@ pub enum Pattern {
     Random,
 }
 
+/// Whether somebody waits for what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// Somebody does.
+    Demand,
+    /// It is read ahead: after all that somebody waits for.
+    Ahead,
+}
+
 /// The blocks that hold `range` of an object of `size` bytes.
 pub fn blocks(object: u128, range: &Range<u64>, size: u64) -> Vec<PartKey> {
     let first = range.start / BLOCK * BLOCK;

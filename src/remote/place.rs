@@ -2,11 +2,12 @@
 
 use super::{
     answer::Entry,
+    counters::RemoteStats,
     failure::Failure,
     fetch::Fetcher,
     identity::Facts,
     object::Object,
-    options::RemoteOptions,
+    options::{Deadlines, RemoteOptions},
     retry::repeat,
     store::Store,
     url::{RemoteUrl, Service},
@@ -39,7 +40,8 @@ impl Place {
     /// # Errors
     /// Invalid argument: the URL, or the configuration in the environment. Io: the disk cache.
     pub fn new(url: &str, options: &RemoteOptions) -> Result<Self> {
-        let url = RemoteUrl::parse(url)?;
+        // Not the URL itself: a malformed one may hold secrets.
+        let url = RemoteUrl::parse(url).about("URL")?;
         let store = Arc::new(Store::new(&url, options.deadlines)?);
         let fetcher = Arc::new(Fetcher::new(options)?);
         Ok(Self { fetcher, store, url })
@@ -95,6 +97,41 @@ impl Place {
         let name = self.name(path);
         let shown = name.to_string_lossy();
         Object::open(&self.fetcher, &self.store, &self.key(path), &shown, known).about_path(&name)
+    }
+
+    /// What is known of the object `path` below this place, whether or not there are listings.
+    ///
+    /// # Errors
+    /// As [`Place::find`].
+    pub fn stat(&self, path: &str) -> Result<Facts> {
+        let Deadlines { silence, total, .. } = self.fetcher.deadlines();
+        let key = self.key(path);
+        let ask = || self.store.stat(&key);
+        let stat = repeat(&self.store, silence, Instant::now() + total, ask);
+        self.fetcher.wait(stat).about_path(&self.name(path))
+    }
+
+    /// Whether what is there never changes: a commit of a repository.
+    pub fn is_pinned(&self) -> bool {
+        matches!(self.url.service, Service::Hub { .. })
+    }
+
+    /// Run `job` on a thread that may wait for the network.
+    ///
+    /// # Errors
+    /// Io, if no threads can be started.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        self.fetcher.spawn(job)
+    }
+
+    /// What was fetched so far.
+    pub fn stats(&self) -> RemoteStats {
+        self.fetcher.stats()
+    }
+
+    /// Forget the stored bytes that are kept in memory.
+    pub fn clear(&self) {
+        self.fetcher.clear();
     }
 
     fn key(&self, path: &str) -> String {

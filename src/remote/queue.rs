@@ -80,6 +80,11 @@ impl Queue {
         Some(next)
     }
 
+    /// How many requests are on their way.
+    pub fn running(&self) -> usize {
+        self.lock().running
+    }
+
     /// A request has ended.
     pub fn finished(&self, request: &Request) {
         let mut state = self.lock();

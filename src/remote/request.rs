@@ -22,8 +22,10 @@ pub trait Progress: Sync {
         part: PartKey,
         bytes: Bytes,
     ) -> impl Future<Output = ()> + Send;
-    /// The server asks for fewer requests.
-    fn throttled(&self);
+    /// A request is about to be sent.
+    fn asking(&self);
+    /// An attempt has failed.
+    fn failed(&self, request: &Request, failure: &Failure);
 }
 
 /// Where a request stands.
@@ -50,9 +52,7 @@ pub async fn run<P: Progress>(
         let Err(failure) = attempt(request, deadlines, progress, &mut at).await else {
             return Ok(());
         };
-        if matches!(failure, Failure::Transient { throttled: true, .. }) {
-            progress.throttled();
-        }
+        progress.failed(request, &failure);
         if at.offset(request) > before {
             retry.progressed();
         }
@@ -100,6 +100,7 @@ async fn attempt<P: Progress>(
 ) -> Result<(), Failure> {
     let source = &request.source;
     let wanted = Wanted::Range(at.offset(request)..request.range().end);
+    progress.asking();
     let ask = source.store.get(&source.key, &wanted, Some(&source.identity.facts));
     let Answer { mut body, .. } = within(deadlines.silence, request.deadline(), ask).await?;
     while at.part < request.parts.len() {

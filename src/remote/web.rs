@@ -188,9 +188,8 @@ impl Link {
         let (response, ..) =
             self.send(&Method::GET, self.url.clone(), HeaderMap::new(), None).await?;
         succeed(&response)?;
-        let no_list = |_| {
-            Failure::Fatal("the server lists no directories (nginx: autoindex_format json)".into())
-        };
+        let why = "the server lists no directories (nginx: autoindex_format json)";
+        let no_list = |_| Failure::Unsupported(why);
         let listed: Vec<Listed> =
             serde_json::from_slice(&whole(response).await?).map_err(no_list)?;
         Ok(listed.into_iter().filter_map(Listed::entry).collect())
@@ -204,12 +203,17 @@ struct Listed {
     #[serde(rename = "type")]
     kind: String,
     size: Option<u64>,
+    #[serde(default)]
+    mtime: String,
 }
 
 impl Listed {
     fn entry(self) -> Option<Entry> {
         let file = match (self.kind.as_str(), self.size) {
-            ("file", Some(size)) => Some(Facts { size, ..Facts::default() }),
+            ("file", Some(size)) => {
+                let modified = httpdate::parse_http_date(&self.mtime).ok();
+                Some(Facts { size, modified, ..Facts::default() })
+            }
             ("directory", _) => None,
             _ => return None,
         };

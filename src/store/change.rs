@@ -111,7 +111,8 @@ impl Tree {
 
     fn own_xattr(&self, node: &Node, name: &OsStr) -> Result<Vec<u8>> {
         let packed = node.state().packed.clone().ok_or(Errno::NODATA)?;
-        crate::mount::archive_attribute(&self.entry(node)?, &packed, name)
+        let stored = self.entry(node)?.stat()?.st_size as u64;
+        Ok(crate::mount::archive_attribute(stored, &packed, name))
     }
 
     /// The names of a file's extended attributes, each terminated by a zero byte.

@@ -72,7 +72,7 @@ pub use policy::{Pack, PackPolicy};
 pub use restore::{Restore, RestoreProgress, Restored, Room};
 pub use steps::STEPS;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mount::{self, Handles, MountOptions, ROOT};
 use crate::readahead::OpenArchive;
 use lock::Lock;
@@ -112,7 +112,9 @@ pub fn run(
     };
     let kept = Arc::clone(&made);
     let outcome = mount::serve(o, start, hangup, move |parts| {
-        let tree = Arc::new(Tree::new(parts.source, parts.cache.clone(), Packer::new(policy))?);
+        let elsewhere = || Error::invalid("is on another machine, and cannot be changed");
+        let source = parts.files.into_local().ok_or_else(elsewhere)?;
+        let tree = Arc::new(Tree::new(source, parts.cache.clone(), Packer::new(policy))?);
         let reporter = Arc::clone(&tree);
         parts.control.report_store(move || reporter.status());
         // Another daemon may show the directory soon, and knows nothing of what this one changes.

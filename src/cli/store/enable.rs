@@ -122,5 +122,5 @@ fn start(dir: &Path, options: &[String]) -> Result<()> {
     }
     line.extend(options.iter().flat_map(|option| ["-o".into(), OsString::from(option)]));
     line.extend(["--".into(), dir.into()]);
-    daemon::launch(&line)
+    daemon::launch(&line, daemon::READY_WITHIN)
 }

@@ -1,0 +1,347 @@
+//! A source on other machines: listings that are kept for a while, and objects by their names.
+//!
+//! Inode numbers are hashes: of the path and the state of an object, so that an object which
+//! replaces another one is another file.
+
+use super::archives::open_failed;
+use super::source::is_name;
+use crate::error::{Error, Result as Outcome};
+use crate::remote::{Entry, Facts, Found, Identity, Object, Place, RemoteStats, join};
+use lru::LruCache;
+use rustix::fs::{FileType, Stat};
+use rustix::io::{Errno, Result};
+use rustix::process::{getegid, geteuid};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How many listings to remember.
+const LISTINGS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// How long a name that was not found is known to be missing.
+const MISSING_FOR: Duration = Duration::from_secs(1);
+
+/// How many archives of a directory are looked at at once.
+const AT_ONCE: usize = 32;
+
+/// How a remote source is shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RemoteView {
+    /// How long a listing is used; `None` for ever.
+    pub listed_for: Option<Duration>,
+    /// Whether to refuse objects without a strong entity tag.
+    pub requires_etag: bool,
+}
+
+/// See the module's documentation.
+pub(crate) struct RemoteSource {
+    place: Place,
+    view: RemoteView,
+    /// If the place is one object: its name and what is known of it.
+    only: Option<(String, Facts)>,
+    listings: Mutex<LruCache<String, Arc<Slot>>>,
+    template: Stat,
+    since: SystemTime,
+}
+
+/// The listing of a directory, if it is known. Locked while it is fetched, so that it is fetched
+/// once.
+type Slot = Mutex<Option<Arc<Listing>>>;
+
+/// The names in a directory, and what is known of those that are files.
+struct Listing {
+    at: Instant,
+    entries: Mutex<BTreeMap<String, Option<Facts>>>,
+    /// Whether all names are known. There are servers without listings.
+    is_complete: bool,
+}
+
+/// A directory of the source.
+pub(crate) struct RemoteDir<'a> {
+    source: &'a RemoteSource,
+    listing: Arc<Listing>,
+    path: String,
+}
+
+impl RemoteSource {
+    /// The source at `place`. If that is one object, its name comes with it.
+    ///
+    /// # Errors
+    /// Those of [`Place::find`].
+    pub fn open(place: Place, view: RemoteView) -> Outcome<(Self, Option<OsString>)> {
+        let view = match place.is_pinned() {
+            true => RemoteView { listed_for: None, ..view },
+            false => view,
+        };
+        let template = rustix::fs::stat("/").map_err(|e| Error::os(e.raw_os_error(), "/"))?;
+        let mut source = Self {
+            place,
+            view,
+            only: None,
+            listings: Mutex::new(LruCache::new(LISTINGS)),
+            template,
+            since: SystemTime::now(),
+        };
+        match source.place.find() {
+            Ok(Found::Directory(entries)) => {
+                *locked(&source.slot("")) = Some(Arc::new(Listing::new(entries, true)));
+            }
+            Ok(Found::Object(object)) => {
+                let name = source.place.name("");
+                let name = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
+                source.only = Some((name, object.identity().facts.clone()));
+            }
+            Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => {
+                log::warn!("{e}: files can be opened by their names");
+            }
+            Err(e) => return Err(e),
+        }
+        let only = source.only.as_ref().map(|(name, _)| name.into());
+        Ok((source, only))
+    }
+
+    /// Forget all listings, and the stored bytes that are in memory.
+    pub fn forget(&self) {
+        self.listings().clear();
+        self.place.clear();
+    }
+
+    /// Forget the listing of the directory of the object at `path`, which was found to be outdated.
+    pub fn forget_beside(&self, path: &Path) {
+        if let Some(dir) = path.parent().and_then(Path::to_str) {
+            self.listings().pop(dir);
+        }
+    }
+
+    /// Run `job` on a thread that may wait for the network. If none can be started, it is dropped.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        if let Err(e) = self.place.spawn(job) {
+            log::error!("{e}");
+        }
+    }
+
+    /// What was fetched so far.
+    pub fn stats(&self) -> RemoteStats {
+        self.place.stats()
+    }
+
+    /// The directory at `path`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EACCES`; `EIO` after the deadline.
+    pub fn dir(&self, path: &Path) -> Result<RemoteDir<'_>> {
+        let path = path.to_str().ok_or(Errno::NOENT)?;
+        let slot = self.slot(path);
+        let mut known = locked(&slot);
+        let fresh = known
+            .as_ref()
+            .filter(|listing| self.view.listed_for.is_none_or(|most| listing.at.elapsed() < most));
+        let listing = match fresh {
+            Some(listing) => Arc::clone(listing),
+            None => Arc::new(self.fetch(path)?),
+        };
+        *known = Some(Arc::clone(&listing));
+        Ok(RemoteDir { source: self, listing, path: path.to_owned() })
+    }
+
+    fn fetch(&self, path: &str) -> Result<Listing> {
+        if let Some((name, facts)) = &self.only {
+            let entry = Entry { name: name.clone(), file: Some(facts.clone()) };
+            return Ok(Listing::new(vec![entry], true));
+        }
+        match self.place.list(path) {
+            Ok(entries) => Ok(Listing::new(entries, true)),
+            Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Ok(Listing::new(Vec::new(), false)),
+            Err(e) => Err(open_failed(&self.place.name(path), &e)),
+        }
+    }
+
+    /// See [`Files::renew`](super::files::Files::renew).
+    pub fn renew(&self, path: &Path) -> bool {
+        let Some(path) = path.to_str() else { return false };
+        let slot = self.slot(path);
+        let mut known = locked(&slot);
+        let is_old = known.as_ref().is_some_and(|listing| listing.at.elapsed() >= MISSING_FOR);
+        let may_change = self.view.listed_for.is_some() && self.only.is_none();
+        if is_old && may_change {
+            *known = None;
+        }
+        is_old && may_change
+    }
+
+    fn slot(&self, path: &str) -> Arc<Slot> {
+        let mut listings = self.listings();
+        Arc::clone(listings.get_or_insert(path.to_owned(), Arc::default))
+    }
+
+    fn listings(&self) -> MutexGuard<'_, LruCache<String, Arc<Slot>>> {
+        locked(&self.listings)
+    }
+
+    /// The attributes of the directory at `path`.
+    #[allow(clippy::unnecessary_cast)]
+    pub fn dir_stat(&self, path: &str) -> Stat {
+        let id = Identity { url: path.into(), facts: Facts::default() }.key("directory");
+        let mut stat = self.stat(id, self.since);
+        stat.st_mode = (FileType::Directory.as_raw_mode() | 0o555) as _;
+        stat
+    }
+
+    #[allow(clippy::unnecessary_cast)]
+    fn file_stat(&self, path: &str, facts: &Facts) -> Stat {
+        let id = Identity { url: path.into(), facts: facts.clone() }.key("file");
+        let mut stat = self.stat(id, facts.modified.unwrap_or(self.since));
+        stat.st_mode = (FileType::RegularFile.as_raw_mode() | 0o444) as _;
+        stat.st_size = facts.size as _;
+        stat.st_blocks = facts.size.div_ceil(512) as _;
+        stat
+    }
+
+    /// What files and directories have in common.
+    #[allow(clippy::unnecessary_cast)]
+    fn stat(&self, id: u128, time: SystemTime) -> Stat {
+        let mut stat = self.template;
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        (stat.st_dev, stat.st_rdev, stat.st_nlink) = (0, 0, 1);
+        (stat.st_size, stat.st_blocks, stat.st_blksize) = (0, 0, 4096);
+        // Small enough to be shown as it is: see `inode_number`.
+        stat.st_ino = (id as u64 >> 4 | 1 << 32) as _;
+        (stat.st_uid, stat.st_gid) = (geteuid().as_raw() as _, getegid().as_raw() as _);
+        let (seconds, nanos) = (since_epoch.as_secs(), since_epoch.subsec_nanos());
+        (stat.st_atime, stat.st_mtime, stat.st_ctime) = (seconds as _, seconds as _, seconds as _);
+        stat.st_atime_nsec = nanos as _;
+        stat.st_mtime_nsec = nanos as _;
+        stat.st_ctime_nsec = nanos as _;
+        stat
+    }
+}
+
+impl Listing {
+    fn new(entries: Vec<Entry>, is_complete: bool) -> Self {
+        // Of two entries with the same name, the directory counts.
+        let mut known = BTreeMap::new();
+        for Entry { name, file } in entries {
+            if is_name(OsStr::new(&name)) && (file.is_none() || !known.contains_key(&name)) {
+                known.insert(name, file);
+            }
+        }
+        Self { at: Instant::now(), entries: Mutex::new(known), is_complete }
+    }
+}
+
+impl RemoteDir<'_> {
+    /// Names, types and inode numbers of all entries.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`, if the server has no listings.
+    pub fn entries(&self) -> Result<Vec<(OsString, FileType, Option<u64>)>> {
+        if !self.listing.is_complete {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let entries = locked(&self.listing.entries);
+        let entry = |(name, file): (&String, &Option<Facts>)| {
+            let stat = self.stat_of(name, file.as_ref());
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            (name.into(), kind, Some(super::attr::Identity::of(&stat).ino))
+        };
+        Ok(entries.iter().map(entry).collect())
+    }
+
+    /// The attributes of an entry.
+    pub fn stat(&self, name: &OsStr) -> Result<Stat> {
+        let name = name.to_str().ok_or(Errno::NOENT)?;
+        Ok(self.stat_of(name, self.find(name)?.as_ref()))
+    }
+
+    fn stat_of(&self, name: &str, file: Option<&Facts>) -> Stat {
+        let path = join(&self.path, name);
+        match file {
+            Some(facts) => self.source.file_stat(&path, facts),
+            None => self.source.dir_stat(&path),
+        }
+    }
+
+    /// What is known of an entry; `None` of a directory.
+    fn find(&self, name: &str) -> Result<Option<Facts>> {
+        if let Some(known) = locked(&self.listing.entries).get(name) {
+            return Ok(known.clone());
+        }
+        if self.listing.is_complete {
+            return Err(Errno::NOENT);
+        }
+        let path = join(&self.path, name);
+        match self.source.place.stat(&path) {
+            Ok(facts) => {
+                locked(&self.listing.entries).insert(name.to_owned(), Some(facts.clone()));
+                Ok(Some(facts))
+            }
+            Err(e) if e.errno() == Some(libc::ENOENT) => Err(Errno::NOENT),
+            Err(e) => Err(open_failed(&self.source.place.name(&path), &e)),
+        }
+    }
+
+    /// Open the object `name`, with its attributes. `ESTALE`, if it is not the one that was listed.
+    pub fn open(&self, name: &OsStr) -> Result<(Arc<Object>, Stat)> {
+        let name = name.to_str().ok_or(Errno::NOENT)?;
+        let listed = self.find(name)?.ok_or(Errno::ISDIR)?;
+        let path = join(&self.path, name);
+        let (at, place) = (if self.source.only.is_some() { "" } else { &path }, &self.source.place);
+        let object = place.open(at, Some(&listed)).map_err(|e| match e.errno() {
+            Some(libc::ENOENT) => Errno::STALE,
+            _ => open_failed(&place.name(at), &e),
+        });
+        let object = match object {
+            Ok(object) if is_same(&listed, &object.identity().facts) => object,
+            other => {
+                if other.is_ok() || other.as_ref().is_err_and(|e| *e == Errno::STALE) {
+                    self.source.forget_beside(Path::new(&path));
+                }
+                return Err(other.err().unwrap_or(Errno::STALE));
+            }
+        };
+        if self.source.view.requires_etag && !object.identity().facts.is_strong() {
+            log::error!("{}: has no strong ETag", place.name(at).display());
+            return Err(Errno::IO);
+        }
+        Ok((Arc::new(object), self.source.file_stat(&path, &listed)))
+    }
+}
+
+/// Whether an object is the one that was listed, as far as a listing tells.
+fn is_same(listed: &Facts, opened: &Facts) -> bool {
+    let seconds = |facts: &Facts| {
+        let modified = facts.modified?.duration_since(UNIX_EPOCH).ok()?;
+        Some(modified.as_secs())
+    };
+    let differ = |a: Option<u64>, b: Option<u64>| a.zip(b).is_some_and(|(a, b)| a != b);
+    listed.size == opened.size
+        && match (&listed.etag, &opened.etag) {
+            (Some(listed), Some(opened)) => listed == opened,
+            _ => !differ(seconds(listed), seconds(opened)),
+        }
+}
+
+/// Call `look` with all of these names, several at once.
+pub(super) fn at_once(names: &[&OsStr], look: impl Fn(&OsStr) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            look(name);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..names.len().min(AT_ONCE) {
+            // Without more threads, it takes longer.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
