@@ -30,6 +30,8 @@ mod logfile;
 mod mount;
 #[cfg(feature = "mount")]
 mod mount_options;
+#[cfg(all(feature = "mount", feature = "remote"))]
+mod mount_url;
 #[cfg(feature = "mount")]
 mod mounting;
 mod pack;

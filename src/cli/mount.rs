@@ -11,12 +11,8 @@ use super::remote::{RemoteArgs, URL_HEADING};
 use super::{daemon, guard, logfile, size};
 use crate::error::{Error, Result};
 use crate::mount::{self, MetricsAddress, MountOptions};
-#[cfg(feature = "remote")]
-use crate::mount::{RemoteMount, RemoteView};
 use crate::program;
 use crate::readahead::Prefetch;
-#[cfg(feature = "remote")]
-use crate::remote::RemoteOptions;
 use crate::store::{self, Pack, PackPolicy};
 use clap::{ArgMatches, Args, FromArgMatches, ValueHint};
 use std::ffi::OsString;
@@ -143,46 +139,10 @@ pub struct MountArgs {
     metrics: Option<MetricsAddress>,
     #[cfg(feature = "remote")]
     #[command(flatten)]
-    remote: RemoteArgs,
-    #[cfg(feature = "remote")]
-    #[command(flatten)]
-    view: ViewArgs,
+    url: UrlArgs,
     /// Be the daemon that `bsz mount` starts; standard output and standard error are its pipe
     #[arg(long, hide = true)]
     daemon: bool,
-}
-
-/// How a source at a URL is shown.
-#[cfg(feature = "remote")]
-#[derive(Args)]
-#[command(next_help_heading = URL_HEADING)]
-struct ViewArgs {
-    /// Use the listing of a directory for S seconds, or `forever`. SIGHUP ends that
-    #[arg(
-        long,
-        value_name = "S|forever",
-        default_value = "10",
-        value_parser = metadata_ttl,
-        help_heading = URL_HEADING
-    )]
-    metadata_ttl: MetadataTtl,
-    /// Refuse objects without a strong ETag, whose replacement only their size and time could tell
-    #[arg(long, help_heading = URL_HEADING)]
-    require_etag: bool,
-}
-
-/// For how long; `None` is for ever.
-#[cfg(feature = "remote")]
-#[derive(Clone, Copy)]
-struct MetadataTtl(Option<Duration>);
-
-#[cfg(feature = "remote")]
-fn metadata_ttl(text: &str) -> Result<MetadataTtl, &'static str> {
-    if text == "forever" {
-        return Ok(MetadataTtl(None));
-    }
-    let seconds = text.parse().map_err(|_| "must be a number of seconds, or forever")?;
-    Ok(MetadataTtl(Some(Duration::from_secs(seconds))))
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
@@ -237,10 +197,8 @@ impl MountArgs {
     fn options(&self) -> Result<MountOptions> {
         let cache_bytes = self.cache_size.unwrap_or_else(mount::default_cache_bytes);
         #[cfg(feature = "remote")]
-        let (remote, cache_bytes) = match is_url(self.source.as_os_str()) {
-            true => (Some(self.remote_mount(cache_bytes)?), cache_bytes / 4 * 3),
-            false => (None, cache_bytes),
-        };
+        let (remote, cache_bytes) =
+            self.url.mount(&self.source, self.is_over_itself() || self.read_write, cache_bytes)?;
         let descriptor = || self.fuse_fd.map(|n| format!("/dev/fd/{n}").into());
         Ok(MountOptions {
             source: self.source.clone(),
@@ -263,32 +221,11 @@ impl MountArgs {
         })
     }
 
-    /// The source at a URL. A quarter of `memory` is for what was fetched and is not decoded yet.
-    #[cfg(feature = "remote")]
-    fn remote_mount(&self, memory: u64) -> Result<RemoteMount> {
-        let why = if self.is_over_itself() {
-            Some("a URL needs a MOUNTPOINT")
-        } else {
-            self.read_write.then_some("cannot be changed through a mount: leave --read-write out")
-        };
-        if let Some(why) = why {
-            return Err(Error::invalid(why).about("URL"));
-        }
-        let options = self.remote.options()?;
-        let memory = memory / 4;
-        let options = RemoteOptions { memory, in_flight: options.in_flight.min(memory), ..options };
-        let ViewArgs { metadata_ttl, require_etag: requires_etag } = self.view;
-        let view = RemoteView { listed_for: metadata_ttl.0, requires_etag };
-        let url = self.source.to_string_lossy().into_owned();
-        Ok(RemoteMount { url, options, view })
-    }
-
     /// How long a daemon may take to become ready.
     fn ready_within(&self) -> Duration {
         #[cfg(feature = "remote")]
-        if is_url(self.source.as_os_str()) {
-            return daemon::READY_WITHIN + 3 * self.remote.timeout();
-        }
+        return daemon::READY_WITHIN + self.url.ready_within(&self.source);
+        #[cfg(not(feature = "remote"))]
         daemon::READY_WITHIN
     }
 }
@@ -441,7 +378,7 @@ mod tests {
         let args = parse(&[url, "m", "-o", "disk_cache=c,metadata_ttl=forever,require_etag"]);
         assert_eq!(args.source, PathBuf::from(url));
         assert!(args.mountpoint.as_ref().is_some_and(|at| at.is_absolute()));
-        assert!(args.view.metadata_ttl.0.is_none() && args.view.require_etag);
+        assert!(args.url.metadata_ttl.0.is_none() && args.url.require_etag);
         let plain = parse(&[url, "/m", "--remote-timeout=7"]).options().expect("valid");
         let remote = plain.remote.expect("a URL");
         assert_eq!((remote.url.as_str(), remote.options.deadlines.total.as_secs()), (url, 7));

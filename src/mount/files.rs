@@ -174,7 +174,7 @@ impl Directory<'_> {
         match self {
             Self::Local(dir) => footers.of(stat, || dir.open_file(name), path),
             #[cfg(feature = "remote")]
-            Self::Remote(dir) => footers.remote(stat, || dir.open(name), path),
+            Self::Remote(dir) => footers.remote(stat, || dir.open_end(name), path),
         }
     }
 

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 /// An inode that the kernel knows.
 #[derive(Clone)]
@@ -25,8 +26,9 @@ pub(super) struct Node {
     before: Option<u64>,
     /// The open file, shared by all handles.
     pub opened: Weak<Opened>,
-    /// Held while the index of an archive is loaded, so that it is loaded once.
-    pub opening: Arc<Mutex<()>>,
+    /// Held while the index of an archive is loaded, so that it is loaded once. When and why that
+    /// failed at last.
+    pub opening: Arc<Mutex<Option<(Instant, Errno)>>>,
     /// The state of the file when the kernel last filled its page cache, if it can be told from
     /// later states.
     cached: Option<Identity>,

@@ -102,11 +102,7 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     limits::raise_open_files();
     let cache = start_cache(o)?;
     let is_local = plan.files.local().is_some();
-    let piece = if is_local { LOCAL_PIECE } else { REMOTE_PIECE };
-    let prefetcher = Prefetcher::start(&cache, piece)?;
-    if is_local {
-        use_gpu(&prefetcher, o);
-    }
+    let prefetcher = start_prefetcher(o, &cache, is_local)?;
     // Before mounting: from now on, a signal ends the mount, and not only the process.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
     let errors: Arc<LogOnce> = Arc::default();
@@ -121,10 +117,10 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     let Plan { source: path, mountpoint, fuse, files, only } = plan;
     let config = session::config(o, &path);
     let replier: Arc<Replier> = Arc::default();
-    // An inherited mount may be invisible to this process.
-    // Its reads would seem to be those of a program, which go first on a network.
-    let warm = fuse.is_none() && is_local;
-    let warmer = warm.then(|| Arc::new(PageCacheWarmer::new(mountpoint.clone())));
+    // An inherited mount may be invisible to this process, and on a network the reads of a warmer
+    // would go first, as those of programs do.
+    let warmer =
+        (fuse.is_none() && is_local).then(|| Arc::new(PageCacheWarmer::new(mountpoint.clone())));
     let (prefetch, of_cache, of_errors) = (o.prefetch, cache.clone(), errors.clone());
     let readahead =
         ReadaheadParts { cache: of_cache, prefetcher, prefetch, warmer, errors: of_errors };
@@ -153,6 +149,20 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
         let _ = mount.as_ref().map(end);
     }
     outcome.about_path(&o.mountpoint)
+}
+
+fn start_prefetcher(
+    o: &MountOptions,
+    cache: &Arc<ChunkCache>,
+    is_local: bool,
+) -> Result<Prefetcher> {
+    let piece = if is_local { LOCAL_PIECE } else { REMOTE_PIECE };
+    let prefetcher = Prefetcher::start(cache, piece)?;
+    // A GPU would wait for the network.
+    if is_local {
+        use_gpu(&prefetcher, o);
+    }
+    Ok(prefetcher)
 }
 
 fn start_cache(o: &MountOptions) -> Result<Arc<ChunkCache>> {

@@ -6,6 +6,7 @@
 use super::archives::open_failed;
 use super::source::is_name;
 use crate::error::{Error, Result as Outcome};
+use crate::format::FOOTER_LEN;
 use crate::remote::{Entry, Facts, Found, Identity, Object, Place, RemoteStats, join};
 use lru::LruCache;
 use rustix::fs::{FileType, Stat};
@@ -286,11 +287,24 @@ impl RemoteDir<'_> {
 
     /// Open the object `name`, with its attributes. `ESTALE`, if it is not the one that was listed.
     pub fn open(&self, name: &OsStr) -> Result<(Arc<Object>, Stat)> {
+        self.open_by(name, |place, at, listed| place.open(at, Some(listed)))
+    }
+
+    /// Open the object `name` to read its footer.
+    pub fn open_end(&self, name: &OsStr) -> Result<(Arc<Object>, Stat)> {
+        self.open_by(name, |place, at, listed| place.open_end(at, Some(listed), FOOTER_LEN))
+    }
+
+    fn open_by(
+        &self,
+        name: &OsStr,
+        open: impl FnOnce(&Place, &str, &Facts) -> Outcome<Object>,
+    ) -> Result<(Arc<Object>, Stat)> {
         let name = name.to_str().ok_or(Errno::NOENT)?;
         let listed = self.find(name)?.ok_or(Errno::ISDIR)?;
         let path = join(&self.path, name);
         let (at, place) = (if self.source.only.is_some() { "" } else { &path }, &self.source.place);
-        let object = place.open(at, Some(&listed)).map_err(|e| match e.errno() {
+        let object = open(place, at, &listed).map_err(|e| match e.errno() {
             Some(libc::ENOENT) => Errno::STALE,
             _ => open_failed(&place.name(at), &e),
         });

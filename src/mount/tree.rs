@@ -23,6 +23,7 @@ use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// A handle for the kernel.
 #[derive(Debug)]
@@ -123,7 +124,7 @@ impl Tree {
         Ok(attr)
     }
 
-    /// The permission bits to show for a file of the source. Objects on other machines have no ACLs.
+    /// The permission bits to show for a file. Objects on other machines have no ACLs.
     fn bits(&self, perm: u16, stat: &Stat, entry: impl Fn() -> Result<Entry>) -> u16 {
         match self.view.files().local() {
             Some(_) => self.access.bits(perm, Identity::of(stat).dev, entry),
@@ -233,15 +234,21 @@ impl Tree {
 
     /// An open file, without a handle for the kernel.
     pub fn opened(&self, ino: u64) -> Result<Arc<Opened>> {
-        let node = self.node(ino)?;
-        let _guard = node.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        // Look again: another thread may have opened it meanwhile.
+        let (node, asked) = (self.node(ino)?, Instant::now());
+        let mut failed = node.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have failed meanwhile, perhaps after a deadline.
+        if let Some((_, e)) = failed.filter(|(at, _)| *at >= asked) {
+            return Err(e);
+        }
+        // Look again: it may have opened it.
         let node = self.node(ino)?;
         let found = self.find_file(&node)?;
-        match still_open(&node, &found) {
+        let opened = match still_open(&node, &found) {
             Some(opened) => Ok(opened),
             None => self.open_content(&node, &found),
-        }
+        };
+        *failed = opened.as_ref().err().map(|e| (Instant::now(), *e));
+        opened
     }
 
     pub fn file(&self, handle: u64) -> Result<Arc<Opened>> {
@@ -304,41 +311,54 @@ impl Tree {
 
     fn open_content(&self, node: &Node, found: &Found) -> Result<Arc<Opened>> {
         let (dir, _) = node.dir_and_name().ok_or(Errno::ISDIR)?;
-        let packed = found.packed.as_ref();
-        let path: Arc<Path> = dir.join(&found.source_name).into();
-        let open_archive = |file: Arc<CachedFile>, packed: &Packed| Content::Archive {
-            archive: Arc::new(OpenArchive::new(file, Arc::clone(&path), node.path.clone())),
-            packed: packed.clone(),
-        };
-        // The kernel must read the file that it knows by this inode.
-        let then = Identity::of(&found.stat);
-        let (content, stat) = match self.view.files().dir(dir)? {
+        let stat = found.stat;
+        if let Some(packed) = found.packed.clone() {
+            let (file, path) = self.open_archive(dir, found)?;
+            let archive = Arc::new(OpenArchive::new(file, path, node.path.clone()));
+            let content = Content::Archive { archive, packed };
+            return Ok(Arc::new(Opened::new(stat, found, content)));
+        }
+        let (content, now) = match self.view.files().dir(dir)? {
             Directory::Local(dir) => {
                 let (file, stat) = dir.open_file(&found.source_name)?;
-                let now = Identity::of(&stat);
-                let is_same = (now.dev, now.ino) == (then.dev, then.ino);
-                match packed {
-                    None if is_same => (Content::Plain(Arc::new(file)), stat),
-                    Some(packed) if now == then => {
-                        (open_archive(self.archives.open(file, &stat, &path)?, packed), stat)
-                    }
-                    _ => return Err(Errno::STALE),
-                }
+                (Content::Plain(Arc::new(file)), stat)
             }
             #[cfg(feature = "remote")]
             Directory::Remote(dir) => {
                 let (object, stat) = dir.open(&found.source_name)?;
-                match packed {
-                    _ if Identity::of(&stat) != then => return Err(Errno::STALE),
-                    None => (Content::Object(object), stat),
-                    Some(packed) => {
-                        let file = self.archives.open_remote(object, &stat, &path)?;
-                        (open_archive(file, packed), stat)
-                    }
-                }
+                (Content::Object(object), stat)
             }
         };
-        Ok(Arc::new(Opened::new(stat, found, content)))
+        // The kernel must read the file that it knows by this inode.
+        let (is, was) = (Identity::of(&now), Identity::of(&stat));
+        match (is.dev, is.ino) == (was.dev, was.ino) {
+            true => Ok(Arc::new(Opened::new(now, found, content))),
+            false => Err(Errno::STALE),
+        }
+    }
+
+    /// Open the archive `found` in the directory `dir`. Returns its path, too. `ESTALE` if it is
+    /// another one by now.
+    fn open_archive(&self, dir: &Path, found: &Found) -> Result<(Arc<CachedFile>, Arc<Path>)> {
+        let path: Arc<Path> = dir.join(&found.source_name).into();
+        let check = |stat: &Stat| match Identity::of(stat) == Identity::of(&found.stat) {
+            true => Ok(()),
+            false => Err(Errno::STALE),
+        };
+        let file = match self.view.files().dir(dir)? {
+            Directory::Local(dir) => {
+                let (file, stat) = dir.open_file(&found.source_name)?;
+                check(&stat)?;
+                self.archives.open(file, &stat, &path)
+            }
+            #[cfg(feature = "remote")]
+            Directory::Remote(dir) => {
+                let (object, stat) = dir.open(&found.source_name)?;
+                check(&stat)?;
+                self.archives.open_remote(object, &stat, &path)
+            }
+        };
+        Ok((file?, path))
     }
 
     /// All shards of the model that an open archive belongs to, without those that cannot be
@@ -357,18 +377,7 @@ impl Tree {
         let open = |listed: &Listed| {
             let found = self.view.find(dir, &listed.name)?;
             found.packed.as_ref().ok_or(Errno::INVAL)?;
-            let path = dir.join(&found.source_name);
-            let file = match self.view.files().dir(dir)? {
-                Directory::Local(dir) => {
-                    let (file, stat) = dir.open_file(&found.source_name)?;
-                    self.archives.open(file, &stat, &path)?
-                }
-                #[cfg(feature = "remote")]
-                Directory::Remote(dir) => {
-                    let (object, stat) = dir.open(&found.source_name)?;
-                    self.archives.open_remote(object, &stat, &path)?
-                }
-            };
+            let (file, _) = self.open_archive(dir, &found)?;
             Ok::<_, Errno>(Shard { file, shown: dir.join(&listed.name).into() })
         };
         listed.iter().filter(belongs).take(MAX_SHARDS).filter_map(|l| open(l).ok()).collect()

@@ -38,7 +38,7 @@ struct Shared {
 }
 
 impl Prefetcher {
-    /// Start the thread, which ends when `cache` is dropped, and prefetches `piece` bytes at a time:
+    /// Start the thread, which ends when `cache` is dropped. It prefetches `piece` bytes at a time:
     /// [`LOCAL_PIECE`] or [`REMOTE_PIECE`].
     ///
     /// # Errors

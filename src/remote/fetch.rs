@@ -33,7 +33,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most threads that may wait for the network at once. Each begins when it is needed.
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 256;
 
 /// Fetches for a whole process. Dropping it ends its threads, and all reads that wait, by an error.
 pub struct Fetcher {
@@ -121,8 +121,14 @@ impl Fetcher {
         Ok(self.runtime()?.block_on(future)?)
     }
 
+    /// A request is about to be sent by another way.
+    pub fn asking(&self) {
+        self.shared.counters.asking();
+    }
+
     /// Keep a part that arrived by another way.
     pub fn keep(&self, source: &Source, part: PartKey, bytes: &Bytes) {
+        self.shared.counters.fetched(bytes.len());
         self.shared.blocks.complete(part, bytes);
         if let Some(writer) = self.shared.writer_for(source) {
             let _ = writer.write(part, bytes.clone());

@@ -44,9 +44,23 @@ impl Object {
         name: &str,
         known: Option<&Facts>,
     ) -> Result<Self> {
+        Self::open_with_end(fetcher, store, (key, name), known, TAIL)
+    }
+
+    /// As [`Object::open`]; if a request is needed, it fetches the last `end` bytes, too.
+    ///
+    /// # Errors
+    /// As [`Object::open`].
+    pub fn open_with_end(
+        fetcher: &Arc<Fetcher>,
+        store: &Arc<Store>,
+        (key, name): (&str, &str),
+        known: Option<&Facts>,
+        end: u64,
+    ) -> Result<Self> {
         let (facts, tail) = match known.filter(|facts| facts.is_strong()) {
             Some(facts) => (facts.clone(), None),
-            None => fetcher.wait(first_request(fetcher, store, key))?,
+            None => fetcher.wait(first_request(fetcher, store, key, end))?,
         };
         let identity = Identity { url: name.into(), facts };
         let id = identity.key(&store.scope());
@@ -54,7 +68,8 @@ impl Object {
         let source = Arc::new(Source { store, key, identity, id });
         let object =
             Self { fetcher: Arc::clone(fetcher), source, stream: Mutex::new(Stream::default()) };
-        if let (Some(bytes), Some(part)) = (tail, object.tail()) {
+        if let Some(bytes) = tail.filter(|bytes| !bytes.is_empty()) {
+            let part = object.end(bytes.len() as u64);
             object.fetcher.keep(&object.source, part, &bytes);
         }
         if !object.identity().facts.is_strong() {
@@ -168,9 +183,13 @@ impl Object {
 
     /// The part at the end.
     fn tail(&self) -> Option<PartKey> {
-        let size = self.size();
-        let len = size.min(TAIL) as u32;
-        (len > 0).then(|| PartKey { object: self.source.id, start: size - u64::from(len), len })
+        let len = self.size().min(TAIL);
+        (len > 0).then(|| self.end(len))
+    }
+
+    /// The last `len` bytes, which are not more than there are.
+    fn end(&self, len: u64) -> PartKey {
+        PartKey { object: self.source.id, start: self.size() - len, len: len as u32 }
     }
 
     fn in_tail(&self, range: &Range<u64>) -> Option<PartKey> {
@@ -208,12 +227,15 @@ async fn first_request(
     fetcher: &Fetcher,
     store: &Store,
     key: &str,
+    end: u64,
 ) -> Result<(Facts, Option<Bytes>), Failure> {
     let deadlines = fetcher.deadlines();
     let deadline = Instant::now() + deadlines.total;
+    fetcher.asking();
     if store.has_suffixes() && !fetcher.has_disk() {
+        let wanted = Wanted::Suffix(end);
         let ask = || async {
-            let ask = store.get(key, &Wanted::Suffix(TAIL), None);
+            let ask = store.get(key, &wanted, None);
             let Answer { facts, range, mut body } =
                 within(deadlines.silence, deadline, ask).await?;
             let mut bytes = Vec::new();

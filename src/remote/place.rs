@@ -134,6 +134,17 @@ impl Place {
         self.fetcher.clear();
     }
 
+    /// As [`Place::open`], of an object of which only the last `end` bytes are likely to be read.
+    ///
+    /// # Errors
+    /// As [`Place::find`].
+    pub fn open_end(&self, path: &str, known: Option<&Facts>, end: u64) -> Result<Object> {
+        let name = self.name(path);
+        let (shown, key) = (name.to_string_lossy(), self.key(path));
+        let object = Object::open_with_end(&self.fetcher, &self.store, (&key, &shown), known, end);
+        object.about_path(&name)
+    }
+
     fn key(&self, path: &str) -> String {
         if path.is_empty() { self.url.path.clone() } else { join(&self.url.path, path) }
     }

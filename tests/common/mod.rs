@@ -8,6 +8,7 @@ pub mod cxx;
 pub mod disks;
 pub mod models;
 pub mod mounts;
+pub mod objects;
 pub mod places;
 pub mod program;
 pub mod random;
