@@ -264,6 +264,7 @@ install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
 	$(WITH_PREFIX) systemd/user/bszfs@.service >$(INTO)/lib/systemd/user/bszfs@.service
 	$(WITH_PREFIX) systemd/bszfs-store@.service >$(INTO)/lib/systemd/system/bszfs-store@.service
 	$(WITH_PREFIX) systemd/user/bszfs-store@.service >$(INTO)/lib/systemd/user/bszfs-store@.service
+	$(WITH_PREFIX) systemd/bszfs-remote@.service >$(INTO)/lib/systemd/system/bszfs-remote@.service
 
 clean: ## Remove all that was built, including the Python environments
 	$(CARGO) clean
