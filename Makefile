@@ -13,7 +13,7 @@ MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
 	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
-	test-frameworks test-remote test-store store-check store-samples install clean \
+	manifests-check test-frameworks test-remote test-store store-check store-samples install clean \
 	python-dev wheel-here python-check python-container wheel sdist
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
@@ -165,6 +165,10 @@ static: ## Build a static program (x86-64, musl), and run its demo
 	ldd $(STATIC) 2>&1 | grep -E 'statically linked|not a dynamic executable'
 	$(STATIC) demo
 
+manifests-check: ## Check the Kubernetes manifests against their schema
+	@tests/prepare kubernetes
+	packaging/kubernetes/check .venv-kubernetes/bin/python
+
 # The Debian release on which `make package-test` tries the package.
 SUITE ?= bookworm
 
@@ -264,7 +268,8 @@ install: build manuals ## Install under PREFIX (/usr/local); DESTDIR is honoured
 	$(WITH_PREFIX) systemd/user/bszfs@.service >$(INTO)/lib/systemd/user/bszfs@.service
 	$(WITH_PREFIX) systemd/bszfs-store@.service >$(INTO)/lib/systemd/system/bszfs-store@.service
 	$(WITH_PREFIX) systemd/user/bszfs-store@.service >$(INTO)/lib/systemd/user/bszfs-store@.service
+	$(WITH_PREFIX) systemd/bszfs-remote@.service >$(INTO)/lib/systemd/system/bszfs-remote@.service
 
 clean: ## Remove all that was built, including the Python environments
 	$(CARGO) clean
-	rm -rf .venv .venv-frameworks .venv-remote $(MANUALS) fuzz/target
+	rm -rf .venv .venv-frameworks .venv-kubernetes .venv-remote $(MANUALS) fuzz/target

@@ -232,6 +232,17 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "remote")]
+    #[test]
+    fn urls_of_fstab_stay_as_they_are() {
+        // What mount(8) passes on of a line with _netdev.
+        let options = ["rw", "allow_other", "_netdev", "nofail", "x-systemd.automount"];
+        for url in ["s3://models/llama", "https://host/models/", "hf://org/repo@v1.0"] {
+            let line = normalised(&[url], &options, Unknown::Refuse).expect(url);
+            assert_eq!(line, ["--allow-other", "--", url]);
+        }
+    }
+
     #[test]
     fn wrong_options_are_named() {
         for (option, why) in [
