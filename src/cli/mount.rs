@@ -3,11 +3,9 @@
 //! Whatever spelling an option has (a flag, `-o`, a line of /etc/fstab), it becomes a long flag of
 //! one normalised command line. That line is parsed here, and is what a daemon is started with.
 
-#[cfg(feature = "remote")]
-use super::mount_options::is_url;
 use super::mount_options::{HEADING, Unknown, normalise};
 #[cfg(feature = "remote")]
-use super::remote::{RemoteArgs, URL_HEADING};
+use super::mount_url::UrlArgs;
 use super::{daemon, guard, logfile, size};
 use crate::error::{Error, Result};
 use crate::mount::{self, MetricsAddress, MountOptions};

@@ -63,7 +63,7 @@ impl Archives {
 
 /// Log why a file could not be opened, and return the error number for the program.
 pub(super) fn open_failed(path: &Path, e: &Error) -> Errno {
-    log::error!("{}: {e}", crate::escape::path(path));
+    log::error!("{}", e.clone().about_path(path));
     errno_of(e)
 }
 

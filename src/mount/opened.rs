@@ -2,6 +2,7 @@
 
 use super::attr::{Identity, Packed};
 use super::handles::Opener;
+use super::source::Entry;
 use super::view::Found;
 use crate::readahead::OpenArchive;
 #[cfg(feature = "remote")]
@@ -149,4 +150,20 @@ impl Opened {
             _ => None,
         }
     }
+}
+
+/// The entry of the source behind an inode.
+pub(super) struct SourceEntry {
+    /// The entry, if it is on this machine.
+    pub entry: Option<Entry>,
+    /// Its size in bytes.
+    pub stored: u64,
+    /// What it shows, if it is an archive.
+    pub packed: Option<Packed>,
+}
+
+/// The size of a file of the source in bytes.
+#[allow(clippy::unnecessary_cast)]
+pub(super) fn stored(stat: &Stat) -> u64 {
+    stat.st_size as u64
 }

@@ -6,6 +6,7 @@
 use super::archives::open_failed;
 use super::source::is_name;
 use crate::error::{Error, Result as Outcome};
+use crate::escape;
 use crate::format::FOOTER_LEN;
 use crate::remote::{Entry, Facts, Found, Identity, Object, Place, RemoteStats, join};
 use lru::LruCache;
@@ -23,7 +24,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How many listings to remember.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
-/// How long a name that was not found is known to be missing.
+/// How long a name that was not found is known to be missing, and what failed is not tried again:
+/// those who have waited for it would wait for as long once more, one after another.
 const MISSING_FOR: Duration = Duration::from_secs(1);
 
 /// How many archives of a directory are looked at at once.
@@ -45,6 +47,8 @@ pub(crate) struct RemoteSource {
     /// If the place is one object: its name and what is known of it.
     only: Option<(String, Facts)>,
     listings: Mutex<LruCache<String, Arc<Slot>>>,
+    /// What failed at last, and when.
+    failures: Mutex<LruCache<String, (Instant, Errno)>>,
     template: Stat,
     since: SystemTime,
 }
@@ -84,6 +88,7 @@ impl RemoteSource {
             view,
             only: None,
             listings: Mutex::new(LruCache::new(LISTINGS)),
+            failures: Mutex::new(LruCache::new(LISTINGS)),
             template,
             since: SystemTime::now(),
         };
@@ -108,6 +113,7 @@ impl RemoteSource {
     /// Forget all listings, and the stored bytes that are in memory.
     pub fn forget(&self) {
         self.listings().clear();
+        locked(&self.failures).clear();
         self.place.clear();
     }
 
@@ -154,11 +160,27 @@ impl RemoteSource {
             let entry = Entry { name: name.clone(), file: Some(facts.clone()) };
             return Ok(Listing::new(vec![entry], true));
         }
-        match self.place.list(path) {
+        self.attempt(path, |place| match place.list(path) {
             Ok(entries) => Ok(Listing::new(entries, true)),
             Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Ok(Listing::new(Vec::new(), false)),
-            Err(e) => Err(open_failed(&self.place.name(path), &e)),
+            Err(e) => Err(e),
+        })
+    }
+
+    /// Ask for what is at `path`, unless that has just failed.
+    fn attempt<T>(&self, path: &str, ask: impl FnOnce(&Place) -> Outcome<T>) -> Result<T> {
+        let failed = locked(&self.failures).get(path).copied();
+        if let Some((_, e)) = failed.filter(|(at, _)| at.elapsed() < MISSING_FOR) {
+            return Err(e);
         }
+        ask(&self.place).map_err(|e| {
+            if e.errno() == Some(libc::ENOENT) {
+                return Errno::NOENT;
+            }
+            let errno = open_failed(&self.place.name(path), &e);
+            locked(&self.failures).put(path.to_owned(), (Instant::now(), errno));
+            errno
+        })
     }
 
     /// See [`Files::renew`](super::files::Files::renew).
@@ -275,14 +297,9 @@ impl RemoteDir<'_> {
             return Err(Errno::NOENT);
         }
         let path = join(&self.path, name);
-        match self.source.place.stat(&path) {
-            Ok(facts) => {
-                locked(&self.listing.entries).insert(name.to_owned(), Some(facts.clone()));
-                Ok(Some(facts))
-            }
-            Err(e) if e.errno() == Some(libc::ENOENT) => Err(Errno::NOENT),
-            Err(e) => Err(open_failed(&self.source.place.name(&path), &e)),
-        }
+        let facts = self.source.attempt(&path, |place| place.stat(&path))?;
+        locked(&self.listing.entries).insert(name.to_owned(), Some(facts.clone()));
+        Ok(Some(facts))
     }
 
     /// Open the object `name`, with its attributes. `ESTALE`, if it is not the one that was listed.
@@ -303,22 +320,18 @@ impl RemoteDir<'_> {
         let name = name.to_str().ok_or(Errno::NOENT)?;
         let listed = self.find(name)?.ok_or(Errno::ISDIR)?;
         let path = join(&self.path, name);
-        let (at, place) = (if self.source.only.is_some() { "" } else { &path }, &self.source.place);
-        let object = open(place, at, &listed).map_err(|e| match e.errno() {
-            Some(libc::ENOENT) => Errno::STALE,
-            _ => open_failed(&place.name(at), &e),
-        });
-        let object = match object {
+        let at = if self.source.only.is_some() { "" } else { &path };
+        let opened = self.source.attempt(at, |place| open(place, at, &listed));
+        let object = match opened {
             Ok(object) if is_same(&listed, &object.identity().facts) => object,
-            other => {
-                if other.is_ok() || other.as_ref().is_err_and(|e| *e == Errno::STALE) {
-                    self.source.forget_beside(Path::new(&path));
-                }
-                return Err(other.err().unwrap_or(Errno::STALE));
+            Ok(_) | Err(Errno::NOENT) => {
+                self.source.forget_beside(Path::new(&path));
+                return Err(Errno::STALE);
             }
+            Err(e) => return Err(e),
         };
         if self.source.view.requires_etag && !object.identity().facts.is_strong() {
-            log::error!("{}: has no strong ETag", place.name(at).display());
+            log::error!("{}: has no strong ETag", escape::path(&self.source.place.name(at)));
             return Err(Errno::IO);
         }
         Ok((Arc::new(object), self.source.file_stat(&path, &listed)))

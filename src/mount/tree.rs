@@ -5,11 +5,11 @@
 
 use super::access::{self, Access};
 use super::archives::Archives;
-use super::attr::{Attr, Identity, Packed, ROOT, attr};
+use super::attr::{Attr, Identity, ROOT, attr};
 use super::files::Directory;
 use super::handles::{Handles, Opener};
 use super::inodes::{Inodes, Node};
-use super::opened::{Content, Opened};
+use super::opened::{Content, Opened, SourceEntry, stored};
 #[cfg(feature = "remote")]
 use super::remote::RemoteSource;
 use super::source::{Entry, is_name};
@@ -38,21 +38,6 @@ pub(super) struct DirEntry {
     pub ino: u64,
     pub kind: FileType,
     pub name: OsString,
-}
-
-/// The entry of the source behind an inode.
-pub(super) struct SourceEntry {
-    /// The entry, if it is on this machine.
-    pub entry: Option<Entry>,
-    /// Its size in bytes.
-    pub stored: u64,
-    /// What it shows, if it is an archive.
-    pub packed: Option<Packed>,
-}
-
-#[allow(clippy::unnecessary_cast)]
-fn stored(stat: &Stat) -> u64 {
-    stat.st_size as u64
 }
 
 pub(super) struct Tree {

@@ -7,8 +7,8 @@
 use super::access::{ACL, DEFAULT_ACL};
 use super::attr::{Packed, ROOT};
 use super::control;
-use super::opened::Content;
-use super::tree::{SourceEntry, Tree};
+use super::opened::{Content, SourceEntry};
+use super::tree::Tree;
 use crate::read::Archive;
 use rustix::io::{Errno, Result};
 use std::collections::BTreeMap;
