@@ -127,9 +127,12 @@ class Models:
                 seconds = time.perf_counter() - begun
             finally:
                 file.unlink(missing_ok=True)
-            (directory / "seconds").write_text(f"{seconds:.0f}\n")
+            (directory / "seconds").write_text(f"{seconds:.1f}\n")
 
         return self.made(f"huge-{gigabytes:g}", make) / "huge.bsz"
+
+    def seconds(self, archive):
+        return float((archive.parent / "seconds").read_text())
 
     def local(self, archive):
         """A copy, so that it can be cold while the server's file is not."""

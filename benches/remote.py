@@ -90,6 +90,7 @@ COLUMNS = {
         "first_requests": ("requests", ".0f"),
         "first_mib": ("peak MiB by then", ".0f"),
         "peak_mib": ("peak MiB", ".0f"),
+        "packed_s": ("packed in s", ".0f"),
     },
 }
 COLUMNS["loopback"] = COLUMNS["rates"]
@@ -111,6 +112,8 @@ class Bench:
     def __init__(self, a):
         self.a, self.files = a, models.Models(a.bsz, a.examples, a.python, a.work)
         self.view = a.work / "view"
+        if os.path.ismount(self.view):  # of a run that was killed
+            link.tool("umount", "-l", self.view)
         self.view.mkdir(exist_ok=True)
 
     def parts(self):
@@ -327,7 +330,7 @@ class Bench:
 
     def huge(self):
         archive, view = self.files.huge(self.a.huge), self.view / "huge.safetensors"
-        where = self.files.path(archive.parent)
+        where, packed = self.files.path(archive.parent), self.files.seconds(archive)
 
         def requested(site):
             mark, url = site.log.mark(), site.url(self.files.path(archive))
@@ -352,7 +355,7 @@ class Bench:
                     for at in range(0, min(size, 1 << 30), MIB):
                         os.pread(f.fileno(), MIB, at)
                 figures["peak_mib"] = m.peak()
-            return figures
+            return figures | {"packed_s": packed}
 
         with self.far() as site:
             return compared(
