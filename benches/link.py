@@ -24,7 +24,7 @@ CONFIG = """
 daemon off; user root; worker_processes 2; pid {work}/pid; error_log {work}/error warn;
 events {{ worker_connections 1024; }}
 http {{
-    log_format bench '$request_method $status $body_bytes_sent $uri';
+    log_format bench '$request_method $status $body_bytes_sent $uri $http_range';
     access_log {work}/log bench;
     sendfile on; tcp_nopush on; tcp_nodelay on;
     default_type application/octet-stream;

@@ -106,6 +106,11 @@ def timed(action):
     return time.perf_counter() - start
 
 
+def run(command):
+    if clients.start(command, stdout=subprocess.DEVNULL).wait():
+        raise RuntimeError(f"{command[0].name} failed")
+
+
 class Bench:
     """The parts, and what they share."""
 
@@ -195,13 +200,12 @@ class Bench:
         model = self.files.model(self.a.size)
         quick = [self.a.bsz, "--quiet", "verify", "--quick"]
         quick.append(site.url(self.files.path(model.archive)))
-
-        def verify():
-            if clients.start(quick).wait():
-                raise RuntimeError("bsz verify failed")
-
-        readers = {"bsz verify --quick": lambda: self.fetch(site, model.archive, verify)}
-        for name, (mount, stored) in self.mounts(site, model).items():
+        small = "--cache-size", "64MiB"
+        where = self.files.path(model.archive.parent)
+        readers = {"bsz verify --quick": lambda: self.fetch(site, model.archive, lambda: run(quick))}
+        systems = self.mounts(site, model)
+        systems["bsz --cache-size 64MiB"] = (lambda: self.bsz(site, where, *small), model.archive)
+        for name, (mount, stored) in systems.items():
             readers[name] = lambda mount=mount, stored=stored: self.read(
                 site, mount, model.plain, stored
             )
@@ -225,7 +229,7 @@ class Bench:
             curl, url = self.curl(site, archive), site.url(self.files.path(archive))
             client = [self.a.examples / "fetch_raw", url]
             reference = {
-                "HTTP client": lambda: self.fetch(site, archive, lambda: link.tool(*client)),
+                "HTTP client": lambda: self.fetch(site, archive, lambda: run(client)),
                 "curl x 8": lambda: self.fetch(site, archive, curl),
             }
             found = self.in_turn(reference | self.readers(site))
