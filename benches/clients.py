@@ -69,7 +69,9 @@ class Mounted:
         self.watch.cancel()
         quiet = {"stderr": subprocess.DEVNULL}
         if self.ready and subprocess.run(["umount", self.view], **quiet).returncode:
+            # A reader holds it: one that was interrupted, and waits for the daemon.
             subprocess.run(["umount", "-l", self.view], **quiet)
+            self.daemon.kill()
         try:
             if not self.ready:
                 self.daemon.terminate()

@@ -202,7 +202,8 @@ class Bench:
         quick.append(site.url(self.files.path(model.archive)))
         small = "--cache-size", "64MiB"
         where = self.files.path(model.archive.parent)
-        readers = {"bsz verify --quick": lambda: self.fetch(site, model.archive, lambda: run(quick))}
+        verify = lambda: self.fetch(site, model.archive, lambda: run(quick))  # noqa: E731
+        readers = {"bsz verify --quick": verify}
         systems = self.mounts(site, model)
         systems["bsz --cache-size 64MiB"] = (lambda: self.bsz(site, where, *small), model.archive)
         for name, (mount, stored) in systems.items():
@@ -478,6 +479,8 @@ def main():
             results[part] = parts[part]()
         except FAILURES as e:
             results[part] = {part: {"error": str(e)}}
+        finally:
+            shutil.rmtree(a.work / "rclone", ignore_errors=True)
         table(part, results[part])
         if a.json:
             state = {"machine": machine, "options": options, "results": results}
