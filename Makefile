@@ -12,8 +12,9 @@ STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
 MANUALS := target/manuals
 
 .PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
-	miri demo bench bench-mounts bench-report exact manuals deb rpm static package-test \
-	manifests-check test-frameworks test-remote test-store store-check store-samples install clean \
+	miri demo bench bench-mounts bench-remote bench-report exact manuals deb rpm static \
+	package-test manifests-check test-frameworks test-remote test-store store-check \
+	store-samples install clean \
 	python-dev wheel-here python-check python-container wheel sdist
 
 # The .safetensors files that `make bench`, `bench-mounts` and `exact` work on. `bench` needs none.
@@ -132,8 +133,14 @@ bench-mounts: build ## Time reads of FILES: plain, mounted, and through the FUSE
 	python3 benches/mounts.py --bsz $(TARGET)/release/bsz \
 		--ceiling $(TARGET)/release/examples/ceiling $(FILES)
 
-# Options of benches/report.py, as in BENCH="--runs 1 --zipnn".
+# Options of benches/remote.py and benches/report.py, as in BENCH="--runs 1 --zipnn".
 BENCH ?=
+
+bench-remote: build ## Time mounts of a server behind a slow link (30 minutes); needs root
+	@tests/prepare fuse link
+	$(CARGO) build --locked --release --example delay_proxy --example fetch_raw --example weights
+	python3 benches/remote.py --bsz $(TARGET)/release/bsz \
+		--examples $(TARGET)/release/examples $(BENCH)
 
 bench-report: build ## Measure the figures of README.md and docs/BENCHMARKS.md (20 minutes)
 	@tests/prepare python fuse
