@@ -193,7 +193,7 @@ impl Storage {
     pub(super) fn will_read(&self, _range: Range<u64>) {
         #[cfg(feature = "remote")]
         if let Self::Remote(object) = self {
-            object.ahead(_range);
+            object.ahead_in_order(_range);
         }
     }
 

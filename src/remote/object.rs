@@ -112,7 +112,8 @@ impl Object {
     /// Read `range` ahead, after all that somebody waits for, as [`Object::fetch`]. Somebody may
     /// come to wait for it: then [`Object::hurry`].
     pub fn fetch_ahead(&self, range: Range<u64>, done: Done) {
-        self.fetch_with(range, (Pattern::Sequential, Priority::Ahead), done);
+        // Long requests have been made before, by `ahead_in_order`.
+        self.fetch_with(range, (Pattern::Random, Priority::Ahead), done);
     }
 
     fn fetch_with(&self, range: Range<u64>, how: (Pattern, Priority), done: Done) {
@@ -169,6 +170,15 @@ impl Object {
         if !range.is_empty() {
             self.fetcher.ahead(&self.source, range);
         }
+    }
+
+    /// As [`Object::ahead`]; if `range` continues reads in order, fetch ahead of it as well.
+    pub fn ahead_in_order(&self, range: Range<u64>) {
+        let ahead = {
+            let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+            stream.will_read(range, self.fetcher.window(), self.size())
+        };
+        self.ahead(ahead);
     }
 
     /// Forget what is cached of `range`, because it was found to be damaged: it is fetched again.
