@@ -46,6 +46,8 @@ mod store;
 #[cfg(feature = "mount")]
 mod umount;
 mod unpack;
+#[cfg(feature = "remote")]
+mod upload;
 #[cfg(feature = "mount")]
 mod warm;
 
@@ -70,7 +72,7 @@ use std::process::ExitCode;
 Environment:
   BSZ_LOG      the log level, as in debug or bszfs::mount=trace; RUST_LOG works, too
   BSZ_DECODER  the decoder to use instead of the fastest: scalar, avx2 or avx512
-  TMPDIR       the directory for temporary files of demo and bench
+  TMPDIR       the directory for temporary files of demo, bench, and pack to a URL
 
 Names:
   Bytes that are not UTF-8 are shown as \\xNN, and characters that would control a terminal as
