@@ -13,6 +13,8 @@ mod bench;
 #[cfg(feature = "mount")]
 mod cache;
 mod common;
+#[cfg(feature = "remote")]
+mod cp;
 #[cfg(feature = "mount")]
 mod daemon;
 #[cfg(feature = "mount")]
@@ -100,6 +102,8 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
+    #[cfg(feature = "remote")]
+    Cp(cp::CpArgs),
     #[cfg(feature = "mount")]
     #[command(flatten)]
     Mounting(mounting::Command),
@@ -132,6 +136,8 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Command::Unpack(args) => unpack::unpack(args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
+        #[cfg(feature = "remote")]
+        Command::Cp(args) => cp::cp(&args, cli.quiet),
         #[cfg(feature = "mount")]
         Command::Mounting(command) => mounting::run(command, cli.quiet),
         Command::Bench(args) => bench::bench(args, cli.quiet),
