@@ -96,9 +96,9 @@ fn one_file_goes_to_the_name_or_the_directory_of_the_url() {
         assert_eq!(bucket.keys(), before);
     };
     fails(&["pack", one, "-o", "s3://bucket/d"], "s3://bucket/d", "neither ends in .bsz");
-    fails(&["pack", one, "-o", "https://host/m.bsz?SECRET"], "https://host/m.bsz", "only s3://");
+    fails(&["pack", one, "-o", "https://host/m.bsz?HIDDEN"], "https://host/m.bsz", "only s3://");
     fails(&["pack", one, "-o", "hf://org/repo/"], "hf://org/repo/", "only s3://");
-    fails(&["pack", one, "-o", "s3://b/../SECRET"], "URL", "component");
+    fails(&["pack", one, "-o", "s3://b/../HIDDEN"], "URL", "component");
     fails(&["pack", "s/none", "-o", "s3://bucket/d/"], "s/none", "No such file");
     fails(&["pack", one, one, "-o", "s3://bucket/d/"], one, "would have the same name");
     let shard = "s3://bucket/other.bsz";
@@ -319,11 +319,11 @@ fn urls_need_no_bucket_to_be_refused() {
         .env("AWS_ENDPOINT", "http://127.0.0.1:1")
         .env_remove("AWS_ALLOW_HTTP")
         .env("AWS_ACCESS_KEY_ID", "key")
-        .env("AWS_SECRET_ACCESS_KEY", "SECRET")
+        .env("AWS_SECRET_ACCESS_KEY", "HIDDEN")
         .args(["cp", "f", "s3://bucket/f"])
         .current_dir(dir.path())
         .output();
     let ran = common::program::Ran::from(plain.expect("bsz starts"));
-    assert!(!ran.stderr.contains("SECRET"), "{ran:?}");
+    assert!(!ran.stderr.contains("HIDDEN"), "{ran:?}");
     ran.fails_about("s3://bucket/f", "AWS_ALLOW_HTTP");
 }

@@ -109,6 +109,9 @@ fn uploads(dir: &Path, port: u16) {
             .fails_about("s3://bucket/large", "exists and differs");
     }
     bsz(&["cp", "--force", "large", "s3://bucket/large"]).ok();
+    if cfg!(feature = "mount") {
+        bsz(&["doctor", "s3://bucket/up/"]).ok();
+    }
 }
 
 #[test]

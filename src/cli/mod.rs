@@ -21,6 +21,10 @@ mod daemon;
 mod demo;
 #[cfg(feature = "mount")]
 mod doctor;
+#[cfg(all(feature = "mount", feature = "remote"))]
+mod doctor_url;
+#[cfg(feature = "mount")]
+mod finding;
 mod generate;
 #[cfg(feature = "mount")]
 mod guard;

@@ -11,6 +11,8 @@
 //! The other way, a [`Target`] is where objects go: `put` uploads the bytes of a [`Body`] and reads
 //! them back, and `unfinished` knows the uploads that are to be aborted when the process ends.
 //!
+//! A [`Probe`] finds out what works, for `bsz doctor`; `origin` says where credentials come from.
+//!
 //! Deadlines are all in this room, and no thread of its callers waits for the network unless it
 //! asks to.
 
@@ -28,9 +30,11 @@ mod hub;
 mod identity;
 mod object;
 mod options;
+mod origin;
 mod parallel;
 mod parts;
 mod place;
+mod probe;
 mod put;
 mod queue;
 mod request;
@@ -48,8 +52,10 @@ pub use demand::{Done, Stored};
 pub use identity::{Facts, Identity};
 pub use object::Object;
 pub use options::{Deadlines, DiskCacheOptions, RemoteOptions};
+pub use origin::Origin;
 pub use parts::Pattern;
 pub use place::{Found, Place, join};
+pub use probe::{Probe, Sample, Seen};
 pub use put::Put;
 pub use target::Target;
 pub use unfinished::abandon;

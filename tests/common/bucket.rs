@@ -74,7 +74,7 @@ impl Bucket {
             .env("AWS_ENDPOINT", self.server.url(""))
             .env("AWS_ALLOW_HTTP", "true")
             .env("AWS_ACCESS_KEY_ID", "key")
-            .env("AWS_SECRET_ACCESS_KEY", "SECRET")
+            .env("AWS_SECRET_ACCESS_KEY", "HIDDEN")
             .env("AWS_REGION", "us-east-1")
             .args(args)
             .current_dir(dir);
@@ -85,7 +85,7 @@ impl Bucket {
     #[track_caller]
     pub fn run(&self, dir: &Path, args: &[&str]) -> Ran {
         let ran = Ran::from(self.bsz(dir, args).output().expect("bsz starts"));
-        assert!(!ran.stdout.contains("SECRET") && !ran.stderr.contains("SECRET"), "{ran:?}");
+        assert!(!ran.stdout.contains("HIDDEN") && !ran.stderr.contains("HIDDEN"), "{ran:?}");
         ran
     }
 }
