@@ -59,6 +59,17 @@ fn what_does_not_work_is_said_with_what_helps() {
 }
 
 #[test]
+fn certificates_that_are_missing_are_noticed() {
+    let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
+    std::fs::write(dir.path().join("some"), "certificates").expect("written");
+    let mut command = bucket.bsz(dir.path(), &["doctor", "--json", "s3://bucket/"]);
+    for (file, expected) in [("none", "fair"), ("some", "good")] {
+        let output = command.env("SSL_CERT_FILE", dir.path().join(file)).output();
+        assert_eq!(state(&output.expect("bsz starts").into(), "certificates"), expected);
+    }
+}
+
+#[test]
 fn web_servers_are_checked_for_ranges_tags_and_listings() {
     let (dir, server) = (TempDir::new().expect("a directory"), Server::start());
     server.put("/m.bsz", &[7; 1000], Some("tag"));

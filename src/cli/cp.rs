@@ -56,8 +56,8 @@ pub fn cp(args: &CpArgs, quiet: bool) -> Result<()> {
             return Err(Error::invalid(why).about("cp"));
         }
         (Some(place), None) => remote::copy(&place, &args.to, args.force, &watch)?,
-        (None, Some(to)) => Upward { to, watch: &watch }.from_disk(&args.source)?,
-        (Some(place), Some(to)) => Upward { to, watch: &watch }.from_place(Arc::new(place))?,
+        (None, Some(to)) => Upward { to, watch: &watch }.copy_files(&args.source)?,
+        (Some(place), Some(to)) => Upward { to, watch: &watch }.copy_objects(Arc::new(place))?,
     }
     watch.finish("cp")
 }
@@ -70,7 +70,7 @@ struct Upward<'a> {
 
 impl Upward<'_> {
     /// Copy a file or a directory of this machine.
-    fn from_disk(&self, source: &Path) -> Result<()> {
+    fn copy_files(&self, source: &Path) -> Result<()> {
         if fs::metadata(source).about_path(source)?.is_dir() {
             self.directory(&Dir::open(source)?, Path::new(""));
             return Ok(());
@@ -121,7 +121,7 @@ impl Upward<'_> {
     }
 
     /// Copy what is at another URL.
-    fn from_place(&self, place: Arc<Place>) -> Result<()> {
+    fn copy_objects(&self, place: Arc<Place>) -> Result<()> {
         let entries = match place.find()? {
             Found::Object(object) => {
                 let path = place.name("");

@@ -4,6 +4,7 @@ use super::finding::{Finding, Verdict};
 use super::report::bytes;
 use crate::error::Error;
 use crate::remote::{Deadlines, Probe, RemoteOptions, Sample};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,9 +69,16 @@ fn count(entries: usize) -> String {
 /// Whether the system has certificates. Only `https` needs them.
 fn certificates() -> Finding {
     let what = "certificates";
-    let given = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-    if let Some(name) = given.into_iter().find(|name| std::env::var_os(name).is_some()) {
-        return Finding::new(what, Verdict::Good, format!("those of {name}"));
+    if let Some(file) = std::env::var_os("SSL_CERT_FILE") {
+        let found = format!("SSL_CERT_FILE, the file {}", Path::new(&file).display());
+        return match fs::read(&file).is_ok_and(|text| !text.is_empty()) {
+            true => Finding::new(what, Verdict::Good, found),
+            false => Finding::new(what, Verdict::Fair, format!("{found}: empty or not readable"))
+                .mend("unset SSL_CERT_FILE, or have it name a file with certificates"),
+        };
+    }
+    if std::env::var_os("SSL_CERT_DIR").is_some() {
+        return Finding::new(what, Verdict::Good, "those of SSL_CERT_DIR");
     }
     match CERTIFICATES.into_iter().find(|path| Path::new(path).exists()) {
         Some(path) => Finding::new(what, Verdict::Good, path),
@@ -85,14 +93,9 @@ fn failed(what: &'static str, e: &Error) -> Finding {
     let finding = Finding::new(what, Verdict::Bad, why.as_str());
     let why = why.to_lowercase();
     if why.contains("certificate") || why.contains("unknownissuer") {
-        let advice = match certificates().state {
-            Verdict::Good => {
-                "the server's certificate is not trusted: add its authority to the \
-                              system's, or name a file with it in SSL_CERT_FILE"
-            }
-            _ => "apt-get install ca-certificates or dnf install ca-certificates",
-        };
-        return finding.mend(advice);
+        let trust = "the server's certificate is not trusted: add its authority to the system's, \
+                     or name a file with it in SSL_CERT_FILE";
+        return finding.mend(certificates().mend.unwrap_or_else(|| trust.into()));
     }
     match e.errno() {
         Some(libc::EACCES) => finding.mend("see credentials, and what they are allowed to do"),
