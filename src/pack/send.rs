@@ -93,7 +93,7 @@ impl Sender<'_> {
         Ok(report)
     }
 
-    /// Pack the directory `src` to the directory `at`: as [`super::tree`], except that links and
+    /// Pack the directory `src` to the directory `at`: as [`super::tree()`], except that links and
     /// empty directories are left out.
     ///
     /// # Errors

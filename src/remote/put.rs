@@ -177,11 +177,11 @@ impl Upload<'_> {
             sent.try_collect::<Vec<_>>().await?.into_iter().unzip();
         let hashes = Hashes { size, part, hashes };
         self.body.check()?;
-        let conditional = self.cloud.completes_conditionally();
-        if !self.force && !conditional && self.look(&upload.path).await?.is_some() {
+        // Not every store that is asked for it completes conditionally.
+        if !self.force && self.look(&upload.path).await?.is_some() {
             return Ok((hashes, Answered::Exists));
         }
-        let only = !self.force && conditional;
+        let only = !self.force && self.cloud.completes_conditionally();
         let mut attempts = 0;
         let complete = || {
             upload.continues();
