@@ -89,6 +89,31 @@ fn all_commands(dir: &Path, port: u16) {
     assert_eq!(names(dir), before);
 }
 
+/// Uploads to `s3://bucket`: exact, and nothing is replaced.
+fn uploads(dir: &Path, port: u16) {
+    let bsz = |args: &[&str]| s3(dir, port, args);
+    bsz(&["pack", "s", "-o", "s3://bucket/up"]).ok();
+    bsz(&["pack", "s", "-o", "s3://bucket/up"]).ok();
+    bsz(&["unpack", "s3://bucket/up", "-o", "up"]).ok();
+    same_tree(&dir.join("s"), &dir.join("up"));
+    let large: Vec<u8> = (0..70_000_000u32).map(|i| (i >> 7) as u8 ^ i as u8).collect();
+    fs::write(dir.join("large"), &large).expect("written");
+    for _ in 0..2 {
+        bsz(&["cp", "large", "s3://bucket/large"]).ok();
+    }
+    bsz(&["cp", "s3://bucket/large", "back"]).ok();
+    assert!(fs::read(dir.join("back")).expect("copied") == large);
+    fs::write(dir.join("large"), &large[1..]).expect("written");
+    for other in ["large", "s/tokenizer.json"] {
+        bsz(&["cp", other, "s3://bucket/large"])
+            .fails_about("s3://bucket/large", "exists and differs");
+    }
+    bsz(&["cp", "--force", "large", "s3://bucket/large"]).ok();
+    if cfg!(feature = "mount") {
+        bsz(&["doctor", "s3://bucket/up/"]).ok();
+    }
+}
+
 #[test]
 fn s3s_fs() {
     let Some(server) = program(&["s3s-fs".into()]) else { return };
@@ -100,6 +125,7 @@ fn s3s_fs() {
     command.args(["--port", &port.to_string()]).arg(dir.path().join("root"));
     let _running = start(&mut command, port);
     all_commands(dir.path(), port);
+    uploads(dir.path(), port);
 }
 
 #[test]
@@ -123,6 +149,7 @@ for path in pathlib.Path('p').rglob('*'):
     python.args(["-c", upload, &format!("http://127.0.0.1:{port}")]).current_dir(dir.path());
     assert!(python.status().expect("Python runs").success());
     all_commands(dir.path(), port);
+    uploads(dir.path(), port);
 }
 
 #[test]

@@ -1,60 +1,43 @@
-//! `bsz doctor`: what bszfs needs on this machine, and what is missing.
+//! `bsz doctor`: what bszfs needs on this machine, or from a URL, and what is missing.
 
+use super::finding::{Finding, Verdict};
 use super::report::{Output, table};
 use crate::error::{Error, Result};
 use crate::{codec, escape, mount};
 use clap::Args;
-use serde::Serialize;
 use std::fs::File;
 
 /// Check this machine for bszfs, and show the command that fixes each problem
 #[derive(Args)]
 #[command(after_help = "Examples:
   bsz doctor           one line per check; exits 1 if nothing can be mounted
-  bsz doctor --json    the same as JSON")]
+  bsz doctor --json    the same as JSON
+  bsz doctor s3://models/llama/
+                       whether a URL can be read, by which credentials, and how fast it is")]
 pub struct DoctorArgs {
+    /// Check this URL instead
+    #[cfg(feature = "remote")]
+    #[arg(value_name = "URL")]
+    url: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    /// As it should be.
-    Good,
-    /// Works, but could be better.
-    Fair,
-    /// Nothing can be mounted because of it.
-    Bad,
-}
-
-/// The result of one check.
-#[derive(Serialize)]
-struct Finding {
-    what: &'static str,
-    state: Verdict,
-    /// What was found.
-    found: String,
-    /// The command, or the advice, that fixes it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
-}
-
-impl Finding {
-    fn new(what: &'static str, state: Verdict, found: impl Into<String>) -> Self {
-        Self { what, state, found: found.into(), mend: None }
-    }
-
-    fn mend(self, command: impl Into<String>) -> Self {
-        Self { mend: Some(command.into()), ..self }
-    }
-}
-
 /// `bsz doctor`
 pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
+    let output = Output::new(args.json, quiet);
+    #[cfg(feature = "remote")]
+    if let Some(url) = &args.url {
+        return report(output, &super::doctor_url::findings(url), "the URL cannot be read");
+    }
+    report(output, &machine(), "nothing can be mounted here")
+}
+
+/// The checks of this machine.
+fn machine() -> Vec<Finding> {
     let [dead, hung] = unserved_mounts();
-    let findings = [
+    vec![
         kernel(),
         fuse(),
         helper(),
@@ -66,8 +49,11 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
         gpu(),
         dead,
         hung,
-    ];
-    let output = Output::new(args.json, quiet);
+    ]
+}
+
+/// Print findings. One that is bad is an error, which says `why`.
+fn report(output: Output, findings: &[Finding], why: &'static str) -> Result<()> {
     let row = |f: &Finding| {
         let state = match f.state {
             Verdict::Good => "good",
@@ -85,7 +71,7 @@ pub fn doctor(args: &DoctorArgs, quiet: bool) -> Result<()> {
     }
     let cannot = findings.iter().any(|f| f.state == Verdict::Bad);
     output.finish(&findings)?;
-    if cannot { Err(Error::invalid("nothing can be mounted here").about("doctor")) } else { Ok(()) }
+    if cannot { Err(Error::invalid(why).about("doctor")) } else { Ok(()) }
 }
 
 fn kernel() -> Finding {

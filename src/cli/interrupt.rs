@@ -12,12 +12,14 @@ use std::thread;
 /// The signals that end a process by default, and leave it the time to clean up.
 const ENDING: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGXCPU];
 
-/// From now on, remove the temporary files before a signal ends the process.
+/// From now on, remove the temporary files, and abort uploads, before a signal ends the process.
 pub fn clean_up_when_interrupted() -> Result<()> {
     let mut signals = Signals::new(wanted(&ENDING)).about("signal handler")?;
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             output::abandon();
+            #[cfg(feature = "remote")]
+            crate::remote::abandon();
             let _ = emulate_default_handler(signal);
         }
     };

@@ -13,12 +13,18 @@ mod bench;
 #[cfg(feature = "mount")]
 mod cache;
 mod common;
+#[cfg(feature = "remote")]
+mod cp;
 #[cfg(feature = "mount")]
 mod daemon;
 #[cfg(feature = "mount")]
 mod demo;
 #[cfg(feature = "mount")]
 mod doctor;
+#[cfg(all(feature = "mount", feature = "remote"))]
+mod doctor_url;
+#[cfg(feature = "mount")]
+mod finding;
 mod generate;
 #[cfg(feature = "mount")]
 mod guard;
@@ -48,6 +54,8 @@ mod store;
 #[cfg(feature = "mount")]
 mod umount;
 mod unpack;
+#[cfg(feature = "remote")]
+mod upload;
 #[cfg(feature = "mount")]
 mod warm;
 
@@ -72,7 +80,7 @@ use std::process::ExitCode;
 Environment:
   BSZ_LOG      the log level, as in debug or bszfs::mount=trace; RUST_LOG works, too
   BSZ_DECODER  the decoder to use instead of the fastest: scalar, avx2 or avx512
-  TMPDIR       the directory for temporary files of demo and bench
+  TMPDIR       the directory for temporary files of demo, bench, and pack to a URL
 
 Names:
   Bytes that are not UTF-8 are shown as \\xNN, and characters that would control a terminal as
@@ -100,6 +108,8 @@ enum Command {
     Unpack(unpack::UnpackArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
+    #[cfg(feature = "remote")]
+    Cp(cp::CpArgs),
     #[cfg(feature = "mount")]
     #[command(flatten)]
     Mounting(mounting::Command),
@@ -132,6 +142,8 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
         Command::Unpack(args) => unpack::unpack(args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
+        #[cfg(feature = "remote")]
+        Command::Cp(args) => cp::cp(&args, cli.quiet),
         #[cfg(feature = "mount")]
         Command::Mounting(command) => mounting::run(command, cli.quiet),
         Command::Bench(args) => bench::bench(args, cli.quiet),

@@ -5,6 +5,8 @@ use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
 use super::size;
+#[cfg(feature = "remote")]
+use super::upload::{self, UploadArgs};
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
@@ -23,12 +25,13 @@ use std::path::{Path, PathBuf};
   bsz pack model.gguf                     writes model.gguf.bsz; .pt, .bin, .npz, .onnx likewise
   bsz pack llama/ -o llama-packed/        packs the models of a directory, copies the rest
   bsz pack llama/ --in-place              replaces each model by its verified archive
+  bsz pack llama/ -o s3://models/llama    to a bucket, and so to gs:// and az://
   bsz pack llama/ --in-place --only '*.safetensors' --exclude 'optimizer*'")]
 pub struct PackArgs {
     /// Files, or directories; of these, files that hold weights are packed
     #[arg(required = true, value_name = "SRC")]
     sources: Vec<PathBuf>,
-    /// Write to OUT: a .bsz file or a directory
+    /// Write to OUT: a .bsz file or a directory; or the URL of one in object storage
     #[arg(short, long, value_name = "OUT", conflicts_with = "in_place")]
     output: Option<PathBuf>,
     /// Replace each file by its archive, once that is verified
@@ -48,6 +51,9 @@ pub struct PackArgs {
     chunk_size: Option<u32>,
     #[command(flatten)]
     common: Common,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    remote: UploadArgs,
 }
 
 /// What to do with a source.
@@ -64,10 +70,6 @@ enum Job {
 pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     clean_up_when_interrupted()?;
     args.common.start_threads()?;
-    let jobs = plan(&args)?;
-    if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
-        fs::create_dir_all(output).about_path(output)?;
-    }
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
     let patterns = |texts: &[OsString]| texts.iter().map(Pattern::new).collect();
     let selection = Selection { only: patterns(&args.only), exclude: patterns(&args.exclude) };
@@ -75,6 +77,18 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     // Once the original is removed, its SHA-256 is all that is left of it.
     let check = |file: &File, p: &dyn pack::Progress| check(file, !args.in_place, p);
+    #[cfg(feature = "remote")]
+    if let Some(output) = &args.output
+        && let Some(to) = args.remote.uploads(output, args.force, &watch)?
+    {
+        upload::pack(&args.sources, &to, &options, &check, &watch)?;
+        drop(to);
+        return watch.finish("pack");
+    }
+    let jobs = plan(&args)?;
+    if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
+        fs::create_dir_all(output).about_path(output)?;
+    }
     for (source, job) in args.sources.iter().zip(jobs) {
         let done = match job {
             Job::File(out) => pack::file(source, &out, &options, &check, &watch).map(drop),

@@ -1,4 +1,4 @@
-//! The options for URLs, and unpacking what they name.
+//! The options for URLs, and unpacking or copying what they name.
 
 use super::{common::Opened, progress::Watch, size};
 use crate::{
@@ -92,7 +92,7 @@ pub(super) fn unpack(
     watch: &Watch,
 ) -> Result<()> {
     let path = place.name("");
-    let unpacker = Unpacker { place, options, watch };
+    let unpacker = Unpacker { place, unpacks: true, options, watch };
     match place.find()? {
         Found::Object(object) => {
             if let Err(e) = unpacker.one(object, &path, output) {
@@ -109,8 +109,34 @@ pub(super) fn unpack(
     Ok(())
 }
 
+/// Copy what is at `place`, as it is: a file to `output`, or into it if that is a directory; all
+/// that is in a directory into `output`.
+pub(super) fn copy(place: &Place, output: &Path, force: bool, watch: &Watch) -> Result<()> {
+    let path = place.name("");
+    let options = UnpackOptions { force, ..UnpackOptions::default() };
+    let copier = Unpacker { place, unpacks: false, options, watch };
+    match place.find()? {
+        Found::Object(object) => {
+            let is_dir = output.is_dir() || output.as_os_str().as_encoded_bytes().ends_with(b"/");
+            let (dir, name) = match path.file_name().filter(|_| is_dir) {
+                Some(name) => (Dir::open(output)?, name.to_owned()),
+                None => Dir::of(output)?,
+            };
+            let copied = copier.copy(&object, &path, &name, &dir);
+            copied.unwrap_or_else(|e| watch.fail(&e));
+        }
+        Found::Directory(entries) => {
+            fs::create_dir_all(output).about_path(output)?;
+            copier.directory("", entries, &Dir::open(output)?);
+        }
+    }
+    Ok(())
+}
+
 struct Unpacker<'a> {
     place: &'a Place,
+    /// Whether archives are unpacked rather than copied.
+    unpacks: bool,
     options: UnpackOptions,
     watch: &'a Watch,
 }
@@ -157,7 +183,7 @@ impl Unpacker<'_> {
     ) -> Result<()> {
         let shown = self.place.name(path);
         let object = Arc::new(self.place.open(path, Some(facts))?);
-        if name.ends_with(".bsz") {
+        if self.unpacks && name.ends_with(".bsz") {
             match Archive::from_object(Arc::clone(&object)) {
                 Ok(archive) => {
                     let original = pack::original_name(archive.footer(), &shown)?;

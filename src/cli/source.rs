@@ -120,7 +120,7 @@ fn remote_archives(place: Arc<Place>, fail: &mut dyn FnMut(Error)) -> Result<Ite
 
 /// Call `file` with each file below a directory, by its path, in the order of the names.
 #[cfg(feature = "remote")]
-fn walk(
+pub(super) fn walk(
     place: &Place,
     dir: &str,
     entries: Vec<Entry>,

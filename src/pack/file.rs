@@ -112,7 +112,7 @@ pub fn archive_names(dir: &Path, originals: &[OsString]) -> Result<Vec<Option<Os
 }
 
 /// The naming by which an archive called `archive` shows the name `original`.
-fn naming(original: &OsStr, archive: &OsStr) -> Naming {
+pub(super) fn naming(original: &OsStr, archive: &OsStr) -> Naming {
     if *archive == *Naming::Appended.archive_name(original) {
         Naming::Appended
     } else {
@@ -121,7 +121,7 @@ fn naming(original: &OsStr, archive: &OsStr) -> Naming {
 }
 
 /// What an archive is made from if nobody waits between windows.
-fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
+pub(super) fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
     Input { source, naming, chunk_size: o.chunk_size, after: &|_, _| Ok(()), twins: None }
 }
 

@@ -5,26 +5,18 @@
 
 use super::{
     Action, Check, FileReport, Options, Progress, Report,
-    content::Kind,
     file::{Job, Place},
     links::is_repository,
-    mirror::{COPY, IRREGULAR, Mirror, TEMPORARY, make_root},
-    names::{Names, shown},
+    mirror::{COPY, IRREGULAR, Mirror, make_root},
     replace::Replacer,
+    sort::{Plan, Sorter},
     source::Source,
 };
 use crate::{
     error::Result,
-    format::Naming,
-    output::{self, Dir, DirEntry, Form, is_temporary},
+    output::{self, Dir, DirEntry, Form},
 };
-use std::{
-    collections::{BTreeMap, HashMap},
-    ffi::{OsStr, OsString},
-    fmt,
-    path::Path,
-    sync::Arc,
-};
+use std::{ffi::OsStr, path::Path, sync::Arc};
 
 /// The form of a packed file; the naming of its archive is added to it.
 const PACKED: Form = COPY + 1;
@@ -54,14 +46,14 @@ pub fn tree(
         job,
         mirror: Mirror::new(src, Arc::clone(&to), o.force, true, p)?,
         replacer: o.in_place.then(|| Replacer::new(job, Arc::clone(&from))),
-        others: Others::default(),
-        archives: 0,
+        sorter: Sorter::new(&o.selection, o.in_place, p),
     };
     walk.directory(&from, &to, Path::new(""), true);
     if unfinished {
         walk.mirror.finish_directory(&from, &to);
     }
-    walk.tell_what_is_left(src);
+    walk.mirror.report.failed += walk.sorter.failed();
+    walk.sorter.tell_what_is_left(src, &walk.mirror.report);
     Ok(walk.mirror.report)
 }
 
@@ -70,25 +62,7 @@ struct Walk<'a> {
     mirror: Mirror<'a>,
     /// For packing in place.
     replacer: Option<Replacer<'a>>,
-    others: Others,
-    archives: usize,
-}
-
-/// What to do with a file.
-enum Plan {
-    /// Pack it, to an archive of this name if it can have one.
-    Pack(Option<(OsString, Naming)>),
-    Keep,
-}
-
-/// The files of a directory, sorted by what they are.
-#[derive(Default)]
-struct Files {
-    /// What to do with each file; models are still to be added.
-    plans: HashMap<OsString, Plan>,
-    models: Vec<OsString>,
-    /// The names that archives of the directory show.
-    shown: HashMap<OsString, OsString>,
+    sorter: Sorter<'a>,
 }
 
 impl Walk<'_> {
@@ -102,7 +76,7 @@ impl Walk<'_> {
             Ok(entries) => entries,
             Err(e) => return self.mirror.fail(&e),
         };
-        let mut plans = match self.plan(src, out, &entries, packs.then_some(at)) {
+        let mut plans = match self.sorter.plan(src, Some(out), &entries, packs.then_some(at)) {
             Ok(plans) => plans,
             Err(e) => return self.mirror.fail(&e),
         };
@@ -128,70 +102,6 @@ impl Walk<'_> {
                 Ok(()) => {}
             }
         }
-    }
-
-    /// Decide what to do with each file of a directory, and name the archives. `at` is its path in
-    /// the tree, or `None` if nothing in it is to be packed.
-    fn plan(
-        &mut self,
-        src: &Arc<Dir>,
-        out: &Arc<Dir>,
-        entries: &[DirEntry],
-        at: Option<&Path>,
-    ) -> Result<HashMap<OsString, Plan>> {
-        let Files { mut plans, mut models, shown } = self.classify(src, entries, at);
-        if !self.in_place() {
-            // A mount would show the copy of such an archive instead.
-            models.retain(|name| {
-                !shown.contains_key(name) || {
-                    let why = "copied, not packed: an archive that shows its name is beside it";
-                    self.job.p.warn(&src.path(name), why);
-                    false
-                }
-            });
-        }
-        let kept = |name: &OsString| !self.in_place() && !models.contains(name);
-        let taken = entries.iter().map(|e| e.name.clone()).filter(kept).collect();
-        let mut given = Names::new(Some(out), taken).give(&models)?;
-        for name in models {
-            let archive = given.remove(&name);
-            plans.insert(name, Plan::Pack(archive));
-        }
-        Ok(plans)
-    }
-
-    /// Find out what each file of a directory is, if anything in it is to be packed.
-    fn classify(&mut self, src: &Arc<Dir>, entries: &[DirEntry], at: Option<&Path>) -> Files {
-        let mut files = Files::default();
-        for DirEntry { name, .. } in entries.iter().filter(|e| e.kind.is_file()) {
-            let path = src.path(name);
-            if is_temporary(name) {
-                self.job.p.warn(&path, TEMPORARY);
-                continue;
-            }
-            let selection = &self.job.o.selection;
-            let kind = match at.map(|at| selection.has(&at.join(name))) {
-                Some(true) => Source::open(src, name).and_then(|source| source.kind()),
-                Some(false) => Ok(Kind::Other("is not selected")),
-                None => Ok(Kind::Other("belongs to a repository")),
-            };
-            match kind {
-                Err(e) if e.errno() == Some(libc::ENOENT) => continue,
-                Err(e) => {
-                    self.mirror.fail(&e);
-                    continue;
-                }
-                Ok(Kind::Model) => files.models.push(name.clone()),
-                Ok(Kind::Archive) => {
-                    self.archives += 1;
-                    files.shown.extend(shown(src, name).map(|shown| (shown, name.clone())));
-                }
-                Ok(Kind::Unfit(why)) => self.job.p.warn(&path, &format!("{why}; not packed")),
-                Ok(Kind::Other(why)) => self.others.add(name, why),
-            }
-            files.plans.insert(name.clone(), Plan::Keep);
-        }
-        files
     }
 
     fn child(
@@ -279,57 +189,4 @@ impl Walk<'_> {
             false => self.mirror.symlink(&src.path(name), &target, out, name),
         }
     }
-
-    /// Say what is left as it is, and warn if that is everything.
-    fn tell_what_is_left(&self, src: &Path) {
-        let report = &self.mirror.report;
-        let packed = |r: &FileReport| !matches!(r.action, Action::Copied | Action::Linked);
-        if self.archives + report.failed > 0 || report.files.iter().any(packed) {
-            if !self.others.0.is_empty() {
-                self.job.p.left(src, &self.others.to_string());
-            }
-            return;
-        }
-        let what = format!("holds no model to pack; it has {}", self.others);
-        self.job.p.warn(src, &what);
-    }
-}
-
-/// The most extensions that are named for one reason.
-const MOST_NAMED: usize = 4;
-
-/// The files that are left as they are: by reason, how many there are of each extension.
-#[derive(Default)]
-struct Others(BTreeMap<&'static str, BTreeMap<String, usize>>);
-
-impl Others {
-    fn add(&mut self, name: &OsStr, why: &'static str) {
-        *self.0.entry(why).or_default().entry(extension(name)).or_default() += 1;
-    }
-}
-
-impl fmt::Display for Others {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("no other files");
-        }
-        for (i, (why, names)) in self.0.iter().enumerate() {
-            let mut names: Vec<_> = names.iter().collect();
-            names.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-            let rest: usize = names.iter().skip(MOST_NAMED).map(|(_, n)| **n).sum();
-            let mut named: Vec<_> =
-                names.iter().take(MOST_NAMED).map(|(what, n)| format!("{n} {what}")).collect();
-            named.extend((rest > 0).then(|| format!("{rest} others")));
-            let separator = if i > 0 { "; " } else { "" };
-            write!(f, "{separator}{} ({why})", named.join(", "))?;
-        }
-        Ok(())
-    }
-}
-
-/// What files like `name` are called in a message.
-fn extension(name: &OsStr) -> String {
-    Path::new(name)
-        .extension()
-        .map_or_else(|| "without a suffix".into(), |e| format!(".{}", e.to_string_lossy()))
 }

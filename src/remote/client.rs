@@ -27,6 +27,22 @@ pub fn client(deadlines: Deadlines) -> Result<Client> {
         .map_err(|e| Error::invalid(super::failure::innermost(&e)).about("HTTP client"))
 }
 
+tokio::task_local! {
+    /// Whether the upload that the task completes may only create its object.
+    /// `object_store` does not ask for that, so the request is changed on its way.
+    pub static ONLY_CREATES: bool;
+}
+
+/// Have a request that completes an upload fail if the object exists. As in `object_store`'s own
+/// conditional copies, the header is not signed.
+fn add_condition(request: &mut HttpRequest) {
+    let completes = request.uri().query().is_some_and(|query| query.contains("uploadId="));
+    if completes && ONLY_CREATES.try_with(|only| *only).unwrap_or(false) {
+        let any = reqwest::header::HeaderValue::from_static("*");
+        request.headers_mut().insert(reqwest::header::IF_NONE_MATCH, any);
+    }
+}
+
 /// Hands the one client to `object_store`.
 #[derive(Clone, Debug)]
 pub struct Connector(pub Client);
@@ -49,7 +65,8 @@ struct Service {
 
 #[async_trait::async_trait]
 impl object_store::client::HttpService for Service {
-    async fn call(&self, request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+    async fn call(&self, mut request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+        add_condition(&mut request);
         if !self.plain && request.uri().scheme_str() != Some("https") {
             let why = "http:// needs AWS_ALLOW_HTTP=true, or the same of the other stores";
             let refused = Later(Arc::new(Failure::Fatal(why.into())));

@@ -11,9 +11,10 @@ use super::{
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::{
     BackoffConfig, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum},
     azure::{AzureConfigKey, MicrosoftAzureBuilder},
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
+    multipart::MultipartStore,
     path::Path,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +23,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Cloud {
     service: Service,
     connector: Connector,
-    store: Mutex<Arc<dyn ObjectStore>>,
+    store: Mutex<Built>,
     scope: String,
+}
+
+/// One client, by both of its interfaces.
+#[derive(Clone)]
+struct Built {
+    objects: Arc<dyn ObjectStore>,
+    parts: Arc<dyn MultipartStore>,
+}
+
+impl Built {
+    fn new<S: ObjectStore + MultipartStore>(store: S) -> Self {
+        let store = Arc::new(store);
+        Self { objects: Arc::clone(&store) as _, parts: store }
+    }
 }
 
 impl Cloud {
@@ -48,8 +63,23 @@ impl Cloud {
         }
     }
 
-    fn store(&self) -> Arc<dyn ObjectStore> {
-        Arc::clone(&self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    fn built(&self) -> Built {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client, with the credentials that were read last.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        self.built().objects
+    }
+
+    /// The same client, for uploads in parts.
+    pub fn parts(&self) -> Arc<dyn MultipartStore> {
+        self.built().parts
+    }
+
+    /// Whether an upload in parts can be completed on the condition that there is no such object.
+    pub fn completes_conditionally(&self) -> bool {
+        matches!(self.service, Service::S3 { .. })
     }
 
     /// Whether the last bytes of an object can be asked for without its size.
@@ -117,7 +147,11 @@ impl Cloud {
     }
 }
 
-fn path(key: &str) -> Result<Path, Failure> {
+/// The path of a key.
+///
+/// # Errors
+/// [`Failure::Fatal`] if no object can be called that.
+pub fn path(key: &str) -> Result<Path, Failure> {
     Path::parse(key).map_err(|e| Failure::Fatal(e.to_string()))
 }
 
@@ -133,9 +167,7 @@ fn once() -> RetryConfig {
     RetryConfig { backoff, max_retries: 0, retry_timeout: std::time::Duration::ZERO }
 }
 
-type Built = (Arc<dyn ObjectStore>, String);
-
-fn build(service: &Service, connector: &Connector) -> Result<Built, Failure> {
+fn build(service: &Service, connector: &Connector) -> Result<(Built, String), Failure> {
     let failed = |e: object_store::Error| failure_of(&e);
     let text = |parts: [Option<String>; 2]| format!("{parts:?}");
     Ok(match service {
@@ -145,8 +177,13 @@ fn build(service: &Service, connector: &Connector) -> Result<Built, Failure> {
                 builder.get_config_value(&AmazonS3ConfigKey::Endpoint),
                 builder.get_config_value(&AmazonS3ConfigKey::AccessKeyId),
             ]);
+            // Stored beside what is uploaded, unless the environment wants another one.
+            let builder = match builder.get_config_value(&AmazonS3ConfigKey::Checksum) {
+                Some(_) => builder,
+                None => builder.with_checksum_algorithm(Checksum::SHA256),
+            };
             let builder = builder.with_http_connector(connector.clone()).with_retry(once());
-            (Arc::new(builder.build().map_err(failed)?), scope)
+            (Built::new(builder.build().map_err(failed)?), scope)
         }
         Service::Gcs { bucket } => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
@@ -155,7 +192,7 @@ fn build(service: &Service, connector: &Connector) -> Result<Built, Failure> {
                 builder.get_config_value(&GoogleConfigKey::ApplicationCredentials),
             ]);
             let builder = builder.with_http_connector(connector.clone()).with_retry(once());
-            (Arc::new(builder.build().map_err(failed)?), scope)
+            (Built::new(builder.build().map_err(failed)?), scope)
         }
         Service::Azure { container } => {
             let builder = MicrosoftAzureBuilder::from_env().with_container_name(container);
@@ -164,7 +201,7 @@ fn build(service: &Service, connector: &Connector) -> Result<Built, Failure> {
                 builder.get_config_value(&AzureConfigKey::ClientId),
             ]);
             let builder = builder.with_http_connector(connector.clone()).with_retry(once());
-            (Arc::new(builder.build().map_err(failed)?), scope)
+            (Built::new(builder.build().map_err(failed)?), scope)
         }
         Service::Web { .. } | Service::Hub { .. } => {
             return Err(Failure::Fatal("not an object store".into()));

@@ -231,17 +231,29 @@ fn next_page(response: &Response, url: &Url) -> Option<Url> {
 
 /// The token of the environment, or that which a login has stored.
 fn token() -> Option<String> {
-    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-    let given = variable("HF_TOKEN").or_else(|| {
-        let home = || {
-            let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
-            let cache = cache.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")));
-            cache.map(|cache| cache.join("huggingface"))
-        };
-        let file = variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| {
-            variable("HF_HOME").map(PathBuf::from).or_else(home).map(|home| home.join("token"))
-        });
-        std::fs::read_to_string(file?).ok()
-    });
+    let given = variable("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file()?).ok());
     given.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty())
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Where a login stores its token.
+fn token_file() -> Option<PathBuf> {
+    let home = || {
+        let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")));
+        cache.map(|cache| cache.join("huggingface"))
+    };
+    variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| {
+        variable("HF_HOME").map(PathBuf::from).or_else(home).map(|home| home.join("token"))
+    })
+}
+
+/// Where the token comes from, if there is one.
+pub fn token_origin() -> Option<String> {
+    token()?;
+    let file = || token_file().map(|file| format!("the file {}", file.display()));
+    variable("HF_TOKEN").map(|_| "HF_TOKEN".into()).or_else(file)
 }

@@ -8,11 +8,17 @@
 //! cache, which `evict` keeps within its bound. An [`Object`] is what others see of all that, and a
 //! [`Place`] is where they find it.
 //!
+//! The other way, a [`Target`] is where objects go: `put` uploads the bytes of a [`Body`] and reads
+//! them back, and `unfinished` knows the uploads that are to be aborted when the process ends.
+//!
+//! A [`Probe`] finds out what works, for `bsz doctor`; `origin` says where credentials come from.
+//!
 //! Deadlines are all in this room, and no thread of its callers waits for the network unless it
 //! asks to.
 
 mod answer;
 mod blocks;
+mod body;
 mod client;
 mod cloud;
 mod counters;
@@ -25,23 +31,34 @@ mod hub;
 mod identity;
 mod object;
 mod options;
+mod origin;
 mod parallel;
 mod parts;
 mod place;
+mod probe;
+mod put;
 mod queue;
 mod request;
 mod retry;
 mod store;
+mod target;
+mod unfinished;
 mod url;
 mod web;
 mod writer;
 
 pub use answer::Entry;
+pub use body::{Body, FileBody};
 pub use counters::RemoteStats;
 pub use demand::{Done, Stored};
 pub use identity::{Facts, Identity};
 pub use object::Object;
 pub use options::{Deadlines, DiskCacheOptions, RemoteOptions};
+pub use origin::Origin;
 pub use parts::Pattern;
 pub use place::{Found, Place, join};
+pub use probe::{Probe, Sample, Seen};
+pub use put::Put;
+pub use target::Target;
+pub use unfinished::abandon;
 pub use url::is_remote;

@@ -1,16 +1,41 @@
 //! Whether and when a request that failed is repeated. Only the fetcher repeats requests, so that
 //! one deadline holds for all attempts.
 
-use super::{failure::Failure, store::Store};
+use super::{cloud::Cloud, failure::Failure, store::Store};
 use std::{
     future::Future,
     hash::{BuildHasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// Reads credentials again.
+pub trait Renew {
+    /// Read them.
+    fn renew(&self);
+}
+
+impl Renew for Store {
+    fn renew(&self) {
+        Self::renew(self);
+    }
+}
+
+impl<R: Renew> Renew for Arc<R> {
+    fn renew(&self) {
+        (**self).renew();
+    }
+}
+
+impl Renew for Cloud {
+    fn renew(&self) {
+        Self::renew(self);
+    }
+}
 
 /// The attempts of one request.
 pub struct Retry {
@@ -36,7 +61,7 @@ impl Retry {
     pub async fn wait(
         &mut self,
         failure: Failure,
-        store: &Store,
+        store: &impl Renew,
         deadline: Instant,
     ) -> Result<(), Failure> {
         let after = match failure {
@@ -86,7 +111,7 @@ pub async fn within<T>(
 /// # Errors
 /// The last failure.
 pub async fn repeat<T, F: Future<Output = Result<T, Failure>>>(
-    store: &Store,
+    store: &impl Renew,
     silence: Duration,
     deadline: Instant,
     mut attempt: impl FnMut() -> F,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses a part of this")]
 
+pub mod bucket;
 pub mod containers;
 pub mod crafted;
 pub mod cxx;

@@ -17,6 +17,7 @@ pub struct Request {
     pub path: String,
     /// By names in lower case.
     pub headers: HashMap<String, String>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -83,6 +84,33 @@ struct State {
     stopped: AtomicBool,
 }
 
+/// The objects of a server.
+#[derive(Clone)]
+pub struct Store(Arc<State>);
+
+impl Store {
+    pub fn get(&self, path: &str) -> Option<Object> {
+        self.0.objects.lock().expect("the objects").get(path).cloned()
+    }
+
+    pub fn put(&self, path: &str, bytes: Vec<u8>, etag: String) {
+        let object = Object { bytes: Arc::new(bytes), etag: Some(etag) };
+        self.0.objects.lock().expect("the objects").insert(path.into(), object);
+    }
+
+    pub fn remove(&self, path: &str) {
+        self.0.objects.lock().expect("the objects").remove(path);
+    }
+
+    /// The paths of all objects, sorted.
+    pub fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<_> =
+            self.0.objects.lock().expect("the objects").keys().cloned().collect();
+        paths.sort();
+        paths
+    }
+}
+
 pub struct Server {
     address: SocketAddr,
     state: Arc<State>,
@@ -121,6 +149,11 @@ impl Server {
     pub fn put(&self, path: &str, bytes: &[u8], etag: Option<&str>) {
         let object = Object { bytes: Arc::new(bytes.to_vec()), etag: etag.map(String::from) };
         self.state.objects.lock().expect("the objects").insert(path.into(), object);
+    }
+
+    /// What puts and removes objects, for scripts.
+    pub fn store(&self) -> Store {
+        Store(Arc::clone(&self.state))
     }
 
     pub fn remove(&self, path: &str) {
@@ -224,10 +257,16 @@ fn next_request(
 ) -> std::io::Result<Option<Request>> {
     loop {
         if let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
-            let head: Vec<u8> = buffer.drain(..end + 4).collect();
-            return Ok(Some(parse(&String::from_utf8_lossy(&head))));
+            let mut request = parse(&String::from_utf8_lossy(&buffer[..end]));
+            let length = request.header("content-length").and_then(|n| n.parse().ok());
+            let whole = end + 4 + length.unwrap_or(0);
+            if buffer.len() >= whole {
+                request.body = buffer[end + 4..whole].to_vec();
+                buffer.drain(..whole);
+                return Ok(Some(request));
+            }
         }
-        let mut piece = [0; 4096];
+        let mut piece = [0; 64 << 10];
         match stream.read(&mut piece) {
             Ok(0) => return Ok(None),
             Ok(n) => buffer.extend_from_slice(&piece[..n]),
@@ -249,7 +288,7 @@ fn parse(head: &str) -> Request {
         let (name, value) = line.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
-    Request { method, path, headers: lines.filter_map(header).collect() }
+    Request { method, path, headers: lines.filter_map(header).collect(), body: Vec::new() }
 }
 
 /// The head and the body of an answer, and after how many bytes the connection breaks.
