@@ -9,6 +9,7 @@ use bszfs::remote::{Deadlines, Done, Found, Object, Pattern, Place, RemoteOption
 use common::random::Random;
 use common::samples::{Fill, pack_bytes, safetensors, tensor};
 use common::web::{Act, Server};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -337,8 +338,20 @@ fn damage_on_the_way_is_fetched_again_and_damage_that_stays_is_an_error() {
     let server = Server::start();
     server.put("/m.bsz", &stored, Some("tag"));
     let archive_ = archive(&server, "/m.bsz").expect("opens");
-    server.acts(vec![Act::Flip(3_000_000), Act::Flip(77), Act::Flip(1_000_000)]);
+    let flipped = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&flipped);
+    server.script(move |request| {
+        let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+        let (from, to) = range.and_then(|range| range.split_once('-')).expect("a range");
+        let len = to.parse::<usize>().expect("end") - from.parse::<usize>().expect("start");
+        // What is fetched again is short.
+        match len > 5 << 19 {
+            true => Act::Flip(len / 2 + count.fetch_add(1, Ordering::Relaxed)),
+            false => Act::Serve,
+        }
+    });
     read::verify(&archive_, &*codec::fastest(), &|_| {}).expect("verifies");
+    assert!(flipped.load(Ordering::Relaxed) > 0, "nothing was damaged");
     let mut damaged = stored.clone();
     damaged[stored.len() / 2] ^= 1;
     server.script(|_| Act::Serve);

@@ -1,6 +1,5 @@
 //! What was fetched, and what went wrong, for those who ask how a mount fares.
 
-use super::failure::Failure;
 use std::sync::{
     Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
@@ -49,10 +48,10 @@ impl Counters {
         self.disk_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A request for bytes of the object at `url` has failed.
-    pub fn failed(&self, url: &str, failure: &Failure) {
+    /// A request about the object at `url` has failed.
+    pub fn failed(&self, url: &str, why: &str) {
         self.failed.fetch_add(1, Ordering::Relaxed);
-        let why = format!("{url}: {}", failure.why());
+        let why = format!("{url}: {why}");
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 

@@ -126,6 +126,11 @@ impl Fetcher {
         self.shared.counters.asking();
     }
 
+    /// A request that is no read has failed.
+    pub fn failed(&self, url: &str, e: &Error) {
+        self.shared.counters.failed(url, &e.detail());
+    }
+
     /// Keep a part that arrived by another way.
     pub fn keep(&self, source: &Source, part: PartKey, bytes: &Bytes) {
         self.shared.counters.fetched(bytes.len());
@@ -352,7 +357,7 @@ impl Progress for Shared {
     }
 
     fn failed(&self, request: &Request, failure: &Failure) {
-        self.counters.failed(&request.source.identity.url, failure);
+        self.counters.failed(&request.source.identity.url, failure.why());
         if matches!(failure, Failure::Transient { throttled: true, .. }) {
             self.queue.throttled();
         }

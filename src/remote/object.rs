@@ -33,25 +33,12 @@ pub struct Object {
 
 impl Object {
     /// Open the object `key` of a store, which messages call `name`. If its facts are not known
-    /// from a listing, they are asked for.
+    /// from a listing, they are asked for, together with its last `end` bytes if that takes no
+    /// other request.
     ///
     /// # Errors
     /// `ENOENT`, `EACCES`; `EIO` after the deadline.
     pub fn open(
-        fetcher: &Arc<Fetcher>,
-        store: &Arc<Store>,
-        key: &str,
-        name: &str,
-        known: Option<&Facts>,
-    ) -> Result<Self> {
-        Self::open_with_end(fetcher, store, (key, name), known, TAIL)
-    }
-
-    /// As [`Object::open`]; if a request is needed, it fetches the last `end` bytes, too.
-    ///
-    /// # Errors
-    /// As [`Object::open`].
-    pub fn open_with_end(
         fetcher: &Arc<Fetcher>,
         store: &Arc<Store>,
         (key, name): (&str, &str),
@@ -244,7 +231,7 @@ async fn first_request(
     fetcher.asking();
     if store.has_suffixes() && !fetcher.has_disk() {
         let wanted = Wanted::Suffix(end);
-        let ask = || async {
+        let ask = async {
             let ask = store.get(key, &wanted, None);
             let Answer { facts, range, mut body } =
                 within(deadlines.silence, deadline, ask).await?;
@@ -259,10 +246,12 @@ async fn first_request(
                 false => Err(Failure::transient("the answer ended early")),
             }
         };
-        match repeat(store, deadlines.total, deadline, ask).await {
-            // Empty objects have no ranges, and some servers no suffixes.
-            Err(Failure::Fatal(_)) => {}
-            other => return other,
+        // Once: empty objects have no ranges, some servers no suffixes, or none that are longer
+        // than the object.
+        match ask.await {
+            Err(Failure::Missing) => return Err(Failure::Missing),
+            Err(_) => {}
+            found => return found,
         }
     }
     let facts = repeat(store, deadlines.silence, deadline, || store.stat(key)).await?;

@@ -6,14 +6,18 @@ use super::{
     failure::Failure,
     fetch::Fetcher,
     identity::Facts,
-    object::Object,
+    object::{Object, TAIL},
     options::{Deadlines, RemoteOptions},
     retry::repeat,
     store::Store,
     url::{RemoteUrl, Service},
 };
 use crate::error::{Context, Error, Result};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Directories may be nested so deeply.
@@ -86,7 +90,7 @@ impl Place {
             return Err(Error::invalid("too deeply nested")).about_path(&name);
         }
         let total = self.fetcher.deadlines().total;
-        self.fetcher.wait(listed(&self.store, &self.key(path), total)).about_path(&name)
+        self.noted(&name, self.fetcher.wait(listed(&self.store, &self.key(path), total)))
     }
 
     /// Open the object `path` below this place, whose facts may be known from a listing.
@@ -94,9 +98,7 @@ impl Place {
     /// # Errors
     /// As [`Place::find`].
     pub fn open(&self, path: &str, known: Option<&Facts>) -> Result<Object> {
-        let name = self.name(path);
-        let shown = name.to_string_lossy();
-        Object::open(&self.fetcher, &self.store, &self.key(path), &shown, known).about_path(&name)
+        self.open_end(path, known, TAIL)
     }
 
     /// What is known of the object `path` below this place, whether or not there are listings.
@@ -108,7 +110,7 @@ impl Place {
         let key = self.key(path);
         let ask = || self.store.stat(&key);
         let stat = repeat(&self.store, silence, Instant::now() + total, ask);
-        self.fetcher.wait(stat).about_path(&self.name(path))
+        self.noted(&self.name(path), self.fetcher.wait(stat))
     }
 
     /// Whether what is there never changes: a commit of a repository.
@@ -141,8 +143,18 @@ impl Place {
     pub fn open_end(&self, path: &str, known: Option<&Facts>, end: u64) -> Result<Object> {
         let name = self.name(path);
         let (shown, key) = (name.to_string_lossy(), self.key(path));
-        let object = Object::open_with_end(&self.fetcher, &self.store, (&key, &shown), known, end);
-        object.about_path(&name)
+        let object = Object::open(&self.fetcher, &self.store, (&key, &shown), known, end);
+        self.noted(&name, object)
+    }
+
+    /// Name what is at `name` in an error, and remember that.
+    fn noted<T>(&self, name: &Path, result: Result<T>) -> Result<T> {
+        if let Err(e) = &result
+            && e.errno() != Some(libc::ENOENT)
+        {
+            self.fetcher.failed(&name.to_string_lossy(), e);
+        }
+        result.about_path(name)
     }
 
     fn key(&self, path: &str) -> String {
