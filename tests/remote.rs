@@ -344,9 +344,9 @@ fn damage_on_the_way_is_fetched_again_and_damage_that_stays_is_an_error() {
         let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
         let (from, to) = range.and_then(|range| range.split_once('-')).expect("a range");
         let len = to.parse::<usize>().expect("end") - from.parse::<usize>().expect("start");
-        // What is fetched again is short.
-        match len > 5 << 19 {
-            true => Act::Flip(len / 2 + count.fetch_add(1, Ordering::Relaxed)),
+        // What is fetched again is the one block in the middle of which the damage is.
+        match len > 3 << 19 {
+            true => Act::Flip((1 << 19) + count.fetch_add(1, Ordering::Relaxed)),
             false => Act::Serve,
         }
     });

@@ -1,6 +1,8 @@
 //! Where the files of a view come from: a directory of this machine, or a place on others.
 
-use super::attr::{Identity, Packed};
+#[cfg(feature = "remote")]
+use super::attr::Identity;
+use super::attr::Packed;
 use super::footers::Footers;
 #[cfg(feature = "remote")]
 use super::remote::{RemoteDir, RemoteSource};
@@ -8,7 +10,9 @@ use super::source::{DirHandle, Source};
 #[cfg(feature = "remote")]
 use rustix::fs::StatVfsMountFlags;
 use rustix::fs::{FileType, Stat, StatVfs, fstat};
-use rustix::io::{Errno, Result};
+#[cfg(feature = "remote")]
+use rustix::io::Errno;
+use rustix::io::Result;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 #[cfg(feature = "remote")]

@@ -44,7 +44,7 @@ impl Counters {
     }
 
     /// So many bytes were found on disk.
-    pub fn from_disk(&self, bytes: usize) {
+    pub fn found_on_disk(&self, bytes: usize) {
         self.disk_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 

@@ -242,7 +242,7 @@ impl Fetcher {
             if let (Lookup::Absent, Some(_)) = (&found, &waiter)
                 && let Some(bytes) = self.shared.disk.as_ref().and_then(|disk| disk.read(key))
             {
-                self.shared.counters.from_disk(bytes.len());
+                self.shared.counters.found_on_disk(bytes.len());
                 self.shared.blocks.complete(key, &bytes);
                 found = Lookup::Kept(bytes);
             }
