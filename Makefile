@@ -73,7 +73,8 @@ test-remote: ## Test remote sources: 10,000 faults, 100 kills, servers that othe
 	@tests/prepare remote
 	BSZ_REMOTE_FAULTS=10000 BSZ_REMOTE_KILLS=100 BSZ_REMOTE_SERVERS=1 $(CARGO) test --locked \
 		--no-fail-fast --test remote --test remote_cache --test remote_cli \
-		--test remote_doctor --test remote_faults --test remote_put --test remote_servers
+		--test remote_doctor --test remote_faults --test remote_mount --test remote_put \
+		--test remote_servers
 
 ptx: ## Compile the GPU kernels, src/gpu/kernel.cu, to PTX; needs no GPU
 	@tests/prepare python

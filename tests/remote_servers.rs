@@ -3,10 +3,12 @@
 
 mod common;
 
+use common::mounts::mount_test;
 use common::places::root;
 use common::program::{Ran, bsz, names, packed_objects as packed, run, same_tree};
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -57,15 +59,40 @@ fn program(candidates: &[PathBuf]) -> Option<PathBuf> {
     found.cloned()
 }
 
+fn environment(port: u16) -> [(&'static str, String); 5] {
+    [
+        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_ACCESS_KEY_ID", "key".into()),
+        ("AWS_SECRET_ACCESS_KEY", "SECRET".into()),
+        ("AWS_REGION", "us-east-1".into()),
+    ]
+}
+
 fn s3(dir: &Path, port: u16, args: &[&str]) -> Ran {
     let mut command = bsz();
-    command
-        .env("AWS_ENDPOINT", format!("http://127.0.0.1:{port}"))
-        .env("AWS_ALLOW_HTTP", "true")
-        .env("AWS_ACCESS_KEY_ID", "key")
-        .env("AWS_SECRET_ACCESS_KEY", "SECRET")
-        .env("AWS_REGION", "us-east-1");
-    command.args(args).current_dir(dir).output().expect("bsz runs").into()
+    command.envs(environment(port)).args(args).current_dir(dir);
+    command.output().expect("bsz runs").into()
+}
+
+/// Every file of `s` is exact through a mount of `url`, and so is a second look.
+fn mounted(dir: &Path, url: &str, port: u16) {
+    let (url, from) = (url.to_owned(), dir.join("s"));
+    mount_test(move |rig| {
+        let environment = environment(port);
+        let env: Vec<_> = environment.iter().map(|(name, v)| (*name, Path::new(v))).collect();
+        let mount = rig.mount_with(Path::new(&url), "m", &[], &env);
+        same_tree(&from, mount.root());
+        let name = "model-00002-of-00003.safetensors";
+        let (original, file) = (fs::read(from.join(name)), fs::File::open(mount.path(name)));
+        let (original, file) = (original.expect("read"), file.expect("opens"));
+        for at in (0..original.len() - 5000).step_by(7001).rev() {
+            let mut bytes = vec![0; 5000];
+            file.read_exact_at(&mut bytes, at as u64).expect("reads");
+            assert!(bytes == original[at..at + 5000], "at {at}");
+        }
+        assert_eq!(mount.status()["remote"]["failed"], 0, "{}", mount.status());
+    });
 }
 
 /// Every command on the directory `s3://bucket/p`, which holds what `p` does.
@@ -74,6 +101,7 @@ fn all_commands(dir: &Path, port: u16) {
     bsz(&["unpack", "s3://bucket/p", "-o", "u"]).ok();
     same_tree(&dir.join("s"), &dir.join("u"));
     bsz(&["verify", "s3://bucket/p/"]).ok();
+    mounted(dir, "s3://bucket/p", port);
     let info = bsz(&["info", "--json", "s3://bucket/"]).ok().json();
     assert_eq!(info["archives"].as_array().expect("archives").len(), 4, "{info}");
     let one = "s3://bucket/p/model-00001-of-00003.bsz";
@@ -176,6 +204,7 @@ fn nginx() {
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
     run(dir.path(), &["unpack", &url("/p/"), "-o", "u"]).ok();
     same_tree(&dir.path().join("s"), &dir.path().join("u"));
+    mounted(dir.path(), &url("/p/"), port);
     run(dir.path(), &["verify", &url("/p/"), &url("/single/sub/adapter.bsz")]).ok();
     run(dir.path(), &["info", &url("/single/")]).fails_about(&url("/single/"), "403 Forbidden");
     run(dir.path(), &["info", &url("/none")]).fails_about(&url("/none"), "no such object");

@@ -52,15 +52,27 @@ impl Batch {
     pub(super) fn fetch(self, decoder: Arc<dyn ChunkDecoder>, how: Fetching) {
         let Some((first, last)) = self.ends() else { return };
         let (file, store) = (Arc::clone(&self.file), Arc::clone(&self.store));
+        // Readers may have joined since the chunks were claimed.
+        let how = Fetching { ahead: how.ahead.filter(|_| !self.is_awaited()), ..how };
         let priority = if how.ahead.is_some() { Priority::Ahead } else { Priority::Demand };
-        let here = thread::current().id();
-        file.archive().fetch(stored_range(&first, &last), priority, move |fetched| {
+        let (here, range) = (thread::current().id(), stored_range(&first, &last));
+        let ids: Vec<usize> = self.flights.iter().map(|flight| flight.chunk.0).collect();
+        let (of, shared) = (Arc::clone(&file), Arc::clone(&store));
+        file.archive().fetch(range.clone(), priority, move |fetched| {
             if thread::current().id() == here {
                 return self.decode_fetched(fetched, decoder, how);
             }
             let ahead = how.ahead.filter(|_| !self.is_awaited());
             store.run(ahead, move || self.decode_fetched(fetched, decoder, how));
         });
+        // Or before it was known to be on its way.
+        let is_awaited = || {
+            let table = shared.lock();
+            ids.iter().any(|id| table.has_waiters(&of, *id))
+        };
+        if how.ahead.is_some() && is_awaited() {
+            of.archive().hurry(&range);
+        }
     }
 
     fn decode_fetched(

@@ -60,7 +60,8 @@ impl UrlArgs {
             return Err(Error::invalid(why).about("URL"));
         }
         let (fetched, options) = (memory / 4, self.remote.options()?);
-        let in_flight = options.in_flight.min(fetched);
+        // Bytes on their way take no memory but for the part that arrives.
+        let in_flight = options.in_flight.min(fetched.max(64 << 20));
         let view = RemoteView { listed_for: self.metadata_ttl.0, requires_etag: self.require_etag };
         let options = RemoteOptions { memory: fetched, in_flight, ..options };
         let url = source.to_string_lossy().into_owned();

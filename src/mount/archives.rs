@@ -56,8 +56,9 @@ impl Archives {
             return Ok(open);
         }
         let archive = Archive::from_object_within(object, &self.memory);
-        // An object does not change: its identity is compared with each answer.
-        Ok(self.open.insert(Some(identity), archive.map_err(|e| open_failed(path, &e))?))
+        let archive = archive.map_err(|e| open_failed(path, &e))?;
+        // A listing without entity tags does not tell what has just changed.
+        Ok(self.open.insert(Some(identity).filter(Identity::is_settled), archive))
     }
 }
 

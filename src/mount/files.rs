@@ -178,15 +178,23 @@ impl Directory<'_> {
         match self {
             Self::Local(dir) => footers.of(stat, || dir.open_file(name), path),
             #[cfg(feature = "remote")]
-            Self::Remote(dir) => footers.remote(stat, || dir.open_end(name), path),
+            Self::Remote(dir) => dir.noted(footers.remote(stat, || dir.open_end(name), path)),
         }
     }
 
     /// Find out about these archives at once, so that they are not asked for one by one.
-    pub fn look_ahead(&self, _names: &[&OsStr], _look: impl Fn(&Self, &OsStr) + Sync) {
-        #[cfg(feature = "remote")]
-        if let Self::Remote(_) = self {
-            super::remote::at_once(_names, |name| _look(self, name));
+    ///
+    /// # Errors
+    /// One cannot be asked for. No listing is better than one with wrong names.
+    pub fn look_ahead(
+        &self,
+        _names: &[&OsStr],
+        _look: impl Fn(&Self, &OsStr) -> Result<()> + Sync,
+    ) -> Result<()> {
+        match self {
+            Self::Local(_) => Ok(()),
+            #[cfg(feature = "remote")]
+            Self::Remote(_) => super::remote::at_once(_names, |name| _look(self, name)),
         }
     }
 }

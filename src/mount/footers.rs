@@ -96,12 +96,18 @@ impl Footers {
         if let Some(packed) = self.cached(&identity) {
             return Ok(packed);
         }
-        let (object, _) = match open() {
-            Err(Errno::ACCESS | Errno::PERM) => return Ok(None),
-            opened => opened?,
-        };
-        let packed = footer_of(read::peek_object(&object), path)?;
-        self.known().put((identity.dev, identity.ino), (identity, packed.clone()));
+        let (object, _) = open()?;
+        let mut footer = read::peek_object(&object);
+        if footer.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corruption) {
+            // A cache or a network may have damaged it.
+            object.forget(&(0..object.size()));
+            footer = read::peek_object(&object);
+        }
+        let is_known = footer.is_ok();
+        let packed = footer_of(footer, path)?;
+        if is_known {
+            self.known().put((identity.dev, identity.ino), (identity, packed.clone()));
+        }
         Ok(packed)
     }
 

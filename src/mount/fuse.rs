@@ -192,8 +192,8 @@ impl Filesystem for BszFs {
                 read_plain(&self.cache, Arc::clone(file), offset, len, reply);
             }
             #[cfg(feature = "remote")]
-            Content::Object(object) => {
-                let failed = self.read_failed(Path::new(&*object.identity().url));
+            Content::Object(object, path) => {
+                let failed = self.read_failed(path);
                 let to = (self.replier.clone(), request.unique(), reply);
                 read_object(&self.cache, object, offset, len, to, failed);
             }
@@ -297,6 +297,10 @@ impl Filesystem for BszFs {
             Origin::Index => {
                 let cache = self.cache.clone();
                 self.with_tree(move |tree| {
+                    #[cfg(feature = "remote")]
+                    if tree.remote().is_some() {
+                        return reply_xattr(xattrs::coding(tree, ino.0), size, reply);
+                    }
                     let tree = tree.clone();
                     cache.spawn(move || reply_xattr(xattrs::coding(&tree, ino.0), size, reply));
                 });

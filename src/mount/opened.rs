@@ -10,6 +10,8 @@ use crate::remote::Object;
 use rustix::fs::{FileType, SeekFrom, Stat, fstat, seek};
 use rustix::io::{Errno, Result};
 use std::fs::File;
+#[cfg(feature = "remote")]
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,7 +47,7 @@ pub(super) struct Opened {
     pub content: Content,
 }
 
-/// Where the bytes of an open file come from.
+/// Where the bytes of an open file come from. An object has its path below the source.
 pub(super) enum Content {
     Archive {
         archive: Arc<OpenArchive>,
@@ -53,7 +55,7 @@ pub(super) enum Content {
     },
     Plain(Arc<File>),
     #[cfg(feature = "remote")]
-    Object(Arc<Object>),
+    Object(Arc<Object>, Arc<Path>),
 }
 
 impl Opened {
@@ -87,7 +89,7 @@ impl Opened {
                 }
             }
             #[cfg(feature = "remote")]
-            Content::Object(object) => object.size(),
+            Content::Object(object, _) => object.size(),
         };
         match () {
             () if from >= size => Err(Errno::NXIO),
@@ -126,7 +128,7 @@ impl Opened {
             Content::Archive { archive, .. } => archive.file().archive().file(),
             Content::Plain(file) => Some(file),
             #[cfg(feature = "remote")]
-            Content::Object(_) => None,
+            Content::Object(..) => None,
         }
     }
 

@@ -60,6 +60,8 @@ type Slot = Mutex<Option<Arc<Listing>>>;
 /// The names in a directory, and what is known of those that are files.
 struct Listing {
     at: Instant,
+    /// How long it took to fetch it.
+    took: Duration,
     entries: Mutex<BTreeMap<String, Option<Facts>>>,
     /// Whether all names are known. There are servers without listings.
     is_complete: bool,
@@ -160,11 +162,13 @@ impl RemoteSource {
             let entry = Entry { name: name.clone(), file: Some(facts.clone()) };
             return Ok(Listing::new(vec![entry], true));
         }
-        self.attempt(path, |place| match place.list(path) {
+        let begun = Instant::now();
+        let listing = self.attempt(path, |place| match place.list(path) {
             Ok(entries) => Ok(Listing::new(entries, true)),
             Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => Ok(Listing::new(Vec::new(), false)),
             Err(e) => Err(e),
-        })
+        });
+        listing.map(|listing| Listing { took: begun.elapsed(), ..listing })
     }
 
     /// Ask for what is at `path`, unless that has just failed.
@@ -188,7 +192,8 @@ impl RemoteSource {
         let Some(path) = path.to_str() else { return false };
         let slot = self.slot(path);
         let mut known = locked(&slot);
-        let is_old = known.as_ref().is_some_and(|listing| listing.at.elapsed() >= MISSING_FOR);
+        let most = |listing: &Listing| MISSING_FOR.max(10 * listing.took);
+        let is_old = known.as_ref().is_some_and(|known| known.at.elapsed() >= most(known));
         let may_change = self.view.listed_for.is_some() && self.only.is_none();
         if is_old && may_change {
             *known = None;
@@ -252,7 +257,8 @@ impl Listing {
                 known.insert(name, file);
             }
         }
-        Self { at: Instant::now(), entries: Mutex::new(known), is_complete }
+        let (at, took) = (Instant::now(), Duration::ZERO);
+        Self { at, took, entries: Mutex::new(known), is_complete }
     }
 }
 
@@ -312,6 +318,14 @@ impl RemoteDir<'_> {
         self.open_by(name, |place, at, listed| place.open_end(at, Some(listed), FOOTER_LEN))
     }
 
+    /// If the listing is outdated, as `result` says, forget it: the kernel looks the name up again.
+    pub fn noted<T>(&self, result: Result<T>) -> Result<T> {
+        if matches!(result, Err(Errno::STALE)) {
+            self.source.listings().pop(&self.path);
+        }
+        result
+    }
+
     fn open_by(
         &self,
         name: &OsStr,
@@ -352,12 +366,15 @@ fn is_same(listed: &Facts, opened: &Facts) -> bool {
         }
 }
 
-/// Call `look` with all of these names, several at once.
-pub(super) fn at_once(names: &[&OsStr], look: impl Fn(&OsStr) + Sync) {
-    let next = AtomicUsize::new(0);
+/// Call `look` with all of these names, several at once, until one fails.
+pub(super) fn at_once(names: &[&OsStr], look: impl Fn(&OsStr) -> Result<()> + Sync) -> Result<()> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            look(name);
+            if let Err(e) = look(name) {
+                *locked(&failed) = Some(e);
+                next.store(names.len(), Ordering::Relaxed);
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -367,6 +384,7 @@ pub(super) fn at_once(names: &[&OsStr], look: impl Fn(&OsStr) + Sync) {
         }
         work();
     });
+    locked(&failed).map_or(Ok(()), Err)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -303,6 +303,8 @@ impl Tree {
             let content = Content::Archive { archive, packed };
             return Ok(Arc::new(Opened::new(stat, found, content)));
         }
+        #[cfg(feature = "remote")]
+        let dir_path = dir;
         let (content, now) = match self.view.files().dir(dir)? {
             Directory::Local(dir) => {
                 let (file, stat) = dir.open_file(&found.source_name)?;
@@ -311,7 +313,7 @@ impl Tree {
             #[cfg(feature = "remote")]
             Directory::Remote(dir) => {
                 let (object, stat) = dir.open(&found.source_name)?;
-                (Content::Object(object), stat)
+                (Content::Object(object, dir_path.join(&found.source_name).into()), stat)
             }
         };
         // The kernel must read the file that it knows by this inode.
@@ -340,7 +342,8 @@ impl Tree {
             Directory::Remote(dir) => {
                 let (object, stat) = dir.open(&found.source_name)?;
                 check(&stat)?;
-                self.archives.open_remote(object, &stat, &path)
+                let opened = self.archives.open_remote(object, &stat, &path);
+                dir.noted(opened)
             }
         };
         Ok((file?, path))

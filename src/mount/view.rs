@@ -139,7 +139,7 @@ impl View {
         let listing = self.files.list(dir)?;
         let renamed = listing.entries.iter().filter(|(name, kind, _)| may_be_renamed(name, *kind));
         let renamed: Vec<&OsStr> = renamed.map(|(name, ..)| name.as_os_str()).collect();
-        listing.dir.look_ahead(&renamed, |handle, name| drop(self.entry(handle, dir, name)));
+        listing.dir.look_ahead(&renamed, |handle, name| self.entry(handle, dir, name).map(drop))?;
         let (mut listed, mut archives) = (Vec::new(), Vec::new());
         let unchanged = |name, kind, ino| Listed {
             name,

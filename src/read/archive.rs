@@ -101,15 +101,26 @@ impl Archive {
     }
 
     fn within(storage: Storage, memory: &Arc<ArchiveMemory>) -> Result<Self> {
+        let storage = Arc::new(storage);
+        match Self::load(&storage, memory) {
+            // A cache or a network may have damaged it.
+            Err(e) if e.kind() == ErrorKind::Corruption && storage.forget(0..u64::MAX) => {
+                Self::load(&storage, memory)
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn load(storage: &Arc<Storage>, memory: &Arc<ArchiveMemory>) -> Result<Self> {
         let footer = storage.footer()?.ok_or_else(|| Error::invalid("not a .bsz archive"))?;
         storage.will_read(footer.index_offset..footer.index_offset + footer.index_len);
-        let storage = Arc::new(storage);
         let index = {
-            let (storage, start) = (Arc::clone(&storage), footer.index_offset);
+            let (storage, start) = (Arc::clone(storage), footer.index_offset);
             let source = move |at: u64, out: &mut [u8]| storage.read_aside(start + at, out);
             Index::read(Box::new(source), &footer, memory.indexes())?
         };
-        Ok(Self { storage, footer, index, id: memory.archive_id(), memory: Arc::clone(memory) })
+        let (id, memory) = (memory.archive_id(), Arc::clone(memory));
+        Ok(Self { storage: Arc::clone(storage), footer, index, id, memory })
     }
 
     /// The footer: size, mode and time of the original, and so on.

@@ -53,12 +53,13 @@ impl Readahead {
     /// A handle of `archive` is closed. If a program has closed it, prefetching for it ends; other
     /// readers of the archive request anew.
     pub fn closed(&self, handle: u64, archive: Option<&OpenArchive>) {
-        let Some(warmer) = self.warmer.as_ref().filter(|warmer| !warmer.closed(handle)) else {
+        let warmer = self.warmer.as_ref();
+        if warmer.is_some_and(|warmer| warmer.closed(handle)) {
             return;
-        };
+        }
         if let Some(archive) = archive {
             self.prefetcher.cancel(archive.file());
-            warmer.abandon(archive.file().id());
+            warmer.into_iter().for_each(|warmer| warmer.abandon(archive.file().id()));
         }
     }
 

@@ -217,12 +217,33 @@ impl Blocks {
         waiters.iter().for_each(|(demand, _)| demand.fail(e));
     }
 
-    /// Whether nobody waits for any part of a request.
-    pub fn is_unwanted(&self, request: &Request) -> bool {
-        let table = self.lock();
+    /// Withdraw a request that has not begun, if nobody waits for any part of it. Returns whether
+    /// it was withdrawn: nobody can join it from then on.
+    pub fn withdraw(&self, request: &Request) -> bool {
+        let mut table = self.lock();
         let waits = |demand: &Waiter| demand.0.is_waiting();
         let wanted = |key| table.flights.get(key).is_some_and(|f| f.waiters.iter().any(waits));
-        !request.parts.iter().any(wanted)
+        if request.parts.iter().any(wanted) {
+            return false;
+        }
+        let parts = request.parts.iter();
+        let gone: Vec<_> = parts.filter_map(|key| table.flights.remove(key)).collect();
+        drop(table);
+        drop(gone);
+        true
+    }
+
+    /// The requests on their way that overlap `range` of an object.
+    pub fn on_their_way(&self, object: u128, range: &Range<u64>) -> Vec<Arc<Request>> {
+        let table = self.lock();
+        let overlaps = |key: &PartKey| {
+            key.object == object && key.start < range.end && range.start < key.end()
+        };
+        let flights = table.flights.iter().filter(|(key, _)| overlaps(key));
+        let mut requests: Vec<_> = flights.map(|(_, flight)| Arc::clone(&flight.request)).collect();
+        requests.sort_by_key(Arc::as_ptr);
+        requests.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        requests
     }
 
     /// Forget the bytes of an object between `range`.

@@ -14,31 +14,32 @@ use super::{
     parts::{self, Pattern, Priority},
     queue::Queue,
     request::{self, Progress},
+    threads::Threads,
     writer::Writer,
 };
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use bytes::Bytes;
 use std::{
+    collections::HashMap,
     future::Future,
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
-    runtime::{Builder, Runtime},
-    time::{Instant, sleep},
+    runtime::Runtime,
+    time::{Instant, sleep, sleep_until},
 };
 
 /// How long a disk that is slower than the network holds up what is fetched ahead.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Most threads that may wait for the network at once. Each begins when it is needed.
-const MAX_WAITING: usize = 256;
-
 /// Fetches for a whole process. Dropping it ends its threads, and all reads that wait, by an error.
 pub struct Fetcher {
     shared: Arc<Shared>,
-    runtime: OnceLock<Result<Runtime>>,
+    threads: Threads,
+    /// How often each object is open.
+    open: Mutex<HashMap<u128, usize>>,
 }
 
 struct Shared {
@@ -66,16 +67,11 @@ impl Fetcher {
             writer,
             counters: Counters::default(),
         });
-        Ok(Self { shared, runtime: OnceLock::new() })
+        Ok(Self { shared, threads: Threads::default(), open: Mutex::default() })
     }
 
     fn runtime(&self) -> Result<&Runtime> {
-        let start = || {
-            let mut builder = Builder::new_multi_thread();
-            builder.worker_threads(2).max_blocking_threads(MAX_WAITING).thread_name("bsz-net");
-            builder.enable_all().build().about("network threads")
-        };
-        self.runtime.get_or_init(start).as_ref().map_err(Clone::clone)
+        self.threads.network()
     }
 
     /// Run `job` on a thread that may wait for the network.
@@ -83,8 +79,7 @@ impl Fetcher {
     /// # Errors
     /// Io, if no threads can be started.
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
-        drop(self.runtime()?.spawn_blocking(job));
-        Ok(())
+        self.threads.spawn(job)
     }
 
     /// What was fetched so far.
@@ -191,14 +186,10 @@ impl Fetcher {
         }
     }
 
-    /// Somebody waits for `range` now, which was to be fetched ahead.
-    pub fn hurry(&self, source: &Arc<Source>, parts: &[PartKey]) {
-        let on_its_way = |key: &PartKey| match self.shared.blocks.find(*key, None) {
-            Lookup::Joined(request) => Some(request),
-            Lookup::Kept(_) | Lookup::Absent => None,
-        };
-        log::trace!("{}: {} parts are urgent", source.identity.url, parts.len());
-        parts.iter().filter_map(on_its_way).for_each(|request| self.promote(&request));
+    /// Somebody waits for `range` of an object now, which was to be fetched ahead.
+    pub fn hurry(&self, source: &Source, range: &Range<u64>) {
+        let requests = self.shared.blocks.on_their_way(source.id, range);
+        requests.iter().for_each(|request| self.promote(request));
     }
 
     /// Fetch `range` of an object before it is read.
@@ -220,13 +211,28 @@ impl Fetcher {
         }
     }
 
-    /// Drop requests for an object that have not begun and that nobody waits for.
-    pub fn cancel(&self, source: &Source) {
-        let shared = &self.shared;
-        for request in shared.queue.cancel(source.id, |request| shared.blocks.is_unwanted(request))
-        {
-            shared.blocks.fail(&request, &Error::os(libc::EIO, "it is not needed any more"));
+    /// An object is open, perhaps once more.
+    pub fn opened(&self, source: &Source) {
+        *self.open_objects().entry(source.id).or_default() += 1;
+    }
+
+    /// An object is closed. If it is open nowhere else, requests for it are dropped that have not
+    /// begun and that nobody waits for.
+    pub fn closed(&self, source: &Source) {
+        let mut open = self.open_objects();
+        let left = open.get_mut(&source.id).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            open.remove(&source.id);
+            let shared = &self.shared;
+            shared.queue.cancel(source.id, |request| shared.blocks.withdraw(request));
         }
+    }
+
+    fn open_objects(&self) -> MutexGuard<'_, HashMap<u128, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Supply parts to those who want them, from memory or disk, or request them.
@@ -282,12 +288,23 @@ impl Fetcher {
     }
 
     fn promote(&self, request: &Arc<Request>) {
-        request.extend(Instant::now() + self.shared.deadlines.total);
+        let total = self.shared.deadlines.total;
+        request.extend(Instant::now() + total);
+        let Ok(runtime) = self.runtime() else { return };
         if request.hurry() {
             self.shared.queue.promote(request);
-            if let Ok(runtime) = self.runtime() {
-                dispatch(&self.shared, runtime.handle());
-            }
+            dispatch(&self.shared, runtime.handle());
+            // Those who have waited for it before have no timer of their own.
+            let (shared, request) = (Arc::downgrade(&self.shared), Arc::clone(request));
+            runtime.spawn(async move {
+                while request.deadline() + total / 16 > Instant::now() {
+                    sleep_until(request.deadline() + total / 16).await;
+                }
+                if let Some(shared) = shared.upgrade() {
+                    let failure = Failure::TimedOut("timed out".into());
+                    shared.blocks.fail(&request, &failure.into());
+                }
+            });
         }
     }
 
@@ -309,10 +326,7 @@ impl Fetcher {
 
 impl Drop for Fetcher {
     fn drop(&mut self) {
-        if let Some(Ok(runtime)) = self.runtime.take() {
-            // Requests are dropped; nothing waits for the network.
-            runtime.shutdown_background();
-        }
+        self.threads.end();
         self.shared.blocks.close();
         if let Some(writer) = &self.shared.writer {
             writer.close();

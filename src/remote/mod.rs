@@ -42,6 +42,7 @@ mod request;
 mod retry;
 mod store;
 mod target;
+mod threads;
 mod unfinished;
 mod url;
 mod web;

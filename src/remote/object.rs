@@ -7,7 +7,7 @@ use super::{
     failure::Failure,
     fetch::Fetcher,
     identity::{Facts, Identity},
-    parts::{self, Pattern, Priority, Stream},
+    parts::{Pattern, Priority, Streams},
     retry::{repeat, within},
     store::Store,
 };
@@ -28,7 +28,7 @@ pub const TAIL: u64 = 1 << 20;
 pub struct Object {
     fetcher: Arc<Fetcher>,
     source: Arc<Source>,
-    stream: Mutex<Stream>,
+    streams: Mutex<Streams>,
 }
 
 impl Object {
@@ -53,8 +53,8 @@ impl Object {
         let id = identity.key(&store.scope());
         let (store, key) = (Arc::clone(store), key.to_owned());
         let source = Arc::new(Source { store, key, identity, id });
-        let object =
-            Self { fetcher: Arc::clone(fetcher), source, stream: Mutex::new(Stream::default()) };
+        let object = Self { fetcher: Arc::clone(fetcher), source, streams: Mutex::default() };
+        fetcher.opened(&object.source);
         if let Some(bytes) = tail.filter(|bytes| !bytes.is_empty()) {
             let part = object.end(bytes.len() as u64);
             object.fetcher.keep(&object.source, part, &bytes);
@@ -115,11 +115,7 @@ impl Object {
 
     /// Somebody waits for `range`, which was to be read ahead.
     pub fn hurry(&self, range: &Range<u64>) {
-        let parts = match self.in_tail(range) {
-            Some(tail) => vec![tail],
-            None => parts::blocks(self.source.id, range, self.size()),
-        };
-        self.fetcher.hurry(&self.source, &parts);
+        self.fetcher.hurry(&self.source, range);
     }
 
     /// Read exactly `range`, which is short, whatever else it is a part of. Waits for it.
@@ -143,8 +139,8 @@ impl Object {
     /// Like [`Object::fetch`], and notice reads in order to fetch ahead of them.
     pub fn fetch_in_order(&self, range: Range<u64>, done: Done) {
         let (pattern, ahead) = {
-            let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-            stream.read(&range, self.fetcher.window(), self.size())
+            let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.read(&range, self.fetcher.window(), self.size())
         };
         // First, so that the read joins a long request instead of making a short one.
         self.ahead(ahead);
@@ -162,8 +158,8 @@ impl Object {
     /// As [`Object::ahead`]; if `range` continues reads in order, fetch ahead of it as well.
     pub fn ahead_in_order(&self, range: Range<u64>) {
         let ahead = {
-            let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-            stream.will_read(range, self.fetcher.window(), self.size())
+            let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.will_read(range, self.fetcher.window(), self.size())
         };
         self.ahead(ahead);
     }
@@ -202,7 +198,7 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        self.fetcher.cancel(&self.source);
+        self.fetcher.closed(&self.source);
     }
 }
 
@@ -240,6 +236,9 @@ async fn first_request(
                 within(deadlines.silence, deadline, body.next().map(Option::transpose)).await?
             {
                 bytes.extend_from_slice(&piece);
+                if bytes.len() as u64 > range.end - range.start {
+                    return Err(Failure::Fatal("the server sends more than it says".into()));
+                }
             }
             match bytes.len() as u64 == range.end - range.start {
                 true => Ok((facts, Some(bytes.into()))),

@@ -1,7 +1,7 @@
 //! How ranges of an object are divided into parts, and parts into requests.
 
 use super::blocks::{BLOCK, PartKey};
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 /// The most bytes of a request. Requests for more parts of a stream end at multiples of it, which
 /// is also how uploads are divided.
@@ -134,6 +134,45 @@ impl Stream {
     }
 }
 
+/// How many streams of an object are known at once.
+const STREAMS: usize = 8;
+
+/// The streams of an object: several programs or threads may read it at different places.
+#[derive(Debug, Default)]
+pub struct Streams(VecDeque<Stream>);
+
+impl Streams {
+    /// As [`Stream::read`]; all streams together fetch up to `most` bytes ahead.
+    pub fn read(&mut self, range: &Range<u64>, most: u64, size: u64) -> (Pattern, Range<u64>) {
+        let most = self.share(most);
+        self.of(range).read(range, most, size)
+    }
+
+    /// As [`Stream::will_read`].
+    pub fn will_read(&mut self, range: Range<u64>, most: u64, size: u64) -> Range<u64> {
+        let most = self.share(most);
+        match self.0.iter_mut().find(|stream| stream.is_near(&range)) {
+            Some(stream) => stream.will_read(range, most, size),
+            None => Stream::default().will_read(range, most, size),
+        }
+    }
+
+    /// The stream that a read belongs to, or a new one in place of the one that has not been read
+    /// for longest.
+    fn of(&mut self, range: &Range<u64>) -> &mut Stream {
+        let known = self.0.iter().position(|stream| stream.is_near(range));
+        let stream = known.and_then(|i| self.0.remove(i)).unwrap_or_default();
+        self.0.truncate(STREAMS - 1);
+        self.0.push_front(stream);
+        &mut self.0[0]
+    }
+
+    fn share(&self, most: u64) -> u64 {
+        let streams = self.0.iter().filter(|stream| stream.window > 0).count() as u64;
+        most / streams.max(1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +218,23 @@ mod tests {
         assert_eq!(fetched.last().expect("some").end, size);
         let whole = fetched.iter().filter(|range| range.end % RUN == 0).count();
         assert!(fetched.len() - whole <= 5, "{fetched:?}");
+    }
+
+    #[test]
+    fn several_streams_do_not_disturb_each_other() {
+        let mut streams = Streams::default();
+        let starts = [0, 1000 * MIB, 2000 * MIB];
+        let mut fetched = [0; 3];
+        for at in 0..100 {
+            for (i, start) in starts.iter().enumerate() {
+                let range = start + at * 400_000..start + (at + 1) * 400_000;
+                let (pattern, ahead) = streams.read(&range, 96 * MIB, 3000 * MIB);
+                assert!(pattern == Pattern::Sequential || at < 2, "{range:?}");
+                fetched[i] += u64::from(!ahead.is_empty());
+                assert!(ahead.is_empty() || ahead.end <= range.end + 96 * MIB / 2, "{ahead:?}");
+            }
+        }
+        assert!(fetched.iter().all(|requests| (3..15).contains(requests)), "{fetched:?}");
     }
 
     #[test]

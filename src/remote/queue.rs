@@ -67,7 +67,9 @@ impl Queue {
     pub fn pop(&self) -> Option<Arc<Request>> {
         let mut state = self.lock();
         let limit = state.parallel.limit();
-        let fits = |request: &Arc<Request>| state.bytes + len(request) <= self.most_bytes;
+        let fits = |request: &Arc<Request>| {
+            state.bytes == 0 || state.bytes + len(request) <= self.most_bytes
+        };
         let next = if state.running < limit + RESERVED && !state.urgent.is_empty() {
             state.urgent.pop_front()
         } else if state.running < limit && state.ahead.front().is_some_and(fits) {
@@ -92,18 +94,10 @@ impl Queue {
         state.bytes -= len(request);
     }
 
-    /// Take out requests for an object that have not begun, if `is_unwanted`.
-    pub fn cancel(
-        &self,
-        object: u128,
-        is_unwanted: impl Fn(&Request) -> bool,
-    ) -> Vec<Arc<Request>> {
+    /// Drop requests for an object that have not begun, if they can be withdrawn.
+    pub fn cancel(&self, object: u128, withdraw: impl Fn(&Request) -> bool) {
         let mut state = self.lock();
-        let (gone, left) = std::mem::take(&mut state.ahead)
-            .into_iter()
-            .partition(|request| request.source.id == object && is_unwanted(request));
-        state.ahead = left;
-        Vec::from(gone)
+        state.ahead.retain(|request| request.source.id != object || !withdraw(request));
     }
 
     /// Bytes have arrived.
