@@ -117,6 +117,26 @@ fn all_commands(dir: &Path, port: u16) {
     assert_eq!(names(dir), before);
 }
 
+/// Replace `s3://bucket/large` by the local file while it is open through a mount whose listing is
+/// used for ever: those who have it open are told, and others see what has replaced it.
+fn replaced(dir: &Path, port: u16) {
+    let dir = dir.to_owned();
+    mount_test(move |rig| {
+        let environment = environment(port);
+        let env: Vec<_> = environment.iter().map(|(name, v)| (*name, Path::new(v))).collect();
+        let options = ["--metadata-ttl", "forever"];
+        let mount = rig.mount_with(Path::new("s3://bucket"), "m", &options, &env);
+        let open = fs::File::open(mount.path("large")).expect("opens");
+        let mut bytes = [0; 4096];
+        open.read_exact_at(&mut bytes, 0).expect("reads");
+        s3(&dir, port, &["cp", "--force", "large", "s3://bucket/large"]).ok();
+        let e = open.read_exact_at(&mut bytes, 60_000_000).expect_err("it was replaced");
+        assert_eq!(e.raw_os_error(), Some(libc::ESTALE), "{e}");
+        let new = fs::read(dir.join("large")).expect("read");
+        assert!(fs::read(mount.path("large")).expect("reads") == new);
+    });
+}
+
 /// Uploads to `s3://bucket`: exact, and nothing is replaced.
 fn uploads(dir: &Path, port: u16) {
     let bsz = |args: &[&str]| s3(dir, port, args);
@@ -136,10 +156,8 @@ fn uploads(dir: &Path, port: u16) {
         bsz(&["cp", other, "s3://bucket/large"])
             .fails_about("s3://bucket/large", "exists and differs");
     }
-    bsz(&["cp", "--force", "large", "s3://bucket/large"]).ok();
-    if cfg!(feature = "mount") {
-        bsz(&["doctor", "s3://bucket/up/"]).ok();
-    }
+    replaced(dir, port);
+    bsz(&["doctor", "s3://bucket/up/"]).ok();
 }
 
 #[test]

@@ -123,3 +123,69 @@ fn len(request: &Request) -> u64 {
     let range = request.range();
     range.end - range.start
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::{
+        blocks::{Blocks, Lookup, PartKey, Source, Waiter},
+        demand::Demand,
+        identity::{Facts, Identity},
+        options::Deadlines,
+        parts::runs,
+        store::Store,
+        url::RemoteUrl,
+    };
+    use std::time::Duration;
+
+    fn source() -> Arc<Source> {
+        let url = RemoteUrl::parse("http://localhost/").expect("a URL");
+        let store = Store::new(&url, Deadlines::default()).expect("a store");
+        let identity = Identity { url: "x".into(), facts: Facts::default() };
+        Arc::new(Source { store: Arc::new(store), key: "x".into(), identity, id: 7 })
+    }
+
+    fn request(source: &Arc<Source>, start: u64, len: u32, urgent: bool) -> Arc<Request> {
+        let part = PartKey { object: source.id, start, len };
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        Request::new(source, vec![part], urgent, deadline)
+    }
+
+    #[test]
+    fn a_request_longer_than_the_bound_runs_alone() {
+        let (queue, source) = (Queue::new(1 << 20), source());
+        queue.push(request(&source, 0, 8 << 20, false));
+        queue.push(request(&source, 8 << 20, 1, false));
+        let first = queue.pop().expect("nothing else is on its way");
+        assert!(queue.pop().is_none(), "the bound holds");
+        queue.push(request(&source, 9 << 20, 1, true));
+        assert!(queue.pop().expect("somebody waits for it").is_urgent());
+        queue.finished(&first);
+        assert_eq!(queue.running(), 1);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_withdrawn_and_what_somebody_joins_is_not() {
+        let (queue, source, blocks) = (Queue::new(1 << 30), source(), Blocks::new(1 << 20));
+        let keys: Vec<PartKey> = [(5, 10), (1 << 20, 20)]
+            .map(|(start, len)| PartKey { object: source.id, start, len })
+            .to_vec();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let make = |keys: Vec<PartKey>| {
+            let runs = runs(keys).into_iter();
+            runs.map(|run| Request::new(&source, run, false, deadline)).collect()
+        };
+        let (requests, _) = blocks.claim(keys.iter().map(|key| (*key, None)).collect(), make);
+        assert_eq!(requests.len(), 2);
+        requests.iter().for_each(|request| queue.push(Arc::clone(request)));
+        // Found by any byte of it, however it was divided.
+        let found = blocks.on_their_way(source.id, &(14..15));
+        assert!(found.len() == 1 && Arc::ptr_eq(&found[0], &requests[0]));
+        let waiter: Waiter = (Arc::new(Demand::new([0..1], Box::new(drop))), 0);
+        assert!(matches!(blocks.find(keys[0], Some(&waiter)), Lookup::Joined(_)));
+        queue.cancel(source.id, |request| blocks.withdraw(request));
+        let left = queue.pop().expect("somebody waits for it");
+        assert!(Arc::ptr_eq(&left, &requests[0]) && queue.pop().is_none());
+        assert!(!blocks.has(keys[1]), "nobody can join what was withdrawn");
+    }
+}
