@@ -4,7 +4,7 @@
 mod common;
 
 use common::bucket::{Bucket, parameter};
-use common::program::{bsz, model_directory, names, run, same_tree};
+use common::program::{bsz, names, object_models, run, same_tree};
 use common::web::{Act, Request};
 use std::fs;
 use std::path::Path;
@@ -23,19 +23,6 @@ fn large(dir: &Path) -> Vec<u8> {
     bytes
 }
 
-/// A directory with what object stores can hold, `s`.
-fn models() -> TempDir {
-    let dir = TempDir::new().expect("a directory");
-    let source = dir.path().join("s");
-    fs::create_dir(&source).expect("mkdir");
-    model_directory(&source);
-    for link in ["link.json", "link-to-directory", "dangling"] {
-        fs::remove_file(source.join(link)).expect("removed");
-    }
-    fs::remove_dir(source.join("sub/empty")).expect("removed");
-    dir
-}
-
 fn is(request: &Request, method: &str, parameters: &[&str]) -> bool {
     request.method == method && parameters.iter().all(|name| parameter(request, name).is_some())
 }
@@ -46,7 +33,7 @@ fn completes(request: &Request) -> bool {
 
 #[test]
 fn a_directory_is_packed_to_a_bucket_and_unpacked_again() {
-    let (dir, bucket) = (models(), Bucket::start());
+    let (dir, bucket) = (object_models(), Bucket::start());
     let temporary = TempDir::new().expect("a directory");
     let pack = ["pack", "--json", "s", "-o", "s3://bucket/p"];
     let command = &mut bucket.bsz(dir.path(), &pack);
@@ -79,7 +66,7 @@ fn a_directory_is_packed_to_a_bucket_and_unpacked_again() {
 
 #[test]
 fn one_file_goes_to_the_name_or_the_directory_of_the_url() {
-    let (dir, bucket) = (models(), Bucket::start());
+    let (dir, bucket) = (object_models(), Bucket::start());
     let one = "s/model-00001-of-00003.safetensors";
     bucket.run(dir.path(), &["pack", one, "-o", "s3://bucket/d/"]).ok();
     bucket.run(dir.path(), &["pack", one, "-o", "s3://bucket/other.bsz"]).ok();
@@ -127,7 +114,7 @@ fn links_are_left_out_of_buckets_with_a_warning() {
 
 #[test]
 fn files_are_copied_as_they_are_in_every_direction() {
-    let (dir, bucket) = (models(), Bucket::start());
+    let (dir, bucket) = (object_models(), Bucket::start());
     let at = |path: &str| dir.path().join(path);
     run(dir.path(), &["pack", "s", "-o", "p"]).ok();
     bucket.run(dir.path(), &["cp", "p", "s3://bucket/p"]).ok();

@@ -2,8 +2,9 @@
 
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
+use super::remote::TimeoutArgs;
 use super::report::Output;
-use super::upload::{UploadArgs, Uploads, key};
+use super::upload::{Uploads, key};
 use super::{remote, source};
 use crate::error::{Context, Error, Result};
 use crate::input;
@@ -42,7 +43,7 @@ pub struct CpArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    remote: UploadArgs,
+    remote: TimeoutArgs,
 }
 
 /// `bsz cp`

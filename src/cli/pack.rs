@@ -6,7 +6,7 @@ use super::progress::Watch;
 use super::report::Output;
 use super::size;
 #[cfg(feature = "remote")]
-use super::upload::{self, UploadArgs};
+use super::{remote::TimeoutArgs, upload};
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
@@ -53,7 +53,7 @@ pub struct PackArgs {
     common: Common,
     #[cfg(feature = "remote")]
     #[command(flatten)]
-    remote: UploadArgs,
+    remote: TimeoutArgs,
 }
 
 /// What to do with a source.

@@ -42,7 +42,15 @@ pub(super) struct RemoteArgs {
     /// Keep at most N bytes there, as in 20GiB [default: a tenth of the disk, or 32GiB]
     #[arg(long, value_name = "N", value_parser = size::parse, requires = "disk_cache")]
     disk_cache_size: Option<u64>,
-    /// Give up a read after S seconds, attempts included
+    #[command(flatten)]
+    timeout: TimeoutArgs,
+}
+
+/// When to give up.
+#[derive(Args)]
+#[command(next_help_heading = URL_HEADING)]
+pub(super) struct TimeoutArgs {
+    /// Give up a read after S seconds, attempts included; uploads get more time by their size
     #[arg(
         long,
         value_name = "S",
@@ -50,6 +58,18 @@ pub(super) struct RemoteArgs {
         value_parser = clap::value_parser!(u64).range(1..=86_400)
     )]
     remote_timeout: u64,
+}
+
+impl TimeoutArgs {
+    /// How places are read, without a disk cache.
+    pub(super) fn options(&self) -> RemoteOptions {
+        let deadlines = Deadlines::within(self.total());
+        RemoteOptions { deadlines, ..RemoteOptions::default() }
+    }
+
+    fn total(&self) -> Duration {
+        Duration::from_secs(self.remote_timeout)
+    }
 }
 
 impl RemoteArgs {
@@ -62,13 +82,12 @@ impl RemoteArgs {
     /// How places are read.
     pub(super) fn options(&self) -> Result<RemoteOptions> {
         let disk = self.disk_cache.as_ref().map(|dir| self.disk(dir)).transpose()?;
-        let deadlines = Deadlines::within(self.timeout());
-        Ok(RemoteOptions { deadlines, disk, ..RemoteOptions::default() })
+        Ok(RemoteOptions { disk, ..self.timeout.options() })
     }
 
     /// When a read is given up.
     pub(super) fn timeout(&self) -> Duration {
-        Duration::from_secs(self.remote_timeout)
+        self.timeout.total()
     }
 
     fn disk(&self, dir: &Path) -> Result<DiskCacheOptions> {

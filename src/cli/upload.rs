@@ -1,47 +1,25 @@
 //! Putting files into object storage: `bsz pack -o URL`, and what `bsz cp` shares with it.
 
-use super::progress::Watch;
+use super::{progress::Watch, remote::TimeoutArgs};
 use crate::{
     error::{Context, Error, ErrorKind, Result},
     format::Naming,
     pack::{self, Check, Destination, Options, Sender},
     read::Archive,
-    remote::{Body, Deadlines, FileBody, Place, Put, RemoteOptions, Target, is_remote},
+    remote::{Body, FileBody, Place, Put, Target, is_remote},
 };
-use clap::Args;
 use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-/// Options for what is on other machines.
-#[derive(Args)]
-#[command(next_help_heading = "Options for URLs")]
-pub(super) struct UploadArgs {
-    /// Give up a request after S seconds, attempts included; uploads get more time by their size
-    #[arg(
-        long,
-        value_name = "S",
-        default_value_t = 60,
-        value_parser = clap::value_parser!(u64).range(1..=86_400)
-    )]
-    remote_timeout: u64,
-}
-
-impl UploadArgs {
-    fn options(&self) -> RemoteOptions {
-        let deadlines = Deadlines::within(Duration::from_secs(self.remote_timeout));
-        RemoteOptions { deadlines, ..RemoteOptions::default() }
-    }
-
+impl TimeoutArgs {
     /// The place that `path` names, if it is a URL, to read from it.
     pub(super) fn place(&self, path: &Path) -> Result<Option<Place>> {
-        // Not the URL itself: a malformed one may hold secrets.
-        url(path).map(|url| Place::new(url, &self.options()).about("URL")).transpose()
+        url(path).map(|url| Place::new(url, &self.options())).transpose()
     }
 
     /// Uploads to `path`, if it is a URL.
@@ -53,7 +31,7 @@ impl UploadArgs {
     ) -> Result<Option<Uploads<'a>>> {
         let Some(url) = url(path) else { return Ok(None) };
         let target = Target::new(url, &self.options()).about("URL")?;
-        let place = Place::new(url, &self.options()).about("URL")?;
+        let place = Place::new(url, &self.options())?;
         Ok(Some(Uploads { target, place, force, watch }))
     }
 }

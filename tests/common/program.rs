@@ -77,6 +77,13 @@ impl Ran {
 
 /// A model directory of what can be objects, `s`, and packed, `p`.
 pub fn packed_objects() -> TempDir {
+    let dir = object_models();
+    run(dir.path(), &["pack", "s", "-o", "p"]).ok();
+    dir
+}
+
+/// A directory `s` of models with what object stores can hold.
+pub fn object_models() -> TempDir {
     let dir = TempDir::new().expect("a directory");
     let source = dir.path().join("s");
     fs::create_dir(&source).expect("mkdir");
@@ -86,7 +93,6 @@ pub fn packed_objects() -> TempDir {
         fs::remove_file(source.join(link)).expect("removed");
     }
     fs::remove_dir(source.join("sub/empty")).expect("removed");
-    run(dir.path(), &["pack", "s", "-o", "p"]).ok();
     dir
 }
 
