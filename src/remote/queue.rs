@@ -181,7 +181,7 @@ mod tests {
         // Found by any byte of it, however it was divided.
         let found = blocks.on_their_way(source.id, &(14..15));
         assert!(found.len() == 1 && Arc::ptr_eq(&found[0], &requests[0]));
-        let waiter: Waiter = (Arc::new(Demand::new([0..1], Box::new(drop))), 0);
+        let waiter: Waiter = (Arc::new(Demand::new(std::iter::once(0..1), Box::new(drop))), 0);
         assert!(matches!(blocks.find(keys[0], Some(&waiter)), Lookup::Joined(_)));
         queue.cancel(source.id, |request| blocks.withdraw(request));
         let left = queue.pop().expect("somebody waits for it");
