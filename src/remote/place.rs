@@ -66,18 +66,24 @@ impl Place {
     /// # Errors
     /// `ENOENT`, `EACCES`; `EIO` after the deadline, or if the server lists no directories.
     pub fn find(&self) -> Result<Found> {
-        let name = self.name("");
-        if !self.url.is_directory {
-            match self.open("", None) {
-                Err(e) if e.errno() == Some(libc::ENOENT) => {}
-                found => return found.map(|object| Found::Object(Arc::new(object))),
-            }
-            // A web server has said that it is not there.
-            if matches!(self.url.service, Service::Web { .. }) {
-                return Err(Error::from(Failure::Missing)).about_path(&name);
-            }
+        let object = || self.open("", None).map(|object| Found::Object(Arc::new(object)));
+        if self.url.is_directory {
+            return self.list("").map(Found::Directory);
         }
-        self.list("").map(Found::Directory)
+        // A web server knows the difference by the URL. Elsewhere, what looks more likely is asked
+        // for first; there are stores that fail when they are asked for a directory as an object.
+        let missing = |e: &Error| e.errno() == Some(libc::ENOENT);
+        match &self.url.service {
+            Service::Web { .. } => object(),
+            _ if self.url.path.ends_with(".bsz") => match object() {
+                Err(e) if missing(&e) => self.list("").map(Found::Directory),
+                found => found,
+            },
+            _ => match self.list("") {
+                Err(e) if missing(&e) => object(),
+                listed => listed.map(Found::Directory),
+            },
+        }
     }
 
     /// The entries of the directory `path` below this place.
