@@ -56,8 +56,7 @@ impl Batch {
         let how = Fetching { ahead: how.ahead.filter(|_| !self.is_awaited()), ..how };
         let priority = if how.ahead.is_some() { Priority::Ahead } else { Priority::Demand };
         let (here, range) = (thread::current().id(), stored_range(&first, &last));
-        let ids: Vec<usize> = self.flights.iter().map(|flight| flight.chunk.0).collect();
-        let (of, shared) = (Arc::clone(&file), Arc::clone(&store));
+        let (ids, of, shared) = (self.ids(), Arc::clone(&file), Arc::clone(&store));
         file.archive().fetch(range.clone(), priority, move |fetched| {
             if thread::current().id() == here {
                 return self.decode_fetched(fetched, decoder, how);
@@ -66,11 +65,7 @@ impl Batch {
             store.run(ahead, move || self.decode_fetched(fetched, decoder, how));
         });
         // Or before it was known to be on its way.
-        let is_awaited = || {
-            let table = shared.lock();
-            ids.iter().any(|id| table.has_waiters(&of, *id))
-        };
-        if how.ahead.is_some() && is_awaited() {
+        if how.ahead.is_some() && shared.is_awaited(&of, &ids) {
             of.archive().hurry(&range);
         }
     }
@@ -114,8 +109,11 @@ impl Batch {
 
     /// Whether a reader waits for one of the chunks.
     fn is_awaited(&self) -> bool {
-        let table = self.store.lock();
-        self.flights.iter().any(|flight| table.has_waiters(&flight.file, flight.chunk.0))
+        self.store.is_awaited(&self.file, &self.ids())
+    }
+
+    fn ids(&self) -> Vec<usize> {
+        self.flights.iter().map(|flight| flight.chunk.0).collect()
     }
 
     /// Read and decode all chunks.

@@ -103,6 +103,12 @@ impl ChunkStore {
         }
     }
 
+    /// Whether a reader waits for one of these chunks.
+    pub(super) fn is_awaited(&self, file: &CachedFile, ids: &[usize]) -> bool {
+        let table = self.lock();
+        ids.iter().any(|id| table.has_waiters(file, *id))
+    }
+
     /// Run a job on the threads of the cache: on demand, or as readahead with this number.
     pub(super) fn run(&self, ahead: Option<u64>, job: impl FnOnce() + Send + 'static) {
         match ahead {

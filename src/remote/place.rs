@@ -53,12 +53,7 @@ impl Place {
 
     /// What messages call an entry below this place.
     pub fn name(&self, path: &str) -> PathBuf {
-        let url = self.url.to_string();
-        match path {
-            "" => url.into(),
-            _ if url.ends_with('/') => format!("{url}{path}").into(),
-            _ => format!("{url}/{path}").into(),
-        }
+        self.url.name(path)
     }
 
     /// Find out what is there.
@@ -96,7 +91,7 @@ impl Place {
             return Err(Error::invalid("too deeply nested")).about_path(&name);
         }
         let total = self.fetcher.deadlines().total;
-        self.noted(&name, self.fetcher.wait(listed(&self.store, &self.key(path), total)))
+        self.noted(&name, self.fetcher.wait(listed(&self.store, &self.url.key(path), total)))
     }
 
     /// Open the object `path` below this place, whose facts may be known from a listing.
@@ -113,7 +108,7 @@ impl Place {
     /// As [`Place::find`].
     pub fn stat(&self, path: &str) -> Result<Facts> {
         let Deadlines { silence, total, .. } = self.fetcher.deadlines();
-        let key = self.key(path);
+        let key = self.url.key(path);
         let ask = || self.store.stat(&key);
         let stat = repeat(&self.store, silence, Instant::now() + total, ask);
         self.noted(&self.name(path), self.fetcher.wait(stat))
@@ -148,7 +143,7 @@ impl Place {
     /// As [`Place::find`].
     pub fn open_end(&self, path: &str, known: Option<&Facts>, end: u64) -> Result<Object> {
         let name = self.name(path);
-        let (shown, key) = (name.to_string_lossy(), self.key(path));
+        let (shown, key) = (name.to_string_lossy(), self.url.key(path));
         let object = Object::open(&self.fetcher, &self.store, (&key, &shown), known, end);
         self.noted(&name, object)
     }
@@ -162,15 +157,6 @@ impl Place {
         }
         result.about_path(name)
     }
-
-    fn key(&self, path: &str) -> String {
-        if path.is_empty() { self.url.path.clone() } else { join(&self.url.path, path) }
-    }
-}
-
-/// The path of an entry of the directory `dir`.
-pub fn join(dir: &str, name: &str) -> String {
-    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
 /// The entries of a directory, by name in order.

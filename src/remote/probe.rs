@@ -7,10 +7,9 @@ use super::{
     identity::Facts,
     options::{Deadlines, RemoteOptions},
     origin::Origin,
-    place::join,
     retry::{repeat, within},
     store::Store,
-    url::RemoteUrl,
+    url::{RemoteUrl, join},
 };
 use crate::error::{Context, Result};
 use futures_util::{FutureExt, StreamExt};

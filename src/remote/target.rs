@@ -6,7 +6,6 @@ use super::{
     cloud::Cloud,
     fetch::Fetcher,
     options::RemoteOptions,
-    place::join,
     put::{Put, Upload},
     url::{RemoteUrl, Service},
 };
@@ -50,12 +49,7 @@ impl Target {
 
     /// What messages call an object below this place.
     pub fn name(&self, path: &str) -> PathBuf {
-        let url = self.url.to_string();
-        match path {
-            "" => url.into(),
-            _ if url.ends_with('/') => format!("{url}{path}").into(),
-            _ => format!("{url}/{path}").into(),
-        }
+        self.url.name(path)
     }
 
     /// Put an object at `path` below this place. `progress` is told of bytes twice: when they were
@@ -71,10 +65,7 @@ impl Target {
         force: bool,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Put> {
-        let key = match path {
-            "" => self.url.path.clone(),
-            _ => join(&self.url.path, path),
-        };
+        let key = self.url.key(path);
         let name = self.name(path);
         if key.is_empty() {
             return Err(Error::invalid("names a bucket, not an object")).about_path(&name);

@@ -2,7 +2,7 @@
 //! which may be signatures.
 
 use crate::error::{Error, Result};
-use std::fmt;
+use std::{fmt, path::PathBuf};
 use url::Url;
 
 /// Where the objects of a URL are.
@@ -59,6 +59,21 @@ pub fn is_remote(source: &str) -> bool {
 }
 
 impl RemoteUrl {
+    /// What messages call an entry below this place.
+    pub fn name(&self, path: &str) -> PathBuf {
+        let url = self.to_string();
+        match path {
+            "" => url.into(),
+            _ if url.ends_with('/') => format!("{url}{path}").into(),
+            _ => format!("{url}/{path}").into(),
+        }
+    }
+
+    /// The key of an entry below this place.
+    pub fn key(&self, path: &str) -> String {
+        if path.is_empty() { self.path.clone() } else { join(&self.path, path) }
+    }
+
     /// Parse a URL.
     ///
     /// # Errors
@@ -150,6 +165,11 @@ fn credentials() -> Error {
 }
 
 /// What may be shown to anybody, in `/proc/mounts` too: no query.
+/// The path of an entry of the directory `dir`.
+pub fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+}
+
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.service {
