@@ -94,13 +94,15 @@ def _shards_of_index(directory: str, index: str) -> list[str]:
     return shards
 
 
-def weight_files(directory: StrPath) -> list[str]:
+def weight_files(path: StrPath) -> list[str]:
     """The paths of a model's weights: plain files, or archives where only these are.
 
-    As frameworks do, the shards of an index come before `model.safetensors`, and that before
-    all files with the suffix of safetensors.
+    In a directory, as in frameworks, the shards of an index come before `model.safetensors`, and
+    that before all files with the suffix of safetensors. Any other path is that of a single file.
     """
-    top = os.fsdecode(directory)
+    top = os.fsdecode(path)
+    if not os.path.isdir(top):
+        return [top]
     names = sorted(_listdir(top))
     shown: dict[str, str] = {}
     for name in names:
@@ -112,8 +114,8 @@ def weight_files(directory: StrPath) -> list[str]:
     for index in sorted(indices, key=lambda name: not name.startswith("model.")):
         shards = _shards_of_index(top, index)
         if all(archive_for(os.path.join(top, s)) or exists(os.path.join(top, s)) for s in shards):
-            paths = (os.path.join(top, shard) for shard in shards)
-            return [archive_for(path) or path for path in paths]
+            plain = (os.path.join(top, shard) for shard in shards)
+            return [archive_for(name) or name for name in plain]
     if "model" + WEIGHTS in shown:
         return [shown["model" + WEIGHTS]]
     if not shown:

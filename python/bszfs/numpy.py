@@ -1,8 +1,6 @@
 """Load archives into NumPy: `load_file` of safetensors."""
 from __future__ import annotations
 
-import os
-
 import numpy
 
 from . import _names
@@ -15,9 +13,8 @@ def load_file(path: StrPath) -> dict[str, numpy.ndarray]:
 
     For BF16, `import ml_dtypes` first: NumPy has no such type of its own.
     """
-    name = os.fsdecode(path)
     tensors: dict[str, numpy.ndarray] = {}
-    for file in _names.weight_files(name) if os.path.isdir(name) else [name]:
+    for file in _names.weight_files(path):
         with safe_open(file, "np") as f:
             tensors.update(f.get_tensors())
     return tensors

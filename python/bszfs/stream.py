@@ -26,17 +26,19 @@ class Layer(dict[str, Any]):
 
 
 class Loader:
-    """The layers of a model in a directory, packed or plain, in the order of computation.
+    """The layers of a model, packed or plain, in the order of computation.
+
+    `path` is the directory of a model, or a single file.
 
     Tensors that belong to no numbered layer (embeddings, norms, heads) are layers of their own.
     """
 
-    def __init__(self, directory: StrPath, device: str | int = "cpu") -> None:
-        self._directory = os.fsdecode(directory)
+    def __init__(self, path: StrPath, device: str | int = "cpu") -> None:
+        self._path = os.fsdecode(path)
         self._torch = Torch(parse_device(device))
         self._files = [
-            safe_open(path, "pt", self._torch.device)
-            for path in _names.weight_files(self._directory)
+            safe_open(file, "pt", self._torch.device)
+            for file in _names.weight_files(self._path)
         ]
         self._file_of = {name: f for f in self._files for name in f.offset_keys()}
         names = list(self._file_of)
@@ -123,7 +125,7 @@ class Loader:
         `cls(**options)` and filled layer by layer.
         """
         if hasattr(cls, "from_pretrained"):
-            return from_pretrained(self._directory, cls, **options)
+            return from_pretrained(self._path, cls, **options)
         model = cls(**options)
         left = set(model.state_dict())
         tied = _tied(model)
@@ -134,7 +136,7 @@ class Loader:
             for name in layer:
                 left -= tied.get(name, {name})
         if left:
-            raise RuntimeError(f"{self._directory} has no {', '.join(sorted(left))}")
+            raise RuntimeError(f"{self._path} has no {', '.join(sorted(left))}")
         return model
 
 

@@ -14,15 +14,10 @@ from ._open import Opened, safe_open
 _BATCH = 64 << 20
 
 
-def _files(path: StrPath) -> list[str]:
-    name = os.fsdecode(path)
-    return _names.weight_files(name) if os.path.isdir(name) else [name]
-
-
 def load_file(path: StrPath, device: str | int = "cpu") -> dict[str, torch.Tensor]:
     """All tensors of a file, or of all shards if `path` is the directory of a model."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in _files(path):
+    for file in _names.weight_files(path):
         with safe_open(file, "pt", device) as f:
             tensors.update(f.get_tensors())
     return tensors
@@ -51,7 +46,7 @@ def iter_tensors(
 
     Not much more than 64 MiB, or the largest tensor, is decoded ahead.
     """
-    for file in _files(path):
+    for file in _names.weight_files(path):
         with safe_open(file, "pt", device) as f:
             opened = getattr(f, "_opened", None)
             if opened is None:  # a plain file

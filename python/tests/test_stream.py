@@ -153,6 +153,18 @@ def test_a_plain_directory_has_the_same_layers(directory, tmp_path):
             assert all(equal(tensor, expected[key]) for key, tensor in layer.items())
 
 
+def test_a_single_file_has_layers(directory, tmp_path):
+    packed, expected = directory
+    for archive in packed.glob("*.bsz"):
+        plain = tmp_path / f"{archive.stem}.safetensors"
+        bszfs.unpack(archive, plain)
+        of_archive, of_plain = map(bszfs.stream.Loader, (archive, plain))
+        assert of_archive.layers() == of_plain.layers() != []
+        for loader in (of_archive, of_plain):
+            for _, layer in loader.iter_layers(into="ring"):
+                assert all(equal(tensor, expected[key]) for key, tensor in layer.items())
+
+
 PEAK = """
 import json, sys
 import torch
