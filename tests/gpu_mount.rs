@@ -135,19 +135,15 @@ fn an_idle_gpu_is_given_back_and_opened_again() {
 }
 
 #[test]
-fn auto_compares_the_gpu_with_the_cores_or_does_without() {
+fn only_who_asks_for_a_gpu_gets_one() {
     mount_test(|rig| {
         if fake::driver().is_none() {
             return;
         }
         let (packed, bytes) = model(rig);
-        for (name, variable) in
-            [("works", ("BSZ_FAKE_NONE", "")), ("hangs", ("BSZ_FAKE_HANG", "cuInit:1"))]
-        {
-            let mount = mounted(rig, &packed, name, "auto", variable);
-            read_layers(&mount, "model.safetensors", &bytes);
-            // Nobody has asked for a GPU, so that nothing is said about it.
-            assert!(!mount.log().contains("WARN"), "{}", mount.log());
-        }
+        // Nothing is asked of the driver, which would never answer.
+        let mount = mounted(rig, &packed, "view", "auto", ("BSZ_FAKE_HANG", "cuInit:1"));
+        read_layers(&mount, "model.safetensors", &bytes);
+        assert!(!mount.log().contains("GPU") && !mount.log().contains("WARN"), "{}", mount.log());
     });
 }

@@ -11,7 +11,6 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Instant,
 };
 
 /// Adjacent chunks of a file to decode. Dropping the batch fails those that are not decoded yet:
@@ -262,9 +261,8 @@ impl Flight {
         let indexed = &self.chunk.1;
         let (len, stored) = (indexed.len(), u64::from(indexed.stored_len));
         let mut chunk = self.store.allocate(indexed.original.start, len)?;
-        let begun = Instant::now();
         decode(&self.chunk, &mut chunk)?;
-        self.store.counters.decoded(len as u64, stored, begun.elapsed());
+        self.store.counters.decoded(len as u64, stored);
         Ok(Arc::new(chunk))
     }
 

@@ -373,12 +373,6 @@ impl ChunkCache {
     pub(crate) fn trim(&self) {
         self.store.trim();
     }
-
-    /// Nanoseconds that all cores together take to decode a stored byte; 0 before the first one.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn decode_nanos(&self) -> f64 {
-        self.store.counters.decode_nanos() / self.cores as f64
-    }
 }
 
 /// How many of the requested chunks were started.

@@ -56,16 +56,6 @@ pub(super) struct Counters {
     decoded: AtomicU64,
     stored: AtomicU64,
     latencies: [AtomicU64; LATENCY_BUCKETS],
-    /// Recent decoding time per stored byte, in 1/1024 ns.
-    decode_time: AtomicU64,
-}
-
-/// Update a moving average, in which the latest value has a weight of 1/8.
-fn update_average(average: &AtomicU64, took: Duration, bytes: u64) {
-    let new = took.as_nanos() as u64 * 1024 / bytes.max(1);
-    // Concurrent updates may get lost, which does no harm.
-    let old = average.load(Relaxed);
-    average.store(old - old / 8 + new / 8, Relaxed);
 }
 
 impl Counters {
@@ -86,16 +76,9 @@ impl Counters {
     }
 
     /// Count a chunk of `bytes` that was decoded from `stored` bytes.
-    pub(super) fn decoded(&self, bytes: u64, stored: u64, took: Duration) {
-        update_average(&self.decode_time, took, stored);
+    pub(super) fn decoded(&self, bytes: u64, stored: u64) {
         self.decoded.fetch_add(bytes, Relaxed);
         self.stored.fetch_add(stored, Relaxed);
-    }
-
-    /// Nanoseconds that one core takes to decode a stored byte.
-    #[cfg(feature = "cuda")]
-    pub(super) fn decode_nanos(&self) -> f64 {
-        self.decode_time.load(Relaxed) as f64 / 1024.0
     }
 
     /// Complete the statistics that the locked table keeps.

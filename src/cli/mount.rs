@@ -66,7 +66,7 @@ pub struct MountArgs {
     threads: Option<NonZeroUsize>,
     /// Choose what to decode before it is read: `auto` follows sequential reads, and decodes the
     /// next layers once layers are read in order; N limits that to N layers; `cuda` decodes layers
-    /// on an NVIDIA GPU, as `auto` does if that proves faster
+    /// on an NVIDIA GPU, which helps only where reads wait for the cores
     #[arg(
         long,
         value_name = "off|auto|N|cuda",

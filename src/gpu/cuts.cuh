@@ -6,6 +6,9 @@
 #include "elements.cuh"
 #include "symbols.cuh"
 
+// How many rounds after that which is loaded are on their way to the L2 cache.
+#define PLANES_AHEAD 4u
+
 // A part of a plane: a number of bits of each element that is a power of two.
 struct Part {
     u32 plane, bits;
@@ -92,10 +95,13 @@ struct PlaneBits {
     const u32* from[ROOM];
     u32 shifts[ROOM];
     u32 words[ROOM][2];
+    // Until which round those that follow later are prefetched.
+    u32 prefetched;
 
-    // Starts with the first round of `planes`, which are stored in full.
-    __device__ void start(const Payload& in, const Plane* planes) {
+    // Starts with the first of `rounds` rounds of `planes`, which are stored in full.
+    __device__ void start(const Payload& in, const Plane* planes, u32 rounds) {
         u32 thread = threadIdx.x % WARP;
+        prefetched = rounds - least(rounds, PLANES_AHEAD);
         // The position of the first element in its group.
         u32 e = MINE * (thread % (GROUP / MINE));
         for_each<C::PARTS>([&](auto i) {
@@ -106,6 +112,12 @@ struct PlaneBits {
                       C::place(part);
             from[i.value] = kept(in.words + bit / 32);
             shifts[i.value] = kept(bit % 32);
+            if constexpr (part.before == 0) {
+                constexpr u32 bytes = 16 * C::plane(part.plane);
+                const u8* at = (const u8*)in.words + planes[part.plane].at;
+                u32 line = LINE * thread;
+                prefetch(at + line, line, bytes * least(rounds, PLANES_AHEAD + 1));
+            }
         });
     }
 
@@ -117,6 +129,10 @@ struct PlaneBits {
             const u32* w = (const u32*)((const u8*)from[i.value] + bytes);
             words[i.value][0] = __ldg(w);
             words[i.value][1] = __ldg(w + 1);
+            if constexpr (part.before == 0) {
+                constexpr u32 ahead = PLANES_AHEAD * 16 * C::plane(part.plane);
+                prefetch((const u8*)w + ahead, round, prefetched);
+            }
         });
     }
 

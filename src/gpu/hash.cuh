@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "parse.cuh"
+#include "symbols.cuh"
 
 #define PRIME32_1 0x9e3779b1ull
 #define PRIME32_2 0x85ebca77ull
@@ -18,6 +18,8 @@
 #define PRIME64_5 0x27d4eb2f165667c5ull
 #define STRIPE 64u
 #define BLOCK 1024u
+// How many blocks after that which is added up are on their way to the L2 cache.
+#define BLOCKS_AHEAD 4u
 
 // The default secret, in little-endian words.
 __constant__ const u64 SECRET[24] = {
@@ -140,12 +142,19 @@ __device__ u64 hash_long(const u8* data, u32 len) {
     u64 scramble = SECRET[16 + lane];
     const u8* mine = data + STRIPE * group + 8 * lane;
     u32 blocks = (len - 1) / BLOCK;
+    // The first threads prefetch a line each of every block.
+    u32 line = LINE * (threadIdx.x % WARP);
+    u32 prefetched = line < BLOCK ? len : 0;
+    static_assert(BLOCKS_AHEAD * BLOCK <= LINE * WARP, "a line for each thread");
+    prefetch(data + line, line, least(len, BLOCKS_AHEAD * BLOCK));
     u64 words[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) words[i] = blocks > 0 ? read_word(mine + 4 * STRIPE * i) : 0;
 #pragma unroll 1
     for (u32 block = 0; block < blocks; block++) {
         Sums sums = {0, 0};
+        u32 ahead = BLOCK * (block + BLOCKS_AHEAD) + line;
+        prefetch(data + ahead, ahead, prefetched);
         mine += BLOCK;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {

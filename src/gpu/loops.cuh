@@ -3,7 +3,8 @@
 //
 // The kernel's loop for all layouts spends half of its instructions on what these chunks do not
 // need. Here, loads are a round ahead of their use: the bits of the planes in registers, and the
-// coded words in a ring in shared memory, from which each thread takes its own.
+// coded words in a ring in shared memory, from which each thread takes its own. Memory takes longer
+// than a round, so that a few more rounds are on their way to the L2 cache.
 
 #pragma once
 
@@ -33,7 +34,7 @@ __device__ u32 decode_rounds(const Model& model, const u8* classes, u32 tables, 
     rounds = least(rounds, PlaneBits<C>::rounds(planes));
     if (rounds == 0) return 0;
     PlaneBits<C> bits;
-    bits.start(in, planes);
+    bits.start(in, planes, rounds);
     bits.load(0);
     Columns columns = {classes + MINE * (threadIdx.x % WARP), 0, model.columns, 0};
     if constexpr (CLASSES) columns.load();
@@ -64,7 +65,6 @@ __device__ u32 decode_rounds(const Model& model, const u8* classes, u32 tables, 
         for (; round < stop; round++) {
             u32 symbols[MINE];
             u32 elements[C::WIDTH];
-            if (ring.ready - taken < 2 * LANES) ring.refill();
 #pragma unroll
             for (u32 j = 0; j < MINE; j++) {
                 u32 mine = CLASSES ? __dp4a(columns.next, CLASS_UNIT << (8 * j), table) : table;
@@ -80,6 +80,8 @@ __device__ u32 decode_rounds(const Model& model, const u8* classes, u32 tables, 
                 take_escapes(s, escaped, MINE, 32 - C::SYMBOL_BITS - C::EARLY, symbols);
             }
             assemble_cut<C>(symbols, bits, elements);
+            // Now that no planes are on their way: who waits for one load often waits for all.
+            if (ring.ready - taken < 2 * LANES) ring.refill();
             u32 now = anew(round);
             bits.load(now + 1);
             store(to + (u64)now * (LANES * C::WIDTH), elements);

@@ -8,6 +8,8 @@
 // thread are contiguous. After the last round, the ring's memory holds what the states carry.
 #define RING 512u
 #define REPEATED 16u
+// How many bytes after those that are loaded are on their way to the L2 cache.
+#define WORDS_AHEAD 768u
 // The coded words of a chunk on their way through a warp's ring. Positions are bytes from an
 // address that is aligned to 8 bytes.
 struct Ring {
@@ -19,8 +21,13 @@ struct Ring {
     // The end of what is in the ring, and this thread's part of the following 256 bytes.
     u32 ready;
     uint2 next;
+    // `last` for one thread of each line, otherwise 0.
+    u32 prefetched;
 
-    __device__ void fetch() { next = __ldg((const uint2*)(from + least(ready, last))); }
+    __device__ void fetch() {
+        next = __ldg((const uint2*)(from + least(ready, last)));
+        prefetch(from + ready + WORDS_AHEAD, ready + WORDS_AHEAD, prefetched);
+    }
 
     // Moves 256 bytes into the ring. All threads of the warp must call this.
     __device__ void refill() {
@@ -45,6 +52,9 @@ __device__ Ring ring_of(const Payload& in, u32 words_at, u32 place) {
     // none of the chunk's, which the caller notices.
     ring.last = (in.skew + in.len - first) / 8 * 8;
     ring.ready = 0;
+    ring.prefetched = kept(threadIdx.x % (LINE / 8) == 0 ? ring.last : 0);
+    u32 line = LINE * (threadIdx.x % WARP);
+    prefetch((const u8*)in.words + first + line, line, least(ring.last, WORDS_AHEAD));
     ring.fetch();
     ring.refill();
     ring.refill();

@@ -4,6 +4,9 @@
 
 #include "parse.cuh"
 
+// Bytes of a line of the caches.
+#define LINE 128u
+
 // What C++ cannot say: shared memory by its own addresses of 32 bits, and predicates.
 #ifdef __CUDA_ARCH__
 __device__ u32 place_of(const void* at) { return (u32)__cvta_generic_to_shared(at); }
@@ -30,6 +33,14 @@ __device__ void take_other(u32 place, u32 bucket, u32 table, u32 one, u32& at, u
         : "+r"(at), "+r"(number)
         : "r"(place), "r"(bucket), "r"(table), "r"(one));
 }
+// Starts to load a line of global memory into the L2 cache if `position` is below `limit`.
+__device__ void prefetch(const void* at, u32 position, u32 limit) {
+    asm volatile("{ .reg .pred below;\n"
+                 "setp.lt.u32 below, %1, %2;\n"
+                 "@below prefetch.global.L2 [%0]; }"
+                 :
+                 : "l"(at), "r"(position), "r"(limit));
+}
 // The bits of `b` where MASK has ones, otherwise those of `a`, by one instruction.
 template <u32 MASK>
 __device__ u32 select_bits(u32 a, u32 b) {
@@ -50,6 +61,10 @@ __device__ u32 anew(u32 x) {
 }
 #else
 inline u32 anew(u32 x) { return x; }
+// Reads a byte, so that the sanitizers see the address.
+inline void prefetch(const void* at, u32 position, u32 limit) {
+    if (position < limit) (void)*(const volatile u8*)at;
+}
 template <class T>
 T* as_global(T* at) {
     return at;

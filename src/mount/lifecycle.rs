@@ -221,18 +221,10 @@ fn report_remote(files: &Files, control: &Control) {
 /// Decode layers on a GPU if that is requested and possible. A mount works without one.
 #[cfg(feature = "cuda")]
 fn use_gpu(prefetcher: &Prefetcher, o: &MountOptions) {
-    match o.prefetch {
-        Prefetch::Cuda => {
-            if let Err(e) = crate::readahead::use_gpu(prefetcher, o.gpu, o.gpu_memory) {
-                log::warn!("{e}; the CPU decodes layers instead");
-            }
-        }
-        Prefetch::Auto => {
-            if let Err(e) = crate::readahead::use_faster_gpu(prefetcher, o.gpu, o.gpu_memory) {
-                log::debug!("no GPU is searched for: {e}");
-            }
-        }
-        Prefetch::Off | Prefetch::Layers(_) => {}
+    if o.prefetch == Prefetch::Cuda
+        && let Err(e) = crate::readahead::use_gpu(prefetcher, o.gpu, o.gpu_memory)
+    {
+        log::warn!("{e}; the CPU decodes layers instead");
     }
 }
 

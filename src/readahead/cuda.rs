@@ -4,7 +4,6 @@ use super::{offload::OffloadDecoder, prefetcher::Prefetcher};
 use crate::cache::PendingChunk;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::gpu::{self, Gpu, Piece, Session};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -13,10 +12,6 @@ use std::time::{Duration, Instant};
 /// Bytes to request at a time: several times what is in flight, since all of it must be decoded
 /// before the next ones are requested.
 const PIECE: u64 = 256 << 20;
-/// The same until the GPU is compared with the cores, whose stored bytes are in memory meanwhile.
-const FIRST_PIECE: u64 = 64 << 20;
-/// Decoded bytes that are enough to compare. With fewer, latency decides.
-const COMPARABLE: usize = 16 << 20;
 /// How long to wait for the driver when a mount starts.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a GPU must be idle until its context is given back, which takes half a gigabyte of its
@@ -27,17 +22,13 @@ const CLOSE_AFTER: Duration = Duration::from_secs(30);
 struct CudaDecoder {
     /// Which GPU.
     ordinal: u32,
-    /// Whether the GPU has yet to prove that it is faster than the cores.
-    must_compare: AtomicBool,
     /// Bytes of memory to use.
     memory: usize,
-    /// Nanoseconds that the cores take to decode a stored byte that is in memory.
-    core_nanos: Box<dyn Fn() -> f64 + Send + Sync>,
     device: Mutex<Device>,
 }
 
 enum Device {
-    /// To be opened when there is something to decode.
+    /// To be opened again when there is something to decode.
     Closed,
     /// Without anything to decode, since this time.
     Open(Gpu, Instant),
@@ -59,31 +50,9 @@ pub fn use_gpu(prefetcher: &Prefetcher, ordinal: u32, memory: u64) -> Result<()>
         Err(Error::new(ErrorKind::Io, "the driver does not respond").about("CUDA"))
     })?;
     log::info!("{} decodes layers ahead", gpu.name());
-    start(prefetcher, ordinal, memory, Device::Open(gpu, Instant::now()), false)
-}
-
-/// The same, if there is a GPU that turns out to be faster than the cores.
-///
-/// # Errors
-/// Io, if its thread cannot be started.
-pub fn use_faster_gpu(prefetcher: &Prefetcher, ordinal: u32, memory: u64) -> Result<()> {
-    start(prefetcher, ordinal, memory, Device::Closed, true)
-}
-
-fn start(
-    prefetcher: &Prefetcher,
-    ordinal: u32,
-    memory: u64,
-    device: Device,
-    must_compare: bool,
-) -> Result<()> {
-    prefetcher.offload_to(Box::new(CudaDecoder {
-        ordinal,
-        must_compare: AtomicBool::new(must_compare),
-        memory: usize::try_from(memory).unwrap_or(usize::MAX),
-        core_nanos: Box::new(prefetcher.decode_nanos()),
-        device: Mutex::new(device),
-    }))
+    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+    let device = Mutex::new(Device::Open(gpu, Instant::now()));
+    prefetcher.offload_to(Box::new(CudaDecoder { ordinal, memory, device }))
 }
 
 /// The chunks that a GPU decodes.
@@ -111,10 +80,6 @@ impl<'a> Decodable<'a> {
         Self { chunks, pieces }
     }
 
-    fn stored(&self) -> usize {
-        self.pieces.iter().map(|p| p.stored_len).sum()
-    }
-
     fn decoded(&self) -> usize {
         self.pieces.iter().map(|p| p.len).sum()
     }
@@ -123,14 +88,14 @@ impl<'a> Decodable<'a> {
         self.chunks[i].archive().read_stored(self.chunks[i].id(), out)
     }
 
-    /// Decode all of them; `fill` provides their stored bytes.
-    fn decode(&self, session: &mut Session, fill: &gpu::Fill<'_>) -> Result<()> {
+    /// Decode all of them.
+    fn decode(&self, session: &mut Session) -> Result<()> {
         let chunks = &self.chunks;
         let take = |i: usize, decoded: Result<&[u8]>| match decoded {
             Ok(decoded) => chunks[i].supply(decoded),
             Err(e) => log::debug!("the GPU cannot decode chunk {}: {e}", chunks[i].id()),
         };
-        session.decode(&self.pieces, fill, &take)?;
+        session.decode(&self.pieces, &|i, out| self.read(i, out), &take)?;
         // `tests/gpu/run` adds these up.
         log::debug!("the GPU decoded {} bytes", self.decoded());
         Ok(())
@@ -159,53 +124,15 @@ impl CudaDecoder {
     /// Decode chunks. After an error, the GPU is not used again.
     fn try_decode(&self, device: Device, pending: &[PendingChunk]) -> Result<Device> {
         let Device::Active(gpu, mut session) = device else { return Ok(device) };
-        let decodable = Decodable::new(pending);
-        let cores = (self.core_nanos)();
-        let comparable = cores > 0.0 && decodable.decoded() >= COMPARABLE;
-        if !comparable || !self.must_compare.load(Ordering::Relaxed) {
-            decodable.decode(&mut session, &|i, out| decodable.read(i, out))?;
-            return Ok(Device::Active(gpu, session));
-        }
-        let nanos = nanos(&decodable, &mut session)?;
-        if nanos > cores {
-            let name = gpu.name();
-            log::debug!("{name} decodes a byte in {nanos:.3} ns, the cores in {cores:.3} ns");
-            return Ok(Device::Failed);
-        }
-        log::info!("{} decodes layers ahead, because it is faster than the cores", gpu.name());
-        self.must_compare.store(false, Ordering::Relaxed);
+        Decodable::new(pending).decode(&mut session)?;
         Ok(Device::Active(gpu, session))
     }
 }
 
-/// Decode, and measure the nanoseconds for a stored byte from memory to memory: the time of the
-/// cores does not include reading from the disk either.
-fn nanos(decodable: &Decodable<'_>, session: &mut Session) -> Result<f64> {
-    let stored: Vec<Result<Vec<u8>>> = decodable
-        .pieces
-        .iter()
-        .enumerate()
-        .map(|(i, piece)| {
-            let mut bytes = vec![0; piece.stored_len];
-            decodable.read(i, &mut bytes).map(|()| bytes)
-        })
-        .collect();
-    let begun = Instant::now();
-    decodable.decode(session, &|i, out| {
-        stored[i].as_ref().map(|bytes| out.copy_from_slice(bytes)).map_err(Clone::clone)
-    })?;
-    Ok(begun.elapsed().as_nanos() as f64 / decodable.stored().max(1) as f64)
-}
-
 impl OffloadDecoder for CudaDecoder {
     fn piece(&self) -> u64 {
-        let must_compare = self.must_compare.load(Ordering::Relaxed);
         self.change(|device| {
-            let piece = match device {
-                Device::Failed => 0,
-                _ if must_compare => FIRST_PIECE,
-                _ => PIECE,
-            };
+            let piece = if matches!(device, Device::Failed) { 0 } else { PIECE };
             (device, piece)
         })
     }
@@ -221,10 +148,7 @@ impl OffloadDecoder for CudaDecoder {
         self.change(|device| match self.try_prepare(device) {
             Ok(device) => (device, ()),
             Err(e) => {
-                // Without `--prefetch cuda`, the user did not ask for a GPU.
-                let asked = !self.must_compare.load(Ordering::Relaxed);
-                let level = if asked { log::Level::Warn } else { log::Level::Debug };
-                log::log!(level, "{e}; layers are decoded by the cores from now on");
+                log::warn!("{e}; layers are decoded by the cores from now on");
                 (Device::Failed, ())
             }
         });

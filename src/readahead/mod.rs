@@ -28,7 +28,7 @@ mod sequential;
 mod warmer;
 
 #[cfg(feature = "cuda")]
-pub use cuda::{use_faster_gpu, use_gpu};
+pub use cuda::use_gpu;
 pub use layer_map::layer_of;
 pub use models::{FindShards, OpenArchive, Shard, shard_pattern};
 pub use offload::OffloadDecoder;

@@ -78,13 +78,6 @@ impl Prefetcher {
         // The first warmer stays.
         let _ = self.shared.warmer.set(warmer);
     }
-
-    /// Nanoseconds that the cores take to decode a stored byte; 0 before the first one.
-    #[cfg(feature = "cuda")]
-    pub(super) fn decode_nanos(&self) -> impl Fn() -> f64 + Send + Sync + use<> {
-        let cache = Arc::downgrade(&self.cache);
-        move || cache.upgrade().map_or(0.0, |cache| cache.decode_nanos())
-    }
 }
 
 impl Shared {
