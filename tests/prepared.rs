@@ -216,9 +216,9 @@ fn changes_after_the_file_was_read_are_noticed() {
 
 #[test]
 fn preparing_ends_when_it_is_cancelled() {
-    // Three windows.
+    // Three windows of 64 chunks or less: it asks before each chunk is written.
     let (_root, dir, _) = model(20 << 20);
-    for last in [0, 2] {
+    for last in [0, 2, 100] {
         let calls = AtomicUsize::new(0);
         let between = || match calls.fetch_add(1, Ordering::Relaxed) == last {
             true => Err(Error::invalid("cancelled")),

@@ -32,6 +32,9 @@ const MIN_SHARED: u64 = 64 << 10;
 /// far. An error ends the encoding.
 pub(super) type AfterWindow<'a> = &'a (dyn Fn(u64, u64) -> Result<()> + Sync);
 
+/// Called before each chunk is written, and before the index. An error ends the encoding.
+pub(super) type BeforeWrite<'a> = &'a (dyn Fn() -> Result<()> + Sync);
+
 /// What an archive is made from, and how.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
@@ -40,6 +43,7 @@ pub(super) struct Input<'a> {
     /// Decoded bytes of a chunk.
     pub(super) chunk_size: u32,
     pub(super) after: AfterWindow<'a>,
+    pub(super) before: BeforeWrite<'a>,
     /// Archives that equal tensors are cloned from. Large tensors start at blocks then.
     pub(super) twins: Option<&'a dyn Twins>,
 }
@@ -80,7 +84,7 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         written?;
         planned = next?;
     }
-    writer.cloned += put(output, writer.pending.drain(..))?;
+    writer.cloned += put(output, writer.pending.drain(..), input.before)?;
     let (sha256, states) = std::mem::take(&mut writer.hash).finish();
     let footer = Footer {
         original_len: source.len(),
@@ -169,6 +173,7 @@ impl Stored {
 
 impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        (self.input.before)()?;
         self.output.file().write_all_at(bytes, self.at).about_path(&self.output.path())?;
         self.at += bytes.len() as u64;
         Ok(())
@@ -176,7 +181,7 @@ impl Writer<'_> {
 
     /// Code and write a group of neighbouring extents.
     fn extents(&mut self, group: &[Planned], p: &dyn Progress) -> Result<()> {
-        let Input { source, after, .. } = self.input;
+        let Input { source, after, before, .. } = self.input;
         let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
         let twins = group.iter().map(|g| self.twin(g)).collect::<Result<Vec<_>>>()?;
         let parts = parts(group);
@@ -215,7 +220,7 @@ impl Writer<'_> {
                 || parts.par_iter().map(encode).collect::<Result<Vec<_>>>(),
                 || {
                     hash.update(&data);
-                    let cloned = put(output, pending.drain(..))?;
+                    let cloned = put(output, pending.drain(..), before)?;
                     let more = windows.get(i + 1);
                     more.map_or(Ok(()), |parts| read(parts, &mut next)).map(|()| cloned)
                 },

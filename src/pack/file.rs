@@ -120,9 +120,10 @@ pub(super) fn naming(original: &OsStr, archive: &OsStr) -> Naming {
     }
 }
 
-/// What an archive is made from if nobody waits between windows.
+/// What an archive is made from if nobody waits meanwhile.
 pub(super) fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
-    Input { source, naming, chunk_size: o.chunk_size, after: &|_, _| Ok(()), twins: None }
+    let chunk_size = o.chunk_size;
+    Input { source, naming, chunk_size, after: &|_, _| Ok(()), before: &|| Ok(()), twins: None }
 }
 
 /// Set the attributes of `output`, sync it and verify it. Returns the attributes that it could not

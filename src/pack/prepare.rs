@@ -53,8 +53,9 @@ pub struct PrepareOptions<'a> {
     /// Called with the estimated size of the archive, in bytes, before it is written. An error says
     /// why it must not be.
     pub room: &'a (dyn Fn(u64) -> Result<()> + Sync),
-    /// Called before work starts, and every 16 MiB or less. It may sleep, to pause, or return an
-    /// error, to cancel. It runs on a thread of the current rayon pool.
+    /// Called before work starts, every 16 MiB or less, and before each chunk is written: the disk
+    /// may have become full while many were encoded. It may sleep, to pause, or return an error, to
+    /// cancel. It runs on a thread of the current rayon pool.
     pub between: &'a (dyn Fn() -> Result<()> + Sync),
     /// Handed the original once a lease keeps writers waiting, before its first byte is read.
     /// Whoever cannot wait calls [`release_lease`](super::release_lease) with it; the archive is
@@ -313,7 +314,8 @@ fn write(
         (o.between)()
     };
     let (naming, chunk_size) = (Naming::Appended, o.chunk_size);
-    let input = Input { source, naming, chunk_size, after: &after, twins: o.twins };
+    let (before, twins) = (o.between, o.twins);
+    let input = Input { source, naming, chunk_size, after: &after, before, twins };
     let written = encode::archive(input, output, p)?;
     if !source.unchanged()? {
         return Err(Error::invalid("was renamed or removed meanwhile").about_path(source.path()));

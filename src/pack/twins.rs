@@ -5,6 +5,7 @@
 //! what is encoded is compared with its stored bytes, and only bytes that are equal are cloned. No
 //! archive refers to another one: the file system counts who uses a block.
 
+use super::encode::BeforeWrite;
 use crate::{
     codec,
     error::{Context, Result},
@@ -85,9 +86,10 @@ impl Piece {
     }
 
     /// Write it without those bytes whose place is within `shared`.
-    fn write(&self, output: &Output, shared: &Range<u64>) -> Result<()> {
+    fn write(&self, output: &Output, shared: &Range<u64>, before: BeforeWrite<'_>) -> Result<()> {
         for part in [self.at..self.end().min(shared.start), self.at.max(shared.end)..self.end()] {
             if !part.is_empty() {
+                before()?;
                 let bytes = &self.bytes[(part.start - self.at) as usize..];
                 let bytes = &bytes[..(part.end - part.start) as usize];
                 output.file().write_all_at(bytes, part.start).about_path(&output.path())?;
@@ -98,7 +100,11 @@ impl Piece {
 }
 
 /// Put pieces, which are in order, into the archive. Returns how many bytes were cloned.
-pub(super) fn put(output: &Output, pieces: impl IntoIterator<Item = Piece>) -> Result<u64> {
+pub(super) fn put(
+    output: &Output,
+    pieces: impl IntoIterator<Item = Piece>,
+    before: BeforeWrite<'_>,
+) -> Result<u64> {
     let mut scratch = Vec::new();
     let mut check = |mut piece: Piece| {
         piece.twin = piece.twin.filter(|t| t.holds(piece.at, &piece.bytes, &mut scratch));
@@ -109,7 +115,7 @@ pub(super) fn put(output: &Output, pieces: impl IntoIterator<Item = Piece>) -> R
     for run in pieces.chunk_by(follows) {
         let shared = clone_run(output, run);
         cloned += shared.end - shared.start;
-        run.iter().try_for_each(|piece| piece.write(output, &shared))?;
+        run.iter().try_for_each(|piece| piece.write(output, &shared, before))?;
     }
     Ok(cloned)
 }
