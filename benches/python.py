@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Time what the Python package bszfs does beside safetensors, in one run.
 
-    python.py [--size MB] [--runs N] [--json]
+    python.py [--size MB] [--runs N] [--disk-mbs N] [--json]
 
 Makes a BF16 model of random weights (1100 MB), packs it, and prints the median of the runs (5) with
 the ratio to `safetensors.torch.load_file(backend="pread")`, which also gives tensors with memory of
 their own; and the same for the seconds of CPU, which other work disturbs less. Everything is warm:
 in the page cache, and each way once before it is timed. The ways take turns, so that other work on
-the machine meets all of them. The peak of `iter_layers` is measured in processes of its own. Prints
-the load of the machine, by which to judge the figures.
+the machine meets all of them. With --disk-mbs, all of it is cold instead: the page cache is dropped
+before every load, and the disk throttled (root and cgroup v1). The peak of `iter_layers` is
+measured in processes of its own. Prints the load of the machine, by which to judge the figures.
 """
 import argparse
 import json
@@ -25,6 +26,8 @@ import bszfs.stream
 import bszfs.torch
 import torch
 from safetensors.torch import load_file, save_file
+
+import mounts
 
 EMBEDDINGS = 100  # MB
 LAYER = 50  # MB
@@ -93,10 +96,12 @@ def ways(plain, packed):
     }
 
 
-def timed(all_ways, runs):
+def timed(all_ways, runs, is_cold):
     seconds = {name: [] for name in all_ways}
     for run in range(runs + 1):
         for name, way in all_ways.items():
+            if is_cold and not mounts.drop():
+                sys.exit("python.py: only root can drop the page cache")
             begun = time.perf_counter(), time.process_time()
             result = way()
             took = time.perf_counter() - begun[0], time.process_time() - begun[1]
@@ -117,22 +122,26 @@ def main():
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", type=int, default=1100, metavar="MB")
     p.add_argument("--runs", type=int, default=5)
+    p.add_argument("--disk-mbs", type=float, metavar="N", help="load from a disk of N MB/s")
     p.add_argument("--json", action="store_true", help="print the results for a program to read")
     a = p.parse_args()
     with tempfile.TemporaryDirectory(prefix="bszfs-bench.") as tmp:
         plain, packed = make(pathlib.Path(tmp), a.size)
         size, stored = plain.stat().st_size, (packed / "model.bsz").stat().st_size
-        medians = timed(ways(plain, packed), a.runs)
+        with mounts.Disk(tmp, a.disk_mbs):
+            medians = timed(ways(plain, packed), a.runs, a.disk_mbs is not None)
         peaks = {(ahead, into): peak(packed, ahead, into)
                  for ahead in (1, 2) for into in ("", "ring")}
     reference = next(iter(medians.values()))
     load = os.getloadavg()
     if a.json:
-        print(json.dumps({"bytes": size, "stored": stored, "seconds": medians, "load": load,
+        print(json.dumps({"bytes": size, "stored": stored, "disk_mbs": a.disk_mbs,
+                          "seconds": medians, "load": load,
                           "peaks": [[*key, value] for key, value in peaks.items()]}))
         return
-    print(f"{size / 1e6:.0f} MB, packed {stored / size:.3f}; {len(os.sched_getaffinity(0))} cores,"
-          f" load {load[0]:.1f}; medians of {a.runs}")
+    kept = f"a disk of {a.disk_mbs:g} MB/s" if a.disk_mbs else "warm"
+    print(f"{size / 1e6:.0f} MB, packed {stored / size:.3f}; {kept};"
+          f" {len(os.sched_getaffinity(0))} cores, load {load[0]:.1f}; medians of {a.runs}")
     print(f"{'':44} {'seconds':>9} {'rate':>11} {'CPU':>9} {'ratio':>6} {'of CPU':>6}")
     for name, (seconds, cpu) in medians.items():
         ratios = f"{seconds / reference[0]:6.2f} {cpu / reference[1]:6.2f}"

@@ -15,7 +15,10 @@ class Gpu:
 
     def __init__(self, ordinal: int) -> None:
         self.ordinal = ordinal
-        self._native = _native.Cuda(ordinal)
+        if ordinal not in _opened:
+            _opened[ordinal] = _native.Cuda(ordinal)
+        self._native = _opened[ordinal]
+        weakref.finalize(self, self._native.release)
 
     def decode(
         self, archive: _native.Archive, parts: list[tuple[int, int, int]], stream: int
@@ -39,6 +42,8 @@ class Gpu:
             _give_up(self.ordinal, why)
 
 
+# Until the process ends: the kernels are loaded once, and take little memory.
+_opened: dict[int, _native.Cuda] = {}
 # Those that files are open for, by their numbers: the staging memory is freed with the last file.
 _in_use: weakref.WeakValueDictionary[int, Gpu] = weakref.WeakValueDictionary()
 # Those that have failed.

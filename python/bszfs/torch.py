@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -14,11 +15,16 @@ from ._open import Opened, safe_open
 _BATCH = 64 << 20
 
 
+def _open_all(path: StrPath, device: str | int) -> list[Any]:
+    """All files of a model. While any of them exists, a GPU's staging memory is kept."""
+    return [safe_open(file, "pt", device) for file in _names.weight_files(path)]
+
+
 def load_file(path: StrPath, device: str | int = "cpu") -> dict[str, torch.Tensor]:
     """All tensors of a file, or of all shards if `path` is the directory of a model."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in _names.weight_files(path):
-        with safe_open(file, "pt", device) as f:
+    for f in _open_all(path, device):
+        with f:
             tensors.update(f.get_tensors())
     return tensors
 
@@ -46,8 +52,8 @@ def iter_tensors(
 
     Not much more than 64 MiB, or the largest tensor, is decoded ahead.
     """
-    for file in _names.weight_files(path):
-        with safe_open(file, "pt", device) as f:
+    for f in _open_all(path, device):
+        with f:
             opened = getattr(f, "_opened", None)
             if opened is None:  # a plain file
                 for name in f.offset_keys():

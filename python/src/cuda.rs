@@ -15,30 +15,49 @@ const STAGING: usize = 128 << 20;
 /// How many bytes, or one part, are decoded between two looks at the signals.
 const AT_A_TIME: u64 = 256 << 20;
 
-/// A GPU, and staging memory on it and on the host. It may be used by several threads, in turn.
+/// A GPU. It may be used by several threads, in turn.
 #[pyclass(frozen, module = "bszfs._native")]
 pub struct Cuda {
-    name: String,
-    /// `None` after a failure. Locked only without the GIL.
-    loader: Mutex<Option<Loader>>,
+    gpu: Gpu,
+    /// Locked only without the GIL.
+    staging: Mutex<Staging>,
     process: u32,
+}
+
+/// The staging memory on a GPU and on the host.
+enum Staging {
+    /// Allocated when something is decoded.
+    Free,
+    Held(Loader),
+    /// CUDA has failed, and is not used any more.
+    Failed,
 }
 
 #[pymethods]
 impl Cuda {
     #[new]
     fn new(py: Python<'_>, ordinal: u32) -> PyResult<Self> {
-        let opened = py.detach(|| -> bszfs::Result<_> {
-            let gpu = Gpu::open(ordinal)?;
-            Ok((gpu.name().to_owned(), gpu.loader(STAGING)?))
-        });
-        let (name, loader) = opened.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
-        Ok(Self { name, loader: Mutex::new(Some(loader)), process: std::process::id() })
+        let opened = py.detach(|| Gpu::open(ordinal));
+        let gpu = opened.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
+        Ok(Self { gpu, staging: Mutex::new(Staging::Free), process: std::process::id() })
     }
 
     #[getter]
     fn name(&self) -> &str {
-        &self.name
+        self.gpu.name()
+    }
+
+    /// Free the staging memory until something is decoded again.
+    fn release(&self, py: Python<'_>) {
+        if self.process != std::process::id() {
+            return;
+        }
+        py.detach(|| {
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(*staging, Staging::Held(_)) {
+                *staging = Staging::Free;
+            }
+        });
     }
 
     #[pyo3(signature = (archive, parts, stream = None))]
@@ -56,14 +75,16 @@ impl Cuda {
         let parts: Vec<Part> = parts.into_iter().map(part).collect();
         let shared = archive.shared()?;
         let decoded = work::run(py, None, |stop| {
-            let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
-            let usable = loader.as_mut().ok_or_else(|| Error::invalid("CUDA has failed before"))?;
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut loader = match std::mem::replace(&mut *staging, Staging::Failed) {
+                Staging::Free => self.gpu.loader(STAGING)?,
+                Staging::Held(loader) => loader,
+                Staging::Failed => return Err(Error::invalid("CUDA has failed before")),
+            };
             // SAFETY: the caller vouches for the memory and the stream while this runs.
-            let decoded = unsafe { decode(usable, &shared, &parts, stream, stop) };
-            if decoded.is_err() {
-                *loader = None;
-            }
-            decoded
+            let decoded = unsafe { decode(&mut loader, &shared, &parts, stream, stop) }?;
+            *staging = Staging::Held(loader);
+            Ok(decoded)
         });
         match decoded? {
             Ok(outcome) => outcome.map_err(|e| archive.raise(e)),

@@ -224,3 +224,17 @@ for into in ("ring", None):
     compare(loaded)
     assert loader._torch.gpu() is not None and loader._torch.all
 """, model.archive)
+
+
+@pytest.mark.frameworks
+def test_the_kernels_are_loaded_once(on_gpu, model):
+    pytest.importorskip("torch")
+    on_gpu(TORCH + """
+warnings.simplefilter("error")
+for _ in range(2):
+    file = opened()
+    compare(file.tensors(list(file.infos.values())))
+    assert file.framework.gpu() is not None
+    del file
+    gc.collect()
+""", model.archive, BSZ_FAKE_FAIL="cuModuleLoadData:2")

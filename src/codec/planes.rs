@@ -125,6 +125,7 @@ impl Layout {
     }
 
     /// Replaces `out` by the symbol values of the elements of `chunk`, a whole number of elements.
+    #[inline(always)]
     pub fn symbol_values(&self, chunk: &[u8], out: &mut Vec<u16>) {
         let low = self.width * 8 - self.symbol_bits;
         self.field(chunk, low, |v| v as u16, out);
@@ -132,11 +133,13 @@ impl Layout {
 
     /// Replaces `out` by the values of `plane` in the elements of `chunk`, a whole number of
     /// elements.
+    #[inline(always)]
     pub fn plane_values(&self, plane: Plane, chunk: &[u8], out: &mut Vec<u8>) {
         let mask = plane.mask();
         self.field(chunk, plane.low, |v| v as u8 & mask, out);
     }
 
+    #[inline(always)]
     fn field<T>(&self, chunk: &[u8], low: u8, value: impl Fn(u64) -> T, out: &mut Vec<T>) {
         out.clear();
         // Shifting in the element's own type lets the loop be vectorised.
@@ -165,30 +168,37 @@ pub fn packed_len(bits: u8, count: usize) -> usize {
 }
 
 /// Appends packed values of `bits` (1–8) bits. See [`unpack_group`] for the format.
+#[inline(always)]
 pub fn pack(values: &[u8], bits: u8, out: &mut Vec<u8>) {
-    for values in values.chunks(GROUP) {
-        let mut group = [0u8; GROUP];
-        group[..values.len()].copy_from_slice(values);
-        let mut shift = 0;
+    let start = out.len();
+    out.resize(start + packed_len(bits, values.len()), 0);
+    let packed = out[start..].chunks_exact_mut(8 * usize::from(bits));
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    let mut last = [0; GROUP];
+    last[..rest.len()].copy_from_slice(rest);
+    for (group, packed) in groups.iter().chain([&last]).zip(packed) {
+        let (mut at, mut shift) = (0, 0);
         for part in parts(bits) {
+            let packed = &mut packed[at..at + 8 * usize::from(part)];
             match part {
-                8 => out.extend_from_slice(&group),
-                4 => pack_part::<2, 32>(&group, shift, out),
-                2 => pack_part::<4, 16>(&group, shift, out),
-                _ => pack_part::<8, 8>(&group, shift, out),
+                8 => packed.copy_from_slice(group),
+                4 => pack_part::<2, 32>(group, shift, packed),
+                2 => pack_part::<4, 16>(group, shift, packed),
+                _ => pack_part::<8, 8>(group, shift, packed),
             }
+            at += packed.len();
             shift += part;
         }
     }
 }
 
-/// Appends the bits from `shift` of a group's values: `PER` values per byte, which are `STRIDE`
+/// Packs the bits from `shift` of a group's values: `PER` values per byte, which are `STRIDE`
 /// apart in the group.
 #[inline(always)]
 fn pack_part<const PER: usize, const STRIDE: usize>(
     group: &[u8; GROUP],
     shift: u8,
-    out: &mut Vec<u8>,
+    out: &mut [u8],
 ) {
     let bits = 8 / PER;
     let mask = (1u16 << bits).wrapping_sub(1) as u8;
@@ -198,7 +208,7 @@ fn pack_part<const PER: usize, const STRIDE: usize>(
             *byte |= (group[i * STRIDE + j] >> shift & mask) << (i * bits);
         }
     }
-    out.extend_from_slice(&bytes);
+    out.copy_from_slice(&bytes);
 }
 
 /// The powers of two that add up to `bits` (1–8), largest first: the widths of the parts that are

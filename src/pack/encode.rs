@@ -8,7 +8,7 @@ use super::{
     Progress,
     plan::{Planned, plan},
     source::Source,
-    twins::{MIN_TWIN, Piece, Twin, Twins, put},
+    twins::{BeforeWrite, MIN_TWIN, Piece, Twin, Twins, put},
 };
 use crate::{
     codec::{self, Coding, Encoder},
@@ -31,9 +31,6 @@ const MIN_SHARED: u64 = 64 << 10;
 /// Called after each window: up to which byte the source is encoded, and how long the archive is so
 /// far. An error ends the encoding.
 pub(super) type AfterWindow<'a> = &'a (dyn Fn(u64, u64) -> Result<()> + Sync);
-
-/// Called before each chunk is written, and before the index. An error ends the encoding.
-pub(super) type BeforeWrite<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// What an archive is made from, and how.
 #[derive(Clone, Copy)]

@@ -5,7 +5,6 @@
 //! what is encoded is compared with its stored bytes, and only bytes that are equal are cloned. No
 //! archive refers to another one: the file system counts who uses a block.
 
-use super::encode::BeforeWrite;
 use crate::{
     codec,
     error::{Context, Result},
@@ -13,6 +12,9 @@ use crate::{
 };
 use rustix::fs::{Advice, fadvise};
 use std::{fs::File, num::NonZeroU64, ops::Range, os::unix::fs::FileExt, sync::Arc};
+
+/// Called before each chunk is written, and before the index. An error ends the encoding.
+pub(super) type BeforeWrite<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// Smaller tensors are not shared between archives, in bytes of the original. To be shared, stored
 /// bytes start at a block, which leaves 2 KiB unused on average: at most a third of a percent of

@@ -1,15 +1,36 @@
 //! A chunk as planes: the encoder of a model.
 
 use super::{
-    kernel::{EncodeKernel, Words, encode_round},
+    kernel::{Words, encode_round, scalar_costs, scalar_rounds},
     table::{Costs, TableEncoder},
 };
 use crate::codec::{
     EntropyModel, LANES, PROB_BITS, STATE_LOW,
+    bytes::put_words,
     model::{ALPHABET, MAX_CHOICES},
     planes::{Plane, pack, packed_len},
     wire::{CARRIED, StorageMode},
 };
+use std::sync::{Mutex, PoisonError};
+
+/// The encoder for one instruction set, and its inner loops.
+pub(in crate::codec) struct EncodeKernel {
+    /// [`Encoder::encode_planes`], compiled for it.
+    pub planes: fn(&Encoder<'_>, &[u8]) -> Option<Vec<u8>>,
+    /// Encodes whole rounds of symbols, last round first, each with its table.
+    pub rounds: fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &mut Words),
+    /// The cost of symbols with each choice, in sixteenths of a bit.
+    pub costs: fn(&Costs, &[u8]) -> [u32; MAX_CHOICES],
+}
+
+impl EncodeKernel {
+    /// The scalar loops.
+    pub const SCALAR: Self = Self {
+        planes: |encoder, chunk| encoder.encode_planes(chunk),
+        rounds: scalar_rounds,
+        costs: scalar_costs,
+    };
+}
 
 /// A model prepared for encoding.
 pub struct Encoder<'a> {
@@ -20,6 +41,20 @@ pub struct Encoder<'a> {
     /// By class: what symbols cost.
     costs: Vec<Costs>,
     kernel: EncodeKernel,
+    /// What threads that are done with a chunk leave to the next ones.
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+/// Buffers that encoding a chunk takes.
+#[derive(Default)]
+struct Scratch {
+    symbol_values: Vec<u16>,
+    /// Of one plane.
+    values: Vec<u8>,
+    /// All planes.
+    packed: Vec<u8>,
+    symbols: Vec<u8>,
+    words: Words,
 }
 
 impl<'a> Encoder<'a> {
@@ -35,33 +70,46 @@ impl<'a> Encoder<'a> {
             costs[i % classes][i / classes] = table.frequencies().map(cost);
         }
         let tables = model.tables().iter().map(TableEncoder::new).collect();
-        Self { model, symbols, tables, costs, kernel }
+        Self { model, symbols, tables, costs, kernel, scratch: Mutex::default() }
     }
 
     /// The chunk as [`crate::codec::Coding::Planes`], or `None` if it is not a whole number of
     /// elements.
-    pub(super) fn planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
+    pub(in crate::codec) fn planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
+        (self.kernel.planes)(self, chunk)
+    }
+
+    /// [`Self::planes`], in a copy for each instruction set.
+    #[inline(always)]
+    pub(in crate::codec) fn encode_planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
+        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        let encoded = self.encode_with(chunk, &mut scratch);
+        lock().push(scratch);
+        encoded
+    }
+
+    #[inline(always)]
+    fn encode_with(&self, chunk: &[u8], scratch: &mut Scratch) -> Option<Vec<u8>> {
         let layout = self.model.layout();
         let width = usize::from(layout.width());
         if !chunk.len().is_multiple_of(width) {
             return None;
         }
-        let count = chunk.len() / width;
-        let mut symbol_values = Vec::with_capacity(count);
-        layout.symbol_values(chunk, &mut symbol_values);
-        let first = symbol_values[0];
-        let constant = symbol_values.iter().all(|&v| v == first);
+        layout.symbol_values(chunk, &mut scratch.symbol_values);
+        let first = scratch.symbol_values[0];
+        let constant = scratch.symbol_values.iter().all(|&v| v == first);
         let mode = if constant { StorageMode::Constant } else { StorageMode::Stored };
         let mut head = vec![mode as u8, 0];
         head.extend_from_slice(&if constant { first.to_le_bytes() } else { [0, 0] });
-        let mut packed = Vec::with_capacity(chunk.len());
-        let mut values = Vec::with_capacity(count);
+        let mut packed = std::mem::take(&mut scratch.packed);
+        packed.clear();
         // The end of the plane that will end in the states: the last one that is long enough.
         let mut carrier = None;
         for &plane in layout.planes() {
-            layout.plane_values(plane, chunk, &mut values);
+            layout.plane_values(plane, chunk, &mut scratch.values);
             let start = packed.len();
-            let (mode, value) = self.plane(plane, &values, &mut packed);
+            let (mode, value) = self.plane(plane, &scratch.values, &mut packed);
             head.extend_from_slice(&[mode as u8, value]);
             if mode == StorageMode::Stored && packed.len() - start >= CARRIED {
                 carrier = Some(packed.len());
@@ -69,13 +117,15 @@ impl<'a> Encoder<'a> {
         }
         if !constant {
             let carried = carrier.map(|end| packed.drain(end - CARRIED..end).collect::<Vec<u8>>());
-            self.symbols(&symbol_values, carried.as_deref(), &mut head);
+            self.symbols(scratch, carried.as_deref(), packed.len(), &mut head);
         }
-        head.append(&mut packed);
+        head.extend_from_slice(&packed);
+        scratch.packed = packed;
         Some(head)
     }
 
     /// Appends a plane in the smallest way.
+    #[inline(always)]
     fn plane(&self, plane: Plane, values: &[u8], out: &mut Vec<u8>) -> (StorageMode, u8) {
         if values.iter().all(|&v| v == values[0]) {
             return (StorageMode::Constant, values[0]);
@@ -97,13 +147,22 @@ impl<'a> Encoder<'a> {
     }
 
     /// Appends the entropy-coded symbols of the elements with these symbol values. The initial
-    /// states take up what is `carried`.
-    fn symbols(&self, symbol_values: &[u16], carried: Option<&[u8]>, out: &mut Vec<u8>) {
+    /// states take up what is `carried`. So many bytes will follow.
+    #[inline(always)]
+    fn symbols(
+        &self,
+        scratch: &mut Scratch,
+        carried: Option<&[u8]>,
+        following: usize,
+        out: &mut Vec<u8>,
+    ) {
+        let Scratch { symbol_values, symbols, words, .. } = scratch;
         let rounds = symbol_values.len().div_ceil(LANES);
-        let mut symbols = Vec::with_capacity(rounds * LANES);
+        symbols.clear();
+        symbols.reserve(rounds * LANES);
         symbols.extend(symbol_values.iter().map(|&v| self.symbols[usize::from(v)]));
-        let escapes = self.escapes(&symbols, symbol_values);
-        let choices = self.choices(&symbols);
+        let escapes = self.escapes(symbols, symbol_values);
+        let choices = self.choices(symbols);
         let per_block = self.model.block() / LANES;
         let classes = self.model.classes();
         let first_table = |round: usize| usize::from(choices[round / per_block]) * classes;
@@ -115,20 +174,22 @@ impl<'a> Encoder<'a> {
             symbols.push(self.tables[first_table(rounds - 1) + class].likely);
         }
         let mut states = initial_states(carried);
-        let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
+        words.buffer.resize(symbols.len(), 0);
+        words.free = symbols.len();
         if classes == 1 {
             let tables: Vec<&TableEncoder> =
                 (0..rounds).map(|r| &self.tables[first_table(r)]).collect();
-            (self.kernel.rounds)(&tables, &symbols, &mut states, &mut words);
+            (self.kernel.rounds)(&tables, symbols, &mut states, words);
         } else {
             for (i, symbols) in symbols.as_chunks().0.iter().enumerate().rev() {
                 let tables = &self.tables[first_table(i)..];
                 let class = self.model.classes_from(i * LANES % columns.len());
                 let table = |lane: usize| &tables[usize::from(class[lane])];
-                encode_round(table, symbols, &mut states, &mut words);
+                encode_round(table, symbols, &mut states, words);
             }
         }
         let words = &words.buffer[words.free..];
+        out.reserve(8 + choices.len() + 4 * LANES + 2 * words.len() + escapes.len() + following);
         out.extend_from_slice(&(words.len() as u32).to_le_bytes());
         out.extend_from_slice(&(escapes.len() as u32 / 2).to_le_bytes());
         if self.model.choices() > 1 {
@@ -137,11 +198,12 @@ impl<'a> Encoder<'a> {
             );
         }
         states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
-        out.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+        put_words(words, out);
         out.extend_from_slice(&escapes);
     }
 
     /// The symbol values whose symbol is the escape, two bytes each.
+    #[inline(always)]
     fn escapes(&self, symbols: &[u8], symbol_values: &[u16]) -> Vec<u8> {
         let escape = self.model.escape();
         let mut escapes = Vec::new();
@@ -155,6 +217,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// The best choice for each block.
+    #[inline(always)]
     fn choices(&self, symbols: &[u8]) -> Vec<u8> {
         let block = self.model.block();
         if self.model.choices() == 1 {

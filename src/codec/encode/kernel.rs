@@ -1,4 +1,4 @@
-//! The encoder's inner loops: their interface, and the scalar ones that define the bits.
+//! The encoder's inner loops: the scalar ones, which define the bits.
 
 use super::table::{Costs, TableEncoder};
 use crate::codec::{
@@ -6,28 +6,16 @@ use crate::codec::{
     model::{ALPHABET, MAX_CHOICES},
 };
 
-/// The inner loops of one instruction set.
-pub(in crate::codec) struct EncodeKernel {
-    /// Encodes whole rounds of symbols, last round first, each with its table.
-    pub rounds: fn(&[&TableEncoder], &[u8], &mut [u32; LANES], &mut Words),
-    /// The cost of symbols with each choice, in sixteenths of a bit.
-    pub costs: fn(&Costs, &[u8]) -> [u32; MAX_CHOICES],
-}
-
-impl EncodeKernel {
-    /// The scalar loops.
-    pub const SCALAR: Self = Self { rounds: scalar_rounds, costs: scalar_costs };
-}
-
 /// The words of a stream. The encoder produces them in the reverse of the decoder's order, so they
 /// are written from the end of the buffer down.
+#[derive(Default)]
 pub(in crate::codec) struct Words {
     pub buffer: Vec<u16>,
     /// How many words of the buffer, from the first, are free.
     pub free: usize,
 }
 
-/// [`EncodeKernel::rounds`].
+/// [`EncodeKernel::rounds`](super::EncodeKernel::rounds).
 pub(in crate::codec) fn scalar_rounds(
     tables: &[&TableEncoder],
     symbols: &[u8],
@@ -60,7 +48,7 @@ pub(super) fn encode_round<'t>(
     words.free -= put;
 }
 
-/// [`EncodeKernel::costs`].
+/// [`EncodeKernel::costs`](super::EncodeKernel::costs).
 pub(in crate::codec) fn scalar_costs(costs: &Costs, symbols: &[u8]) -> [u32; MAX_CHOICES] {
     // Counting first takes one addition per symbol instead of four.
     let mut counts = [0u32; ALPHABET];

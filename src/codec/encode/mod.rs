@@ -6,8 +6,9 @@ mod table;
 
 use super::Coding;
 
+pub(super) use encoder::EncodeKernel;
 pub use encoder::Encoder;
-pub(super) use kernel::{EncodeKernel, Words, scalar_costs};
+pub(super) use kernel::{Words, scalar_costs, scalar_rounds};
 pub(super) use table::{Costs, TableEncoder};
 
 /// The zstd level for chunks on which zstd is tried: matches matter there, speed hardly does.

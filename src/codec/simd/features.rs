@@ -2,7 +2,7 @@
 //! and the code compiled for it cannot disagree.
 #![allow(unsafe_code)]
 
-use crate::codec::{ChunkError, EntropyModel, decode::decode_planes};
+use crate::codec::{ChunkError, EntropyModel, decode::decode_planes, encode::Encoder};
 
 /// Declares a type whose values prove that the CPU has these features.
 macro_rules! cpu_features {
@@ -32,6 +32,16 @@ macro_rules! cpu_features {
                 out: &mut [u8],
             ) -> Result<(), ChunkError> {
                 decode_planes(self, model, payload, out)
+            }
+
+            /// The encoding pipeline compiled with these features.
+            #[target_feature($(enable = $feature),+)]
+            pub(super) fn run_encoder(
+                self,
+                encoder: &Encoder<'_>,
+                chunk: &[u8],
+            ) -> Option<Vec<u8>> {
+                encoder.encode_planes(chunk)
             }
         }
     };

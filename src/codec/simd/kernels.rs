@@ -8,6 +8,7 @@ use super::{
 use crate::codec::{
     ChunkError, EntropyModel,
     decode::{Kernel, RoundTables, Rounds, ScalarKernel, Stream},
+    encode::{EncodeKernel, Encoder, scalar_costs, scalar_rounds},
 };
 
 /// Makes the inner loops of an instruction set, `$module`, a [`Kernel`].
@@ -61,3 +62,25 @@ macro_rules! simd_kernel {
 
 simd_kernel!(Avx2, "avx2", avx2);
 simd_kernel!(Avx512, "avx512", avx512);
+
+/// The encoder's pipeline for an instruction set.
+macro_rules! encode_planes {
+    ($features:ident) => {
+        |encoder: &Encoder<'_>, chunk: &[u8]| {
+            let features = $features::detect();
+            let features = features.unwrap_or_else(|| unreachable!("chosen only where it can run"));
+            // SAFETY: `features` proves that the CPU has the features.
+            unsafe { features.run_encoder(encoder, chunk) }
+        }
+    };
+}
+
+/// The encoder with AVX-512.
+pub(super) const AVX512: EncodeKernel = EncodeKernel {
+    planes: encode_planes!(Avx512),
+    rounds: avx512::encode_rounds,
+    costs: avx512::costs,
+};
+/// The encoder with AVX2, which states would not profit from.
+pub(super) const AVX2: EncodeKernel =
+    EncodeKernel { planes: encode_planes!(Avx2), rounds: scalar_rounds, costs: scalar_costs };

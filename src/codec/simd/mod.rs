@@ -27,11 +27,13 @@ pub(super) fn decoders() -> Vec<Arc<dyn ChunkDecoder>> {
     found
 }
 
-/// The SIMD encoder's inner loops, if this machine can run them.
-pub(super) fn encode_kernel() -> Option<EncodeKernel> {
+/// The SIMD encoders that this machine can run, fastest first.
+pub(super) fn encode_kernels() -> Vec<EncodeKernel> {
+    let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    if features::Avx512::detect().is_some() {
-        return Some(avx512::ENCODE_KERNEL);
+    {
+        found.extend(features::Avx512::detect().map(|_| kernels::AVX512));
+        found.extend(features::Avx2::detect().map(|_| kernels::AVX2));
     }
-    None
+    found
 }

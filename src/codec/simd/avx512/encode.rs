@@ -5,7 +5,7 @@
 use super::load;
 use crate::codec::{
     LANES, PROB_BITS,
-    encode::{Costs, EncodeKernel, TableEncoder, Words, scalar_costs},
+    encode::{Costs, TableEncoder, Words, scalar_costs},
     model::MAX_CHOICES,
     simd::features::Avx512,
 };
@@ -14,18 +14,20 @@ use std::arch::x86_64::*;
 /// Vectors of states.
 const VECTORS: usize = LANES / 16;
 
-/// The kernel, for machines that have [`Avx512`].
-pub(in crate::codec::simd) const KERNEL: EncodeKernel = EncodeKernel { rounds, costs };
-
-/// [`EncodeKernel::rounds`].
-fn rounds(tables: &[&TableEncoder], symbols: &[u8], states: &mut [u32; LANES], words: &mut Words) {
+/// [`EncodeKernel::rounds`](crate::codec::encode::EncodeKernel::rounds).
+pub(in crate::codec::simd) fn rounds(
+    tables: &[&TableEncoder],
+    symbols: &[u8],
+    states: &mut [u32; LANES],
+    words: &mut Words,
+) {
     assert!(Avx512::detect().is_some(), "the kernel is chosen only where it can run");
     // SAFETY: the features are present.
     unsafe { encode(tables, symbols, states, words) }
 }
 
-/// [`EncodeKernel::costs`].
-fn costs(costs: &Costs, symbols: &[u8]) -> [u32; MAX_CHOICES] {
+/// [`EncodeKernel::costs`](crate::codec::encode::EncodeKernel::costs).
+pub(in crate::codec::simd) fn costs(costs: &Costs, symbols: &[u8]) -> [u32; MAX_CHOICES] {
     assert!(Avx512::detect().is_some(), "the kernel is chosen only where it can run");
     let (whole, rest) = symbols.as_chunks();
     // SAFETY: the features are present.

@@ -8,7 +8,7 @@ mod unpack;
 use crate::codec::decode::{RoundTables, Rounds, Stream};
 use std::arch::x86_64::{__m512i, _mm512_loadu_si512};
 
-pub(super) use encode::KERNEL as ENCODE_KERNEL;
+pub(super) use encode::{costs, rounds as encode_rounds};
 pub(super) use unpack::unpack;
 
 /// Decodes rounds while there are enough words whatever they decode to; returns how many.
