@@ -28,7 +28,8 @@ class Layer(dict[str, Any]):
 class Loader:
     """The layers of a model, packed or plain, in the order of computation.
 
-    `path` is the directory of a model, or a single file.
+    `path` is the directory of a model, or a single file, which `load_model` does not take for
+    classes that have `from_pretrained`.
 
     Tensors that belong to no numbered layer (embeddings, norms, heads) are layers of their own.
     """

@@ -1,6 +1,7 @@
 """Load archives into torch: `load_file` and `load_model` of safetensors, and an iterator."""
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +16,19 @@ from ._open import Opened, safe_open
 _BATCH = 64 << 20
 
 
-def _open_all(path: StrPath, device: str | int) -> list[Any]:
-    """All files of a model. While any of them exists, a GPU's staging memory is kept."""
-    return [safe_open(file, "pt", device) for file in _names.weight_files(path)]
+@contextlib.contextmanager
+def _opened(path: StrPath, device: str | int) -> Iterator[list[Any]]:
+    """All files of a model. While they are open, a GPU's staging memory is kept."""
+    with contextlib.ExitStack() as stack:
+        files = (safe_open(file, "pt", device) for file in _names.weight_files(path))
+        yield [stack.enter_context(file) for file in files]
 
 
 def load_file(path: StrPath, device: str | int = "cpu") -> dict[str, torch.Tensor]:
     """All tensors of a file, or of all shards if `path` is the directory of a model."""
     tensors: dict[str, torch.Tensor] = {}
-    for f in _open_all(path, device):
-        with f:
+    with _opened(path, device) as files:
+        for f in files:
             tensors.update(f.get_tensors())
     return tensors
 
@@ -52,8 +56,8 @@ def iter_tensors(
 
     Not much more than 64 MiB, or the largest tensor, is decoded ahead.
     """
-    for f in _open_all(path, device):
-        with f:
+    with _opened(path, device) as files:
+        for f in files:
             opened = getattr(f, "_opened", None)
             if opened is None:  # a plain file
                 for name in f.offset_keys():

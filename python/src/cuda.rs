@@ -8,6 +8,7 @@ use bszfs::gpu::{Gpu, Loader, Part};
 use bszfs::{Error, codec, read};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
 /// Staging memory in bytes: two batches of up to 32 MiB are in flight.
@@ -18,10 +19,23 @@ const AT_A_TIME: u64 = 256 << 20;
 /// A GPU. It may be used by several threads, in turn.
 #[pyclass(frozen, module = "bszfs._native")]
 pub struct Cuda {
-    gpu: Gpu,
+    gpu: ManuallyDrop<Gpu>,
     /// Locked only without the GIL.
-    staging: Mutex<Staging>,
+    staging: ManuallyDrop<Mutex<Staging>>,
     process: u32,
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // A child that was forked must not use what its parent has opened.
+        if self.process == std::process::id() {
+            // SAFETY: neither is used again.
+            unsafe {
+                ManuallyDrop::drop(&mut self.staging);
+                ManuallyDrop::drop(&mut self.gpu);
+            }
+        }
+    }
 }
 
 /// The staging memory on a GPU and on the host.
@@ -39,7 +53,11 @@ impl Cuda {
     fn new(py: Python<'_>, ordinal: u32) -> PyResult<Self> {
         let opened = py.detach(|| Gpu::open(ordinal));
         let gpu = opened.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
-        Ok(Self { gpu, staging: Mutex::new(Staging::Free), process: std::process::id() })
+        Ok(Self {
+            gpu: ManuallyDrop::new(gpu),
+            staging: ManuallyDrop::new(Mutex::new(Staging::Free)),
+            process: std::process::id(),
+        })
     }
 
     #[getter]

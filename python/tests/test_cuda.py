@@ -123,8 +123,9 @@ if os.fork() == 0:
     try:
         gpu.decode(archive, [])
     except RuntimeError as e:
-        os._exit(0 if "fork" in str(e) else 2)
-    os._exit(1)
+        # Exits like any other process, and so drops what it has inherited.
+        sys.exit(0 if "fork" in str(e) else 2)
+    sys.exit(1)
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 """, model.archive)
 
@@ -224,6 +225,34 @@ for into in ("ring", None):
     compare(loaded)
     assert loader._torch.gpu() is not None and loader._torch.all
 """, model.archive)
+
+
+@pytest.mark.frameworks
+def test_staging_memory_is_allocated_once_for_all_files(on_gpu, model, tmp_path):
+    pytest.importorskip("torch")
+    on_gpu(TORCH + """
+import bszfs.torch
+warnings.simplefilter("error")
+made = []
+cuda = _frameworks._cuda.Gpu
+class Counted(cuda):
+    def __init__(self, ordinal):
+        made.append(ordinal)
+        super().__init__(ordinal)
+_frameworks._cuda.Gpu = Counted
+
+def open_emulated(path, framework, device):
+    file = bszfs.safe_open(path, framework)
+    file._opened.framework = Emulated()
+    return file
+
+bszfs.torch.safe_open = open_emulated
+for name in ("a.bsz", "b.bsz"):
+    os.link(sys.argv[1], os.path.join(sys.argv[2], name))
+compare(bszfs.torch.load_file(sys.argv[2], "cuda:0"))
+compare(dict(bszfs.torch.iter_tensors(sys.argv[2], "cuda:0")))
+assert made == [0, 0], made
+""", model.archive, tmp_path)
 
 
 @pytest.mark.frameworks

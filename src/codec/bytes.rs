@@ -1,4 +1,4 @@
-//! Taking stored bytes off the front of a slice, and putting words behind a vector.
+//! Taking stored bytes off the front of a slice, and appending words.
 
 /// The first `n` bytes, or `None` if there are fewer.
 pub(super) fn take<'a>(input: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {

@@ -3,7 +3,7 @@
 use super::{
     ChunkDecoder, Coding, EntropyModel,
     decode::{KernelDecoder, ScalarKernel},
-    encode::{EncodeKernel, Encoder},
+    encode::{EncodeKernel, EncodeMemory, Encoder},
     simd,
 };
 use crate::error::Result;
@@ -74,7 +74,12 @@ impl ChunkDecoder for Verifying {
 impl<'a> Encoder<'a> {
     /// The fastest encoder of `model` that this machine can run.
     pub fn new(model: &'a EntropyModel) -> Self {
+        Self::with_memory(model, &Arc::default())
+    }
+
+    /// The same, with memory that other encoders use, too.
+    pub fn with_memory(model: &'a EntropyModel, memory: &Arc<EncodeMemory>) -> Self {
         let kernel = simd::encode_kernels().into_iter().next().unwrap_or(EncodeKernel::SCALAR);
-        Self::with_kernel(model, kernel)
+        Self::with_kernel(model, kernel, memory)
     }
 }

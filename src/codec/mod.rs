@@ -38,7 +38,7 @@ use crate::error::{Error, Result};
 pub use chunk_error::ChunkError;
 pub use decode::ChunkDecoder;
 pub use dispatch::{decoders, fastest, reference, verifying};
-pub use encode::{Encoder, encode};
+pub use encode::{EncodeMemory, Encoder, encode};
 pub use fit::{Detected, Sample, detect, fit, should_try_zstd};
 pub use interruptible::Interruptible;
 pub use model::EntropyModel;

@@ -26,7 +26,7 @@ fn assert_round_trip(bytes: &[u8], model: &EntropyModel, what: &str) {
     let (coding, payload) = encode(bytes, Some(&Encoder::new(model)), false);
     assert_eq!(coding, Coding::Planes, "{what}");
     for kernel in simd::encode_kernels().into_iter().chain([EncodeKernel::SCALAR]) {
-        let encoder = Encoder::with_kernel(model, kernel);
+        let encoder = Encoder::with_kernel(model, kernel, &std::sync::Arc::default());
         // Twice, since the second time uses what the first one has left.
         for _ in 0..2 {
             assert!(encoder.planes(bytes).as_ref() == Some(&payload), "{what}");

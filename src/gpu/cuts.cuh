@@ -6,7 +6,7 @@
 #include "elements.cuh"
 #include "symbols.cuh"
 
-// How many rounds after that which is loaded are on their way to the L2 cache.
+// How many rounds beyond the one that is loaded are prefetched.
 #define PLANES_AHEAD 4u
 
 // A part of a plane: a number of bits of each element that is a power of two.
@@ -95,7 +95,7 @@ struct PlaneBits {
     const u32* from[ROOM];
     u32 shifts[ROOM];
     u32 words[ROOM][2];
-    // Until which round those that follow later are prefetched.
+    // Rounds below this one prefetch a later one.
     u32 prefetched;
 
     // Starts with the first of `rounds` rounds of `planes`, which are stored in full.

@@ -18,7 +18,7 @@
 #define PRIME64_5 0x27d4eb2f165667c5ull
 #define STRIPE 64u
 #define BLOCK 1024u
-// How many blocks after that which is added up are on their way to the L2 cache.
+// How many blocks beyond the current one are prefetched.
 #define BLOCKS_AHEAD 4u
 
 // The default secret, in little-endian words.

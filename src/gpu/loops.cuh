@@ -80,7 +80,8 @@ __device__ u32 decode_rounds(const Model& model, const u8* classes, u32 tables, 
                 take_escapes(s, escaped, MINE, 32 - C::SYMBOL_BITS - C::EARLY, symbols);
             }
             assemble_cut<C>(symbols, bits, elements);
-            // Now that no planes are on their way: who waits for one load often waits for all.
+            // Now that no planes are on their way: a thread that waits for one load often waits for
+            // all.
             if (ring.ready - taken < 2 * LANES) ring.refill();
             u32 now = anew(round);
             bits.load(now + 1);

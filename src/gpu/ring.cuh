@@ -8,7 +8,7 @@
 // thread are contiguous. After the last round, the ring's memory holds what the states carry.
 #define RING 512u
 #define REPEATED 16u
-// How many bytes after those that are loaded are on their way to the L2 cache.
+// How many bytes beyond those that are loaded are prefetched.
 #define WORDS_AHEAD 768u
 // The coded words of a chunk on their way through a warp's ring. Positions are bytes from an
 // address that is aligned to 8 bytes.

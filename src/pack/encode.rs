@@ -11,7 +11,7 @@ use super::{
     twins::{BeforeWrite, MIN_TWIN, Piece, Twin, Twins, put},
 };
 use crate::{
-    codec::{self, Coding, Encoder},
+    codec::{self, Coding, EncodeMemory, Encoder},
     error::{Context, Error, ErrorKind, Result},
     format::{
         Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header,
@@ -20,7 +20,7 @@ use crate::{
     sha256::Hasher,
 };
 use rayon::prelude::*;
-use std::{collections::HashMap, ops::Range, os::unix::fs::FileExt};
+use std::{collections::HashMap, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
 /// Bytes of the source that are encoded together. Two windows are in memory at a time, and the
 /// encoded chunks of two.
@@ -65,6 +65,7 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         cloned: 0,
         index: IndexWriter::default(),
         hash: Hasher::default(),
+        memory: Arc::default(),
         pending: Vec::new(),
         extents: HashMap::new(),
     };
@@ -131,6 +132,7 @@ struct Writer<'a> {
     cloned: u64,
     index: IndexWriter,
     hash: Hasher,
+    memory: Arc<EncodeMemory>,
     /// Encoded chunks that are not written yet.
     pending: Vec<Piece>,
     /// The first extent by length and checksum of its first chunk. A later extent with the same key
@@ -179,7 +181,9 @@ impl Writer<'_> {
     /// Code and write a group of neighbouring extents.
     fn extents(&mut self, group: &[Planned], p: &dyn Progress) -> Result<()> {
         let Input { source, after, before, .. } = self.input;
-        let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(Encoder::new)).collect();
+        let memory = Arc::clone(&self.memory);
+        let encoder = |model| Encoder::with_memory(model, &memory);
+        let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(encoder)).collect();
         let twins = group.iter().map(|g| self.twin(g)).collect::<Result<Vec<_>>>()?;
         let parts = parts(group);
         let per_window =

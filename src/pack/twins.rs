@@ -13,7 +13,7 @@ use crate::{
 use rustix::fs::{Advice, fadvise};
 use std::{fs::File, num::NonZeroU64, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
-/// Called before each chunk is written, and before the index. An error ends the encoding.
+/// Called before each write of at most a chunk, or of the index. An error ends the encoding.
 pub(super) type BeforeWrite<'a> = &'a (dyn Fn() -> Result<()> + Sync);
 
 /// Smaller tensors are not shared between archives, in bytes of the original. To be shared, stored

@@ -177,6 +177,11 @@ impl Archive {
         self.storage.will_read(range);
     }
 
+    /// Have the kernel start to read these stored bytes of a local file.
+    pub(super) fn read_ahead(&self, range: &Range<u64>) {
+        self.storage.read_ahead(range);
+    }
+
     /// These stored bytes were found to be damaged. Returns whether they may be right when they are
     /// fetched again.
     pub(crate) fn forget(&self, range: Range<u64>) -> bool {

@@ -11,10 +11,11 @@ use crate::{
     error::{Error, Result},
     format::read_exact,
 };
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use std::{
     cell::RefCell,
     fs::File,
+    num::NonZeroU64,
     ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::atomic::{AtomicBool, Ordering},
@@ -77,6 +78,15 @@ impl LocalFile {
         let out = scratch.bytes(len)?;
         read_exact(&self.file, out, at)?;
         Ok(out)
+    }
+
+    /// Have the kernel start to read these bytes, unless the page cache is bypassed.
+    pub(super) fn read_ahead(&self, range: &Range<u64>) {
+        let len = NonZeroU64::new(range.end - range.start);
+        if len.is_some() && !self.direct.load(Ordering::Relaxed) {
+            // A hint. What is wrong with the file shows when it is read.
+            let _ = fadvise(&self.file, range.start, len, Advice::WillNeed);
+        }
     }
 
     /// Fill `out` with the bytes at `at`.

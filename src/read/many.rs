@@ -5,7 +5,7 @@
 
 use super::{
     archive::Archive,
-    parts::{Memory, Part, Plan, Reader},
+    parts::{Memory, Part, Plan, Reader, Run},
     threads::ThreadLimit,
 };
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
 };
 use std::{
+    collections::VecDeque,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -26,6 +27,10 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// So many bytes are worth a thread more: decoding them takes several times as long as starting it.
 const BYTES_PER_HELPER: usize = 1 << 20;
+
+/// Runs whose stored bytes the kernel reads while earlier ones are decoded: those of 16 MiB. By
+/// itself it would read 128 KiB ahead, and the disk would wait for the cores.
+const RUNS_AHEAD: usize = 32;
 
 /// Read all `parts`, which may be in any order. Every chunk is verified after decoding.
 ///
@@ -45,7 +50,7 @@ pub fn read_many(
     let bytes: usize = parts.iter().map(|part| part.target.len()).sum();
     let job = Job {
         reader: Reader { archive, decoder },
-        plan: Mutex::new(Plan::new(archive, parts)?),
+        runs: Mutex::new(Runs { plan: Plan::new(archive, parts)?, ahead: VecDeque::new() }),
         has_failed: AtomicBool::new(false),
         error: Mutex::new(None),
     };
@@ -102,10 +107,31 @@ impl<'s> Helpers<'s, '_, '_> {
     }
 }
 
+/// The runs that nobody has begun to decode.
+struct Runs<'a, 'm> {
+    plan: Plan<'a, 'm>,
+    /// Those that the kernel has been told of.
+    ahead: VecDeque<Run<'m>>,
+}
+
+impl<'m> Runs<'_, 'm> {
+    fn next(&mut self, archive: &Archive) -> Result<Option<Run<'m>>> {
+        while self.ahead.len() <= RUNS_AHEAD
+            && let Some(run) = self.plan.next_run()?
+        {
+            if !self.ahead.is_empty() {
+                archive.read_ahead(&run.stored());
+            }
+            self.ahead.push_back(run);
+        }
+        Ok(self.ahead.pop_front())
+    }
+}
+
 /// What all threads share.
 struct Job<'a, 'm> {
     reader: Reader<'a>,
-    plan: Mutex<Plan<'a, 'm>>,
+    runs: Mutex<Runs<'a, 'm>>,
     has_failed: AtomicBool,
     /// The first error.
     error: Mutex<Option<Error>>,
@@ -117,7 +143,8 @@ impl Job<'_, '_> {
         if self.has_failed.load(Ordering::Relaxed) {
             return false;
         }
-        let next = self.plan.lock().unwrap_or_else(PoisonError::into_inner).next_run();
+        let next =
+            self.runs.lock().unwrap_or_else(PoisonError::into_inner).next(self.reader.archive);
         let read = next.and_then(|run| match run {
             Some(run) => self.reader.read(run, memory).map(|()| true),
             None => Ok(false),

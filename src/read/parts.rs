@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     format::Chunk,
 };
-use std::cell::Cell;
+use std::{cell::Cell, ops::Range};
 
 /// Most chunks that are read together.
 const MAX_RUN_CHUNKS: usize = 512;
@@ -45,6 +45,14 @@ impl Wanted<'_> {
 /// Chunks whose stored bytes are adjacent.
 #[derive(Default)]
 pub(super) struct Run<'m>(Vec<Wanted<'m>>);
+
+impl Run<'_> {
+    /// Where its stored bytes are.
+    pub(super) fn stored(&self) -> Range<u64> {
+        let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return 0..0 };
+        first.chunk.1.stored_at..last.chunk.1.stored_at + u64::from(last.chunk.1.stored_len)
+    }
+}
 
 /// Cuts parts of the original into runs of chunks, in the order of the archive.
 pub(super) struct Plan<'a, 'm> {

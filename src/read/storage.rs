@@ -189,6 +189,15 @@ impl Storage {
         }
     }
 
+    /// Have the kernel start to read these bytes of a local file.
+    pub(super) fn read_ahead(&self, range: &Range<u64>) {
+        match self {
+            Self::Local(file) => file.read_ahead(range),
+            #[cfg(feature = "remote")]
+            Self::Remote(_) => {}
+        }
+    }
+
     /// These bytes will be read soon.
     pub(super) fn will_read(&self, _range: Range<u64>) {
         #[cfg(feature = "remote")]

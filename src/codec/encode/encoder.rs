@@ -11,7 +11,7 @@ use crate::codec::{
     planes::{Plane, pack, packed_len},
     wire::{CARRIED, StorageMode},
 };
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The encoder for one instruction set, and its inner loops.
 pub(in crate::codec) struct EncodeKernel {
@@ -41,9 +41,12 @@ pub struct Encoder<'a> {
     /// By class: what symbols cost.
     costs: Vec<Costs>,
     kernel: EncodeKernel,
-    /// What threads that are done with a chunk leave to the next ones.
-    scratch: Mutex<Vec<Scratch>>,
+    memory: Arc<EncodeMemory>,
 }
+
+/// Memory that encoding takes, for several encoders: for as many chunks as are encoded at a time.
+#[derive(Default)]
+pub struct EncodeMemory(Mutex<Vec<Scratch>>);
 
 /// Buffers that encoding a chunk takes.
 #[derive(Default)]
@@ -59,7 +62,11 @@ struct Scratch {
 
 impl<'a> Encoder<'a> {
     /// An encoder of `model` that uses `kernel`.
-    pub(in crate::codec) fn with_kernel(model: &'a EntropyModel, kernel: EncodeKernel) -> Self {
+    pub(in crate::codec) fn with_kernel(
+        model: &'a EntropyModel,
+        kernel: EncodeKernel,
+        memory: &Arc<EncodeMemory>,
+    ) -> Self {
         let mut symbols = Box::new([model.escape(); 1 << 16]);
         model.values().iter().enumerate().for_each(|(s, &v)| symbols[usize::from(v)] = s as u8);
         let classes = model.classes();
@@ -70,7 +77,7 @@ impl<'a> Encoder<'a> {
             costs[i % classes][i / classes] = table.frequencies().map(cost);
         }
         let tables = model.tables().iter().map(TableEncoder::new).collect();
-        Self { model, symbols, tables, costs, kernel, scratch: Mutex::default() }
+        Self { model, symbols, tables, costs, kernel, memory: Arc::clone(memory) }
     }
 
     /// The chunk as [`crate::codec::Coding::Planes`], or `None` if it is not a whole number of
@@ -82,7 +89,7 @@ impl<'a> Encoder<'a> {
     /// [`Self::planes`], in a copy for each instruction set.
     #[inline(always)]
     pub(in crate::codec) fn encode_planes(&self, chunk: &[u8]) -> Option<Vec<u8>> {
-        let lock = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.memory.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = lock().pop().unwrap_or_default();
         let encoded = self.encode_with(chunk, &mut scratch);
         lock().push(scratch);
@@ -147,7 +154,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Appends the entropy-coded symbols of the elements with these symbol values. The initial
-    /// states take up what is `carried`. So many bytes will follow.
+    /// states take up what is `carried`. The caller appends `following` bytes afterwards.
     #[inline(always)]
     fn symbols(
         &self,

@@ -7,7 +7,7 @@ mod table;
 use super::Coding;
 
 pub(super) use encoder::EncodeKernel;
-pub use encoder::Encoder;
+pub use encoder::{EncodeMemory, Encoder};
 pub(super) use kernel::{Words, scalar_costs, scalar_rounds};
 pub(super) use table::{Costs, TableEncoder};
 

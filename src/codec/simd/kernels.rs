@@ -81,6 +81,6 @@ pub(super) const AVX512: EncodeKernel = EncodeKernel {
     rounds: avx512::encode_rounds,
     costs: avx512::costs,
 };
-/// The encoder with AVX2, which states would not profit from.
+/// The encoder with AVX2, which does not speed up the states.
 pub(super) const AVX2: EncodeKernel =
     EncodeKernel { planes: encode_planes!(Avx2), rounds: scalar_rounds, costs: scalar_costs };
