@@ -230,6 +230,8 @@ for into in ("ring", None):
 @pytest.mark.frameworks
 def test_staging_memory_is_allocated_once_for_all_files(on_gpu, model, tmp_path):
     pytest.importorskip("torch")
+    directory = tmp_path / "two"
+    directory.mkdir()
     on_gpu(TORCH + """
 import bszfs.torch
 warnings.simplefilter("error")
@@ -252,7 +254,7 @@ for name in ("a.bsz", "b.bsz"):
 compare(bszfs.torch.load_file(sys.argv[2], "cuda:0"))
 compare(dict(bszfs.torch.iter_tensors(sys.argv[2], "cuda:0")))
 assert made == [0, 0], made
-""", model.archive, tmp_path)
+""", model.archive, directory)
 
 
 @pytest.mark.frameworks
