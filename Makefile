@@ -11,9 +11,9 @@ STATIC := $(TARGET)/x86_64-unknown-linux-musl/release/bsz
 # Man pages and completions. The packages take them from here: see Cargo.toml.
 MANUALS := target/manuals
 
-.PHONY: help build check links test ptx ptx-check gpu-check gpu-test gpu-bundle fuzz fuzz-smoke \
-	miri demo bench bench-mounts bench-remote bench-report exact manuals deb rpm static \
-	package-test manifests-check test-frameworks test-remote test-store store-check \
+.PHONY: help build check links test test-arm ptx ptx-check gpu-check gpu-test gpu-bundle fuzz \
+	fuzz-smoke miri demo bench bench-mounts bench-remote bench-report exact manuals deb rpm \
+	static package-test manifests-check test-frameworks test-remote test-store store-check \
 	store-samples install clean \
 	python-dev wheel-here python-check python-container wheel sdist
 
@@ -75,6 +75,9 @@ test-remote: ## Test remote sources: 10,000 faults, 100 kills, servers that othe
 		--no-fail-fast --test remote --test remote_cache --test remote_cli \
 		--test remote_doctor --test remote_faults --test remote_mount --test remote_put \
 		--test remote_servers
+
+test-arm: ## Test the codec and the golden archives on 64-bit ARM, emulated where it is not ARM
+	CARGO=$(CARGO) tests/arm
 
 ptx: ## Compile the GPU kernels, src/gpu/kernel.cu, to PTX; needs no GPU
 	@tests/prepare python

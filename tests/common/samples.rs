@@ -106,7 +106,7 @@ impl Random {
 
     fn number(&mut self, dtype: &str, w: f64) -> Vec<u8> {
         match dtype {
-            "F16" => half::f16::from_f64(w).to_le_bytes().into(),
+            "F16" => half_float(w).to_le_bytes().into(),
             "BF16" => half::bf16::from_f64(w).to_le_bytes().into(),
             "F32" => (w as f32).to_le_bytes().into(),
             "C64" => [(w as f32).to_le_bytes(), (self.weight() as f32).to_le_bytes()].concat(),
@@ -115,9 +115,15 @@ impl Random {
             "I32" | "U32" => ((w * 1000.0) as i32).to_le_bytes().into(),
             "I64" | "U64" => ((w * 1000.0) as i64).to_le_bytes().into(),
             "BOOL" => vec![u8::from(w > 0.02)],
-            _ => vec![(half::f16::from_f64(w).to_bits() >> 8) as u8],
+            _ => vec![(half_float(w).to_bits() >> 8) as u8],
         }
     }
+}
+
+/// The `f16` of a number, by way of `f32`: `f16::from_f64` rounds twice on some machines and once
+/// on others.
+fn half_float(w: f64) -> half::f16 {
+    half::f16::from_f32(w as f32)
 }
 
 /// A tensor of `bytes` bytes.
