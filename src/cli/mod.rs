@@ -79,7 +79,7 @@ use std::process::ExitCode;
 
 Environment:
   BSZ_LOG      the log level, as in debug or bszfs::mount=trace; RUST_LOG works, too
-  BSZ_DECODER  the decoder to use instead of the fastest: scalar, avx2 or avx512
+  BSZ_DECODER  the decoder to use instead of the fastest: scalar, avx2, avx512 or neon
   TMPDIR       the directory for temporary files of demo, bench, and pack to a URL
 
 Names:

@@ -16,6 +16,10 @@
 //! | `decode` | the kernels' interface, the scalar kernel that defines the bits, the pipeline |
 //! | `simd` | fast copies of the kernels |
 //! | `dispatch` | which of them this machine runs |
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, unused_imports, unused_mut, reason = "only kernels for x86-64 use it")
+)]
 
 pub mod model;
 pub mod planes;

@@ -64,6 +64,13 @@ fn every_decoder_restores_chunks_of_every_element_width() {
 }
 
 #[test]
+#[cfg(target_arch = "aarch64")]
+fn neon_is_among_the_decoders_that_are_compared() {
+    let names: Vec<_> = decoders().iter().map(|d| d.name()).collect();
+    assert_eq!(names, ["neon", "scalar"]);
+}
+
+#[test]
 fn computed_symbol_values_decode_to_the_same_bytes_as_looked_up_ones() {
     for skipped in [vec![], vec![(1, 3), (2, 40), (15, 1)], vec![(3, 192)], vec![(3, 193)]] {
         let gap = |i: u16| skipped.iter().filter(|(at, _)| *at <= i).map(|(_, n)| n).sum::<u16>();

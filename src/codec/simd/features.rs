@@ -6,7 +6,7 @@ use crate::codec::{ChunkError, EntropyModel, decode::decode_planes, encode::Enco
 
 /// Declares a type whose values prove that the CPU has these features.
 macro_rules! cpu_features {
-    ($(#[$doc:meta])* $name:ident: $($feature:tt),+) => {
+    ($(#[$doc:meta])* $name:ident, $detected:ident: $($feature:tt),+) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) struct $name(());
@@ -18,7 +18,7 @@ macro_rules! cpu_features {
 
             /// A proof, or `None` if the CPU lacks a feature.
             pub(super) fn detect() -> Option<Self> {
-                let present = $(std::arch::is_x86_feature_detected!($feature))&&+;
+                let present = $(std::arch::$detected!($feature))&&+;
                 present.then_some(Self(()))
             }
 
@@ -47,14 +47,23 @@ macro_rules! cpu_features {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 cpu_features! {
     /// Proof that the CPU has AVX2.
-    Avx2: "avx2", "popcnt"
+    Avx2, is_x86_feature_detected: "avx2", "popcnt"
 }
 
+#[cfg(target_arch = "x86_64")]
 cpu_features! {
     /// Proof that the CPU has AVX-512 with VBMI and VBMI2.
-    Avx512: "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512vbmi2", "popcnt"
+    Avx512, is_x86_feature_detected:
+    "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vbmi", "avx512vbmi2", "popcnt"
+}
+
+#[cfg(target_arch = "aarch64")]
+cpu_features! {
+    /// Proof that the CPU has NEON.
+    Neon, is_aarch64_feature_detected: "neon"
 }
 
 #[cfg(test)]
@@ -71,7 +80,15 @@ mod tests {
             .flat_map(|features| features.split(','))
     }
 
+    fn assert_enables_only(detected: &[&str], sources: &[&str]) {
+        for source in sources {
+            assert!(enabled(source).count() > 0, "a file without kernels");
+            assert!(enabled(source).all(|feature| detected.contains(&feature)));
+        }
+    }
+
     #[test]
+    #[cfg(target_arch = "x86_64")]
     fn functions_enable_no_feature_that_is_not_detected() {
         let avx2 = [
             include_str!("avx2/mod.rs"),
@@ -88,11 +105,18 @@ mod tests {
             include_str!("avx512/rounds.rs"),
             include_str!("avx512/unpack.rs"),
         ];
-        for (sources, detected) in [(&avx2[..], Avx2::FEATURES), (&avx512, Avx512::FEATURES)] {
-            for source in sources {
-                assert!(enabled(source).count() > 0, "a file without kernels");
-                assert!(enabled(source).all(|feature| detected.contains(&feature)));
-            }
-        }
+        assert_enables_only(Avx2::FEATURES, &avx2);
+        assert_enables_only(Avx512::FEATURES, &avx512);
+    }
+
+    #[test]
+    #[cfg(target_arch = "aarch64")]
+    fn functions_enable_no_feature_that_is_not_detected() {
+        let neon = [
+            include_str!("neon/mod.rs"),
+            include_str!("neon/rounds.rs"),
+            include_str!("neon/unpack.rs"),
+        ];
+        assert_enables_only(Neon::FEATURES, &neon);
     }
 }

@@ -1,10 +1,13 @@
 //! The decoding kernels: what those of all instruction sets share.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
 use super::{
     avx2, avx512,
     features::{Avx2, Avx512},
 };
+#[cfg(target_arch = "aarch64")]
+use super::{features::Neon, neon};
 use crate::codec::{
     ChunkError, EntropyModel,
     decode::{Kernel, RoundTables, Rounds, ScalarKernel, Stream},
@@ -60,10 +63,15 @@ macro_rules! simd_kernel {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 simd_kernel!(Avx2, "avx2", avx2);
+#[cfg(target_arch = "x86_64")]
 simd_kernel!(Avx512, "avx512", avx512);
+#[cfg(target_arch = "aarch64")]
+simd_kernel!(Neon, "neon", neon);
 
 /// The encoder's pipeline for an instruction set.
+#[cfg(target_arch = "x86_64")]
 macro_rules! encode_planes {
     ($features:ident) => {
         |encoder: &Encoder<'_>, chunk: &[u8]| {
@@ -76,11 +84,13 @@ macro_rules! encode_planes {
 }
 
 /// The encoder with AVX-512.
+#[cfg(target_arch = "x86_64")]
 pub(super) const AVX512: EncodeKernel = EncodeKernel {
     planes: encode_planes!(Avx512),
     rounds: avx512::encode_rounds,
     costs: avx512::costs,
 };
 /// The encoder with AVX2, which does not speed up the states.
+#[cfg(target_arch = "x86_64")]
 pub(super) const AVX2: EncodeKernel =
     EncodeKernel { planes: encode_planes!(Avx2), rounds: scalar_rounds, costs: scalar_costs };
