@@ -5,7 +5,9 @@ use crate::{
     codec::{ChunkDecoder, verify_checksum},
     error::{Error, ErrorKind, Result},
     format::Chunk,
-    read::{Archive, Fetched, IndexedChunk, Priority, Scratch, are_adjacent, scratch_len},
+    read::{
+        Archive, Fetched, IndexedChunk, Priority, Scratch, are_adjacent, scratch_len, stored_range,
+    },
 };
 use std::{
     ops::Range,
@@ -118,9 +120,11 @@ impl Batch {
     /// Read and decode all chunks.
     fn decode(self, decoder: &dyn ChunkDecoder) {
         let Some((first, last)) = self.ends() else { return };
-        let len = last.stored_at + u64::from(last.stored_len) - first.stored_at;
+        let Range { start, end } = stored_range(&first, &last);
         let store = Arc::clone(&self.store);
-        store.scratch.with(scratch_len(len as usize), |scratch| self.decode_with(decoder, scratch));
+        store.scratch.with(scratch_len((end - start) as usize), |scratch| {
+            self.decode_with(decoder, scratch)
+        });
     }
 
     /// The first and the last chunk.
@@ -182,11 +186,6 @@ impl Fetching {
     pub(super) fn new(ahead: Option<u64>) -> Self {
         Self { ahead, again: false }
     }
-}
-
-/// The stored bytes from one chunk to another.
-pub(super) fn stored_range(first: &Chunk, last: &Chunk) -> Range<u64> {
-    first.stored_at..last.stored_at + u64::from(last.stored_len)
 }
 
 /// A chunk in flight that a decoder other than the cache's threads is to supply.

@@ -1,14 +1,14 @@
 //! Claims chunks for readahead: registers them as in flight before any reader requests them.
 
 use super::{
-    batch::{Batch, Fetching, adjacent, stored_range},
+    batch::{Batch, Fetching, adjacent},
     buffer::footprint,
     file::CachedFile,
     store::ChunkStore,
 };
 use crate::{
     codec::ChunkDecoder,
-    read::{IndexedChunk, are_adjacent},
+    read::{IndexedChunk, are_adjacent, stored_range},
 };
 use std::sync::Arc;
 

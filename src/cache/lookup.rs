@@ -1,12 +1,14 @@
 //! Splits a read into chunks, and finds them in the table or joins them in flight.
 
 use super::{
-    batch::stored_range,
     file::CachedFile,
     request::{Completion, PendingRead, ReadRequest, Slice},
     table::{ChunkTable, Joined, Waiter},
 };
-use crate::{error::Result, read::IndexedChunk};
+use crate::{
+    error::Result,
+    read::{IndexedChunk, stored_range},
+};
 use std::{ops::Range, sync::Arc};
 
 /// A read of more chunks than this bypasses the cache and is decoded by one thread. The bookkeeping

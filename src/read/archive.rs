@@ -234,7 +234,7 @@ impl Archive {
         };
         let mut done = read();
         if done.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corruption)
-            && self.storage.forget(chunk.stored_at..chunk.stored_at + u64::from(chunk.stored_len))
+            && self.storage.forget(stored_range(chunk, chunk))
         {
             done = read();
         }
@@ -248,8 +248,8 @@ impl Archive {
         last: &Chunk,
         scratch: &'s mut Scratch,
     ) -> Result<&'s [u8]> {
-        let end = last.stored_at + u64::from(last.stored_len);
-        self.storage.read(first.stored_at, (end - first.stored_at) as usize, scratch)
+        let Range { start, end } = stored_range(first, last);
+        self.storage.read(start, (end - start) as usize, scratch)
     }
 
     /// [`Archive::read_chunk`] of a chunk whose stored bytes have been read.
@@ -319,6 +319,11 @@ pub(crate) fn scratch_len(len: usize) -> usize {
 /// Whether the decoded and the stored bytes of `b` follow those of `a`.
 pub(crate) fn are_adjacent(a: &Chunk, b: &Chunk) -> bool {
     a.original.end == b.original.start && a.stored_at + u64::from(a.stored_len) == b.stored_at
+}
+
+/// Where the stored bytes of the chunks from `first` to `last`, which are adjacent, are.
+pub(crate) fn stored_range(first: &Chunk, last: &Chunk) -> Range<u64> {
+    first.stored_at..last.stored_at + u64::from(last.stored_len)
 }
 
 /// Name chunk `id` in an error.

@@ -20,7 +20,7 @@ mod whole;
 
 pub use crate::format::peek;
 pub use archive::{Archive, IndexedChunk, StoredChunk};
-pub(crate) use archive::{are_adjacent, scratch_len};
+pub(crate) use archive::{are_adjacent, scratch_len, stored_range};
 pub use describe::{Coded, Description, TensorDescription, describe, header, header_json};
 pub use many::read_many;
 pub use memory::ArchiveMemory;

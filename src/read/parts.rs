@@ -2,7 +2,7 @@
 //! the decoded bytes go.
 
 use super::{
-    archive::{Archive, IndexedChunk, scratch_len},
+    archive::{Archive, IndexedChunk, scratch_len, stored_range},
     scratch::Scratch,
 };
 use crate::{
@@ -50,7 +50,7 @@ impl Run<'_> {
     /// Where its stored bytes are.
     pub(super) fn stored(&self) -> Range<u64> {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return 0..0 };
-        first.chunk.1.stored_at..last.chunk.1.stored_at + u64::from(last.chunk.1.stored_len)
+        stored_range(&first.chunk.1, &last.chunk.1)
     }
 }
 
