@@ -15,7 +15,7 @@ pub enum ChunkError {
     WrongLength,
     /// The decoded length is not a whole number of elements.
     PartialElement,
-    /// The chunk's coding needs a model, and the index names none.
+    /// The chunk's coding needs a model, and the index names none, or one of another coding.
     NoModel,
     /// A reserved byte is not zero.
     ReservedByte,
@@ -62,7 +62,7 @@ impl fmt::Display for ChunkError {
             Self::TrailingBytes => "the stored chunk has trailing bytes",
             Self::WrongLength => "the stored chunk does not decode to its length in the index",
             Self::PartialElement => "the chunk is not a whole number of elements",
-            Self::NoModel => "the chunk is coded in planes but names no model",
+            Self::NoModel => "the chunk names no model, or one of another coding",
             Self::ReservedByte => "a reserved byte of the chunk is not zero",
             Self::UnknownMode(Some(mode)) => {
                 return write!(f, "storage mode {mode} is unknown; a newer bsz is needed");

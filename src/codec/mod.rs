@@ -42,10 +42,10 @@ use crate::error::{Error, Result};
 pub use chunk_error::ChunkError;
 pub use decode::ChunkDecoder;
 pub use dispatch::{decoders, fastest, reference, verifying};
-pub use encode::{EncodeMemory, Encoder, encode};
+pub use encode::{EncodeMemory, Encoder, encode, encode_differences};
 pub use fit::{Detected, Sample, detect, fit, should_try_zstd};
 pub use interruptible::Interruptible;
-pub use model::EntropyModel;
+pub use model::{Delta, EntropyModel};
 pub use planes::ElementKind;
 
 /// Symbol probabilities are multiples of 2^-14.
@@ -66,6 +66,8 @@ pub enum Coding {
     Zstd = 1,
     /// Symbols and planes, coded with an [`EntropyModel`].
     Planes = 2,
+    /// Differences from the bytes of another file, coded with an [`EntropyModel`] that names them.
+    Delta = 3,
 }
 
 impl Coding {
@@ -78,6 +80,7 @@ impl Coding {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Zstd),
             2 => Ok(Self::Planes),
+            3 => Ok(Self::Delta),
             n => Err(Error::unsupported(format!(
                 "chunk coding {n} is unknown; a newer bsz is needed"
             ))),
@@ -90,6 +93,7 @@ impl Coding {
             Self::Raw => "raw",
             Self::Zstd => "zstd",
             Self::Planes => "planes",
+            Self::Delta => "delta",
         }
     }
 }

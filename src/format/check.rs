@@ -31,7 +31,8 @@ pub(super) fn is_sound(c: &Chunk, footer: &Footer) -> bool {
         && c.stored_at
             .checked_add(c.stored_len.into())
             .is_some_and(|end| end <= footer.index_offset)
-        && (c.model == NO_MODEL) == (c.coding != Coding::Planes)
+        && (c.model == NO_MODEL) == matches!(c.coding, Coding::Raw | Coding::Zstd)
+        && (c.coding != Coding::Delta || footer.base_count > 0)
         && (c.model == NO_MODEL || c.model < footer.model_count)
 }
 
@@ -122,7 +123,7 @@ impl<'f> Checker<'f> {
         }
         // An empty original has no chunk that ends there.
         self.record_ends(footer.original_len);
-        if u64::from(self.model_end) != footer.index_len - footer.tables_len() {
+        if u64::from(self.model_end) != footer.models_end() - footer.tables_len() {
             self.report(|| {
                 Error::corrupt("the archive's index is longer or shorter than its contents")
             });

@@ -1,12 +1,17 @@
 //! The fixed ends of an archive: 16 bytes of header, 128 bytes of footer.
 
-use super::{HEADER_LEN, MAX_CHUNK, VERSION, naming::Naming, record::RECORD};
+use super::{
+    HEADER_LEN, MAX_CHUNK, VERSION, VERSION_WITH_BASES,
+    bases::{MAX_BASES, MAX_TABLE},
+    naming::Naming,
+    record::RECORD,
+};
 use crate::{
     codec::{checksum, model::MAX_WIRE_LEN},
     error::{Error, ErrorKind, Result},
     sha256,
 };
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{fs::File, ops::RangeInclusive, os::unix::fs::FileExt};
 
 /// Bytes of the footer, which is at the end of the archive.
 pub const FOOTER_LEN: u64 = 128;
@@ -19,11 +24,11 @@ const CHECKSUM_AT: usize = 112;
 /// The longest index, in bytes: that of a model of 8 TiB.
 const MAX_INDEX: u64 = 1 << 30;
 
-/// The header of an archive.
-pub fn header() -> [u8; HEADER_LEN as usize] {
+/// The header of an archive of this version.
+pub fn header(version: u16) -> [u8; HEADER_LEN as usize] {
     let mut h = [0; HEADER_LEN as usize];
     h[..8].copy_from_slice(&HEADER_MAGIC);
-    h[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    h[8..10].copy_from_slice(&version.to_le_bytes());
     h
 }
 
@@ -43,9 +48,10 @@ pub fn check_header(start: &[u8; HEADER_LEN as usize]) -> Result<bool> {
 }
 
 fn check_version(version: u16) -> Result<()> {
-    if version != VERSION {
+    if !(VERSION..=VERSION_WITH_BASES).contains(&version) {
         return Err(Error::unsupported(format!(
-            "the archive has format version {version}, but this bsz reads version {VERSION}"
+            "the archive has format version {version}, but this bsz reads versions {VERSION} to \
+             {VERSION_WITH_BASES}"
         )));
     }
     Ok(())
@@ -76,6 +82,10 @@ pub struct Footer {
     pub model_count: u32,
     /// The decoded length of the longest chunk, or more.
     pub max_chunk: u32,
+    /// The number of bases. An archive that has any is of version 2, others are of version 1.
+    pub base_count: u32,
+    /// Bytes of the table of bases, which is at the end of the index.
+    pub bases_len: u32,
 }
 
 impl Footer {
@@ -91,17 +101,24 @@ impl Footer {
         for v in [self.index_offset, self.index_len, self.index_checksum] {
             b.extend_from_slice(&v.to_le_bytes());
         }
-        for v in [self.chunk_count, self.model_count, self.max_chunk] {
+        for v in
+            [self.chunk_count, self.model_count, self.max_chunk, self.base_count, self.bases_len]
+        {
             b.extend_from_slice(&v.to_le_bytes());
         }
         b.resize(FOOTER_LEN as usize, 0);
-        b[120..122].copy_from_slice(&VERSION.to_le_bytes());
+        b[120..122].copy_from_slice(&self.version().to_le_bytes());
         b[122..].copy_from_slice(&FOOTER_MAGIC);
         let sum = footer_checksum(&b);
         b[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
         let mut out = [0; FOOTER_LEN as usize];
         out.copy_from_slice(&b);
         out
+    }
+
+    /// The version of the archive.
+    pub fn version(&self) -> u16 {
+        if self.base_count > 0 { VERSION_WITH_BASES } else { VERSION }
     }
 
     /// Bytes of the index before the models.
@@ -111,9 +128,15 @@ impl Footer {
             + 4 * u64::from(self.model_count)
     }
 
-    /// The longest index with these numbers of chunks and models.
-    fn max_index_len(&self) -> u64 {
-        MAX_INDEX.min(self.tables_len() + MAX_WIRE_LEN as u64 * u64::from(self.model_count))
+    /// Where the models end in the index, and the table of bases starts.
+    pub(super) fn models_end(&self) -> u64 {
+        self.index_len - u64::from(self.bases_len)
+    }
+
+    /// The lengths of an index with these numbers of chunks and models.
+    fn index_lens(&self) -> RangeInclusive<u64> {
+        let least = self.tables_len() + u64::from(self.bases_len);
+        least..=MAX_INDEX.min(least + MAX_WIRE_LEN as u64 * u64::from(self.model_count))
     }
 
     /// Reads the footer of an archive of `file_len` bytes.
@@ -127,7 +150,8 @@ impl Footer {
                 "the archive does not end in a footer: it was cut short or never finished",
             ));
         }
-        check_version(u16::from_le_bytes([b[120], b[121]]))?;
+        let version = u16::from_le_bytes([b[120], b[121]]);
+        check_version(version)?;
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| b[at + i]));
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| b[at + i]));
         if u64_at(CHECKSUM_AT) != footer_checksum(b) {
@@ -146,18 +170,24 @@ impl Footer {
             chunk_count: u32_at(88),
             model_count: u32_at(92),
             max_chunk: u32_at(96),
+            base_count: u32_at(100),
+            bases_len: u32_at(104),
         };
         let end = footer
             .index_offset
             .checked_add(footer.index_len)
             .and_then(|n| n.checked_add(FOOTER_LEN));
-        let sound = b[100..CHECKSUM_AT].iter().all(|&b| b == 0)
+        let sound = b[108..CHECKSUM_AT].iter().all(|&b| b == 0)
             && end == Some(file_len)
             && footer.index_offset >= HEADER_LEN
             && footer.original_len <= i64::MAX as u64
             && u64::from(footer.chunk_count) <= footer.original_len
             && footer.model_count <= footer.chunk_count
-            && (footer.tables_len()..=footer.max_index_len()).contains(&footer.index_len)
+            && footer.version() == version
+            && footer.base_count as usize <= MAX_BASES
+            && footer.bases_len as usize <= MAX_TABLE
+            && (footer.base_count > 0) == (footer.bases_len > 0)
+            && footer.index_lens().contains(&footer.index_len)
             && footer.mode <= 0o7777
             && footer.mtime.1 < 1_000_000_000
             && footer.max_chunk <= MAX_CHUNK;

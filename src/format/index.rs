@@ -1,6 +1,7 @@
 //! The index of an archive: a table of chunks, which is read in place, and the models they share.
 
 use super::{
+    bases::{self, Base},
     check::{Checker, PART},
     footer::Footer,
     memory::{IndexMemory, Reservation},
@@ -20,6 +21,7 @@ const HISTORY: u64 = 8;
 /// A checked index. It is in memory as a whole, or read again in parts if it is too large for that.
 pub struct Index {
     bytes: Storage,
+    bases: Vec<Base>,
     footer: Footer,
     /// Where the table of model ends starts.
     ends_at: usize,
@@ -42,7 +44,7 @@ impl Index {
         let mut checker = Checker::new(footer);
         bytes.chunks(PART).for_each(|part| checker.feed(part));
         checker.finish()?;
-        Ok(Self::checked(Storage::Whole(bytes), None, footer))
+        Self::checked(Storage::Whole(bytes), None, footer)
     }
 
     /// Reads and checks the index that `footer` describes. It stays in memory if `memory` has room
@@ -65,7 +67,7 @@ impl Index {
                 checker.feed(&part);
             }
             let parts = Parts::new(source, checker.finish()?, held);
-            return Ok(Self::checked(Storage::Parts(parts), None, footer));
+            return Self::checked(Storage::Parts(parts), None, footer);
         };
         let mut bytes = vec![0; len as usize];
         for (at, part) in (0..).step_by(PART).zip(bytes.chunks_mut(PART)) {
@@ -73,12 +75,24 @@ impl Index {
             checker.feed(part);
         }
         checker.finish()?;
-        Ok(Self::checked(Storage::Whole(bytes), Some(held), footer))
+        Self::checked(Storage::Whole(bytes), Some(held), footer)
     }
 
-    fn checked(bytes: Storage, held: Option<Reservation>, footer: &Footer) -> Self {
+    fn checked(bytes: Storage, held: Option<Reservation>, footer: &Footer) -> Result<Self> {
         let ends_at = (footer.tables_len() - 4 * u64::from(footer.model_count)) as usize;
-        Self { bytes, footer: footer.clone(), ends_at, _held: held }
+        let table = footer.models_end() as usize..footer.index_len as usize;
+        let bases = match &bytes {
+            Storage::Whole(bytes) => bases::from_bytes(&bytes[table], footer.base_count as usize)?,
+            Storage::Parts(parts) => {
+                bases::from_bytes(&parts.range(table, footer)?, footer.base_count as usize)?
+            }
+        };
+        Ok(Self { bytes, bases, footer: footer.clone(), ends_at, _held: held })
+    }
+
+    /// The files from which chunks store differences.
+    pub fn bases(&self) -> &[Base] {
+        &self.bases
     }
 
     /// The number of chunks.
@@ -160,7 +174,7 @@ impl Index {
         let start = if id == 0 { 0 } else { self.model_end(id - 1)? };
         let end = self.model_end(id)?;
         let models_at = self.ends_at + 4 * self.footer.model_count as usize;
-        let models = self.footer.index_len as usize - models_at;
+        let models = self.footer.models_end() as usize - models_at;
         if start > end || end > models || end - start > MAX_WIRE_LEN {
             return Err(Error::corrupt("the archive's models are out of bounds"));
         }

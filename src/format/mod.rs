@@ -3,6 +3,7 @@
 //!
 //! `docs/FORMAT.md` is the specification; the constants here are its numbers.
 
+mod bases;
 mod check;
 mod containers;
 mod extent;
@@ -15,6 +16,7 @@ mod record;
 mod safetensors;
 mod writer;
 
+pub use bases::{Base, MAX_BASES};
 pub use containers::{Container, ReadAt, container, onnx_data};
 pub use extent::Extent;
 pub use footer::{FOOTER_LEN, Footer, check_header, header, peek, read_exact};
@@ -26,8 +28,10 @@ pub use record::{Chunk, NO_MODEL};
 pub use safetensors::{Header, MAX_HEADER, Tensor, claimed_len, header_len};
 pub use writer::IndexWriter;
 
-/// The version that is written, and the only one that can be read.
+/// The version of archives that stand alone.
 pub const VERSION: u16 = 1;
+/// The version of archives that need other files: see [`Base`].
+pub const VERSION_WITH_BASES: u16 = 2;
 /// Bytes of the header, which precedes the first chunk.
 pub const HEADER_LEN: u64 = 16;
 /// Default decoded length of a chunk, in bytes.

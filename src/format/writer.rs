@@ -1,6 +1,7 @@
 //! Collects the index while chunks are written.
 
 use super::{
+    bases::{self, Base, MAX_BASES},
     footer::Footer,
     record::{Chunk, NO_MODEL, RECORD, start_of},
 };
@@ -16,6 +17,7 @@ pub struct IndexWriter {
     chunks: Vec<u8>,
     model_ends: Vec<u8>,
     models: Vec<u8>,
+    bases: Vec<Base>,
     max_chunk: u32,
 }
 
@@ -32,6 +34,23 @@ impl IndexWriter {
             end.ok_or_else(|| Error::invalid("the file has too many tensors for one archive"))?;
         self.model_ends.extend_from_slice(&end.to_le_bytes());
         Ok(id)
+    }
+
+    /// Adds a base unless it is there; returns its number.
+    ///
+    /// # Errors
+    /// Invalid argument if there are more bases than an archive can number, or if the base's name
+    /// cannot be stored.
+    pub fn base(&mut self, base: &Base) -> Result<u8> {
+        let known = self.bases.iter().position(|b| (b.sha256, b.len) == (base.sha256, base.len));
+        let id = known.unwrap_or(self.bases.len());
+        if id >= MAX_BASES || !bases::is_name(&base.name) {
+            return Err(Error::invalid("too many bases for one archive, or a base without a name"));
+        }
+        if known.is_none() {
+            self.bases.push(base.clone());
+        }
+        Ok(id as u8)
     }
 
     /// Adds the next chunk.
@@ -58,12 +77,17 @@ impl IndexWriter {
         bytes.extend(states.as_flattened().iter().flat_map(|word| word.to_le_bytes()));
         bytes.append(&mut self.model_ends);
         bytes.append(&mut self.models);
+        let mut table = bases::to_bytes(&self.bases);
+        let bases_len = table.len() as u32;
+        bytes.append(&mut table);
         let footer = Footer {
             index_len: bytes.len() as u64,
             index_checksum: checksum(&bytes),
             chunk_count,
             model_count,
             max_chunk: self.max_chunk,
+            base_count: self.bases.len() as u32,
+            bases_len,
             ..footer
         };
         (bytes, footer)

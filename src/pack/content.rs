@@ -8,8 +8,8 @@ use crate::{
     codec::ElementKind,
     error::{Context, Error, Result},
     format::{
-        Container, Extent, HEADER_LEN, Header, MAX_HEADER, Naming, claimed_len, container, header,
-        header_len, onnx_data,
+        Container, Extent, HEADER_LEN, Header, MAX_HEADER, Naming, VERSION, claimed_len, container,
+        header, header_len, onnx_data,
     },
     output::Dir,
 };
@@ -50,7 +50,7 @@ impl Content<'_> {
     /// Whether the file starts like an archive.
     pub(super) fn is_archive(&self) -> bool {
         let mut start = [0; HEADER_LEN as usize];
-        self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header()[..8]
+        self.file.read_exact_at(&mut start, 0).is_ok() && start[..8] == header(VERSION)[..8]
     }
 
     /// What a file called `name` is that holds this.

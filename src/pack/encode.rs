@@ -14,7 +14,8 @@ use crate::{
     codec::{self, Coding, EncodeMemory, Encoder},
     error::{Context, Error, ErrorKind, Result},
     format::{
-        Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, header,
+        Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, VERSION,
+        header,
     },
     output::{CLONE_BLOCK, Output, mtime},
     sha256::Hasher,
@@ -69,7 +70,7 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         pending: Vec::new(),
         extents: HashMap::new(),
     };
-    writer.write(&header())?;
+    writer.write(&header(VERSION))?;
     debug_assert_eq!(writer.at, HEADER_LEN);
     let mut groups = Groups(&extents);
     let read = |start, out: &mut Vec<u8>, len| source.read(start, out, len);
@@ -96,6 +97,8 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         chunk_count: 0,
         model_count: 0,
         max_chunk: 0,
+        base_count: 0,
+        bases_len: 0,
     };
     let (index, footer) = std::mem::take(&mut writer.index).finish(footer, &states);
     writer.write(&index)?;

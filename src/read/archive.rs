@@ -271,6 +271,9 @@ impl Archive {
         out: &mut [u8],
     ) -> Result<()> {
         let model = self.model_of(chunk)?;
+        if chunk.coding == Coding::Delta {
+            return Err(Error::unsupported("the chunk needs a base, which this bsz cannot read"));
+        }
         decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
         Ok(verify_checksum(out, chunk.checksum)?)
     }

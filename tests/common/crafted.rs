@@ -2,7 +2,7 @@
 //! size.
 
 use bszfs::codec::{Coding, checksum};
-use bszfs::format::{Chunk, Footer, IndexWriter, NO_MODEL, Naming, header};
+use bszfs::format::{Chunk, Footer, IndexWriter, NO_MODEL, Naming, VERSION, header};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ const START: u64 = 16;
 /// hash is wrong, which `verify` detects but a mount does not check.
 pub fn archive(path: &Path, head: &[u8], blob: &[u8], lens: impl Iterator<Item = usize>) -> u64 {
     let file = File::create(path).expect("a file");
-    file.write_all_at(&header(), 0).expect("written");
+    file.write_all_at(&header(VERSION), 0).expect("written");
     file.write_all_at(blob, START).expect("written");
     let mut index = IndexWriter::default();
     let (mut at, head_at) = (0, START + blob.len() as u64);
@@ -87,6 +87,8 @@ fn footer() -> Footer {
         chunk_count: 0,
         model_count: 0,
         max_chunk: 0,
+        base_count: 0,
+        bases_len: 0,
     }
 }
 

@@ -26,6 +26,8 @@ pub(in crate::codec) struct RoundTables<'a> {
     pub choices: &'a [u8],
     /// The column of the first element of the first round.
     pub column: usize,
+    /// The class of each element, if columns do not tell it.
+    pub of_elements: &'a [u8],
 }
 
 impl<'a> RoundTables<'a> {
@@ -38,6 +40,11 @@ impl<'a> RoundTables<'a> {
         self.choices = &self.choices[1..];
         if classes == 1 {
             return (tables, &[], self);
+        }
+        if !self.of_elements.is_empty() {
+            let (of_lanes, rest) = self.of_elements.split_at(LANES);
+            self.of_elements = rest;
+            return (tables, of_lanes, self);
         }
         let of_lanes = self.model.classes_from(self.column);
         self.column += LANES;
@@ -81,6 +88,17 @@ pub(in crate::codec) trait Kernel: Copy {
     /// # Errors
     /// As [`super::decode_planes`].
     fn decode_planes(
+        self,
+        model: &EntropyModel,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), ChunkError>;
+
+    /// Runs [`super::decode_delta`] with this kernel, compiled for its instruction set.
+    ///
+    /// # Errors
+    /// As [`super::decode_delta`].
+    fn decode_delta(
         self,
         model: &EntropyModel,
         payload: &[u8],

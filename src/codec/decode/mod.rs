@@ -5,6 +5,7 @@
 //! [`merge`] puts together with the symbol values. The [`scalar`] kernel defines the bits; those in
 //! [`super::simd`] decode the same faster.
 
+mod delta;
 mod kernel;
 mod merge;
 mod parser;
@@ -15,6 +16,7 @@ mod simple;
 use super::{ChunkError, Coding, EntropyModel};
 use crate::error::Result;
 
+pub(super) use delta::decode_delta;
 pub(super) use kernel::{Kernel, RoundTables, Rounds, Stream};
 pub(super) use pipeline::decode_planes;
 pub(super) use scalar::ScalarKernel;
@@ -24,7 +26,8 @@ pub trait ChunkDecoder: Send + Sync {
     /// The kernel's name for users, such as `scalar` or `avx512`.
     fn name(&self) -> &'static str;
 
-    /// Decodes `payload` into all of `out`.
+    /// Decodes `payload` into all of `out`. If the coding is [`Coding::Delta`], `out` must hold the
+    /// base's bytes, as many as the chunk has.
     ///
     /// The caller must still compare [`super::checksum`]. After an error the contents of `out` are
     /// unspecified.
@@ -59,8 +62,12 @@ impl<K: Kernel + Send + Sync> ChunkDecoder for KernelDecoder<K> {
             Coding::Raw => simple::copy_raw(payload, out)?,
             Coding::Zstd => simple::decompress_zstd(payload, out)?,
             Coding::Planes => {
-                let model = model.ok_or(ChunkError::NoModel)?;
+                let model = model.filter(|m| m.delta().is_none()).ok_or(ChunkError::NoModel)?;
                 self.0.decode_planes(model, payload, out)?;
+            }
+            Coding::Delta => {
+                let model = model.filter(|m| m.delta().is_some()).ok_or(ChunkError::NoModel)?;
+                self.0.decode_delta(model, payload, out)?;
             }
         }
         Ok(())

@@ -99,6 +99,7 @@ fn decode_symbols<K: Kernel>(
         map,
         choices: &coded.choices[first / LANES..],
         column: first % columns,
+        of_elements: &[],
     };
     kernel.symbols(&mut coded.stream, tables, rounds)
 }

@@ -1,6 +1,7 @@
 //! The scalar kernel: safe code that runs everywhere and defines the bits.
 
 use super::{
+    delta::decode_delta,
     kernel::{Kernel, RoundTables, Rounds, Stream},
     pipeline::decode_planes,
 };
@@ -24,6 +25,15 @@ impl Kernel for ScalarKernel {
         out: &mut [u8],
     ) -> Result<(), ChunkError> {
         decode_planes(self, model, payload, out)
+    }
+
+    fn decode_delta(
+        self,
+        model: &EntropyModel,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), ChunkError> {
+        decode_delta(self, model, payload, out)
     }
 
     #[inline(always)]

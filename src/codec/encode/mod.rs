@@ -1,11 +1,13 @@
 //! Encoding one chunk: its stored bytes, in the smallest coding.
 
+mod delta;
 mod encoder;
 mod kernel;
 mod table;
 
 use super::Coding;
 
+pub use delta::encode_differences;
 pub(super) use encoder::EncodeKernel;
 pub use encoder::{EncodeMemory, Encoder};
 pub(super) use kernel::{Words, scalar_costs, scalar_rounds};

@@ -5,6 +5,7 @@
 
 mod alias;
 mod decode_table;
+mod delta;
 mod frequencies;
 mod value_map;
 mod wire;
@@ -15,6 +16,7 @@ use std::sync::OnceLock;
 
 pub use alias::Buckets;
 pub use decode_table::{DecodeTable, Differences};
+pub use delta::{Delta, MAX_DELTA_CLASSES, ZERO};
 pub use frequencies::{ALPHABET, FrequencyTable, TOTAL};
 pub(crate) use value_map::{LinearValues, ValueMap};
 pub use wire::MAX_WIRE_LEN;
@@ -42,12 +44,15 @@ pub struct EntropyModel {
     columns: usize,
     tables: Vec<FrequencyTable>,
     decode_tables: OnceLock<Box<[DecodeTable]>>,
+    /// Set in a model of differences.
+    delta: Option<Delta>,
 }
 
 impl PartialEq for EntropyModel {
     fn eq(&self, other: &Self) -> bool {
         (&self.layout, &self.values, self.block) == (&other.layout, &other.values, other.block)
             && (self.columns(), &self.tables) == (other.columns(), &other.tables)
+            && self.delta == other.delta
     }
 }
 
@@ -103,6 +108,7 @@ impl EntropyModel {
             columns,
             tables,
             decode_tables: OnceLock::new(),
+            delta: None,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The wire form of a model (`docs/FORMAT.md`, "Models").
 
 use super::{
-    EntropyModel, MAX_CHOICES, MAX_CLASSES, MAX_COLUMNS, MAX_VALUES,
+    EntropyModel, MAX_CHOICES, MAX_CLASSES, MAX_COLUMNS, MAX_VALUES, delta,
     frequencies::{ALPHABET, FrequencyTable},
 };
 use crate::{
@@ -20,6 +20,9 @@ pub const MAX_WIRE_LEN: usize =
 impl EntropyModel {
     /// Appends the wire form.
     pub fn write_to(&self, out: &mut Vec<u8>) {
+        if let Some(delta) = self.delta() {
+            return self.write_differences(delta, out);
+        }
         let (l, values, columns) = (self.layout(), self.values(), self.columns());
         out.extend_from_slice(&[
             l.width(),
@@ -41,6 +44,9 @@ impl EntropyModel {
     /// # Errors
     /// Corruption if anything is out of bounds.
     pub fn read_from(mut input: &[u8]) -> Result<Self> {
+        if input.first().is_some_and(|&first| first & delta::FLAG != 0) {
+            return Self::read_differences(input);
+        }
         let input = &mut input;
         let &[width, rotated, symbol_bits, planes] = take_array(input).ok_or_else(truncated)?;
         if rotated > 1 {

@@ -2,7 +2,11 @@
 //! and the code compiled for it cannot disagree.
 #![allow(unsafe_code)]
 
-use crate::codec::{ChunkError, EntropyModel, decode::decode_planes, encode::Encoder};
+use crate::codec::{
+    ChunkError, EntropyModel,
+    decode::{decode_delta, decode_planes},
+    encode::Encoder,
+};
 
 /// Declares a type whose values prove that the CPU has these features.
 macro_rules! cpu_features {
@@ -32,6 +36,17 @@ macro_rules! cpu_features {
                 out: &mut [u8],
             ) -> Result<(), ChunkError> {
                 decode_planes(self, model, payload, out)
+            }
+
+            /// The decoding of differences compiled with these features.
+            #[target_feature($(enable = $feature),+)]
+            pub(super) fn run_delta(
+                self,
+                model: &EntropyModel,
+                payload: &[u8],
+                out: &mut [u8],
+            ) -> Result<(), ChunkError> {
+                decode_delta(self, model, payload, out)
             }
 
             /// The encoding pipeline compiled with these features.

@@ -30,6 +30,16 @@ macro_rules! simd_kernel {
                 unsafe { self.run_pipeline(model, payload, out) }
             }
 
+            fn decode_delta(
+                self,
+                model: &EntropyModel,
+                payload: &[u8],
+                out: &mut [u8],
+            ) -> Result<(), ChunkError> {
+                // SAFETY: as above.
+                unsafe { self.run_delta(model, payload, out) }
+            }
+
             #[inline(always)]
             fn symbols(
                 self,
