@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`planes`] | elements to symbol values and bit planes |
 //! | [`model`] | frequency tables and how decoders look them up |
+//! | `differences` | elements and those of a base to differences, and how these are cut |
 //! | `fit` | a sample of a tensor to its model |
 //! | `encode` | a chunk to its smallest stored form |
 //! | `decode` | the kernels' interface, the scalar kernel that defines the bits, the pipeline |
@@ -27,6 +28,7 @@ pub mod planes;
 mod bytes;
 mod chunk_error;
 mod decode;
+mod differences;
 mod dispatch;
 mod encode;
 mod fit;
@@ -34,6 +36,8 @@ mod interruptible;
 mod simd;
 mod wire;
 
+#[cfg(test)]
+mod difference_tests;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +47,7 @@ pub use chunk_error::ChunkError;
 pub use decode::ChunkDecoder;
 pub use dispatch::{decoders, fastest, reference, verifying};
 pub use encode::{EncodeMemory, Encoder, encode, encode_differences};
-pub use fit::{Detected, Sample, detect, fit, should_try_zstd};
+pub use fit::{Detected, DifferenceSample, Sample, detect, fit, fit_differences, should_try_zstd};
 pub use interruptible::Interruptible;
 pub use model::{Delta, EntropyModel};
 pub use planes::ElementKind;

@@ -162,6 +162,11 @@ impl Layout {
     }
 }
 
+/// The planes of the lowest `bits` bits of an element, top first.
+pub fn raw_planes(bits: u8) -> impl Iterator<Item = Plane> {
+    (0..bits).step_by(8).rev().map(move |low| Plane { low, bits: (bits - low).min(8) })
+}
+
 /// Bytes that a plane of `count` values of `bits` bits takes when stored in full.
 pub fn packed_len(bits: u8, count: usize) -> usize {
     count.div_ceil(GROUP) * GROUP * usize::from(bits) / 8
@@ -309,6 +314,15 @@ mod tests {
         assert_eq!(bits(Layout::cut(4, true, 10, 13)), [(16, 6), (14, 2), (8, 6), (1, 7), (0, 1)]);
         assert_eq!(bits(Layout::cut(4, false, 10, 13)), [(16, 6), (13, 3), (8, 5), (0, 8)]);
         assert_eq!(bits(Layout::cut(4, true, 10, 0)), [(16, 6), (8, 8), (0, 8)]);
+    }
+
+    #[test]
+    fn raw_planes_cover_the_lowest_bits_top_first() {
+        let planes = |bits| raw_planes(bits).map(|p| (p.low, p.bits)).collect::<Vec<_>>();
+        assert_eq!(planes(0), []);
+        assert_eq!(planes(8), [(0, 8)]);
+        assert_eq!(planes(11), [(8, 3), (0, 8)]);
+        assert_eq!(planes(26), [(24, 2), (16, 8), (8, 8), (0, 8)]);
     }
 
     #[test]

@@ -1,7 +1,29 @@
-//! Decoding differences: elements are changed in place from those of the base.
+//! Decoding differences: elements are changed in place from those of the base
+//! (`docs/FORMAT.md`, "Differences").
+//!
+//! All symbols come first: the end of the raw bits may be in the final states.
 
-use super::kernel::Kernel;
-use crate::codec::{ChunkError, EntropyModel, bytes::take_array, wire::StorageMode};
+use super::{
+    kernel::{Kernel, RoundTables, Rounds},
+    merge::{Element, STEP},
+    parser::Coded,
+    raw::RawBits,
+};
+use crate::codec::{
+    ChunkError, EntropyModel, LANES,
+    bytes::{take, take_array},
+    model::{Delta, ValueMap, ZERO},
+    planes::GROUP,
+    wire::StorageMode,
+};
+use std::cell::RefCell;
+
+/// Symbols that a thread keeps memory for: those of a chunk of the usual length.
+const KEPT: usize = 512 << 10;
+
+thread_local! {
+    static SYMBOLS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Decodes a chunk of [`crate::codec::Coding::Delta`]. `out` holds the base's bytes.
 ///
@@ -9,20 +31,155 @@ use crate::codec::{ChunkError, EntropyModel, bytes::take_array, wire::StorageMod
 /// Whatever is wrong with the payload.
 #[inline(always)]
 pub(in crate::codec) fn decode_delta<K: Kernel>(
-    _kernel: K,
+    kernel: K,
     model: &EntropyModel,
     mut payload: &[u8],
     out: &mut [u8],
 ) -> Result<(), ChunkError> {
     let width = usize::from(model.layout().width());
+    let delta = model.delta().ok_or(ChunkError::NoModel)?;
     if !out.len().is_multiple_of(width) {
         return Err(ChunkError::PartialElement);
     }
-    match take_array(&mut payload).ok_or(ChunkError::Truncated)? {
-        [mode, 0, 0, 0] if *mode == StorageMode::Constant as u8 => match payload {
-            [] => Ok(()),
-            _ => Err(ChunkError::TrailingBytes),
-        },
-        [mode, ..] => Err(ChunkError::UnknownMode(Some(*mode))),
+    let &[mode, zeros @ ..]: &[u8; 4] = take_array(&mut payload).ok_or(ChunkError::Truncated)?;
+    match mode {
+        _ if zeros != [0; 3] => return Err(ChunkError::ReservedByte),
+        0 => {}
+        1 if payload.is_empty() => return Ok(()),
+        1 => return Err(ChunkError::TrailingBytes),
+        mode if mode == StorageMode::Sparse as u8 => return Err(ChunkError::InvalidRecord),
+        mode => return Err(ChunkError::UnknownMode(Some(mode))),
+    }
+    if model.tables().is_empty() {
+        return Err(ChunkError::TableChoice);
+    }
+    let mut symbols = SYMBOLS.take();
+    symbols.resize((out.len() / width).next_multiple_of(LANES), 0);
+    let decoded = match width {
+        1 => decode::<u8, K>(kernel, model, delta, payload, &mut symbols, out),
+        2 => decode::<u16, K>(kernel, model, delta, payload, &mut symbols, out),
+        4 => decode::<u32, K>(kernel, model, delta, payload, &mut symbols, out),
+        _ => decode::<u64, K>(kernel, model, delta, payload, &mut symbols, out),
+    };
+    symbols.truncate(KEPT);
+    symbols.shrink_to(KEPT);
+    SYMBOLS.set(symbols);
+    decoded
+}
+
+#[inline(always)]
+fn decode<'a, E: Element, K: Kernel>(
+    kernel: K,
+    model: &'a EntropyModel,
+    delta: &Delta,
+    mut payload: &'a [u8],
+    symbols: &mut [u8],
+    out: &mut [u8],
+) -> Result<(), ChunkError> {
+    let count = out.len() / E::BYTES;
+    let (mut coded, escapes) = Coded::parse_stream(model, &mut payload, count)?;
+    let escapes = escapes.checked_mul(E::BYTES).and_then(|n| take(&mut payload, n));
+    let mut escapes = escapes.ok_or(ChunkError::Truncated)?;
+    let second = decode_symbols::<E, K>(kernel, model, delta, &mut coded, symbols, out)?;
+    let counts = [count - second, second];
+    let mut raw = RawBits::parse(delta, counts, &mut payload)?;
+    if !payload.is_empty() {
+        return Err(ChunkError::TrailingBytes);
+    }
+    let end = coded.finish(raw.are_carried())?;
+    raw.append(&end);
+    for (symbols, out) in symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES)) {
+        let symbols = &symbols[..out.len() / E::BYTES];
+        if raw.are_none() {
+            change::<E>(delta, symbols, &[[0; GROUP]; 8], out);
+        } else {
+            let second = second_class::<E>(delta, out);
+            change::<E>(delta, symbols, raw.next(kernel, symbols.len(), second), out);
+        }
+        if symbols.iter().fold(false, |any, &s| any | (s == model.escape())) {
+            let escaped = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
+            for (_, out) in escaped.filter(|(s, _)| **s == model.escape()) {
+                let escape = take(&mut escapes, E::BYTES).ok_or(ChunkError::Truncated)?;
+                E::read(out).wrapping_add(E::read(escape)).write(out);
+            }
+        }
+    }
+    if escapes.is_empty() { Ok(()) } else { Err(ChunkError::UnusedEscapes) }
+}
+
+/// Decodes all symbols. Returns the number of elements of the second class.
+#[inline(always)]
+fn decode_symbols<E: Element, K: Kernel>(
+    kernel: K,
+    model: &EntropyModel,
+    delta: &Delta,
+    coded: &mut Coded<'_>,
+    symbols: &mut [u8],
+    out: &[u8],
+) -> Result<usize, ChunkError> {
+    let map = ValueMap::new(model);
+    let mut values = [[0; LANES]; STEP / LANES];
+    let mut classes = [0; STEP];
+    let mut second = 0;
+    let steps = symbols.chunks_mut(STEP).zip(out.chunks(STEP * E::BYTES));
+    for (step, (symbols, out)) in steps.enumerate() {
+        let of_elements = if model.classes() == 1 {
+            &[][..]
+        } else {
+            let count = out.len() / E::BYTES;
+            let (threshold, classes) = (E::from_u64(delta.threshold), &mut classes);
+            for (class, base) in classes.iter_mut().zip(out.chunks_exact(E::BYTES)) {
+                *class = E::read(base).magnitude_below(threshold).into();
+            }
+            classes[count..].fill(0);
+            second += classes.iter().map(|&c| usize::from(c)).sum::<usize>();
+            &classes[..]
+        };
+        let tables = RoundTables {
+            model,
+            tables: model.decode_tables(),
+            map: &map,
+            choices: &coded.choices[step * (STEP / LANES)..],
+            column: 0,
+            of_elements,
+        };
+        let symbols = symbols.as_chunks_mut().0;
+        let values = &mut values[..symbols.len()];
+        kernel.symbols(&mut coded.stream, tables, Rounds { symbols, values, elements: &[] })?;
+    }
+    Ok(second)
+}
+
+/// A bit for each of the elements of a group that are of the second class.
+#[inline(always)]
+fn second_class<E: Element>(delta: &Delta, base: &[u8]) -> u64 {
+    let threshold = E::from_u64(delta.threshold);
+    let mut classes = [0u8; GROUP];
+    for (class, base) in classes.iter_mut().zip(base.chunks_exact(E::BYTES)) {
+        *class = E::read(base).magnitude_below(threshold).into();
+    }
+    let mut bits = 0;
+    for (i, eight) in classes.as_chunks::<8>().0.iter().enumerate() {
+        // Gathers the lowest bits of eight bytes in the top byte.
+        let eight = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits |= eight << (8 * i);
+    }
+    bits
+}
+
+/// Adds the differences of a group to its base's elements, save what is escaped.
+#[inline(always)]
+fn change<E: Element>(delta: &Delta, symbols: &[u8], raw: &[[u8; GROUP]; 8], out: &mut [u8]) {
+    let threshold = E::from_u64(delta.threshold);
+    let [first, second] = delta.raw_bits;
+    for (i, (&symbol, out)) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).enumerate() {
+        let base = E::read(out);
+        let unit = E::from_i8(symbol as i8 - ZERO as i8);
+        let bits = if base.magnitude_below(threshold) { second } else { first };
+        let mut difference = unit.shl(bits);
+        for (j, raw) in raw.iter().enumerate().take(E::BYTES) {
+            difference = difference.with_byte(j, raw[i]);
+        }
+        base.wrapping_add(difference).write(out);
     }
 }

@@ -3,6 +3,7 @@
 use crate::codec::{
     ChunkError, EntropyModel, LANES,
     model::{DecodeTable, ValueMap},
+    planes::GROUP,
 };
 
 /// The position in a chunk's entropy-coded stream.
@@ -119,4 +120,17 @@ pub(in crate::codec) trait Kernel: Copy {
     /// Unpacks groups of values of `bits` bits into `bytes`, one value per byte, shifted left by
     /// `shift`. If `keep`, the values are ORed into `bytes`; otherwise they replace it.
     fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]);
+
+    /// ORs one of `values` after the other into those bytes of a group whose bits are set in
+    /// `members`.
+    #[inline(always)]
+    fn spread(self, values: &[u8; GROUP], members: u64, group: &mut [u8; GROUP]) {
+        let mut next = 0;
+        for (i, byte) in group.iter_mut().enumerate() {
+            let member = (members >> i & 1) as u8;
+            // The mask changes nothing but saves a bounds check.
+            *byte |= values[next & (GROUP - 1)] & member.wrapping_neg();
+            next += usize::from(member);
+        }
+    }
 }

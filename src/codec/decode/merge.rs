@@ -119,6 +119,18 @@ pub(super) trait Element: Copy {
     /// Rotated right by one bit if `rotated`, which undoes the rotation of the layout.
     fn unrotate(self, rotated: bool) -> Self;
     fn write(self, out: &mut [u8]);
+    /// The element that `bytes` hold, which are as many.
+    fn read(bytes: &[u8]) -> Self;
+    /// The lowest bits of `value`.
+    fn from_u64(value: u64) -> Self;
+    /// `value`, sign-extended.
+    fn from_i8(value: i8) -> Self;
+    /// Shifted left by so many bits, fewer than it has.
+    fn shl(self, bits: u8) -> Self;
+    /// The sum without its carry.
+    fn wrapping_add(self, other: Self) -> Self;
+    /// Whether the element without its top bit is below `threshold`.
+    fn magnitude_below(self, threshold: Self) -> bool;
     /// Replaces those bits of `out` that are set in `mask`.
     fn write_masked(self, mask: Self, out: &mut [u8]);
 }
@@ -146,6 +158,30 @@ macro_rules! element {
             #[inline(always)]
             fn write(self, out: &mut [u8]) {
                 out.copy_from_slice(&self.to_le_bytes());
+            }
+            #[inline(always)]
+            fn read(bytes: &[u8]) -> Self {
+                bytes.first_chunk().map_or(0, |&bytes| Self::from_le_bytes(bytes))
+            }
+            #[inline(always)]
+            fn from_u64(value: u64) -> Self {
+                value as $t
+            }
+            #[inline(always)]
+            fn from_i8(value: i8) -> Self {
+                value as $t
+            }
+            #[inline(always)]
+            fn shl(self, bits: u8) -> Self {
+                self << bits
+            }
+            #[inline(always)]
+            fn wrapping_add(self, other: Self) -> Self {
+                self.wrapping_add(other)
+            }
+            #[inline(always)]
+            fn magnitude_below(self, threshold: Self) -> bool {
+                self & (Self::MAX >> 1) < threshold
             }
             fn write_masked(self, mask: Self, out: &mut [u8]) {
                 let bytes = self.to_le_bytes().into_iter().zip(mask.to_le_bytes());

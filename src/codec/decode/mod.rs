@@ -10,6 +10,7 @@ mod kernel;
 mod merge;
 mod parser;
 mod pipeline;
+mod raw;
 mod scalar;
 mod simple;
 

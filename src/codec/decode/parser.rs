@@ -78,11 +78,28 @@ impl<'a> ParsedChunk<'a> {
 }
 
 impl<'a> Coded<'a> {
+    /// Parses the symbols of a chunk in planes.
     fn parse(
         model: &'a EntropyModel,
         input: &mut &'a [u8],
         count: usize,
     ) -> Result<Self, ChunkError> {
+        let (coded, escapes) = Self::parse_stream(model, input, count)?;
+        let escapes = escapes.checked_mul(2).and_then(|n| take(input, n));
+        let escapes: &[[u8; 2]] = escapes.ok_or(ChunkError::Truncated)?.as_chunks().0;
+        let bits = model.layout().symbol_bits();
+        if escapes.iter().any(|&e| u32::from(u16::from_le_bytes(e)) >> bits != 0) {
+            return Err(ChunkError::InvalidEscape);
+        }
+        Ok(Self { escapes, ..coded })
+    }
+
+    /// Parses everything up to what is escaped. Returns the number of escapes, too.
+    pub(super) fn parse_stream(
+        model: &'a EntropyModel,
+        input: &mut &'a [u8],
+        count: usize,
+    ) -> Result<(Self, usize), ChunkError> {
         let words = u32::from_le_bytes(*take_array(input).ok_or(ChunkError::Truncated)?) as usize;
         let escapes = u32::from_le_bytes(*take_array(input).ok_or(ChunkError::Truncated)?) as usize;
         let choices = parse_choices(model, input, count)?;
@@ -95,13 +112,7 @@ impl<'a> Coded<'a> {
         let words = words.checked_mul(2).and_then(|n| take(input, n));
         words.ok_or(ChunkError::Truncated)?;
         let rest = input.len();
-        let escapes = escapes.checked_mul(2).and_then(|n| take(input, n));
-        let escapes: &[[u8; 2]] = escapes.ok_or(ChunkError::Truncated)?.as_chunks().0;
-        let bits = model.layout().symbol_bits();
-        if escapes.iter().any(|&e| u32::from(u16::from_le_bytes(e)) >> bits != 0) {
-            return Err(ChunkError::InvalidEscape);
-        }
-        Ok(Self { stream, rest, escapes, choices })
+        Ok((Self { stream, rest, escapes: &[], choices }, escapes))
     }
 
     /// Checks that exactly the words were consumed and that every lane is back in the state that

@@ -34,12 +34,12 @@ impl EncodeKernel {
 
 /// A model prepared for encoding.
 pub struct Encoder<'a> {
-    model: &'a EntropyModel,
+    pub(super) model: &'a EntropyModel,
     /// By symbol value: its symbol.
     symbols: Box<[u8; 1 << 16]>,
-    tables: Vec<TableEncoder>,
+    pub(super) tables: Vec<TableEncoder>,
     /// By class: what symbols cost.
-    costs: Vec<Costs>,
+    pub(super) costs: Vec<Costs>,
     kernel: EncodeKernel,
     memory: Arc<EncodeMemory>,
 }
@@ -197,8 +197,21 @@ impl<'a> Encoder<'a> {
         }
         let words = &words.buffer[words.free..];
         out.reserve(8 + choices.len() + 4 * LANES + 2 * words.len() + escapes.len() + following);
+        self.put_stream(words, escapes.len() / 2, &choices, &states, out);
+        out.extend_from_slice(&escapes);
+    }
+
+    /// Appends a stream without what is escaped.
+    pub(super) fn put_stream(
+        &self,
+        words: &[u16],
+        escapes: usize,
+        choices: &[u8],
+        states: &[u32; LANES],
+        out: &mut Vec<u8>,
+    ) {
         out.extend_from_slice(&(words.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(escapes.len() as u32 / 2).to_le_bytes());
+        out.extend_from_slice(&(escapes as u32).to_le_bytes());
         if self.model.choices() > 1 {
             out.extend(
                 choices.chunks(4).map(|four| four.iter().rev().fold(0, |byte, c| byte << 2 | c)),
@@ -206,7 +219,6 @@ impl<'a> Encoder<'a> {
         }
         states.iter().for_each(|s| out.extend_from_slice(&s.to_le_bytes()));
         put_words(words, out);
-        out.extend_from_slice(&escapes);
     }
 
     /// The symbol values whose symbol is the escape, two bytes each.
@@ -257,7 +269,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// The states that the encoder starts from. Their lower halves hold what is `carried`.
-fn initial_states(carried: Option<&[u8]>) -> [u32; LANES] {
+pub(super) fn initial_states(carried: Option<&[u8]>) -> [u32; LANES] {
     let mut states = [STATE_LOW; LANES];
     if let Some(carried) = carried {
         let halves = carried.as_chunks().0.iter();

@@ -7,9 +7,11 @@
 mod classes;
 mod cut;
 mod detect;
+mod differences;
 mod plan;
 
 pub use detect::{Detected, detect};
+pub use differences::{DifferenceSample, fit_differences};
 
 use super::{
     EntropyModel, LANES,
@@ -48,9 +50,7 @@ pub struct Sample<'a> {
 /// None is known: a fitted model is valid. It is validated nevertheless.
 pub fn fit(sample: Sample<'_>) -> Result<Option<EntropyModel>> {
     let row = sample.row.filter(|r| (LANES..=MAX_COLUMNS).contains(r));
-    let block = row
-        .and_then(|r| (LANES..=MAX_ROW_BLOCK).rev().step_by(LANES).find(|&b| r.is_multiple_of(b)))
-        .unwrap_or(DEFAULT_BLOCK);
+    let block = block_of(row);
     let best = cuts(&sample)
         .into_iter()
         .filter_map(|cut| Plan::new(&sample, cut, row, block))
@@ -66,6 +66,12 @@ pub fn fit(sample: Sample<'_>) -> Result<Option<EntropyModel>> {
     let zeros = zeros.map_or(0, |(bits, _)| bits);
     let layout = Layout::cut(width, plan.cut.rotated, plan.cut.symbol_bits, zeros);
     EntropyModel::new(layout, plan.cut.values, block, plan.columns, plan.tables).map(Some)
+}
+
+/// Elements of a block of a tensor with rows of this length.
+fn block_of(row: Option<usize>) -> usize {
+    row.and_then(|r| (LANES..=MAX_ROW_BLOCK).rev().step_by(LANES).find(|&b| r.is_multiple_of(b)))
+        .unwrap_or(DEFAULT_BLOCK)
 }
 
 /// Whether zstd should be tried on every chunk of the tensor that `samples` are from.

@@ -9,18 +9,18 @@ use super::{
 use crate::codec::model::{ALPHABET, FrequencyTable, MAX_CHOICES, MAX_CLASSES};
 
 /// The share of the sample that several tables to choose from must save.
-const WORTH_CHOICES: f64 = 0.0002;
+pub(super) const WORTH_CHOICES: f64 = 0.0002;
 /// The share that classes of columns must save: a vector of symbols then needs several tables,
 /// which halves the decoding speed.
-const WORTH_CLASSES: f64 = 0.003;
+pub(super) const WORTH_CLASSES: f64 = 0.003;
 /// Bits of a table's wire form, approximately.
-const TABLE: f64 = 10.0 * ALPHABET as f64;
+pub(super) const TABLE: f64 = 10.0 * ALPHABET as f64;
 /// Bits of a column's class.
 const CLASS: f64 = 4.0;
 /// Bits of a block's choice.
-const CHOICE: f64 = 2.0;
+pub(super) const CHOICE: f64 = 2.0;
 /// Fewer blocks are not worth tables to choose from.
-const MIN_BLOCKS: usize = 64;
+pub(super) const MIN_BLOCKS: usize = 64;
 /// Fewer rows say too little about a column.
 const MIN_ROWS: usize = 8;
 /// Columns that are looked at first, to estimate whether classes may pay.
@@ -192,7 +192,7 @@ fn histograms(symbols: &[u8], row: usize, step: usize) -> Vec<Histogram> {
 }
 
 /// Tables of the first `live` symbols, from their counts.
-fn tables(sums: &[Vec<Histogram>], live: usize) -> Vec<FrequencyTable> {
+pub(super) fn tables(sums: &[Vec<Histogram>], live: usize) -> Vec<FrequencyTable> {
     // Counts with a prior are fractions.
     let table = |h: &Histogram| {
         FrequencyTable::from_counts(

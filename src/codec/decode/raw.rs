@@ -1,0 +1,142 @@
+//! The raw bits of differences: each class of elements has planes of its own, which hold only the
+//! elements of that class.
+
+use super::kernel::Kernel;
+use crate::codec::{
+    ChunkError,
+    bytes::take,
+    model::{Delta, MAX_DELTA_CLASSES},
+    planes::{GROUP, Plane, packed_len, raw_planes},
+    wire::CARRIED,
+};
+use std::borrow::Cow;
+
+/// Values that are unpacked at a time.
+const AHEAD: usize = 16 * GROUP;
+
+/// The raw bits of a chunk, which are taken group by group.
+pub(super) struct RawBits<'a> {
+    planes: Vec<RawPlane<'a>>,
+    /// The plane whose last [`CARRIED`] bytes are in the final states.
+    carrier: Option<usize>,
+    /// By byte of a difference: the raw bits of the current group.
+    group: [[u8; GROUP]; 8],
+}
+
+/// A plane of the raw bits of a class.
+struct RawPlane<'a> {
+    class: usize,
+    /// Which byte of the difference its bits are in.
+    byte: usize,
+    bits: u8,
+    packed: Cow<'a, [u8]>,
+    /// How many bytes of it are unpacked.
+    at: usize,
+    /// Unpacked values; those before `next` were taken.
+    values: [u8; AHEAD + GROUP],
+    next: usize,
+    end: usize,
+}
+
+impl<'a> RawBits<'a> {
+    /// Takes the planes of a chunk with so many elements of each class from `input`.
+    pub(super) fn parse(
+        delta: &Delta,
+        counts: [usize; MAX_DELTA_CLASSES],
+        input: &mut &'a [u8],
+    ) -> Result<Self, ChunkError> {
+        let mut planes = Vec::new();
+        for (class, (&bits, count)) in delta.raw_bits.iter().zip(counts).enumerate() {
+            planes.extend(raw_planes(bits).map(|plane| (class, plane, count)));
+        }
+        let len = |&(_, plane, count): &(usize, Plane, usize)| packed_len(plane.bits, count);
+        let carrier = planes.iter().rposition(|plane| len(plane) >= CARRIED);
+        let mut parsed = Vec::with_capacity(planes.len());
+        for (i, of) in planes.iter().enumerate() {
+            let carried = if carrier == Some(i) { CARRIED } else { 0 };
+            let packed = take(input, len(of) - carried).ok_or(ChunkError::Truncated)?;
+            let &(class, plane, _) = of;
+            parsed.push(RawPlane {
+                class,
+                byte: usize::from(plane.low / 8),
+                bits: plane.bits,
+                packed: packed.into(),
+                at: 0,
+                values: [0; AHEAD + GROUP],
+                next: 0,
+                end: 0,
+            });
+        }
+        Ok(Self { planes: parsed, carrier, group: [[0; GROUP]; 8] })
+    }
+
+    /// Whether no difference has raw bits.
+    pub(super) fn are_none(&self) -> bool {
+        self.planes.is_empty()
+    }
+
+    /// Whether a plane ends in the states.
+    pub(super) fn are_carried(&self) -> bool {
+        self.carrier.is_some()
+    }
+
+    /// Appends what the states carry.
+    pub(super) fn append(&mut self, carried: &[u8; CARRIED]) {
+        if let Some(carrier) = self.carrier {
+            self.planes[carrier].packed.to_mut().extend_from_slice(carried);
+        }
+    }
+
+    /// The raw bits of the next `count` elements, by byte of the difference. Those of the second
+    /// class have their bits set in `second`.
+    #[inline(always)]
+    pub(super) fn next<K: Kernel>(
+        &mut self,
+        kernel: K,
+        count: usize,
+        second: u64,
+    ) -> &[[u8; GROUP]; 8] {
+        let all = u64::MAX >> (GROUP - count);
+        let members = [all & !second, all & second];
+        // All planes of a byte, one for each class, write all of it.
+        let mut written = [false; 8];
+        for plane in &mut self.planes {
+            let group = &mut self.group[plane.byte];
+            if !std::mem::replace(&mut written[plane.byte], true) {
+                *group = [0; GROUP];
+            }
+            plane.take(kernel, members[plane.class], group);
+        }
+        &self.group
+    }
+}
+
+impl RawPlane<'_> {
+    /// Takes a value for each of the `members` of a group.
+    #[inline(always)]
+    fn take<K: Kernel>(&mut self, kernel: K, members: u64, group: &mut [u8; GROUP]) {
+        let count = members.count_ones() as usize;
+        if self.end - self.next < count {
+            self.unpack(kernel);
+        }
+        if let Some(values) = self.values[self.next..].first_chunk() {
+            kernel.spread(values, members, group);
+        }
+        self.next += count;
+    }
+
+    /// Unpacks more values behind those that are left, which are fewer than a group.
+    #[inline(always)]
+    fn unpack<K: Kernel>(&mut self, kernel: K) {
+        let left = self.end - self.next;
+        self.values.copy_within(self.next..self.end, 0);
+        let packed_group = GROUP / 8 * usize::from(self.bits);
+        let packed = &self.packed[self.at..];
+        let groups = (packed.len() / packed_group).min((AHEAD - GROUP) / GROUP);
+        let packed = &packed[..groups * packed_group];
+        let values = &mut self.values[left..left + groups * GROUP];
+        kernel.unpack(packed, self.bits, 0, false, values);
+        self.at += packed.len();
+        (self.next, self.end) = (0, left + groups * GROUP);
+    }
+}
