@@ -30,24 +30,35 @@ fn table(seed: u64) -> FrequencyTable {
     FrequencyTable::from_counts(&(0..ALPHABET as u64).map(counts).collect::<Vec<_>>())
 }
 
-fn model(width: usize, delta: Delta, choices: u64) -> EntropyModel {
-    let tables = (0..choices * delta.classes() as u64).map(table).collect();
+fn model(width: usize, threshold: u64, cuts: Vec<Cut>) -> EntropyModel {
+    let tables = (0..cuts.len() as u64).map(table).collect();
+    let delta = Delta { base: 0, distance: 0, threshold, cuts };
     EntropyModel::of_differences(delta, width as u8, 2 * LANES, tables).expect("valid")
+}
+
+fn cut(raw_bits: u8) -> Cut {
+    Cut { raw_bits, values: None }
+}
+
+/// A cut with values that are not neighbours.
+fn listed(raw_bits: u8) -> Cut {
+    let value = |i: usize| i as i64 * 2 - if i < 20 { 62 } else { 61 };
+    Cut { raw_bits, values: Some(Box::new(std::array::from_fn(value))) }
 }
 
 /// Models of all kinds for elements of `width` bytes.
 fn models(width: usize) -> Vec<EntropyModel> {
     let half = 1u64 << (8 * width - 2);
     let most = 8 * width as u8 - 6;
-    let mut all = Vec::new();
-    for threshold in [0, half] {
-        for raw_bits in [[0, 0], [1, 0], [0, 1], [2, most], [most, 1]] {
-            let raw_bits = if threshold == 0 { [raw_bits[0], 0] } else { raw_bits };
-            let delta = Delta { base: 0, distance: 0, threshold, raw_bits };
-            all.extend([1, 3].map(|choices| model(width, delta, choices)));
-        }
-    }
-    all
+    let one = [vec![cut(0)], vec![cut(most)], vec![cut(1), cut(2), listed(0)]];
+    let two = [
+        vec![cut(0), cut(0)],
+        vec![cut(0), cut(1)],
+        vec![cut(most), cut(0), cut(0), cut(0), cut(2), cut(1), listed(1), cut(2)],
+        vec![cut(1), listed(0)],
+    ];
+    let one = one.into_iter().map(|cuts| model(width, 0, cuts));
+    one.chain(two.into_iter().map(|cuts| model(width, half, cuts))).collect()
 }
 
 fn decode(
@@ -88,20 +99,18 @@ fn every_decoder_restores_differences_of_every_width_and_length() {
 #[test]
 fn a_chunk_that_equals_its_base_takes_four_bytes_and_one_that_does_not_shrink_stays_raw() {
     let (chunk, base) = pair(2, 5000);
-    let equal = Delta { base: 0, distance: 0, threshold: 0, raw_bits: [0; 2] };
-    for model in [model(2, equal, 0), model(2, equal, 1)] {
-        let encoder = Encoder::new(&model);
+    let (none, one) = (model(2, 0, vec![]), model(2, 0, vec![cut(0)]));
+    for model in [&none, &one] {
+        let encoder = Encoder::new(model);
         let (coding, payload) = encode_differences(&base, &base, &encoder);
         assert_eq!((coding, &payload[..]), (Coding::Delta, &[1, 0, 0, 0][..]));
         for decoder in decoders() {
-            assert!(decode(&*decoder, &model, &base, &payload).expect("decodes") == base);
+            assert!(decode(&*decoder, model, &base, &payload).expect("decodes") == base);
         }
     }
-    let none = model(2, equal, 0);
     assert_eq!(encode_differences(&chunk, &base, &Encoder::new(&none)).0, Coding::Raw);
     let noise: Vec<u8> =
         (0..10_000u32).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 13) as u8).collect();
-    let one = model(2, equal, 1);
     assert_eq!(encode_differences(&noise, &base, &Encoder::new(&one)).0, Coding::Raw);
 }
 
@@ -135,8 +144,7 @@ fn damaged_differences_are_refused_or_decode_to_something_in_bounds() {
 
 #[test]
 fn a_model_and_a_coding_that_do_not_belong_together_are_refused() {
-    let delta = Delta { base: 0, distance: 0, threshold: 0, raw_bits: [0; 2] };
-    let differences = model(2, delta, 1);
+    let differences = model(2, 0, vec![cut(0)]);
     let layout = planes::Layout::cut(2, true, 8, 0);
     let planes =
         EntropyModel::new(layout, vec![1], 128, vec![], vec![FrequencyTable::from_counts(&[3, 1])]);

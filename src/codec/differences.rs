@@ -1,9 +1,6 @@
 //! Differences between the elements of a chunk and those of its base, and how they are cut.
 
-use super::model::ZERO;
-
-/// The symbol of differences that no other symbol stands for.
-const ESCAPE: u8 = 63;
+use super::model::{Cut, MAX_VALUES, ZERO};
 
 /// The difference of each element from that of `base`, sign-extended, and the element's class.
 pub(super) fn differences(
@@ -14,15 +11,13 @@ pub(super) fn differences(
 ) -> Vec<(i64, u8)> {
     macro_rules! differences {
         ($unsigned:ty, $signed:ty) => {{
-            let elements = |bytes: &'_ [u8]| {
-                let elements = bytes.as_chunks().0.to_vec();
-                elements.into_iter().map(<$unsigned>::from_le_bytes)
-            };
-            let pairs = elements(chunk).zip(elements(base));
+            let pairs = chunk.as_chunks().0.iter().zip(base.as_chunks().0);
             pairs
-                .map(|(element, base)| {
+                .map(|(&element, &base)| {
+                    let base = <$unsigned>::from_le_bytes(base);
+                    let difference = <$unsigned>::from_le_bytes(element).wrapping_sub(base);
                     let class = u64::from(base & (<$unsigned>::MAX >> 1)) < threshold;
-                    (i64::from(element.wrapping_sub(base) as $signed), u8::from(class))
+                    (i64::from(difference as $signed), u8::from(class))
                 })
                 .collect()
         }};
@@ -35,28 +30,25 @@ pub(super) fn differences(
     }
 }
 
-/// A difference, cut.
-pub(super) struct Cut {
-    /// The symbol.
-    pub symbol: u8,
-    /// The raw bits.
-    pub raw: u64,
-    /// What is added to the difference that the symbol and the raw bits stand for.
-    pub escape: Option<u64>,
-}
-
 impl Cut {
-    /// Cuts a difference of elements of `width` bytes, `raw_bits` of whose bits are raw.
-    pub(super) fn new(difference: i64, raw_bits: u8, width: usize) -> Self {
-        let zero = i64::from(ZERO);
-        let units = difference >> raw_bits;
-        if (-zero..=zero).contains(&units) {
-            let raw = difference as u64 & ((1 << raw_bits) - 1);
-            return Self { symbol: (units + zero) as u8, raw, escape: None };
-        }
-        let of_symbol = (i64::from(ESCAPE) - zero) << raw_bits;
-        let mask = u64::MAX >> (64 - 8 * width);
-        let escape = difference.wrapping_sub(of_symbol) as u64 & mask;
-        Self { symbol: ESCAPE, raw: 0, escape: Some(escape) }
+    /// The symbol of a difference, which is the escape if no other symbol stands for it.
+    pub(super) fn symbol(&self, difference: i64) -> u8 {
+        let value = difference >> self.raw_bits;
+        let symbol = match &self.values {
+            None => usize::try_from(value.saturating_add(ZERO.into())).ok(),
+            Some(values) => values.binary_search(&value).ok(),
+        };
+        symbol.filter(|&s| s < MAX_VALUES).unwrap_or(MAX_VALUES) as u8
+    }
+
+    /// The raw bits of a difference that has this symbol.
+    pub(super) fn raw(&self, difference: i64, symbol: u8) -> u64 {
+        let raw = difference as u64 & ((1 << self.raw_bits) - 1);
+        if usize::from(symbol) == MAX_VALUES { 0 } else { raw }
+    }
+
+    /// What is added to the value of the escape to get this difference.
+    pub(super) fn escaped(&self, difference: i64) -> u64 {
+        difference.wrapping_sub(self.value(MAX_VALUES as u8) << self.raw_bits) as u64
     }
 }

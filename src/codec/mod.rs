@@ -49,7 +49,7 @@ pub use dispatch::{decoders, fastest, reference, verifying};
 pub use encode::{EncodeMemory, Encoder, encode, encode_differences};
 pub use fit::{Detected, DifferenceSample, Sample, detect, fit, fit_differences, should_try_zstd};
 pub use interruptible::Interruptible;
-pub use model::{Delta, EntropyModel};
+pub use model::{Cut, Delta, EntropyModel};
 pub use planes::ElementKind;
 
 /// Symbol probabilities are multiples of 2^-14.

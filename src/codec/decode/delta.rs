@@ -12,7 +12,7 @@ use super::{
 use crate::codec::{
     ChunkError, EntropyModel, LANES,
     bytes::{take, take_array},
-    model::{Delta, ValueMap, ZERO},
+    model::{ALPHABET, Cut, Delta, MAX_TABLES, ValueMap, ZERO},
     planes::GROUP,
     wire::StorageMode,
 };
@@ -80,21 +80,48 @@ fn decode<'a, E: Element, K: Kernel>(
     let (mut coded, escapes) = Coded::parse_stream(model, &mut payload, count)?;
     let escapes = escapes.checked_mul(E::BYTES).and_then(|n| take(&mut payload, n));
     let mut escapes = escapes.ok_or(ChunkError::Truncated)?;
-    let second = decode_symbols::<E, K>(kernel, model, delta, &mut coded, symbols, out)?;
-    let counts = [count - second, second];
-    let mut raw = RawBits::parse(delta, counts, &mut payload)?;
+    let counts = decode_symbols::<E, K>(kernel, model, delta, &mut coded, symbols, out)?;
+    let mut raw = RawBits::parse(delta, &counts, &mut payload)?;
     if !payload.is_empty() {
         return Err(ChunkError::TrailingBytes);
     }
     let end = coded.finish(raw.are_carried())?;
     raw.append(&end);
-    for (symbols, out) in symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES)) {
+    let threshold = E::from_u64(delta.threshold);
+    let cuts: Vec<CutOf<E>> = delta.cuts.iter().map(CutOf::new).collect();
+    let classes = model.classes();
+    let groups = symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES));
+    for (i, (symbols, out)) in groups.enumerate() {
         let symbols = &symbols[..out.len() / E::BYTES];
-        if raw.are_none() {
-            change::<E>(delta, symbols, &[[0; GROUP]; 8], out);
+        let table = usize::from(coded.choices[i / (LANES / GROUP)]) * classes;
+        let of_classes = [&cuts[table], &cuts[table + classes - 1]];
+        let raw = if of_classes.iter().all(|cut| cut.raw_bits == 0) {
+            &[[0; GROUP]; 8]
         } else {
-            let second = second_class::<E>(delta, out);
-            change::<E>(delta, symbols, raw.next(kernel, symbols.len(), second), out);
+            raw.next(kernel, table, symbols.len(), second_class::<E>(threshold, out))
+        };
+        if of_classes.iter().all(|cut| cut.values.is_none()) {
+            let [first, second] = of_classes.map(|cut| cut.raw_bits);
+            let unit = |symbol: u8| E::from_i64(i64::from(symbol as i8 - ZERO as i8));
+            change(
+                threshold,
+                symbols,
+                raw,
+                out,
+                |symbol| unit(symbol).shl(first),
+                |symbol| unit(symbol).shl(second),
+            );
+        } else {
+            let [first, second] = of_classes.map(CutOf::all);
+            let of = |all: &[E; ALPHABET], symbol| all[usize::from(symbol & 63)];
+            change(
+                threshold,
+                symbols,
+                raw,
+                out,
+                |symbol| of(&first, symbol),
+                |symbol| of(&second, symbol),
+            );
         }
         if symbols.iter().fold(false, |any, &s| any | (s == model.escape())) {
             let escaped = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
@@ -107,7 +134,33 @@ fn decode<'a, E: Element, K: Kernel>(
     if escapes.is_empty() { Ok(()) } else { Err(ChunkError::UnusedEscapes) }
 }
 
-/// Decodes all symbols. Returns the number of elements of the second class.
+/// A cut, for elements of one width.
+struct CutOf<E> {
+    raw_bits: u8,
+    /// By symbol, if they are listed.
+    values: Option<Box<[E; ALPHABET]>>,
+    cut: Cut,
+}
+
+impl<E: Element> CutOf<E> {
+    fn new(cut: &Cut) -> Self {
+        let mut of = Self { raw_bits: cut.raw_bits, values: None, cut: cut.clone() };
+        of.values = cut.values.is_some().then(|| Box::new(of.all()));
+        of
+    }
+
+    /// By symbol: the difference without raw bits.
+    fn all(&self) -> [E; ALPHABET] {
+        match &self.values {
+            Some(values) => **values,
+            None => std::array::from_fn(|symbol| {
+                E::from_i64(self.cut.value(symbol as u8)).shl(self.raw_bits)
+            }),
+        }
+    }
+}
+
+/// Decodes all symbols. Returns the number of elements that each table codes.
 #[inline(always)]
 fn decode_symbols<E: Element, K: Kernel>(
     kernel: K,
@@ -116,44 +169,43 @@ fn decode_symbols<E: Element, K: Kernel>(
     coded: &mut Coded<'_>,
     symbols: &mut [u8],
     out: &[u8],
-) -> Result<usize, ChunkError> {
+) -> Result<[usize; MAX_TABLES], ChunkError> {
     let map = ValueMap::new(model);
+    let threshold = E::from_u64(delta.threshold);
     let mut values = [[0; LANES]; STEP / LANES];
     let mut classes = [0; STEP];
-    let mut second = 0;
+    let mut counts = [0; MAX_TABLES];
     let steps = symbols.chunks_mut(STEP).zip(out.chunks(STEP * E::BYTES));
     for (step, (symbols, out)) in steps.enumerate() {
-        let of_elements = if model.classes() == 1 {
-            &[][..]
-        } else {
-            let count = out.len() / E::BYTES;
-            let (threshold, classes) = (E::from_u64(delta.threshold), &mut classes);
+        let choices = &coded.choices[step * (STEP / LANES)..];
+        if model.classes() > 1 {
+            classes[out.len() / E::BYTES..].fill(0);
             for (class, base) in classes.iter_mut().zip(out.chunks_exact(E::BYTES)) {
                 *class = E::read(base).magnitude_below(threshold).into();
             }
-            classes[count..].fill(0);
-            second += classes.iter().map(|&c| usize::from(c)).sum::<usize>();
-            &classes[..]
-        };
-        let tables = RoundTables {
-            model,
-            tables: model.decode_tables(),
-            map: &map,
-            choices: &coded.choices[step * (STEP / LANES)..],
-            column: 0,
-            of_elements,
-        };
+        }
+        let rounds = out.chunks(LANES * E::BYTES).zip(classes.as_chunks::<LANES>().0);
+        for (&choice, (out, classes)) in choices.iter().zip(rounds) {
+            let table = usize::from(choice) * model.classes();
+            let second: u8 = classes.iter().sum();
+            counts[table] += out.len() / E::BYTES - usize::from(second);
+            if second > 0 {
+                counts[table + 1] += usize::from(second);
+            }
+        }
+        let of_elements = if model.classes() > 1 { &classes[..] } else { &[] };
+        let tables = model.decode_tables();
+        let tables = RoundTables { model, tables, map: &map, choices, column: 0, of_elements };
         let symbols = symbols.as_chunks_mut().0;
         let values = &mut values[..symbols.len()];
         kernel.symbols(&mut coded.stream, tables, Rounds { symbols, values, elements: &[] })?;
     }
-    Ok(second)
+    Ok(counts)
 }
 
 /// A bit for each of the elements of a group that are of the second class.
 #[inline(always)]
-fn second_class<E: Element>(delta: &Delta, base: &[u8]) -> u64 {
-    let threshold = E::from_u64(delta.threshold);
+fn second_class<E: Element>(threshold: E, base: &[u8]) -> u64 {
     let mut classes = [0u8; GROUP];
     for (class, base) in classes.iter_mut().zip(base.chunks_exact(E::BYTES)) {
         *class = E::read(base).magnitude_below(threshold).into();
@@ -167,16 +219,21 @@ fn second_class<E: Element>(delta: &Delta, base: &[u8]) -> u64 {
     bits
 }
 
-/// Adds the differences of a group to its base's elements, save what is escaped.
+/// Adds the differences of a group to its base's elements, save what is escaped. `first` and
+/// `second` give the differences without raw bits of either class, by symbol.
 #[inline(always)]
-fn change<E: Element>(delta: &Delta, symbols: &[u8], raw: &[[u8; GROUP]; 8], out: &mut [u8]) {
-    let threshold = E::from_u64(delta.threshold);
-    let [first, second] = delta.raw_bits;
+fn change<E: Element>(
+    threshold: E,
+    symbols: &[u8],
+    raw: &[[u8; GROUP]; 8],
+    out: &mut [u8],
+    first: impl Fn(u8) -> E,
+    second: impl Fn(u8) -> E,
+) {
     for (i, (&symbol, out)) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).enumerate() {
         let base = E::read(out);
-        let unit = E::from_i8(symbol as i8 - ZERO as i8);
-        let bits = if base.magnitude_below(threshold) { second } else { first };
-        let mut difference = unit.shl(bits);
+        let (first, second) = (first(symbol), second(symbol));
+        let mut difference = if base.magnitude_below(threshold) { second } else { first };
         for (j, raw) in raw.iter().enumerate().take(E::BYTES) {
             difference = difference.with_byte(j, raw[i]);
         }

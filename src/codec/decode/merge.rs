@@ -123,8 +123,8 @@ pub(super) trait Element: Copy {
     fn read(bytes: &[u8]) -> Self;
     /// The lowest bits of `value`.
     fn from_u64(value: u64) -> Self;
-    /// `value`, sign-extended.
-    fn from_i8(value: i8) -> Self;
+    /// The lowest bits of `value`.
+    fn from_i64(value: i64) -> Self;
     /// Shifted left by so many bits, fewer than it has.
     fn shl(self, bits: u8) -> Self;
     /// The sum without its carry.
@@ -168,7 +168,7 @@ macro_rules! element {
                 value as $t
             }
             #[inline(always)]
-            fn from_i8(value: i8) -> Self {
+            fn from_i64(value: i64) -> Self {
                 value as $t
             }
             #[inline(always)]

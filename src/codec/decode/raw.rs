@@ -1,11 +1,11 @@
-//! The raw bits of differences: each class of elements has planes of its own, which hold only the
-//! elements of that class.
+//! The raw bits of differences: each table has planes of its own, which hold only the elements that
+//! it codes.
 
 use super::kernel::Kernel;
 use crate::codec::{
     ChunkError,
     bytes::take,
-    model::{Delta, MAX_DELTA_CLASSES},
+    model::{Delta, MAX_TABLES},
     planes::{GROUP, Plane, packed_len, raw_planes},
     wire::CARRIED,
 };
@@ -23,9 +23,9 @@ pub(super) struct RawBits<'a> {
     group: [[u8; GROUP]; 8],
 }
 
-/// A plane of the raw bits of a class.
+/// A plane of the raw bits of the elements that a table codes.
 struct RawPlane<'a> {
-    class: usize,
+    table: usize,
     /// Which byte of the difference its bits are in.
     byte: usize,
     bits: u8,
@@ -39,15 +39,17 @@ struct RawPlane<'a> {
 }
 
 impl<'a> RawBits<'a> {
-    /// Takes the planes of a chunk with so many elements of each class from `input`.
+    /// Takes the planes of a chunk with so many elements for each table from `input`.
     pub(super) fn parse(
         delta: &Delta,
-        counts: [usize; MAX_DELTA_CLASSES],
+        counts: &[usize; MAX_TABLES],
         input: &mut &'a [u8],
     ) -> Result<Self, ChunkError> {
         let mut planes = Vec::new();
-        for (class, (&bits, count)) in delta.raw_bits.iter().zip(counts).enumerate() {
-            planes.extend(raw_planes(bits).map(|plane| (class, plane, count)));
+        for (table, (cut, &count)) in delta.cuts.iter().zip(counts).enumerate() {
+            if count > 0 {
+                planes.extend(raw_planes(cut.raw_bits).map(|plane| (table, plane, count)));
+            }
         }
         let len = |&(_, plane, count): &(usize, Plane, usize)| packed_len(plane.bits, count);
         let carrier = planes.iter().rposition(|plane| len(plane) >= CARRIED);
@@ -55,9 +57,9 @@ impl<'a> RawBits<'a> {
         for (i, of) in planes.iter().enumerate() {
             let carried = if carrier == Some(i) { CARRIED } else { 0 };
             let packed = take(input, len(of) - carried).ok_or(ChunkError::Truncated)?;
-            let &(class, plane, _) = of;
+            let &(table, plane, _) = of;
             parsed.push(RawPlane {
-                class,
+                table,
                 byte: usize::from(plane.low / 8),
                 bits: plane.bits,
                 packed: packed.into(),
@@ -68,11 +70,6 @@ impl<'a> RawBits<'a> {
             });
         }
         Ok(Self { planes: parsed, carrier, group: [[0; GROUP]; 8] })
-    }
-
-    /// Whether no difference has raw bits.
-    pub(super) fn are_none(&self) -> bool {
-        self.planes.is_empty()
     }
 
     /// Whether a plane ends in the states.
@@ -87,25 +84,26 @@ impl<'a> RawBits<'a> {
         }
     }
 
-    /// The raw bits of the next `count` elements, by byte of the difference. Those of the second
-    /// class have their bits set in `second`.
+    /// The raw bits of the next `count` elements, by byte of the difference. Those of the first
+    /// class are coded by this `table`; those of the second class, whose bits are set in `second`,
+    /// by the next one.
     #[inline(always)]
     pub(super) fn next<K: Kernel>(
         &mut self,
         kernel: K,
+        table: usize,
         count: usize,
         second: u64,
     ) -> &[[u8; GROUP]; 8] {
         let all = u64::MAX >> (GROUP - count);
-        let members = [all & !second, all & second];
-        // All planes of a byte, one for each class, write all of it.
-        let mut written = [false; 8];
+        self.group = [[0; GROUP]; 8];
         for plane in &mut self.planes {
-            let group = &mut self.group[plane.byte];
-            if !std::mem::replace(&mut written[plane.byte], true) {
-                *group = [0; GROUP];
-            }
-            plane.take(kernel, members[plane.class], group);
+            let members = match plane.table.wrapping_sub(table) {
+                0 => all & !second,
+                1 => all & second,
+                _ => continue,
+            };
+            plane.take(kernel, members, &mut self.group[plane.byte]);
         }
         &self.group
     }

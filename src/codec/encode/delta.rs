@@ -6,8 +6,8 @@ use super::{
 };
 use crate::codec::{
     Coding, LANES,
-    differences::{Cut, differences},
-    model::MAX_CHOICES,
+    differences::differences,
+    model::{Cut, MAX_VALUES},
     planes::{pack, raw_planes},
     wire::{CARRIED, StorageMode},
 };
@@ -38,32 +38,37 @@ impl Encoder<'_> {
         let differences = differences(chunk, base, width, delta.threshold);
         let rounds = differences.len().div_ceil(LANES);
         let mut symbols = Vec::with_capacity(rounds * LANES);
-        let mut classes = Vec::with_capacity(rounds * LANES);
-        let mut raw = [Vec::new(), Vec::new()];
+        // By element: its table.
+        let mut of_elements = Vec::with_capacity(rounds * LANES);
+        let mut raw = vec![Vec::new(); delta.cuts.len()];
         let mut escapes = Vec::new();
-        for &(difference, class) in &differences {
-            let cut = Cut::new(difference, delta.raw_bits[usize::from(class)], width);
-            if let Some(escape) = cut.escape {
-                escapes.extend_from_slice(&escape.to_le_bytes()[..width]);
+        let mut choices = Vec::new();
+        for block in differences.chunks(model.block()) {
+            let choice = self.choice(block, &delta.cuts);
+            choices.push((choice / model.classes()) as u8);
+            for &(difference, class) in block {
+                let table = choice + usize::from(class);
+                let cut = &delta.cuts[table];
+                let symbol = cut.symbol(difference);
+                if usize::from(symbol) == MAX_VALUES {
+                    let escape = cut.escaped(difference).to_le_bytes();
+                    escapes.extend_from_slice(&escape[..width]);
+                }
+                symbols.push(symbol);
+                of_elements.push(table);
+                raw[table].push(cut.raw(difference, symbol));
             }
-            symbols.push(cut.symbol);
-            classes.push(class);
-            raw[usize::from(class)].push(cut.raw);
         }
-        let choices = self.choices_of_elements(&symbols, &classes);
-        let first_table =
-            |round: usize| usize::from(choices[round * LANES / model.block()]) * model.classes();
         // The padding gets the symbol that costs least.
-        symbols.resize(rounds * LANES, self.tables[first_table(rounds - 1)].likely);
-        classes.resize(rounds * LANES, 0);
-        let (mut packed, carried) = pack_raw(&raw, delta.raw_bits);
+        let padding = usize::from(*choices.last()?) * model.classes();
+        symbols.resize(rounds * LANES, self.tables[padding].likely);
+        of_elements.resize(rounds * LANES, padding);
+        let (mut packed, carried) = pack_raw(&raw, &delta.cuts);
         let mut states = initial_states(carried.as_deref());
         let mut words = Words { buffer: vec![0; symbols.len()], free: symbols.len() };
-        let of_rounds = symbols.as_chunks().0.iter().zip(classes.as_chunks::<LANES>().0);
-        for (round, (symbols, classes)) in of_rounds.enumerate().rev() {
-            let tables = &self.tables[first_table(round)..];
-            let table = |lane: usize| &tables[usize::from(classes[lane])];
-            encode_round(table, symbols, &mut states, &mut words);
+        let of_rounds = symbols.as_chunks().0.iter().zip(of_elements.as_chunks::<LANES>().0);
+        for (symbols, of_lanes) in of_rounds.rev() {
+            encode_round(|lane| &self.tables[of_lanes[lane]], symbols, &mut states, &mut words);
         }
         let mut out = vec![StorageMode::Stored as u8, 0, 0, 0];
         let words = &words.buffer[words.free..];
@@ -73,35 +78,38 @@ impl Encoder<'_> {
         Some(out)
     }
 
-    /// The best choice for each block of symbols of these classes.
-    fn choices_of_elements(&self, symbols: &[u8], classes: &[u8]) -> Vec<u8> {
-        let block = self.model.block();
-        let best = |(symbols, classes): (&[u8], &[u8])| {
-            let mut sums = [0; MAX_CHOICES];
-            for (&symbol, &class) in symbols.iter().zip(classes) {
-                let costs = self.costs[usize::from(class)].iter();
-                sums.iter_mut()
-                    .zip(costs)
-                    .for_each(|(sum, c)| *sum += u32::from(c[usize::from(symbol & 63)]));
-            }
-            (0..self.model.choices()).min_by_key(|&choice| sums[choice]).unwrap_or(0) as u8
+    /// The first table of the best choice for a block of differences.
+    fn choice(&self, block: &[(i64, u8)], cuts: &[Cut]) -> usize {
+        let classes = self.model.classes();
+        let escape = 16 * 8 * u32::from(self.model.layout().width());
+        // In sixteenths of a bit.
+        let cost = |choice: usize| -> u32 {
+            let of = |&(difference, class): &(i64, u8)| {
+                let class = usize::from(class);
+                let cut = &cuts[choice * classes + class];
+                let symbol = usize::from(cut.symbol(difference));
+                let escaped = if symbol == MAX_VALUES { escape } else { 0 };
+                let coded = self.costs[class][choice][symbol];
+                u32::from(coded) + 16 * u32::from(cut.raw_bits) + escaped
+            };
+            block.iter().map(of).sum()
         };
-        symbols.chunks(block).zip(classes.chunks(block)).map(best).collect()
+        let choices = 0..self.model.choices();
+        choices.min_by_key(|&choice| cost(choice)).unwrap_or(0) * classes
     }
 }
 
-/// The raw bits of each class in planes, and the end of the one that ends in the states.
-fn pack_raw(raw: &[Vec<u64>; 2], bits: [u8; 2]) -> (Vec<u8>, Option<Vec<u8>>) {
+/// The raw bits of the elements of each table in planes, and the end of the plane that ends in the
+/// states.
+fn pack_raw(raw: &[Vec<u64>], cuts: &[Cut]) -> (Vec<u8>, Option<Vec<u8>>) {
     let mut packed = Vec::new();
     let mut carrier = None;
-    for (raw, bits) in raw.iter().zip(bits) {
-        for plane in raw_planes(bits) {
+    for (raw, cut) in raw.iter().zip(cuts).filter(|(raw, _)| !raw.is_empty()) {
+        for plane in raw_planes(cut.raw_bits) {
             let start = packed.len();
             let values: Vec<u8> =
                 raw.iter().map(|r| (r >> plane.low) as u8 & plane.mask()).collect();
-            if !values.is_empty() {
-                pack(&values, plane.bits, &mut packed);
-            }
+            pack(&values, plane.bits, &mut packed);
             if packed.len() - start >= CARRIED {
                 carrier = Some(packed.len());
             }

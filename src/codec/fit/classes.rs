@@ -92,7 +92,7 @@ fn quantiles(histograms: &[Histogram], contexts: usize, count: usize) -> Vec<u8>
 }
 
 /// The bits of each symbol in a table of these counts.
-fn bits(counts: &Histogram) -> Histogram {
+pub(super) fn bits(counts: &Histogram) -> Histogram {
     let total: f32 = counts.iter().sum::<f32>().max(1.0);
     let least = 1.0 / (1 << PROB_BITS) as f32;
     counts.map(|c| -(c / total).max(least).log2())

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 pub use alias::Buckets;
 pub use decode_table::{DecodeTable, Differences};
-pub use delta::{Delta, MAX_DELTA_CLASSES, ZERO};
+pub use delta::{Cut, Delta, MAX_DELTA_CLASSES, MAX_TABLES, ZERO};
 pub use frequencies::{ALPHABET, FrequencyTable, TOTAL};
 pub(crate) use value_map::{LinearValues, ValueMap};
 pub use wire::MAX_WIRE_LEN;
