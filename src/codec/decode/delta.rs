@@ -90,44 +90,17 @@ fn decode<'a, E: Element, K: Kernel>(
     let threshold = E::from_u64(delta.threshold);
     let cuts: Vec<CutOf<E>> = delta.cuts.iter().map(CutOf::new).collect();
     let classes = model.classes();
-    let groups = symbols.chunks(GROUP).zip(out.chunks_mut(GROUP * E::BYTES));
-    for (i, (symbols, out)) in groups.enumerate() {
-        let symbols = &symbols[..out.len() / E::BYTES];
-        let table = usize::from(coded.choices[i / (LANES / GROUP)]) * classes;
-        let of_classes = [&cuts[table], &cuts[table + classes - 1]];
-        let raw = if of_classes.iter().all(|cut| cut.raw_bits == 0) {
-            &[[0; GROUP]; 8]
-        } else {
-            raw.next(kernel, table, symbols.len(), second_class::<E>(threshold, out))
-        };
-        if of_classes.iter().all(|cut| cut.values.is_none()) {
-            let [first, second] = of_classes.map(|cut| cut.raw_bits);
-            let unit = |symbol: u8| E::from_i64(i64::from(symbol as i8 - ZERO as i8));
-            change(
-                threshold,
-                symbols,
-                raw,
-                out,
-                |symbol| unit(symbol).shl(first),
-                |symbol| unit(symbol).shl(second),
-            );
-        } else {
-            let [first, second] = of_classes.map(CutOf::all);
-            let of = |all: &[E; ALPHABET], symbol| all[usize::from(symbol & 63)];
-            change(
-                threshold,
-                symbols,
-                raw,
-                out,
-                |symbol| of(&first, symbol),
-                |symbol| of(&second, symbol),
-            );
-        }
-        if symbols.iter().fold(false, |any, &s| any | (s == model.escape())) {
-            let escaped = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
-            for (_, out) in escaped.filter(|(s, _)| **s == model.escape()) {
-                let escape = take(&mut escapes, E::BYTES).ok_or(ChunkError::Truncated)?;
-                E::read(out).wrapping_add(E::read(escape)).write(out);
+    let escape = model.escape();
+    let block = model.block();
+    let symbols = symbols.as_chunks::<GROUP>().0.chunks(block / GROUP);
+    for (i, (symbols, out)) in symbols.zip(out.chunks_mut(block * E::BYTES)).enumerate() {
+        let table = usize::from(coded.choices[i * (block / LANES)]) * classes;
+        let cuts = [&cuts[table], &cuts[table + classes - 1]];
+        let block = Block { kernel, threshold, table, cuts, symbols, out, raw: &mut raw };
+        block.change();
+        for (symbols, out) in symbols.iter().zip(out.chunks_mut(GROUP * E::BYTES)) {
+            if symbols.iter().fold(false, |any, &s| any | (s == escape)) {
+                add_escaped::<E>(symbols, escape, &mut escapes, out)?;
             }
         }
     }
@@ -180,8 +153,14 @@ fn decode_symbols<E: Element, K: Kernel>(
         let choices = &coded.choices[step * (STEP / LANES)..];
         if model.classes() > 1 {
             classes[out.len() / E::BYTES..].fill(0);
-            for (class, base) in classes.iter_mut().zip(out.chunks_exact(E::BYTES)) {
-                *class = E::read(base).magnitude_below(threshold).into();
+            let mut elements = [E::ZERO; LANES];
+            let rounds = out.chunks(LANES * E::BYTES).zip(classes.as_chunks_mut::<LANES>().0);
+            for (out, classes) in rounds {
+                E::read_all(out, &mut elements);
+                let count = out.len() / E::BYTES;
+                for (class, base) in classes[..count].iter_mut().zip(elements) {
+                    *class = base.magnitude_below(threshold).into();
+                }
             }
         }
         let rounds = out.chunks(LANES * E::BYTES).zip(classes.as_chunks::<LANES>().0);
@@ -203,13 +182,89 @@ fn decode_symbols<E: Element, K: Kernel>(
     Ok(counts)
 }
 
+/// Adds what is escaped to the elements of a group.
+#[cold]
+fn add_escaped<E: Element>(
+    symbols: &[u8],
+    escape: u8,
+    escapes: &mut &[u8],
+    out: &mut [u8],
+) -> Result<(), ChunkError> {
+    let elements = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
+    for (_, out) in elements.filter(|(s, _)| **s == escape) {
+        let escaped = take(escapes, E::BYTES).ok_or(ChunkError::Truncated)?;
+        E::read(out).wrapping_add(E::read(escaped)).write(out);
+    }
+    Ok(())
+}
+
+/// The elements of a block, which share a choice of tables.
+struct Block<'b, 'p, E, K> {
+    kernel: K,
+    threshold: E,
+    /// The table of the first class.
+    table: usize,
+    /// By class.
+    cuts: [&'b CutOf<E>; 2],
+    symbols: &'b [[u8; GROUP]],
+    out: &'b mut [u8],
+    raw: &'b mut RawBits<'p>,
+}
+
+impl<E: Element, K: Kernel> Block<'_, '_, E, K> {
+    /// Adds the differences to the base's elements, save what is escaped.
+    #[inline(always)]
+    fn change(self) {
+        let [first, second] = self.cuts.map(|cut| cut.raw_bits);
+        if self.cuts.iter().any(|cut| cut.values.is_some()) {
+            let all = self.cuts.map(CutOf::all);
+            return self.change_by::<8>(|symbol| all.map(|all| all[usize::from(symbol & 63)]));
+        }
+        let units = |symbol: u8| {
+            let unit = E::from_i64(i64::from(symbol as i8 - ZERO as i8));
+            [unit.shl(first), unit.shl(second)]
+        };
+        match first.max(second).div_ceil(8) {
+            0 => self.change_by::<0>(units),
+            1 => self.change_by::<1>(units),
+            2 => self.change_by::<2>(units),
+            3 => self.change_by::<3>(units),
+            _ => self.change_by::<8>(units),
+        }
+    }
+
+    /// The same by the differences without raw bits, which `of` gives for a symbol in each class.
+    /// Raw bits take up to `BYTES` bytes.
+    #[inline(always)]
+    fn change_by<const BYTES: usize>(self, of: impl Fn(u8) -> [E; 2]) {
+        let threshold = self.threshold;
+        for (symbols, out) in self.symbols.iter().zip(self.out.chunks_mut(GROUP * E::BYTES)) {
+            let mut elements = [E::ZERO; GROUP];
+            E::read_all(out, &mut elements);
+            let mut raw = [[0; GROUP]; BYTES];
+            if BYTES > 0 {
+                let all = u64::MAX >> (GROUP - out.len() / E::BYTES);
+                let second = second_class(threshold, &elements);
+                raw = self.raw.next(self.kernel, self.table, [all & !second, all & second]);
+            }
+            for (i, (element, &symbol)) in elements.iter_mut().zip(symbols).enumerate() {
+                let [first, second] = of(symbol);
+                let in_second = element.magnitude_below(threshold);
+                let mut difference = if in_second { second } else { first };
+                for (j, raw) in raw.iter().enumerate().take(E::BYTES) {
+                    difference = difference.with_byte(j, raw[i]);
+                }
+                *element = element.wrapping_add(difference);
+            }
+            E::write_all(&elements, out);
+        }
+    }
+}
+
 /// A bit for each of the elements of a group that are of the second class.
 #[inline(always)]
-fn second_class<E: Element>(threshold: E, base: &[u8]) -> u64 {
-    let mut classes = [0u8; GROUP];
-    for (class, base) in classes.iter_mut().zip(base.chunks_exact(E::BYTES)) {
-        *class = E::read(base).magnitude_below(threshold).into();
-    }
+fn second_class<E: Element>(threshold: E, base: &[E; GROUP]) -> u64 {
+    let classes = base.map(|base| u8::from(base.magnitude_below(threshold)));
     let mut bits = 0;
     for (i, eight) in classes.as_chunks::<8>().0.iter().enumerate() {
         // Gathers the lowest bits of eight bytes in the top byte.
@@ -217,26 +272,4 @@ fn second_class<E: Element>(threshold: E, base: &[u8]) -> u64 {
         bits |= eight << (8 * i);
     }
     bits
-}
-
-/// Adds the differences of a group to its base's elements, save what is escaped. `first` and
-/// `second` give the differences without raw bits of either class, by symbol.
-#[inline(always)]
-fn change<E: Element>(
-    threshold: E,
-    symbols: &[u8],
-    raw: &[[u8; GROUP]; 8],
-    out: &mut [u8],
-    first: impl Fn(u8) -> E,
-    second: impl Fn(u8) -> E,
-) {
-    for (i, (&symbol, out)) in symbols.iter().zip(out.chunks_exact_mut(E::BYTES)).enumerate() {
-        let base = E::read(out);
-        let (first, second) = (first(symbol), second(symbol));
-        let mut difference = if base.magnitude_below(threshold) { second } else { first };
-        for (j, raw) in raw.iter().enumerate().take(E::BYTES) {
-            difference = difference.with_byte(j, raw[i]);
-        }
-        base.wrapping_add(difference).write(out);
-    }
 }

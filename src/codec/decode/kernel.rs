@@ -121,16 +121,20 @@ pub(in crate::codec) trait Kernel: Copy {
     /// `shift`. If `keep`, the values are ORed into `bytes`; otherwise they replace it.
     fn unpack(self, packed: &[u8], bits: u8, shift: u8, keep: bool, bytes: &mut [u8]);
 
-    /// ORs one of `values` after the other into those bytes of a group whose bits are set in
-    /// `members`.
-    #[inline(always)]
-    fn spread(self, values: &[u8; GROUP], members: u64, group: &mut [u8; GROUP]) {
-        let mut next = 0;
-        for (i, byte) in group.iter_mut().enumerate() {
-            let member = (members >> i & 1) as u8;
-            // The mask changes nothing but saves a bounds check.
-            *byte |= values[next & (GROUP - 1)] & member.wrapping_neg();
-            next += usize::from(member);
-        }
-    }
+    /// A group that has one of `values` after the other in the places whose bits are set in
+    /// `members`, and 0 elsewhere.
+    fn spread(self, values: &[u8; GROUP], members: u64) -> [u8; GROUP];
+}
+
+/// [`Kernel::spread`], one byte at a time.
+#[inline(always)]
+pub(in crate::codec) fn spread(values: &[u8; GROUP], members: u64) -> [u8; GROUP] {
+    let mut next = 0;
+    std::array::from_fn(|i| {
+        let member = (members >> i & 1) as u8;
+        // The mask changes nothing but saves a bounds check.
+        let value = values[next & (GROUP - 1)] & member.wrapping_neg();
+        next += usize::from(member);
+        value
+    })
 }

@@ -112,6 +112,7 @@ fn fuse<E: Element, const N: usize>(
 /// An element as an unsigned integer of its width.
 pub(super) trait Element: Copy {
     const BYTES: usize;
+    const ZERO: Self;
     /// The element whose top 16 bits are `value` (its top 8 bits, if it is a byte).
     fn from_value(value: u16) -> Self;
     /// With the bits of `byte` ORed into byte `i`.
@@ -121,6 +122,10 @@ pub(super) trait Element: Copy {
     fn write(self, out: &mut [u8]);
     /// The element that `bytes` hold, which are as many.
     fn read(bytes: &[u8]) -> Self;
+    /// Reads as many of `elements` as `bytes` hold.
+    fn read_all(bytes: &[u8], elements: &mut [Self]);
+    /// Writes as many of `elements` as `bytes` have room for.
+    fn write_all(elements: &[Self], bytes: &mut [u8]);
     /// The lowest bits of `value`.
     fn from_u64(value: u64) -> Self;
     /// The lowest bits of `value`.
@@ -139,6 +144,7 @@ macro_rules! element {
     ($($t:ty),*) => {$(
         impl Element for $t {
             const BYTES: usize = size_of::<$t>();
+            const ZERO: Self = 0;
             #[inline(always)]
             fn from_value(value: u16) -> Self {
                 if Self::BITS < 16 {
@@ -162,6 +168,16 @@ macro_rules! element {
             #[inline(always)]
             fn read(bytes: &[u8]) -> Self {
                 bytes.first_chunk().map_or(0, |&bytes| Self::from_le_bytes(bytes))
+            }
+            #[inline(always)]
+            fn read_all(bytes: &[u8], elements: &mut [Self]) {
+                let bytes = bytes.as_chunks().0;
+                elements.iter_mut().zip(bytes).for_each(|(e, b)| *e = Self::from_le_bytes(*b));
+            }
+            #[inline(always)]
+            fn write_all(elements: &[Self], bytes: &mut [u8]) {
+                let bytes = bytes.as_chunks_mut().0;
+                bytes.iter_mut().zip(elements).for_each(|(b, e)| *b = e.to_le_bytes());
             }
             #[inline(always)]
             fn from_u64(value: u64) -> Self {

@@ -18,6 +18,8 @@ use super::{ChunkError, Coding, EntropyModel};
 use crate::error::Result;
 
 pub(super) use delta::decode_delta;
+#[cfg(target_arch = "aarch64")]
+pub(super) use kernel::spread;
 pub(super) use kernel::{Kernel, RoundTables, Rounds, Stream};
 pub(super) use pipeline::decode_planes;
 pub(super) use scalar::ScalarKernel;

@@ -9,7 +9,7 @@ use crate::codec::{
     planes::{GROUP, Plane, packed_len, raw_planes},
     wire::CARRIED,
 };
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 /// Values that are unpacked at a time.
 const AHEAD: usize = 16 * GROUP;
@@ -19,13 +19,12 @@ pub(super) struct RawBits<'a> {
     planes: Vec<RawPlane<'a>>,
     /// The plane whose last [`CARRIED`] bytes are in the final states.
     carrier: Option<usize>,
-    /// By byte of a difference: the raw bits of the current group.
-    group: [[u8; GROUP]; 8],
+    /// By table: which of them are its planes.
+    of_tables: [Range<usize>; MAX_TABLES + 1],
 }
 
 /// A plane of the raw bits of the elements that a table codes.
 struct RawPlane<'a> {
-    table: usize,
     /// Which byte of the difference its bits are in.
     byte: usize,
     bits: u8,
@@ -57,9 +56,8 @@ impl<'a> RawBits<'a> {
         for (i, of) in planes.iter().enumerate() {
             let carried = if carrier == Some(i) { CARRIED } else { 0 };
             let packed = take(input, len(of) - carried).ok_or(ChunkError::Truncated)?;
-            let &(table, plane, _) = of;
+            let &(_, plane, _) = of;
             parsed.push(RawPlane {
-                table,
                 byte: usize::from(plane.low / 8),
                 bits: plane.bits,
                 packed: packed.into(),
@@ -69,7 +67,11 @@ impl<'a> RawBits<'a> {
                 end: 0,
             });
         }
-        Ok(Self { planes: parsed, carrier, group: [[0; GROUP]; 8] })
+        let of_tables = std::array::from_fn(|table| {
+            let before = |table: usize| planes.partition_point(|plane| plane.0 < table);
+            before(table)..before(table + 1)
+        });
+        Ok(Self { planes: parsed, carrier, of_tables })
     }
 
     /// Whether a plane ends in the states.
@@ -84,43 +86,42 @@ impl<'a> RawBits<'a> {
         }
     }
 
-    /// The raw bits of the next `count` elements, by byte of the difference. Those of the first
-    /// class are coded by this `table`; those of the second class, whose bits are set in `second`,
-    /// by the next one.
+    /// The raw bits of the next group, in the lowest `BYTES` bytes of its differences. The elements
+    /// whose bits are set in `members` are coded by `table` and by the next one.
     #[inline(always)]
-    pub(super) fn next<K: Kernel>(
+    pub(super) fn next<K: Kernel, const BYTES: usize>(
         &mut self,
         kernel: K,
         table: usize,
-        count: usize,
-        second: u64,
-    ) -> &[[u8; GROUP]; 8] {
-        let all = u64::MAX >> (GROUP - count);
-        self.group = [[0; GROUP]; 8];
-        for plane in &mut self.planes {
-            let members = match plane.table.wrapping_sub(table) {
-                0 => all & !second,
-                1 => all & second,
-                _ => continue,
-            };
-            plane.take(kernel, members, &mut self.group[plane.byte]);
+        members: [u64; 2],
+    ) -> [[u8; GROUP]; BYTES] {
+        let mut group = [[0; GROUP]; BYTES];
+        for (table, members) in [table, table + 1].into_iter().zip(members) {
+            if members == 0 {
+                continue;
+            }
+            for plane in &mut self.planes[self.of_tables[table].clone()] {
+                let spread = plane.take(kernel, members);
+                if let Some(group) = group.get_mut(plane.byte) {
+                    group.iter_mut().zip(spread).for_each(|(byte, value)| *byte |= value);
+                }
+            }
         }
-        &self.group
+        group
     }
 }
 
 impl RawPlane<'_> {
-    /// Takes a value for each of the `members` of a group.
+    /// A group that has the next values in the places of the `members`.
     #[inline(always)]
-    fn take<K: Kernel>(&mut self, kernel: K, members: u64, group: &mut [u8; GROUP]) {
+    fn take<K: Kernel>(&mut self, kernel: K, members: u64) -> [u8; GROUP] {
         let count = members.count_ones() as usize;
         if self.end - self.next < count {
             self.unpack(kernel);
         }
-        if let Some(values) = self.values[self.next..].first_chunk() {
-            kernel.spread(values, members, group);
-        }
+        let values = self.values[self.next..].first_chunk().unwrap_or(&[0; GROUP]);
         self.next += count;
+        kernel.spread(values, members)
     }
 
     /// Unpacks more values behind those that are left, which are fewer than a group.

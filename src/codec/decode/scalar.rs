@@ -2,7 +2,7 @@
 
 use super::{
     delta::decode_delta,
-    kernel::{Kernel, RoundTables, Rounds, Stream},
+    kernel::{Kernel, RoundTables, Rounds, Stream, spread},
     pipeline::decode_planes,
 };
 use crate::codec::{
@@ -68,6 +68,11 @@ impl Kernel for ScalarKernel {
                 *b = v << shift | if keep { *b } else { 0 };
             }
         }
+    }
+
+    #[inline(always)]
+    fn spread(self, values: &[u8; GROUP], members: u64) -> [u8; GROUP] {
+        spread(values, members)
     }
 }
 

@@ -111,6 +111,7 @@ mod tests {
             include_str!("avx2/lookup.rs"),
             include_str!("avx2/refill.rs"),
             include_str!("avx2/rounds.rs"),
+            include_str!("avx2/spread.rs"),
             include_str!("avx2/unpack.rs"),
             include_str!("avx2/values.rs"),
         ];
@@ -118,6 +119,7 @@ mod tests {
             include_str!("avx512/mod.rs"),
             include_str!("avx512/encode.rs"),
             include_str!("avx512/rounds.rs"),
+            include_str!("avx512/spread.rs"),
             include_str!("avx512/unpack.rs"),
         ];
         assert_enables_only(Avx2::FEATURES, &avx2);
@@ -130,6 +132,7 @@ mod tests {
         let neon = [
             include_str!("neon/mod.rs"),
             include_str!("neon/rounds.rs"),
+            include_str!("neon/spread.rs"),
             include_str!("neon/unpack.rs"),
         ];
         assert_enables_only(Neon::FEATURES, &neon);

@@ -12,6 +12,7 @@ use crate::codec::{
     ChunkError, EntropyModel,
     decode::{Kernel, RoundTables, Rounds, ScalarKernel, Stream},
     encode::{EncodeKernel, Encoder, scalar_costs, scalar_rounds},
+    planes::GROUP,
 };
 
 /// Makes the inner loops of an instruction set, `$module`, a [`Kernel`].
@@ -68,6 +69,12 @@ macro_rules! simd_kernel {
                         _ => $module::unpack::<8>(packed, shift, keep, bytes),
                     }
                 }
+            }
+
+            #[inline(always)]
+            fn spread(self, values: &[u8; GROUP], members: u64) -> [u8; GROUP] {
+                // SAFETY: as above.
+                unsafe { $module::spread(values, members) }
             }
         }
     };

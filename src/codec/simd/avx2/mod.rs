@@ -5,12 +5,14 @@ mod classes;
 mod lookup;
 mod refill;
 mod rounds;
+mod spread;
 mod unpack;
 mod values;
 
 use crate::codec::decode::{RoundTables, Rounds, Stream};
 use values::ComputedValues;
 
+pub(super) use spread::spread;
 pub(super) use unpack::unpack;
 
 /// Decodes rounds while there are enough words whatever they decode to; returns how many.

@@ -3,12 +3,14 @@
 
 mod encode;
 mod rounds;
+mod spread;
 mod unpack;
 
 use crate::codec::decode::{RoundTables, Rounds, Stream};
 use std::arch::x86_64::{__m512i, _mm512_loadu_si512};
 
 pub(super) use encode::{costs, rounds as encode_rounds};
+pub(super) use spread::spread;
 pub(super) use unpack::unpack;
 
 /// Decodes rounds while there are enough words whatever they decode to; returns how many.
@@ -19,10 +21,10 @@ pub(super) fn decode_rounds(
     tables: &mut RoundTables<'_>,
     out: &mut Rounds<'_>,
 ) -> usize {
-    if tables.model.classes() == 1 {
-        rounds::decode_rounds::<false>(stream, tables, out)
-    } else {
-        rounds::decode_rounds::<true>(stream, tables, out)
+    match tables.model.classes() {
+        1 => rounds::decode_rounds::<1>(stream, tables, out),
+        2 => rounds::decode_rounds::<2>(stream, tables, out),
+        _ => rounds::decode_rounds::<0>(stream, tables, out),
     }
 }
 

@@ -55,14 +55,15 @@ impl States {
         }
     }
 
-    /// Decodes a symbol for each of the lanes. If `CLASSES`, `classes` holds the class of each
-    /// lane. Returns how many words the lanes took.
+    /// Decodes a symbol for each of the lanes. There are so many `CLASSES`, or any number if that is
+    /// 0; if there are several, `classes` holds that of each lane. Returns how many words the lanes
+    /// took.
     ///
     /// # Safety
     /// 128 bytes must be readable at `words`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-    unsafe fn next<const CLASSES: bool>(
+    unsafe fn next<const CLASSES: usize>(
         &mut self,
         tables: &[DecodeTable],
         classes: &[u8],
@@ -80,12 +81,14 @@ impl States {
             _mm512_srli_epi16::<8>(self.low[0]),
             _mm512_srli_epi16::<8>(self.low[1]),
         );
-        let found = if CLASSES {
+        let packed = || {
             let class = load(classes.first_chunk().unwrap_or(&[0; 64]));
-            let packed = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), class);
-            look_up_classes(tables, packed, bucket, place)
-        } else {
-            look_up(&tables[0], bucket, place)
+            _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), class)
+        };
+        let found = match (CLASSES, tables) {
+            (1, [table, ..]) => look_up(table, bucket, place),
+            (2, [first, second, ..]) => look_up_two([first, second], packed(), bucket, place),
+            _ => look_up_classes(tables, packed(), bucket, place),
         };
         let symbols = _mm512_and_si512(found.symbols, _mm512_set1_epi8(63));
         let in_order = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), symbols);
@@ -139,6 +142,30 @@ fn look_up(table: &DecodeTable, bucket: __m512i, place: __m512i) -> Lookup {
     }
 }
 
+/// Looks up lanes of two classes: the tables of both are one of 128 entries.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn look_up_two(
+    [first, second]: [&DecodeTable; 2],
+    class: __m512i,
+    bucket: __m512i,
+    place: __m512i,
+) -> Lookup {
+    let class = _mm512_slli_epi16::<6>(class);
+    // The lower six bits of the index, and the class above them.
+    let index = |low: __m512i| _mm512_ternarylogic_epi32::<0xea>(low, _mm512_set1_epi8(63), class);
+    let both =
+        |at: __m512i, a: &[u8; 64], b: &[u8; 64]| _mm512_permutex2var_epi8(load(a), at, load(b));
+    let at = index(bucket);
+    let other = _mm512_cmpge_epu8_mask(place, both(at, &first.own, &second.own));
+    let symbols = _mm512_mask_mov_epi8(bucket, other, both(at, &first.other, &second.other));
+    let shift =
+        [0, 1].map(|i| _mm512_maskz_mov_epi8(other, both(at, &first.shift[i], &second.shift[i])));
+    let at = index(symbols);
+    let scaled = [0, 1].map(|i| both(at, &first.scaled[i], &second.scaled[i]));
+    Lookup { symbols, shift, scaled }
+}
+
 /// Looks up lanes of several classes, each in the table of its class.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -180,7 +207,7 @@ fn look_up_classes(
 
 /// Decodes rounds while there are enough words whatever they decode to; returns how many.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-pub(super) fn decode_rounds<const CLASSES: bool>(
+pub(super) fn decode_rounds<const CLASSES: usize>(
     stream: &mut Stream<'_>,
     tables: &mut RoundTables<'_>,
     out: &mut Rounds<'_>,

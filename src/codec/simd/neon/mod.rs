@@ -2,9 +2,12 @@
 #![allow(unsafe_code)]
 
 mod rounds;
+mod spread;
 mod unpack;
 
 use crate::codec::decode::{RoundTables, Rounds, Stream};
+
+pub(super) use spread::spread;
 
 pub(super) use unpack::unpack;
 
