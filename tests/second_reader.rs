@@ -2,6 +2,8 @@
 //! code with the library.
 
 mod common;
+#[path = "second_reader/differences.rs"]
+mod differences;
 
 use common::samples;
 use sha2::{Digest, Sha256};
@@ -317,27 +319,42 @@ fn chunk_of_planes(stored: &[u8], m: &Model, len: usize, seen: &mut Seen) -> Vec
     elements.into_iter().flat_map(|e| unrotate(e).to_le_bytes()[..m.width].to_vec()).collect()
 }
 
-fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
-    assert_eq!(&a[..16], b"\x89BSZ\r\n\x1a\n\x01\0\0\0\0\0\0\0");
+/// A model of either kind.
+enum AnyModel {
+    Planes(Model),
+    Differences(differences::Model),
+}
+
+/// The original of an archive, whose bases are among `files`.
+fn read_archive(a: &[u8], files: &[Vec<u8>], seen: &mut Seen) -> Vec<u8> {
     let f = &a[a.len() - 128..];
-    assert_eq!((&f[122..], le(f, 120, 2)), (&b"BSZEND"[..], 1));
+    let version = a[8];
+    assert!(a[..8] == *b"\x89BSZ\r\n\x1a\n" && a[9..16] == [0; 7] && [1, 2].contains(&version));
+    assert_eq!((&f[122..], le(f, 120, 2)), (&b"BSZEND"[..], version.into()));
     let xxh3 = twox_hash::XxHash3_64::oneshot;
     assert_eq!(xxh3(&[&f[..112], &f[120..]].concat()), le(f, 112, 8));
     let (original_len, index_at, index_len) =
         (le(f, 0, 8), le(f, 64, 8) as usize, le(f, 72, 8) as usize);
     let (chunks, models, max_chunk) = (le(f, 88, 4) as usize, le(f, 92, 4) as usize, le(f, 96, 4));
-    assert!(index_at >= 16 && index_at + index_len + 128 == a.len() && f[100..112] == [0; 12]);
+    assert!(index_at >= 16 && index_at + index_len + 128 == a.len() && f[108..112] == [0; 4]);
+    let (base_count, bases_len) = (le(f, 100, 4) as usize, le(f, 104, 4) as usize);
+    assert!((version == 2) == (base_count > 0) && base_count <= 255 && bases_len <= 75480);
     assert!(original_len < 1 << 63 && index_len <= 1 << 30 && max_chunk <= 4 << 20);
     assert!(le(f, 48, 4) < 1_000_000_000 && le(f, 52, 4) <= 0o7777 && le(f, 56, 8) <= 1);
     let index = &a[index_at..index_at + index_len];
     assert_eq!(xxh3(index), le(f, 80, 8));
     let states = original_len.saturating_sub(1) as usize >> 20;
     let ends_at = 32 * chunks + 32 * states;
-    let blobs = &index[ends_at + 4 * models..];
+    let blobs = &index[ends_at + 4 * models..index_len - bases_len];
+    let bases = bases(&index[index_len - bases_len..], base_count, files);
     let end = |i: usize| le(index, ends_at + 4 * i, 4) as usize;
     assert_eq!(if models == 0 { 0 } else { end(models - 1) }, blobs.len());
     let models: Vec<_> = (0..models)
-        .map(|i| Model::read(&blobs[if i == 0 { 0 } else { end(i - 1) }..end(i)]))
+        .map(|i| &blobs[if i == 0 { 0 } else { end(i - 1) }..end(i)])
+        .map(|model| match model[0] {
+            0..=127 => AnyModel::Planes(Model::read(model)),
+            _ => AnyModel::Differences(differences::Model::read(model, base_count)),
+        })
         .collect();
     let mut out = Vec::new();
     for c in 0..chunks {
@@ -350,14 +367,17 @@ fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
         assert!(at >= 16 && at + stored_len <= index_at && stored_len <= len);
         let stored = &a[at..at + stored_len];
         let model = le(r, 28, 3) as usize;
-        assert!((r[31] == 2) == (model != 0xff_ffff));
-        let decoded = match r[31] {
-            0 => stored.to_vec(),
-            1 => zstd::bulk::decompress(stored, len).expect("zstd"),
-            2 => chunk_of_planes(stored, &models[model], len, seen),
-            coding => panic!("coding {coding}"),
+        assert!((r[31] >= 2) == (model != 0xff_ffff));
+        let decoded = match (r[31], models.get(model)) {
+            (0, None) => stored.to_vec(),
+            (1, None) => zstd::bulk::decompress(stored, len).expect("zstd"),
+            (2, Some(AnyModel::Planes(model))) => chunk_of_planes(stored, model, len, seen),
+            (3, Some(AnyModel::Differences(model))) if version == 2 => {
+                differences::chunk(stored, model, &bases, (start, len), seen)
+            }
+            (coding, _) => panic!("coding {coding}, or a model of another one"),
         };
-        seen.insert(["raw", "zstd", "planes"][usize::from(r[31])]);
+        seen.insert(["raw", "zstd", "planes", "differences"][usize::from(r[31])]);
         assert_eq!(decoded.len(), len);
         assert_eq!(xxh3(&decoded), le(r, 16, 8), "chunk {c}");
         out.extend(decoded);
@@ -372,6 +392,21 @@ fn read_archive(a: &[u8], seen: &mut Seen) -> Vec<u8> {
         seen.insert("a state of SHA-256");
     }
     out
+}
+
+/// The bytes of the bases in a table of `count` entries.
+fn bases<'f>(table: &[u8], count: usize, files: &'f [Vec<u8>]) -> Vec<&'f [u8]> {
+    let mut b = Bytes(table);
+    let base = |_| {
+        let (sha256, len, name_len) = (b.take(32), b.number(8), b.number(1));
+        let name = std::str::from_utf8(b.take(name_len)).expect("UTF-8");
+        assert!(!["", ".", ".."].contains(&name) && !name.contains(['/', '\0']));
+        let found = files.iter().find(|f| f.len() == len && Sha256::digest(f)[..] == *sha256);
+        &found.expect("a base")[..]
+    };
+    let bases = (0..count).map(base).collect();
+    b.end();
+    bases
 }
 
 /// Everything that `Seen` can hold: a feature that no sample uses would not be shown to be
@@ -413,7 +448,7 @@ fn golden_archives_cover_the_whole_format() {
         .expect("golden archives")
     {
         let path = entry.expect("an entry").path();
-        read_archive(&std::fs::read(path).expect("read"), &mut seen);
+        read_archive(&std::fs::read(path).expect("read"), &[], &mut seen);
     }
     assert_eq!(seen, Seen::from(FEATURES));
 }
@@ -424,7 +459,7 @@ fn the_specification_suffices_to_read_the_output_of_the_packer() {
     let mut seen = Seen::new();
     for (name, bytes) in samples::samples() {
         let archive = samples::pack_bytes(dir.path(), "x.safetensors", &bytes, 256 << 10);
-        assert!(read_archive(&archive, &mut seen) == bytes, "{name}");
+        assert!(read_archive(&archive, &[], &mut seen) == bytes, "{name}");
     }
     assert_eq!(seen, Seen::from(FEATURES), "what the samples reach has changed");
 }
