@@ -145,7 +145,7 @@ impl Tree {
     /// Close a handle.
     pub fn release(&self, handle: &Handle) {
         let node = &handle.node;
-        let is_done = {
+        let (is_done, requested) = {
             let mut state = node.state();
             state.opens -= 1;
             state.writers -= u32::from(handle.may_write());
@@ -154,15 +154,19 @@ impl Tree {
                 && state.writers == 0
                 && state.packed.is_none()
                 && state.orphan.is_none();
+            let requested = is_done && std::mem::take(&mut state.requested);
             drop(state);
             drop(content);
-            is_done
+            (is_done, requested)
         };
         if is_done {
             // Written through the kernel, so its page cache has what the file has.
             if let Ok(attr) = self.attr(node.id) {
                 node.state().cached = Some(Box::new((attr.size, attr.mtime)));
-                self.settle(node.id, &attr);
+                match requested {
+                    true => self.queue_node(node.id, Duration::MAX),
+                    false => self.settle(node.id, &attr),
+                }
             }
         }
     }

@@ -28,6 +28,9 @@ pub(super) struct State {
     /// Handles, and those of them that may write.
     pub opens: u32,
     pub writers: u32,
+    /// It was to be packed, but somebody was writing: it is packed when the last writer closes it,
+    /// although files are packed only on request.
+    pub requested: bool,
     /// Raised by whatever may change the file. The packer gives up if it moves.
     pub epoch: u64,
     /// Size and mtime of the content that the kernel's page cache holds, once known.

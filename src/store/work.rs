@@ -5,6 +5,7 @@ use super::idle::{make_idle, why_busy};
 use super::names::{Form, MAX_PACKED_NAME, OWN_MARK, packed_name};
 use super::nodes::Link;
 use super::outcome::{Outcome, Task};
+use super::policy::Pack;
 use super::swap::Candidate;
 use super::tree::{DirFd, Located, Tree};
 use super::unpack::writable_dir;
@@ -122,9 +123,11 @@ impl Tree {
     fn pack(&self, id: u64, pool: &ThreadPool) -> Result<Outcome> {
         let node = self.nodes.get(id)?;
         let epoch = {
-            let state = node.state();
+            let mut state = node.state();
             if state.writers > 0 || state.packed.is_some() || state.orphan.is_some() {
-                // It is queued again when it is closed.
+                // It is queued again when it is closed, which the kernel tells after close(2) has
+                // returned to the program.
+                state.requested = state.writers > 0 && self.packer.policy.pack == Pack::Off;
                 return Ok(Outcome::Gone);
             }
             state.epoch

@@ -12,6 +12,34 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
+fn a_file_that_was_open_when_packing_was_requested_is_packed_when_it_is_closed() {
+    mount_test(|rig| {
+        let below = rig.mkdir("below");
+        let mut args = vec!["--read-write", "--pack", "off", "--min-size", "64KiB"];
+        if is_root() {
+            args.push("--allow-other");
+        }
+        let store = Store { mount: rig.mount(&below, "store", &args), below };
+        let (open, closed) = (store.path("open.safetensors"), store.path("closed.safetensors"));
+        let model = write_model(&open, 8, SOME);
+        write_model(&closed, 9, SOME);
+        let writer = File::options().write(true).open(&open).expect("open");
+        store.command("now");
+        wait_for("the other file to be packed", || is_packed(&closed));
+        wait_for("the request to be served", || store.status()["draining"] == false);
+        assert!(!is_packed(&open));
+        drop(writer);
+        wait_for("the file to be packed", || is_packed(&open));
+        assert!(fs::read(&open).expect("read") == model);
+        // The request is served: the next writer's file stays as it is.
+        drop(File::options().write(true).open(&open).expect("open"));
+        fs::write(&open, &model).expect("written");
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        assert!(!is_packed(&open));
+    });
+}
+
+#[test]
 fn a_writer_never_waits_for_the_packer() {
     mount_test(|rig| {
         let store = Store::new(rig);
