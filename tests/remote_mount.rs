@@ -11,12 +11,13 @@ use common::objects::{all_files, autoindex, hub, listed};
 use common::program::{packed_objects, run, same_tree};
 use common::random::Random;
 use common::web::{Act, Request, Server};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -235,6 +236,51 @@ fn a_silent_server_ends_in_an_error_and_holds_up_nobody_else() {
         let status = mount.status();
         assert!(status["remote"]["failed"].as_u64() > Some(0), "{status}");
         assert!(mount.log().contains("timed out"), "{}", mount.log());
+    });
+}
+
+#[test]
+fn programs_that_wait_for_a_silent_server_can_be_killed() {
+    mount_test(|rig| {
+        let served = Served::new();
+        // The deadline is a minute.
+        let mount = rig.mount(&served.url(), "m", &["--metadata-ttl", "forever"]);
+        let open = File::open(mount.path(NAME)).expect("opens");
+        let silent = Arc::new(AtomicBool::new(true));
+        let is_silent = Arc::clone(&silent);
+        served.server.script(move |_| match is_silent.load(Ordering::Relaxed) {
+            true => Act::Mute,
+            false => Act::Serve,
+        });
+        let commands = [
+            ("lookup and open", "exec cat model-00002-of-00003.safetensors".to_owned()),
+            ("direct read", format!("exec dd if={NAME} iflag=direct bs=1M skip=2")),
+            ("read", "exec cat tokenizer.json".to_owned()),
+            ("listing", "exec ls sub".to_owned()),
+        ];
+        for signal in [Signal::KILL, Signal::TERM, Signal::ABORT] {
+            let mut waiting = Vec::new();
+            for (what, command) in &commands {
+                let mut shell = Command::new("sh");
+                let shell = shell.args(["-c", command]).current_dir(mount.root());
+                let program = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+                waiting.push((what, program.expect("starts")));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            for (what, program) in &mut waiting {
+                assert!(program.try_wait().expect("waits").is_none(), "{what} does not wait");
+                kill_process(Pid::from_child(program), signal).expect("there");
+            }
+            let begun = Instant::now();
+            for (what, program) in &mut waiting {
+                wait_for(what, || program.try_wait().expect("waits").is_some());
+                eprintln!("{signal:?}, {what}: gone after {:?}", begun.elapsed());
+            }
+        }
+        silent.store(false, Ordering::Relaxed);
+        drop(open);
+        let original = served.original(NAME);
+        wait_for("the server", || fs::read(mount.path(NAME)).is_ok_and(|read| read == original));
     });
 }
 

@@ -1,6 +1,9 @@
 //! Our types as those of `fuser`.
 
-use fuser::{Errno, ReplyStatfs, ReplyXattr};
+use super::handles::Opener;
+use super::tree::{Handle, Tree};
+use super::waiting::Awaited;
+use fuser::{Errno, FileHandle, FopenFlags, ReplyOpen, ReplyStatfs, ReplyXattr};
 use rustix::fs::{FileType, StatVfs};
 
 pub(crate) fn reply_statfs(statfs: rustix::io::Result<StatVfs>, reply: ReplyStatfs) {
@@ -41,5 +44,35 @@ pub(crate) fn file_type(kind: FileType) -> fuser::FileType {
         FileType::CharacterDevice => fuser::FileType::CharDevice,
         FileType::BlockDevice => fuser::FileType::BlockDevice,
         FileType::RegularFile | FileType::Unknown => fuser::FileType::RegularFile,
+    }
+}
+
+/// Reply to an opening, or close the handle again.
+pub(super) fn reply_opened(
+    tree: &Tree,
+    by: Opener,
+    handle: rustix::io::Result<Handle>,
+    reply: Awaited<ReplyOpen>,
+) {
+    match (handle, reply.take()) {
+        (Ok(handle), Some(reply)) => {
+            let flags =
+                if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            reply.opened(FileHandle(handle.number), flags);
+        }
+        (Ok(handle), None) => drop(tree.release(handle.number, by)),
+        (Err(e), Some(reply)) => reply.error(errno(e)),
+        (Err(_), None) => {}
+    }
+}
+
+/// Reply to a request for an attribute that somebody may not wait for any more.
+pub(super) fn reply_value(
+    value: rustix::io::Result<Vec<u8>>,
+    size: u32,
+    reply: Awaited<ReplyXattr>,
+) {
+    if let Some(reply) = reply.take() {
+        reply_xattr(value, size, reply);
     }
 }

@@ -8,7 +8,7 @@
 #[cfg(feature = "remote")]
 use super::archives::errno_of;
 use super::control::{self, Control};
-use super::convert::{errno, file_type, reply_statfs, reply_xattr};
+use super::convert::{errno, file_type, reply_opened, reply_statfs, reply_value, reply_xattr};
 use super::handles::Opener;
 use super::negotiate::negotiate;
 use super::opened::Content;
@@ -16,7 +16,8 @@ use super::opened::Content;
 use super::plain::read_object;
 use super::plain::read_plain;
 use super::reply::Replier;
-use super::tree::{Handle, Tree};
+use super::tree::Tree;
+use super::waiting::{Awaited, Waiting};
 use super::xattrs::{self, Origin};
 use crate::cache::{ChunkCache, Slice};
 use crate::error::{Error, Result};
@@ -41,26 +42,17 @@ const TTL: Duration = Duration::from_secs(1);
 const MAX_READ: usize = 16 << 20;
 
 pub(super) struct BszFs {
-    tree: Arc<Tree>,
-    cache: Arc<ChunkCache>,
-    readahead: Arc<Readahead>,
-    control: Arc<Control>,
-    errors: Arc<LogOnce>,
-    replier: Arc<Replier>,
+    pub tree: Arc<Tree>,
+    pub cache: Arc<ChunkCache>,
+    pub readahead: Arc<Readahead>,
+    pub control: Arc<Control>,
+    pub errors: Arc<LogOnce>,
+    pub replier: Arc<Replier>,
+    /// If requests may wait for a network.
+    pub waiting: Option<Waiting>,
 }
 
 impl BszFs {
-    pub fn new(
-        tree: Arc<Tree>,
-        cache: Arc<ChunkCache>,
-        readahead: Readahead,
-        control: Arc<Control>,
-        errors: Arc<LogOnce>,
-        replier: Arc<Replier>,
-    ) -> Self {
-        Self { tree, cache, readahead: Arc::new(readahead), control, errors, replier }
-    }
-
     /// What happens when a read of the file at `path` fails: the reason is logged, and this is the
     /// error number for the program.
     fn read_failed(&self, path: &Path) -> impl FnOnce(&Error) -> Errno + Send + use<> {
@@ -83,13 +75,26 @@ impl BszFs {
 
     /// Look something up in the tree: here, or on a thread that may wait for the network. A job
     /// that no thread can be started for replies with an error when it is dropped.
-    fn with_tree(&self, job: impl FnOnce(&Arc<Tree>) + Send + 'static) {
+    fn with_tree<R: Send + 'static>(
+        &self,
+        request: &Request,
+        reply: R,
+        job: impl FnOnce(&Arc<Tree>, Awaited<R>) + Send + 'static,
+    ) {
+        let reply = self.awaited(request, reply);
         #[cfg(feature = "remote")]
         if let Some(remote) = self.tree.remote() {
             let tree = Arc::clone(&self.tree);
-            return remote.spawn(move || job(&tree));
+            return remote.spawn(move || job(&tree, reply));
         }
-        job(&self.tree);
+        job(&self.tree, reply);
+    }
+
+    fn awaited<R>(&self, request: &Request, reply: R) -> Awaited<R> {
+        match &self.waiting {
+            Some(waiting) => waiting.begin(request.unique(), request.pid(), reply),
+            None => Awaited::surely(reply),
+        }
     }
 }
 
@@ -112,9 +117,13 @@ impl Filesystem for BszFs {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (id, name, replier) = (request.unique(), name.to_owned(), self.replier.clone());
-        self.with_tree(move |tree| match tree.look_up(parent.0, &name) {
-            Ok((node, attr)) => replier.entry(id, node, &attr, TTL, reply),
-            Err(e) => reply.error(errno(e)),
+        self.with_tree(request, reply, move |tree, reply| {
+            match (tree.look_up(parent.0, &name), reply.take()) {
+                (Ok((node, attr)), Some(reply)) => replier.entry(id, node, &attr, TTL, reply),
+                (Ok((node, _)), None) => tree.forget(node, 1),
+                (Err(e), Some(reply)) => reply.error(errno(e)),
+                (Err(_), None) => {}
+            }
         });
     }
 
@@ -124,9 +133,10 @@ impl Filesystem for BszFs {
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (id, replier) = (request.unique(), self.replier.clone());
-        self.with_tree(move |tree| match tree.attr(ino.0) {
-            Ok(attr) => replier.attr(id, &attr, TTL, reply),
-            Err(e) => reply.error(errno(e)),
+        self.with_tree(request, reply, move |tree, reply| match (tree.attr(ino.0), reply.take()) {
+            (_, None) => {}
+            (Ok(attr), Some(reply)) => replier.attr(id, &attr, TTL, reply),
+            (Err(e), Some(reply)) => reply.error(errno(e)),
         });
     }
 
@@ -143,20 +153,24 @@ impl Filesystem for BszFs {
         }
         let (pid, by) = (request.pid(), Opener::of(flags.0));
         let (cache, readahead) = (self.cache.clone(), self.readahead.clone());
-        self.with_tree(move |tree| match tree.try_open(ino.0, by) {
+        self.with_tree(request, reply, move |tree, reply| match tree.try_open(ino.0, by) {
             Ok(Some(handle)) => {
                 readahead.opened(pid, handle.number);
-                reply_opened(Ok(handle), reply);
+                reply_opened(tree, by, Ok(handle), reply);
             }
             // The programs that read the file have closed it, so it needs no warming.
-            Ok(None) if readahead.is_warmer(pid) => reply.error(Errno::EAGAIN),
+            Ok(None) if readahead.is_warmer(pid) => {
+                reply_opened(tree, by, Err(rustix::io::Errno::AGAIN), reply);
+            }
             #[cfg(feature = "remote")]
-            Ok(None) if tree.remote().is_some() => reply_opened(tree.open(ino.0, by), reply),
+            Ok(None) if tree.remote().is_some() => {
+                reply_opened(tree, by, tree.open(ino.0, by), reply);
+            }
             Ok(None) => {
                 let tree = tree.clone();
-                cache.spawn(move || reply_opened(tree.open(ino.0, by), reply));
+                cache.spawn(move || reply_opened(&tree, by, tree.open(ino.0, by), reply));
             }
-            Err(e) => reply.error(errno(e)),
+            Err(e) => reply_opened(tree, by, Err(e), reply),
         });
     }
 
@@ -182,9 +196,11 @@ impl Filesystem for BszFs {
                 let (replier, answer) = (self.replier.clone(), self.read_failed(archive.path()));
                 let is_direct = flags.0 & libc::O_DIRECT != 0;
                 let id = request.unique();
-                let done = move |slices: Result<Vec<Slice>>| match slices {
-                    Ok(slices) => replier.data(id, &slices, reply),
-                    Err(e) => reply.error(answer(&e)),
+                let reply = self.awaited(request, reply);
+                let done = move |slices: Result<Vec<Slice>>| match (slices, reply.take()) {
+                    (_, None) => {}
+                    (Ok(slices), Some(reply)) => replier.data(id, &slices, reply),
+                    (Err(e), Some(reply)) => reply.error(answer(&e)),
                 };
                 self.readahead.read(archive, offset, len, request.pid(), is_direct, done);
             }
@@ -194,6 +210,7 @@ impl Filesystem for BszFs {
             #[cfg(feature = "remote")]
             Content::Object(object, path) => {
                 let failed = self.read_failed(path);
+                let reply = self.awaited(request, reply);
                 let to = (self.replier.clone(), request.unique(), reply);
                 read_object(&self.cache, object, offset, len, to, failed);
             }
@@ -215,10 +232,16 @@ impl Filesystem for BszFs {
         self.readahead.closed(handle.0, closed.as_ref().and_then(|closed| closed.archive()));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.with_tree(move |tree| match tree.open_dir(ino.0) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(e) => reply.error(errno(e)),
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.with_tree(request, reply, move |tree, reply| {
+            match (tree.open_dir(ino.0), reply.take()) {
+                (Ok(handle), Some(reply)) => {
+                    reply.opened(FileHandle(handle), FopenFlags::empty());
+                }
+                (Ok(handle), None) => tree.release_dir(handle),
+                (Err(e), Some(reply)) => reply.error(errno(e)),
+                (Err(_), None) => {}
+            }
         });
     }
 
@@ -290,26 +313,28 @@ impl Filesystem for BszFs {
             }
             Origin::Entry => {
                 let name = name.to_owned();
-                self.with_tree(move |tree| {
-                    reply_xattr(xattrs::get(tree, ino.0, &name), size, reply);
+                self.with_tree(request, reply, move |tree, reply| {
+                    reply_value(xattrs::get(tree, ino.0, &name), size, reply);
                 });
             }
             Origin::Index => {
                 let cache = self.cache.clone();
-                self.with_tree(move |tree| {
+                self.with_tree(request, reply, move |tree, reply| {
                     #[cfg(feature = "remote")]
                     if tree.remote().is_some() {
-                        return reply_xattr(xattrs::coding(tree, ino.0), size, reply);
+                        return reply_value(xattrs::coding(tree, ino.0), size, reply);
                     }
                     let tree = tree.clone();
-                    cache.spawn(move || reply_xattr(xattrs::coding(&tree, ino.0), size, reply));
+                    cache.spawn(move || reply_value(xattrs::coding(&tree, ino.0), size, reply));
                 });
             }
         }
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.with_tree(move |tree| reply_xattr(xattrs::list(tree, ino.0), size, reply));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.with_tree(request, reply, move |tree, reply| {
+            reply_value(xattrs::list(tree, ino.0), size, reply);
+        });
     }
 
     fn lseek(
@@ -357,16 +382,5 @@ impl Filesystem for BszFs {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-}
-
-fn reply_opened(handle: rustix::io::Result<Handle>, reply: ReplyOpen) {
-    match handle {
-        Ok(handle) => {
-            let flags =
-                if handle.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-            reply.opened(FileHandle(handle.number), flags);
-        }
-        Err(e) => reply.error(errno(e)),
     }
 }

@@ -14,6 +14,7 @@ use super::status::Status;
 use super::tree::Tree;
 use super::unmount::{self, UnmountError};
 use super::view::View;
+use super::waiting::Waiting;
 use super::{FS_TYPE, MountOptions, limits, metrics};
 use crate::cache::{CacheOptions, ChunkCache, ReadaheadPolicy};
 use crate::codec;
@@ -50,12 +51,18 @@ pub fn run(
     hangup: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
     serve(o, ready, hangup, |parts| {
+        let waiting = match parts.files.local() {
+            Some(_) => None,
+            None => Some(Waiting::start(Arc::clone(&parts.replier))?),
+        };
         let view = View::new(parts.files, parts.only)?;
         let tree = Arc::new(Tree::new(view, parts.cache.archive_memory()));
         let shards = Arc::clone(&tree);
         let readahead =
             parts.readahead.start(Box::new(move |archive: &OpenArchive| shards.shards(archive)));
-        Ok(BszFs::new(tree, parts.cache, readahead, parts.control, parts.errors, parts.replier))
+        let Parts { cache, control, errors, replier, .. } = parts;
+        let readahead = Arc::new(readahead);
+        Ok(BszFs { tree, cache, readahead, control, errors, replier, waiting })
     })
 }
 

@@ -29,6 +29,7 @@
 //! | `reply` | replies that `fuser` cannot send: several slices, other inode numbers |
 //! | `convert` | our types as those of `fuser` |
 //! | `negotiate` | what a mount agrees on with the kernel |
+//! | `waiting` | requests that wait for a network, and programs that are killed meanwhile |
 //! | `fuse` | the thin adapter from `fuser` to the tree and the cache |
 //! | `metrics` | the status for Prometheus |
 //! | `session` | the threads of `fuser` that read requests |
@@ -91,6 +92,7 @@ mod tree;
 mod unmount;
 mod usage;
 mod view;
+mod waiting;
 mod xattrs;
 
 pub(crate) use access::{Access, DEFAULT_ACL};

@@ -1,7 +1,7 @@
 //! Reads of plain files, past the page cache of the source where they are large.
 
 #[cfg(feature = "remote")]
-use super::reply::Replier;
+use super::{reply::Replier, waiting::Awaited};
 use crate::cache::ChunkCache;
 #[cfg(feature = "remote")]
 use crate::{
@@ -77,16 +77,17 @@ pub(super) fn read_object(
     object: &Arc<Object>,
     offset: u64,
     len: usize,
-    (replier, request, reply): (Arc<Replier>, RequestId, ReplyData),
+    (replier, request, reply): (Arc<Replier>, RequestId, Awaited<ReplyData>),
     failed: impl FnOnce(&Error) -> Errno + Send + 'static,
 ) {
     let range = offset.min(object.size())..offset.saturating_add(len as u64).min(object.size());
     let (worker, object) = (Arc::clone(cache), Arc::clone(object));
     cache.spawn(move || {
         let done = move |stored: Outcome<Stored>| {
-            worker.spawn(move || match stored {
-                Ok(stored) => replier.data(request, stored.pieces(), reply),
-                Err(e) => reply.error(failed(&e)),
+            worker.spawn(move || match (stored, reply.take()) {
+                (_, None) => {}
+                (Ok(stored), Some(reply)) => replier.data(request, stored.pieces(), reply),
+                (Err(e), Some(reply)) => reply.error(failed(&e)),
             });
         };
         object.fetch_in_order(range, Box::new(done));

@@ -162,6 +162,16 @@ impl Replier {
         }
     }
 
+    /// Reply to a request whose program was killed, whatever it was.
+    pub fn interrupted(&self, request: RequestId) {
+        let Some(fuse) = self.0.get() else { return };
+        let mut header = header(request, 0);
+        header[4..8].copy_from_slice(&(-libc::EINTR).to_ne_bytes());
+        if let Err(e) = rustix::io::write(fuse, &header) {
+            log::debug!("the kernel rejected the reply to a killed program: {e}");
+        }
+    }
+
     /// Write a reply; false if there is no descriptor.
     fn whole(&self, request: RequestId, body: &[u8]) -> bool {
         let Some(fuse) = self.0.get() else { return false };
