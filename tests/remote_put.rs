@@ -9,8 +9,9 @@ use common::web::{Act, Request};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Larger than what is uploaded at once, and no whole number of parts.
@@ -245,6 +246,24 @@ fn other_bytes_than_were_sent_are_noticed_and_removed() {
 }
 
 #[test]
+fn what_another_upload_has_put_there_is_not_removed() {
+    let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
+    fs::write(dir.path().join("f"), "mine").expect("written");
+    let store = bucket.store.clone();
+    bucket.script(move |request| match request.method.as_str() {
+        "GET" => Act::Flip(1),
+        "DELETE" => {
+            store.put("/bucket/f", b"theirs".to_vec(), "another".into());
+            Act::Serve
+        }
+        _ => Act::Serve,
+    });
+    let url = "s3://bucket/f";
+    bucket.run(dir.path(), &["cp", "f", url]).fails_about(url, "another upload has replaced it");
+    assert_eq!(bucket.bytes("f"), Some(b"theirs".to_vec()));
+}
+
+#[test]
 fn failures_leave_no_object_and_no_upload() {
     let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
     large(dir.path());
@@ -278,28 +297,49 @@ fn failures_leave_no_object_and_no_upload() {
 #[test]
 fn a_signal_aborts_the_upload() {
     for signal in ["TERM", "INT"] {
-        let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
-        large(dir.path());
-        bucket.script(|request| match parameter(request, "partNumber") {
+        is_aborted(signal, |request| match parameter(request, "partNumber") {
             Some("3") => Act::Mute,
             _ => Act::Serve,
         });
-        let mut command = bucket.bsz(dir.path(), &["cp", "large", "s3://bucket/large"]);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("bsz starts");
-        let begun = Instant::now();
-        while !bucket.server.requests().iter().any(|r| parameter(r, "partNumber") == Some("3")) {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no upload began");
-            thread::sleep(Duration::from_millis(5));
-        }
-        assert_eq!(bucket.unfinished(), 1);
-        let kill = std::process::Command::new("kill")
-            .args(["-s", signal, &child.id().to_string()])
-            .status();
-        assert!(kill.expect("kill").success());
-        let ended = child.wait().expect("it ends");
-        assert!(!ended.success(), "{ended:?}");
-        assert_eq!((bucket.keys().len(), bucket.unfinished()), (0, 0), "{signal}");
     }
+}
+
+#[test]
+fn a_signal_aborts_an_upload_that_the_store_has_not_named_yet() {
+    is_aborted("TERM", |request| {
+        if is(request, "POST", &["uploads"]) {
+            thread::sleep(Duration::from_secs(1));
+        }
+        Act::Serve
+    });
+}
+
+/// Send a signal once the bucket has got the first request that `script` holds up.
+fn is_aborted(signal: &str, mut script: impl FnMut(&Request) -> Act + Send + 'static) {
+    let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
+    large(dir.path());
+    let (send, held_up) = mpsc::channel();
+    bucket.script(move |request| {
+        let is_part = parameter(request, "partNumber") == Some("3");
+        if is_part || is(request, "POST", &["uploads"]) {
+            let _ = send.send(());
+        }
+        script(request)
+    });
+    let mut command = bucket.bsz(dir.path(), &["cp", "large", "s3://bucket/large"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("bsz starts");
+    let begun = Duration::from_secs(60);
+    held_up.recv_timeout(begun).expect("an upload begins");
+    // If it is this request that is held up, no part is sent before the signal.
+    let _ = held_up.recv_timeout(Duration::from_millis(500));
+    let kill =
+        std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+    assert!(kill.expect("kill").success());
+    let ended = child.wait().expect("it ends");
+    assert!(!ended.success(), "{ended:?}");
+    // The answer may come later than the end.
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!((bucket.keys().len(), bucket.unfinished()), (0, 0), "{signal}");
 }
 
 #[test]

@@ -16,8 +16,13 @@ use object_store::{
     gcp::{GoogleCloudStorageBuilder, GoogleConfigKey},
     multipart::MultipartStore,
     path::Path,
+    signer::Signer,
 };
-use std::sync::{Arc, Mutex, PoisonError};
+use reqwest::{Method, header::IF_MATCH};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// A bucket or a container.
 pub struct Cloud {
@@ -27,17 +32,18 @@ pub struct Cloud {
     scope: String,
 }
 
-/// One client, by both of its interfaces.
+/// One client, by its interfaces.
 #[derive(Clone)]
 struct Built {
     objects: Arc<dyn ObjectStore>,
     parts: Arc<dyn MultipartStore>,
+    signer: Arc<dyn Signer>,
 }
 
 impl Built {
-    fn new<S: ObjectStore + MultipartStore>(store: S) -> Self {
+    fn new<S: ObjectStore + MultipartStore + Signer>(store: S) -> Self {
         let store = Arc::new(store);
-        Self { objects: Arc::clone(&store) as _, parts: store }
+        Self { objects: Arc::clone(&store) as _, parts: Arc::clone(&store) as _, signer: store }
     }
 }
 
@@ -85,6 +91,22 @@ impl Cloud {
     /// Whether the last bytes of an object can be asked for without its size.
     pub fn has_suffixes(&self) -> bool {
         !matches!(self.service, Service::Azure { .. })
+    }
+
+    /// Remove an object if it still has this entity tag. `object_store` has no conditions for that,
+    /// so the request is a signed URL.
+    ///
+    /// # Errors
+    /// Those of the request; [`Failure::Replaced`] if it is another object by now.
+    pub async fn remove(&self, key: &Path, etag: &str) -> Result<(), Failure> {
+        let (signer, soon) = (self.built().signer, Duration::from_secs(60));
+        let url = signer.signed_url(Method::DELETE, key, soon).await.map_err(|e| failure_of(&e))?;
+        let request = self.connector.0.delete(url).header(IF_MATCH, format!("\"{etag}\""));
+        let status = request.timeout(soon).send().await.map_err(|e| Failure::from(&e))?.status();
+        match status.is_success() {
+            true => Ok(()),
+            false => Err(Failure::of_status(status.as_u16(), None)),
+        }
     }
 
     /// What is known of an object.
@@ -164,7 +186,7 @@ fn facts(meta: ObjectMeta) -> Facts {
 /// Only the fetcher repeats requests: it alone has the deadline.
 fn once() -> RetryConfig {
     let backoff = BackoffConfig::default();
-    RetryConfig { backoff, max_retries: 0, retry_timeout: std::time::Duration::ZERO }
+    RetryConfig { backoff, max_retries: 0, retry_timeout: Duration::ZERO }
 }
 
 fn build(service: &Service, connector: &Connector) -> Result<(Built, String), Failure> {

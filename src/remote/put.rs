@@ -16,8 +16,8 @@ use super::{
 };
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use object_store::{ObjectStoreExt, PutMode, PutResult, multipart::PartId, path::Path};
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
+use object_store::{PutMode, PutResult, multipart::PartId, path::Path};
 use sha2::{Digest, Sha256};
 use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
@@ -154,10 +154,8 @@ impl Upload<'_> {
 
     async fn in_parts(&self, key: &Path) -> Result<(Hashes, Answered)> {
         let store = self.cloud.parts();
-        let begin = || async { store.create_multipart(key).await.map_err(|e| of_upload(&e)) };
-        let id = self.send(0, begin).await?;
-        let upload = Unfinished { store, path: key.clone(), id };
-        upload.begun();
+        let begin = || Unfinished::begin(&store, key).map_err(|e| of_upload(&e));
+        let upload = self.send(0, begin).await?;
         let done = self.parts(&upload).await;
         if !matches!(done, Ok((_, Answered::Made(_)))) {
             // By the credentials that were read last.
@@ -261,17 +259,19 @@ impl Upload<'_> {
     async fn verify(&self, key: &Path, hashes: &Hashes, tag: Option<String>) -> Result<()> {
         let facts = self.stat(key).await.map_err(|e| unverified(&e))?;
         if facts.size != hashes.size || tag.is_some() && facts.etag.is_some() && tag != facts.etag {
-            let why = "was uploaded, but another upload has replaced it since";
-            return Err(Error::os(libc::ESTALE, why));
+            return Err(replaced());
         }
         if self.reads_back(key, &facts, hashes).await.map_err(|e| unverified(&e))? {
             return Ok(());
         }
-        let removed = match tag.is_some() && tag == facts.etag {
-            true => self.cloud.store().delete(key).await.is_ok(),
-            false => false,
+        let what = match tag.as_ref().filter(|tag| facts.etag.as_ref() == Some(*tag)) {
+            Some(tag) => match self.cloud.remove(key, tag).await {
+                Ok(()) => "the object was removed",
+                Err(Failure::Replaced(_)) => return Err(replaced()),
+                Err(_) => "remove the object",
+            },
+            None => "remove the object",
         };
-        let what = if removed { "the object was removed" } else { "remove the object" };
         let why = format!("the store gives back other bytes than were sent; {what}");
         Err(Error::corrupt(why))
     }
@@ -320,6 +320,10 @@ impl Upload<'_> {
             }
         }
     }
+}
+
+fn replaced() -> Error {
+    Error::os(libc::ESTALE, "was uploaded, but another upload has replaced it since")
 }
 
 fn differs() -> Error {

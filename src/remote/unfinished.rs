@@ -4,7 +4,7 @@
 use futures_util::future::join_all;
 use object_store::{MultipartId, multipart::MultipartStore, path::Path};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,26 +23,60 @@ pub struct Unfinished {
 }
 
 /// The uploads of this process.
-static UNFINISHED: Mutex<Vec<Unfinished>> = Mutex::new(Vec::new());
+static UPLOADS: Mutex<Uploads> = Mutex::new(Uploads { beginning: 0, unfinished: Vec::new() });
 
-fn unfinished() -> MutexGuard<'static, Vec<Unfinished>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+/// One of them has begun, or could not.
+static BEGUN: Condvar = Condvar::new();
+
+struct Uploads {
+    /// How many are being begun: the store may know them already, but not by which name.
+    beginning: usize,
+    unfinished: Vec<Unfinished>,
+}
+
+fn uploads() -> MutexGuard<'static, Uploads> {
+    UPLOADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An upload that is being begun.
+struct Beginning;
+
+impl Beginning {
+    fn new() -> Self {
+        uploads().beginning += 1;
+        Self
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        uploads().beginning -= 1;
+        BEGUN.notify_all();
+    }
 }
 
 impl Unfinished {
-    /// From now on, [`abandon`] aborts it.
-    pub fn begun(&self) {
-        unfinished().push(self.clone());
+    /// Begin the upload of an object. From then on, [`abandon`] aborts it.
+    ///
+    /// # Errors
+    /// Those of the request.
+    pub async fn begin(store: &Arc<dyn MultipartStore>, path: &Path) -> object_store::Result<Self> {
+        // Does not return if `abandon` came first.
+        let _beginning = Beginning::new();
+        let id = store.create_multipart(path).await?;
+        let begun = Self { store: Arc::clone(store), path: path.clone(), id };
+        uploads().unfinished.push(begun.clone());
+        Ok(begun)
     }
 
     /// Before a request that continues it: does not return if [`abandon`] came first.
     pub fn continues(&self) {
-        drop(unfinished());
+        drop(uploads());
     }
 
     /// It was completed, or aborted. Does not return if [`abandon`] came first.
     pub fn ends(&self) {
-        unfinished().retain(|other| other.id != self.id || other.path != self.path);
+        uploads().unfinished.retain(|other| other.id != self.id || other.path != self.path);
     }
 
     /// Abort it, as far as the store answers soon.
@@ -58,10 +92,13 @@ impl Unfinished {
 /// Abort the uploads of this process, which is about to end. None is begun or
 /// continued afterwards.
 pub fn abandon() {
-    let unfinished = unfinished();
+    // What is being begun is waited for: other threads go on until they know it.
+    let uploads = BEGUN
+        .wait_timeout_while(uploads(), PATIENCE, |uploads| uploads.beginning > 0)
+        .map_or_else(|e| e.into_inner().0, |(uploads, _)| uploads);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    if let (Ok(runtime), false) = (runtime, unfinished.is_empty()) {
-        runtime.block_on(join_all(unfinished.iter().map(Unfinished::abort)));
+    if let (Ok(runtime), false) = (runtime, uploads.unfinished.is_empty()) {
+        runtime.block_on(join_all(uploads.unfinished.iter().map(Unfinished::abort)));
     }
-    std::mem::forget(unfinished);
+    std::mem::forget(uploads);
 }

@@ -137,6 +137,13 @@ fn answer(request: &Request, state: &mut State, store: &Store) -> Act {
             state.uploads.remove(&upload);
             Act::Reply(204, Vec::new(), Vec::new())
         }
+        ("DELETE", None) => match store.get(&path).and_then(|object| object.etag) {
+            Some(tag) if request.header("if-match") == Some(&format!("\"{tag}\"")) => {
+                store.remove(&path);
+                Act::Reply(204, Vec::new(), Vec::new())
+            }
+            _ => Act::Status(412, None),
+        },
         ("POST", None) if parameter(request, "delete").is_some() => delete(request, store, &path),
         ("PUT", None) if exists => Act::Status(412, None),
         ("PUT", None) => {
