@@ -90,6 +90,12 @@ fn a_directory_is_shown_exactly_and_reads_of_all_kinds_are() {
         }
         assert_mapped(&file, &original);
         let status = mount.status();
+        let by_url =
+            ["status".into(), "--json".into(), format!("{}?x=SECRET", served.server.url("/d"))];
+        let by_url = run(served.dir.path(), &by_url).ok().stdout;
+        assert!(by_url.contains(&mount.root().to_string_lossy()[..]), "{by_url}");
+        let other = run(served.dir.path(), &["status", "s3://bucket/other"]);
+        other.fails("bsz: s3://bucket/other: is not mounted");
         assert!(status["remote"]["requests"].as_u64() > Some(0), "{status}");
         assert_eq!(status["remote"]["failed"], 0, "{status}");
         assert_eq!(errno(File::create(mount.path("new"))), libc::EROFS);
@@ -164,6 +170,32 @@ fn an_object_that_is_replaced_is_stale_to_those_who_have_it_open() {
             // It may have been fetched before.
             Ok(()) => assert!(rest == original[middle as usize..middle as usize + rest.len()]),
             Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ESTALE)),
+        }
+    });
+}
+
+#[test]
+fn what_a_listing_does_not_tell_apart_is_not_mixed() {
+    mount_test(|rig| {
+        let served = Served::new();
+        // The listing has neither tags nor times.
+        let bytes = |salt: u8| (0..4 << 20).map(|i| (i / 4096) as u8 ^ salt).collect::<Vec<u8>>();
+        fs::write(served.dir.path().join("p/weights"), bytes(0)).expect("write");
+        autoindex(&served.server, &served.packed());
+        let mount = rig.mount(&served.url(), "m", &["--metadata-ttl", "0"]);
+        // What was modified just now is never cached, and the mount takes its own time for theirs.
+        std::thread::sleep(Duration::from_millis(2500));
+        let inode = || fs::metadata(mount.path("weights")).expect("attributes").ino();
+        let first = inode();
+        for salt in [0, 1, 1, 2, 0] {
+            served.server.put("/d/weights", &bytes(salt), Some(&format!("tag {salt}")));
+            let file = File::open(mount.path("weights")).expect("opens");
+            let mut begin = vec![0; 4096];
+            file.read_exact_at(&mut begin, 0).expect("reads");
+            assert_eq!(begin[0], salt, "what the kernel has kept is of another object");
+            drop(file);
+            assert!(fs::read(mount.path("weights")).expect("reads") == bytes(salt), "{salt}");
+            assert!(salt == 0 || inode() != first, "another object is another file");
         }
     });
 }

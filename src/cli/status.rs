@@ -4,9 +4,13 @@ use super::report::{Output, bytes, ratio, table};
 use super::store::packer_line;
 use super::{complain, for_each};
 use crate::cache::CacheStats;
+#[cfg(feature = "remote")]
+use crate::error::Error;
 use crate::error::{Context, Result};
 use crate::escape;
 use crate::mount::{self, RemoteStatus, Space, Status};
+#[cfg(feature = "remote")]
+use crate::remote::{is_remote, shown};
 
 use clap::Args;
 use serde::Serialize;
@@ -20,11 +24,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 #[command(after_help = "Examples:
   bsz status               one line for each of your mounts; as root, for all mounts
   bsz status /mnt/llama    all statistics of one mount
+  bsz status s3://b/llama  the same, wherever this URL is mounted
   bsz status --json        all statistics of all mounts, as JSON
   bsz status --watch       current rates, every two seconds until ^C
   bsz status --watch=10 --json    the same as JSON: one line every ten seconds")]
 pub struct StatusArgs {
-    /// Mounts to show [default: all]
+    /// Mounts to show, or URLs that are mounted [default: all]
     mountpoints: Vec<PathBuf>,
     /// Show rates, updated every SECONDS [default: 2]
     #[arg(
@@ -80,7 +85,7 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
 
 /// The status of these mounts, or of all mounts, and the outcome for those that did not answer.
 fn ask(mountpoints: &[PathBuf]) -> Result<(Vec<Status>, Result<()>)> {
-    let mountpoints = if mountpoints.is_empty() { mount::mounts()? } else { mountpoints.to_vec() };
+    let mountpoints = if mountpoints.is_empty() { mount::mounts()? } else { named(mountpoints)? };
     let mut answers = mount::status(&mountpoints).into_iter();
     let mut all = Vec::new();
     let outcome = for_each("status", &mountpoints, |_| {
@@ -88,6 +93,29 @@ fn ask(mountpoints: &[PathBuf]) -> Result<(Vec<Status>, Result<()>)> {
         Ok(())
     });
     Ok((all, outcome))
+}
+
+/// The mountpoints that are named, and those of named URLs.
+fn named(mounts: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    #[cfg(feature = "remote")]
+    if mounts.iter().any(|mount| mount.to_str().is_some_and(is_remote)) {
+        let places = mounts.iter().map(|mount| match mount.to_str().filter(|url| is_remote(url)) {
+            Some(url) => places(url),
+            None => Ok(vec![mount.clone()]),
+        });
+        return Ok(places.collect::<Result<Vec<_>>>()?.concat());
+    }
+    Ok(mounts.to_vec())
+}
+
+/// Where a URL is mounted.
+#[cfg(feature = "remote")]
+fn places(url: &str) -> Result<Vec<PathBuf>> {
+    let shown = shown(url).about("URL")?;
+    match mount::mounts_of(&shown)? {
+        none if none.is_empty() => Err(Error::invalid("is not mounted")).about_path(&shown),
+        places => Ok(places),
+    }
 }
 
 /// Show rates repeatedly, until a named mount is gone or nobody reads the output any more.

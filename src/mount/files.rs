@@ -178,7 +178,10 @@ impl Directory<'_> {
         match self {
             Self::Local(dir) => footers.of(stat, || dir.open_file(name), path),
             #[cfg(feature = "remote")]
-            Self::Remote(dir) => dir.noted(footers.remote(stat, || dir.open_end(name), path)),
+            Self::Remote(dir) => {
+                let footers = &dir.source().footers;
+                dir.noted(footers.remote(stat, || dir.open_end(name), path))
+            }
         }
     }
 

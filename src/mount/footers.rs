@@ -38,6 +38,12 @@ impl Footers {
         Self(Mutex::new(LruCache::new(MAX_FOOTERS)))
     }
 
+    /// Forget all of them.
+    #[cfg(feature = "remote")]
+    pub fn clear(&self) {
+        self.known().clear();
+    }
+
     /// What the file `stat` shows if it is an archive, from the cache if the file has not changed.
     /// `open` opens it, and `path` names it in messages. The state in `stat` is updated.
     ///

@@ -31,6 +31,21 @@ pub fn mounts() -> Result<Vec<PathBuf>> {
     Ok(ours.map(|mount| mount.mountpoint).collect())
 }
 
+/// Where a source is mounted, by its name in the mount table. A slash at its end makes no
+/// difference.
+///
+/// # Errors
+/// The mount table cannot be read.
+#[cfg(feature = "remote")]
+pub fn mounts_of(source: &Path) -> Result<Vec<PathBuf>> {
+    let name = crate::escape::path(source);
+    let is_it = |mount: &mountinfo::Mount| {
+        let shown = mount.source.to_string_lossy();
+        mount.fs_type == FS_TYPE && shown.trim_end_matches('/') == name.trim_end_matches('/')
+    };
+    Ok(mountinfo::all()?.into_iter().filter(is_it).map(|mount| mount.mountpoint).collect())
+}
+
 /// The mountpoints of mounts that are not served.
 #[derive(Debug, Default)]
 pub struct Unserved {

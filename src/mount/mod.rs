@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `attr` | attributes, inode numbers, and the identity of a file's state |
 //! | `source` | the source directory: one handle, no symlinks followed |
-//! | `remote` | a source on other machines: listings and objects |
+//! | `remote`, `listing` | a source on other machines: listings and objects |
 //! | `files` | either of them |
 //! | `access` | access control beyond permission bits |
 //! | `links` | where symlinks lead inside the source |
@@ -71,6 +71,8 @@ mod inodes;
 mod lifecycle;
 mod limits;
 mod links;
+#[cfg(feature = "remote")]
+mod listing;
 mod metrics;
 mod mountinfo;
 mod negotiate;
@@ -104,6 +106,8 @@ pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};
 pub(crate) use footers::{Footers, PLAIN_MARK, find_mark};
 pub use fusermount::find_helper as helper;
 pub(crate) use handles::Handles;
+#[cfg(feature = "remote")]
+pub use health::mounts_of;
 pub use health::{Unserved, clear_orphan, mounts, unserved};
 pub use lifecycle::run;
 pub(crate) use lifecycle::serve;

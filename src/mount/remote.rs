@@ -4,7 +4,8 @@
 //! replaces another one is another file.
 
 use super::archives::open_failed;
-use super::source::is_name;
+use super::footers::Footers;
+use super::listing::{Listing, Seen, is_same};
 use crate::error::{Error, Result as Outcome};
 use crate::escape;
 use crate::format::FOOTER_LEN;
@@ -13,7 +14,6 @@ use lru::LruCache;
 use rustix::fs::{FileType, Stat};
 use rustix::io::{Errno, Result};
 use rustix::process::{getegid, geteuid};
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -23,6 +23,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How many listings to remember.
 const LISTINGS: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// Of how many objects to remember what was found.
+const FOUND: NonZeroUsize = NonZeroUsize::new(1 << 15).expect("not zero");
 
 /// How long a name that was not found is known to be missing, and what failed is not tried again:
 /// those who have waited for it would wait for as long once more, one after another.
@@ -47,6 +50,10 @@ pub(crate) struct RemoteSource {
     /// If the place is one object: its name and what is known of it.
     only: Option<(String, Facts)>,
     listings: Mutex<LruCache<String, Arc<Slot>>>,
+    /// What was found at last where a listing has no strong entity tags, by path.
+    found: Mutex<LruCache<String, Seen>>,
+    /// The footers of archives.
+    pub footers: Footers,
     /// What failed at last, and when.
     failures: Mutex<LruCache<String, (Instant, Errno)>>,
     template: Stat,
@@ -56,16 +63,6 @@ pub(crate) struct RemoteSource {
 /// The listing of a directory, if it is known. Locked while it is fetched, so that it is fetched
 /// once.
 type Slot = Mutex<Option<Arc<Listing>>>;
-
-/// The names in a directory, and what is known of those that are files.
-struct Listing {
-    at: Instant,
-    /// How long it took to fetch it.
-    took: Duration,
-    entries: Mutex<BTreeMap<String, Option<Facts>>>,
-    /// Whether all names are known. There are servers without listings.
-    is_complete: bool,
-}
 
 /// A directory of the source.
 pub(crate) struct RemoteDir<'a> {
@@ -90,6 +87,8 @@ impl RemoteSource {
             view,
             only: None,
             listings: Mutex::new(LruCache::new(LISTINGS)),
+            found: Mutex::new(LruCache::new(FOUND)),
+            footers: Footers::new(),
             failures: Mutex::new(LruCache::new(LISTINGS)),
             template,
             since: SystemTime::now(),
@@ -112,9 +111,10 @@ impl RemoteSource {
         Ok((source, only))
     }
 
-    /// Forget all listings, and the stored bytes that are in memory.
+    /// Forget all listings and footers, and the stored bytes that are in memory.
     pub fn forget(&self) {
         self.listings().clear();
+        self.footers.clear();
         locked(&self.failures).clear();
         self.place.clear();
     }
@@ -221,7 +221,9 @@ impl RemoteSource {
 
     #[allow(clippy::unnecessary_cast)]
     fn file_stat(&self, path: &str, facts: &Facts) -> Stat {
-        let id = Identity { url: path.into(), facts: facts.clone() }.key("file");
+        let other = locked(&self.found).peek(path).and_then(|seen| seen.other_than(facts));
+        let own = other.unwrap_or_else(|| facts.clone());
+        let id = Identity { url: path.into(), facts: own }.key("file");
         let mut stat = self.stat(id, facts.modified.unwrap_or(self.since));
         stat.st_mode = (FileType::RegularFile.as_raw_mode() | 0o444) as _;
         stat.st_size = facts.size as _;
@@ -248,21 +250,12 @@ impl RemoteSource {
     }
 }
 
-impl Listing {
-    fn new(entries: Vec<Entry>, is_complete: bool) -> Self {
-        // Of two entries with the same name, the directory counts.
-        let mut known = BTreeMap::new();
-        for Entry { name, file } in entries {
-            if is_name(OsStr::new(&name)) && (file.is_none() || !known.contains_key(&name)) {
-                known.insert(name, file);
-            }
-        }
-        let (at, took) = (Instant::now(), Duration::ZERO);
-        Self { at, took, entries: Mutex::new(known), is_complete }
-    }
-}
-
 impl RemoteDir<'_> {
+    /// What it is a directory of.
+    pub fn source(&self) -> &RemoteSource {
+        self.source
+    }
+
     /// Names, types and inode numbers of all entries.
     ///
     /// # Errors
@@ -337,7 +330,7 @@ impl RemoteDir<'_> {
         let at = if self.source.only.is_some() { "" } else { &path };
         let opened = self.source.attempt(at, |place| open(place, at, &listed));
         let object = match opened {
-            Ok(object) if is_same(&listed, &object.identity().facts) => object,
+            Ok(object) if self.is_expected(&path, &listed, &object.identity().facts) => object,
             Ok(_) | Err(Errno::NOENT) => {
                 self.source.forget_beside(Path::new(&path));
                 return Err(Errno::STALE);
@@ -350,20 +343,18 @@ impl RemoteDir<'_> {
         }
         Ok((Arc::new(object), self.source.file_stat(&path, &listed)))
     }
-}
 
-/// Whether an object is the one that was listed, as far as a listing tells.
-fn is_same(listed: &Facts, opened: &Facts) -> bool {
-    let seconds = |facts: &Facts| {
-        let modified = facts.modified?.duration_since(UNIX_EPOCH).ok()?;
-        Some(modified.as_secs())
-    };
-    let differ = |a: Option<u64>, b: Option<u64>| a.zip(b).is_some_and(|(a, b)| a != b);
-    listed.size == opened.size
-        && match (&listed.etag, &opened.etag) {
-            (Some(listed), Some(opened)) => listed == opened,
-            _ => !differ(seconds(listed), seconds(opened)),
+    /// Whether an opened object is the one that the entry of the listing stood for before.
+    fn is_expected(&self, path: &str, listed: &Facts, opened: &Facts) -> bool {
+        if listed.is_strong() || !is_same(listed, opened) {
+            return is_same(listed, opened);
         }
+        let mut found = locked(&self.source.found);
+        let seen = Seen::after(found.get(path), listed, opened);
+        let is_other = seen.is_other_than(found.get(path));
+        found.put(path.to_owned(), seen);
+        !is_other
+    }
 }
 
 /// Call `look` with all of these names, several at once, until one fails.

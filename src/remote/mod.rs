@@ -62,4 +62,4 @@ pub use probe::{Probe, Sample, Seen};
 pub use put::Put;
 pub use target::Target;
 pub use unfinished::abandon;
-pub use url::{is_remote, join};
+pub use url::{is_remote, join, shown};

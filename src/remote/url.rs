@@ -58,6 +58,14 @@ pub fn is_remote(source: &str) -> bool {
         .is_some_and(|(scheme, _)| SCHEMES.iter().any(|known| known.eq_ignore_ascii_case(scheme)))
 }
 
+/// What a URL is called in messages and in the mount table: without what may be a secret.
+///
+/// # Errors
+/// Invalid argument, if it is malformed.
+pub fn shown(url: &str) -> Result<PathBuf> {
+    Ok(RemoteUrl::parse(url)?.name(""))
+}
+
 impl RemoteUrl {
     /// What messages call an entry below this place.
     pub fn name(&self, path: &str) -> PathBuf {
