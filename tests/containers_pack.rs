@@ -6,9 +6,9 @@ mod common;
 use bszfs::codec;
 use bszfs::pack::{self, Action, FileReport, Options, Pattern, Selection, Task};
 use bszfs::read::{self, Archive};
-use common::containers::{Tensor, gguf, npy, npz, onnx, torch, zip};
+use common::containers::{Tensor, gguf, npy, npz, onnx, safetensors, torch, zip};
 use common::random::Random;
-use common::samples::{Fill, pack_bytes, tensor, unpack_bytes, with_header};
+use common::samples::{Fill, pack_bytes, tensor, unpack_bytes};
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Mutex;
@@ -27,23 +27,6 @@ fn model(dtype: &'static str) -> Vec<Tensor> {
     vec![of("a", 1), of("b", 2), of("c", 3)]
 }
 
-/// The same tensors as safetensors.
-fn plain(tensors: &[Tensor]) -> Vec<u8> {
-    let mut at = 0;
-    let entries: Vec<_> = tensors
-        .iter()
-        .map(|t| {
-            let (name, dtype, shape, start) = (&t.name, t.dtype, &t.shape, at);
-            at += t.data.len();
-            format!(
-                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{start},{at}]}}"#
-            )
-        })
-        .collect();
-    let data: Vec<u8> = tensors.iter().flat_map(|t| t.data.clone()).collect();
-    with_header(&format!("{{{}}}", entries.join(",")), &data)
-}
-
 /// What is left of a file, in percent; it has to come back as it was.
 fn percent(dir: &Path, name: &str, bytes: &[u8]) -> f64 {
     let archive = pack_bytes(dir, name, bytes, 256 << 10);
@@ -56,7 +39,7 @@ fn percent(dir: &Path, name: &str, bytes: &[u8]) -> f64 {
 fn weights_take_as_little_in_any_container() {
     let dir = tempfile::tempdir().expect("a directory");
     for dtype in ["F32", "F16", "BF16"] {
-        let base = percent(dir.path(), "m.safetensors", &plain(&model(dtype)));
+        let base = percent(dir.path(), "m.safetensors", &safetensors(&model(dtype)));
         let number = [("F32", 0), ("F16", 1), ("BF16", 30)].iter().find(|n| n.0 == dtype);
         let number = number.expect("a type").1;
         let tensors = model(dtype).into_iter().map(|t| (t, number)).collect::<Vec<_>>();

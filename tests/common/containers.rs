@@ -1,4 +1,7 @@
-//! Small containers of weights, made as the libraries make them: GGUF, NumPy, PyTorch, ONNX.
+//! Small containers of weights, made as the libraries make them: GGUF, NumPy, PyTorch, ONNX, and
+//! safetensors to compare them with.
+
+use super::samples::with_header;
 
 /// A tensor: its name, its dtype as safetensors spells it, its shape, and its bytes.
 pub struct Tensor {
@@ -12,6 +15,23 @@ impl Tensor {
     pub fn new(name: &str, dtype: &'static str, shape: &[u64], data: Vec<u8>) -> Self {
         Self { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
     }
+}
+
+/// A safetensors file of these tensors.
+pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
+    let mut at = 0;
+    let entries: Vec<_> = tensors
+        .iter()
+        .map(|t| {
+            let (name, dtype, shape, start) = (&t.name, t.dtype, &t.shape, at);
+            at += t.data.len();
+            format!(
+                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{start},{at}]}}"#
+            )
+        })
+        .collect();
+    let data: Vec<u8> = tensors.iter().flat_map(|t| t.data.clone()).collect();
+    with_header(&format!("{{{}}}", entries.join(",")), &data)
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {

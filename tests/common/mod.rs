@@ -12,6 +12,7 @@ pub mod mounts;
 pub mod objects;
 pub mod places;
 pub mod program;
+pub mod quants;
 pub mod random;
 pub mod samples;
 pub mod users;

@@ -24,6 +24,9 @@ pub(super) struct Cut {
 
 /// The cuts that are worth a closer look: the best one with the sign among the low bits, and the
 /// best one with the sign in the symbol value.
+///
+/// Bytes have no sign, but in pairs of floats of four bits (E2M1) the top bit is one. The other
+/// sign is in the middle; five bits then leave it and most of both numbers in the symbol value.
 pub(super) fn cuts(sample: &Sample<'_>) -> Vec<Cut> {
     let (width, options): (u8, Vec<Vec<(bool, u8)>>) = match sample.kind {
         ElementKind::Float { width, exponent } => {
@@ -37,7 +40,10 @@ pub(super) fn cuts(sample: &Sample<'_>) -> Vec<Cut> {
             };
             (width, vec![of(true), of(false)])
         }
-        ElementKind::Bytes { width: 1 } => (1, vec![vec![(false, 6), (false, 7), (false, 8)]]),
+        ElementKind::Bytes { width: 1 } => {
+            let of = |rotated: bool| (5..=8).map(|bits| (rotated, bits)).collect();
+            (1, vec![of(true), of(false)])
+        }
         ElementKind::Bytes { .. } => return Vec::new(),
     };
     let best = |options: Vec<(bool, u8)>| {

@@ -30,6 +30,11 @@ const WORTH_MODEL: f64 = 0.99;
 const MAX_ROW_BLOCK: usize = 2048;
 /// Elements of a block where rows cannot be cut into whole rounds.
 const DEFAULT_BLOCK: usize = 512;
+/// The same for bytes that seem to be scales of blocks of weights. Their rows are short, and differ
+/// as the rows of the weights do.
+const SHORT_BLOCK: usize = LANES;
+/// The share of bytes that is left of scales: weights of eight bits or less keep more.
+const MOST_OF_SCALES: f64 = 0.75;
 
 /// Part of a tensor, or all of it: contiguous whole rows.
 #[derive(Clone, Copy)]
@@ -51,21 +56,25 @@ pub struct Sample<'a> {
 pub fn fit(sample: Sample<'_>) -> Result<Option<EntropyModel>> {
     let row = sample.row.filter(|r| (LANES..=MAX_COLUMNS).contains(r));
     let block = block_of(row);
+    let whole = 8.0 * sample.bytes.len() as f64;
     let best = cuts(&sample)
         .into_iter()
-        .filter_map(|cut| Plan::new(&sample, cut, row, block))
+        .filter_map(|cut| {
+            let scales = sample.kind.width() == 1 && cut.bits < MOST_OF_SCALES * whole;
+            let blocks = [block, SHORT_BLOCK];
+            Plan::new(&sample, cut, row, &blocks[..if scales { 2 } else { 1 }])
+        })
         .min_by(|a, b| a.bits.total_cmp(&b.bits));
     let Some(plan) = best else { return Ok(None) };
-    let zeros = zero_bits(&sample, block);
+    let zeros = zero_bits(&sample, plan.block);
     let saved = zeros.map_or(0.0, |(_, saved)| saved);
-    let whole = 8.0 * sample.bytes.len() as f64;
     if plan.bits - saved * whole > WORTH_MODEL * whole {
         return Ok(None);
     }
     let width = sample.kind.width() as u8;
     let zeros = zeros.map_or(0, |(bits, _)| bits);
     let layout = Layout::cut(width, plan.cut.rotated, plan.cut.symbol_bits, zeros);
-    EntropyModel::new(layout, plan.cut.values, block, plan.columns, plan.tables).map(Some)
+    EntropyModel::new(layout, plan.cut.values, plan.block, plan.columns, plan.tables).map(Some)
 }
 
 /// Elements of a block of a tensor with rows of this length.

@@ -13,7 +13,9 @@ pub(super) const WORTH_CHOICES: f64 = 0.0002;
 /// The share that classes of columns must save: a vector of symbols then needs several tables,
 /// which halves the decoding speed.
 pub(super) const WORTH_CLASSES: f64 = 0.003;
-/// Bits of a table's wire form, approximately.
+/// The share that a second length of blocks must save.
+const WORTH_BLOCKS: f64 = 0.001;
+/// Bits of a table's wire form, approximately, if all symbols are in use.
 pub(super) const TABLE: f64 = 10.0 * ALPHABET as f64;
 /// Bits of a column's class.
 const CLASS: f64 = 4.0;
@@ -29,6 +31,8 @@ const TRIED_COLUMNS: usize = 512;
 /// How a tensor's symbols share tables.
 pub(super) struct Plan {
     pub cut: Cut,
+    /// Elements that share a choice of tables.
+    pub block: usize,
     /// The class of each column; empty if there is one class.
     pub columns: Vec<u8>,
     pub tables: Vec<FrequencyTable>,
@@ -41,9 +45,10 @@ struct Estimate {
     symbols: Vec<u8>,
     /// Symbols in use, the escape included.
     live: usize,
-    block: usize,
     /// The sample's share of the tensor. What is stored once per tensor is weighted by it.
     share: f64,
+    /// The sample's share of a table, in bits.
+    table: f64,
     /// Bits of the sample as it is.
     whole: f64,
     /// Bits of the sample that do not depend on the tables.
@@ -51,12 +56,13 @@ struct Estimate {
 }
 
 impl Plan {
-    /// The best plan for the sample cut by `cut`, or `None` if it has no elements.
+    /// The best plan for the sample cut by `cut`, or `None` if it has no elements. Blocks have the
+    /// first of the lengths in `blocks`, unless another one is worth it.
     pub(super) fn new(
         sample: &Sample<'_>,
         cut: Cut,
         row: Option<usize>,
-        block: usize,
+        blocks: &[usize],
     ) -> Option<Self> {
         let symbols = symbols(sample, &cut);
         if symbols.is_empty() {
@@ -64,32 +70,40 @@ impl Plan {
         }
         let mut one = [0.0; ALPHABET];
         symbols.iter().for_each(|&s| one[usize::from(s)] += 1.0);
+        let share = sample.bytes.len() as f64 / sample.tensor.max(1) as f64;
+        let live = cut.values.len() + 1;
         let estimate = Estimate {
             symbols,
-            live: cut.values.len() + 1,
-            block,
-            share: sample.bytes.len() as f64 / sample.tensor.max(1) as f64,
+            live,
+            share,
+            table: TABLE * live as f64 / ALPHABET as f64 * share,
             whole: 8.0 * sample.bytes.len() as f64,
             rest: cut.bits - cost(&one),
         };
         let mut best = Self {
+            block: *blocks.first()?,
             columns: Vec::new(),
             tables: tables(&[vec![one]], estimate.live),
-            bits: cut.bits + TABLE * estimate.share,
+            bits: cut.bits + estimate.table,
             cut,
         };
-        best.try_choices(&estimate);
+        let mut worth = WORTH_CHOICES;
+        for &block in blocks {
+            best.try_choices(&estimate, block, worth);
+            worth = WORTH_BLOCKS;
+        }
         if let Some(row) = row.filter(|r| estimate.symbols.len() / r >= MIN_ROWS) {
             best.try_classes(&estimate, row);
         }
         Some(best)
     }
 
-    /// Takes several tables to choose from if they save enough.
-    fn try_choices(&mut self, e: &Estimate) {
-        if let Some((bits, sums)) = choices(&e.symbols, e.block, &[], 1) {
-            let bits = e.rest + bits + TABLE * e.share * sums.len() as f64;
-            if self.bits - bits >= WORTH_CHOICES * e.whole {
+    /// Takes several tables for blocks of `block` elements to choose from if these save `worth`.
+    fn try_choices(&mut self, e: &Estimate, block: usize, worth: f64) {
+        if let Some((bits, sums)) = choices(&e.symbols, block, &[], 1) {
+            let bits = e.rest + bits + e.table * sums.len() as f64;
+            if self.bits - bits >= worth * e.whole {
+                self.block = block;
                 self.tables = tables(&sums, e.live);
                 self.bits = bits;
             }
@@ -106,10 +120,10 @@ impl Plan {
         };
         let count = columns.sums.len();
         let side = CLASS * row as f64 * e.share;
-        let mut bits = side + columns.cost() + TABLE * e.share * count as f64;
+        let mut bits = side + columns.cost() + e.table * count as f64;
         let mut sums = vec![columns.sums.iter().map(|s| s[0]).collect::<Vec<_>>()];
-        if let Some((with, joint)) = choices(&e.symbols, e.block, &columns.members, count) {
-            let with = with + side + TABLE * e.share * (joint.len() * count) as f64;
+        if let Some((with, joint)) = choices(&e.symbols, self.block, &columns.members, count) {
+            let with = with + side + e.table * (joint.len() * count) as f64;
             if bits - with >= WORTH_CHOICES * e.whole {
                 (bits, sums) = (with, joint);
             }
