@@ -60,6 +60,40 @@ fn weights_take_as_little_in_any_container() {
 }
 
 #[test]
+fn tensors_are_described_by_the_header_of_any_container() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let tensors = || model("F32").into_iter().map(|t| (t, 0)).collect::<Vec<_>>();
+    for (name, container, dtype, bytes) in [
+        ("m.safetensors", "safetensors", "F32", safetensors(&model("F32"))),
+        ("m.gguf", "GGUF", "F32", gguf(&tensors())),
+        ("m.pt", "zip", "FloatStorage", torch(&model("F32"))),
+        ("m.npz", "zip", "<f4", npz(&model("F32"))),
+        ("m.onnx", "ONNX", "FLOAT", onnx(&model("F32"), None).0),
+    ] {
+        pack_bytes(dir.path(), name, &bytes, 256 << 10);
+        let archive = Archive::open(&dir.path().join("out.bsz")).expect("opens");
+        let described = read::describe(&archive, &*codec::reference()).expect("described");
+        assert_eq!(described.container, Some(container), "{name}");
+        let shown: Vec<_> = described.tensors.iter().map(|t| (&*t.name, &*t.dtype)).collect();
+        assert_eq!(shown, ["a", "b", "c"].map(|n| (n, dtype)), "{name}");
+        for tensor in &described.tensors {
+            let (shape, coded) = (&tensor.shape, &tensor.coded);
+            assert_eq!(*shape, [ROWS as usize, COLUMNS as usize], "{name}");
+            assert_eq!(coded.bytes, 4 * ROWS * COLUMNS, "{name}");
+            assert!(coded.stored < coded.bytes && coded.codings.contains_key("planes"), "{name}");
+        }
+    }
+    let of = |bytes: &[u8]| {
+        pack_bytes(dir.path(), "m", bytes, 256 << 10);
+        let archive = Archive::open(&dir.path().join("out.bsz")).expect("opens");
+        let described = read::describe(&archive, &*codec::reference()).expect("described");
+        (described.container, described.tensors.len())
+    };
+    assert_eq!(of(&npy("<f4", false, &[4, 300], &[1; 4800])), (Some("NumPy"), 1));
+    assert_eq!(of(&[7; 5000]), (None, 0));
+}
+
+#[test]
 fn floats_without_a_header_are_found_wherever_they_start() {
     let dir = tempfile::tempdir().expect("a directory");
     for (dtype, most) in [("F32", 90.0), ("BF16", 78.0), ("F16", 90.0)] {

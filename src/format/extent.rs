@@ -46,20 +46,32 @@ where
     None
 }
 
+/// Sort what has these extents by its place in a file of `file_len` bytes. Where they overlap or are
+/// not within the file, the first ones stay.
+pub(super) fn order<T>(known: &mut Vec<T>, file_len: u64, extent: impl Fn(&T) -> Extent) {
+    known.sort_by_key(|known| (extent(known).start, extent(known).len));
+    let mut at = 0;
+    known.retain(|known| {
+        let Extent { start, len, .. } = extent(known);
+        let end = start.checked_add(len).filter(|&end| end <= file_len);
+        let end = end.filter(|_| start >= at && len > 0);
+        at = end.unwrap_or(at);
+        end.is_some()
+    });
+}
+
 /// The extents of a file of `file_len` bytes of which those in `known` are known. Where these
 /// overlap or are not within the file, the first ones count.
 pub(super) fn cover(mut known: Vec<Extent>, file_len: u64) -> Vec<Extent> {
-    known.sort_by_key(|e| (e.start, e.len));
+    order(&mut known, file_len, |extent| *extent);
     let mut extents = Vec::with_capacity(2 * known.len() + 1);
     let mut at = 0;
     for extent in known {
-        let end = extent.start.checked_add(extent.len).filter(|&end| end <= file_len);
-        let Some(end) = end.filter(|_| extent.start >= at && extent.len > 0) else { continue };
         if extent.start > at {
             extents.push(Extent::unknown(at, extent.start - at));
         }
         extents.push(extent);
-        at = end;
+        at = extent.end();
     }
     if file_len > at {
         extents.push(Extent::unknown(at, file_len - at));

@@ -17,7 +17,7 @@ mod safetensors;
 mod writer;
 
 pub use bases::{Base, MAX_BASES};
-pub use containers::{Container, ReadAt, container, onnx_data};
+pub use containers::{Container, Named, ReadAt, container, container_tensors, onnx_data};
 pub use extent::Extent;
 pub use footer::{FOOTER_LEN, Footer, check_header, header, peek, read_exact};
 pub use index::Index;

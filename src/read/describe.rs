@@ -4,10 +4,10 @@ use super::archive::Archive;
 use crate::{
     codec::{ChunkDecoder, Coding},
     error::{Error, Result},
-    format::{Header, MAX_HEADER, Naming, header_len},
+    format::{Header, MAX_HEADER, Named, Naming, container_tensors, header_len},
 };
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// How a part of the original is stored.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -25,7 +25,7 @@ pub struct Coded {
 pub struct TensorDescription {
     /// Its name.
     pub name: String,
-    /// Its dtype, as spelled in the header.
+    /// Its dtype, as spelled in the header or by the container's format.
     pub dtype: String,
     /// Its shape, in elements.
     pub shape: Vec<usize>,
@@ -51,6 +51,9 @@ pub struct Description {
     pub mtime: i64,
     /// Whether the original's name ends in `.safetensors`.
     pub safetensors: bool,
+    /// The container whose header names the tensors: `safetensors`, `GGUF`, `NumPy`, `zip` (of
+    /// NumPy or PyTorch) or `ONNX`.
+    pub container: Option<&'static str>,
     /// Number of chunks.
     pub chunks: usize,
     /// Number of entropy models.
@@ -59,34 +62,29 @@ pub struct Description {
     pub overhead: u64,
     /// The tensors, in the order of their data.
     pub tensors: Vec<TensorDescription>,
-    /// Everything but tensors: the header and gaps, or all of a file that is not a safetensors
-    /// file.
+    /// Everything but tensors: the header and gaps, or all of a file that has no such header.
     pub rest: Coded,
 }
 
-/// Describe `archive`. Only the chunks of the safetensors header are decoded.
+/// Describe `archive`. Only the chunks of the header are decoded: in other containers than
+/// safetensors, those in which descriptions of tensors are.
 ///
 /// # Errors
 /// As [`Archive::read_chunk`].
 pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Description> {
     let f = archive.footer();
-    let header = header(archive, decoder)?;
     let mut rest = Coded::default();
-    let mut tensors: Vec<TensorDescription> = header
-        .tensors
-        .iter()
-        .map(|t| TensorDescription {
-            name: t.name.clone(),
-            dtype: t.dtype.to_string(),
-            shape: t.shape.clone(),
-            coded: Coded::default(),
-        })
-        .collect();
+    let (container, found) = match tensors(archive, decoder)? {
+        Some((name, tensors)) => (Some(name), tensors),
+        None => (None, Vec::new()),
+    };
+    let (ranges, mut tensors): (Vec<Range<u64>>, Vec<TensorDescription>) =
+        found.into_iter().unzip();
     for id in 0..archive.index().len() {
         let chunk = archive.index().chunk(id)?;
         // A chunk starts at each tensor, so no chunk belongs to two tensors.
-        let owner = header.tensors.partition_point(|t| t.end <= chunk.original.start);
-        let coded = match header.tensors.get(owner) {
+        let owner = ranges.partition_point(|t| t.end <= chunk.original.start);
+        let coded = match ranges.get(owner) {
             Some(t) if t.start <= chunk.original.start && chunk.original.end <= t.end => {
                 &mut tensors[owner].coded
             }
@@ -104,12 +102,44 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         mode: f.mode,
         mtime: f.mtime.0,
         safetensors: f.naming == Naming::Safetensors,
+        container,
         chunks: archive.index().len(),
         models: f.model_count,
         overhead: archive.stored_len() - f.index_offset,
         tensors,
         rest,
     })
+}
+
+/// Tensors, and where they are in the original.
+type Placed = Vec<(Range<u64>, TensorDescription)>;
+
+/// The container that the original is, and its tensors in the order of their data.
+fn tensors(
+    archive: &Archive,
+    decoder: &dyn ChunkDecoder,
+) -> Result<Option<(&'static str, Placed)>> {
+    let placed = |range, name, dtype, shape| {
+        (range, TensorDescription { name, dtype, shape, coded: Coded::default() })
+    };
+    let header = header(archive, decoder)?;
+    if header != Header::default() {
+        let tensors = header.tensors.into_iter();
+        let tensors = tensors.map(|t| placed(t.start..t.end, t.name, t.dtype.to_string(), t.shape));
+        return Ok(Some(("safetensors", tensors.collect())));
+    }
+    let read = |at, out: &mut [u8]| match archive.read_at(at, out, decoder)? {
+        n if n == out.len() => Ok(()),
+        _ => Err(Error::truncated("the original is shorter than it should be")),
+    };
+    let found = container_tensors(&read, archive.footer().original_len)?;
+    Ok(found.map(|(container, tensors)| {
+        let tensors = tensors.into_iter().map(|Named { name, dtype, shape, extent }| {
+            let shape = shape.into_iter().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+            placed(extent.start..extent.end(), name, dtype, shape.collect())
+        });
+        (container, tensors.collect())
+    }))
 }
 
 /// The safetensors header of the original; an empty one if the original has none.

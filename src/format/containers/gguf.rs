@@ -7,7 +7,7 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 use super::{
-    Known, MAX_TENSORS,
+    Known, MAX_TENSORS, Named,
     cursor::{Cursor, Input, Result, Stop},
 };
 use crate::{
@@ -40,51 +40,48 @@ enum Type {
     Blocks(u64, usize),
 }
 
-fn type_of(number: u32) -> Option<Type> {
+/// The name of a type, as ggml spells it, and how its elements are stored.
+fn type_of(number: u32) -> Option<(&'static str, Type)> {
     let float = |width, exponent| Type::Elements(ElementKind::Float { width, exponent });
     let bytes = |width| Type::Elements(ElementKind::Bytes { width });
     Some(match number {
-        0 => float(4, 8),
-        1 => float(2, 5),
-        28 => float(8, 11),
-        30 => float(2, 8),
-        24 => bytes(1),
-        25 => bytes(2),
-        26 => bytes(4),
-        27 => bytes(8),
-        // Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
-        2 => Type::Blocks(32, 18),
-        3 => Type::Blocks(32, 20),
-        6 => Type::Blocks(32, 22),
-        7 => Type::Blocks(32, 24),
-        8 => Type::Blocks(32, 34),
-        // Q2_K to Q6_K, Q8_K.
-        10 => Type::Blocks(256, 84),
-        11 => Type::Blocks(256, 110),
-        12 => Type::Blocks(256, 144),
-        13 => Type::Blocks(256, 176),
-        14 => Type::Blocks(256, 210),
-        15 => Type::Blocks(256, 292),
-        // IQ2_XXS, IQ2_XS, IQ3_XXS, IQ1_S, IQ4_NL, IQ3_S, IQ2_S, IQ4_XS, IQ1_M.
-        16 => Type::Blocks(256, 66),
-        17 => Type::Blocks(256, 74),
-        18 => Type::Blocks(256, 98),
-        19 => Type::Blocks(256, 50),
-        20 => Type::Blocks(32, 18),
-        21 => Type::Blocks(256, 110),
-        22 => Type::Blocks(256, 82),
-        23 => Type::Blocks(256, 136),
-        29 => Type::Blocks(256, 56),
-        // TQ1_0, TQ2_0, MXFP4.
-        34 => Type::Blocks(256, 54),
-        35 => Type::Blocks(256, 66),
-        39 => Type::Blocks(32, 17),
+        0 => ("F32", float(4, 8)),
+        1 => ("F16", float(2, 5)),
+        28 => ("F64", float(8, 11)),
+        30 => ("BF16", float(2, 8)),
+        24 => ("I8", bytes(1)),
+        25 => ("I16", bytes(2)),
+        26 => ("I32", bytes(4)),
+        27 => ("I64", bytes(8)),
+        2 => ("Q4_0", Type::Blocks(32, 18)),
+        3 => ("Q4_1", Type::Blocks(32, 20)),
+        6 => ("Q5_0", Type::Blocks(32, 22)),
+        7 => ("Q5_1", Type::Blocks(32, 24)),
+        8 => ("Q8_0", Type::Blocks(32, 34)),
+        10 => ("Q2_K", Type::Blocks(256, 84)),
+        11 => ("Q3_K", Type::Blocks(256, 110)),
+        12 => ("Q4_K", Type::Blocks(256, 144)),
+        13 => ("Q5_K", Type::Blocks(256, 176)),
+        14 => ("Q6_K", Type::Blocks(256, 210)),
+        15 => ("Q8_K", Type::Blocks(256, 292)),
+        16 => ("IQ2_XXS", Type::Blocks(256, 66)),
+        17 => ("IQ2_XS", Type::Blocks(256, 74)),
+        18 => ("IQ3_XXS", Type::Blocks(256, 98)),
+        19 => ("IQ1_S", Type::Blocks(256, 50)),
+        20 => ("IQ4_NL", Type::Blocks(32, 18)),
+        21 => ("IQ3_S", Type::Blocks(256, 110)),
+        22 => ("IQ2_S", Type::Blocks(256, 82)),
+        23 => ("IQ4_XS", Type::Blocks(256, 136)),
+        29 => ("IQ1_M", Type::Blocks(256, 56)),
+        34 => ("TQ1_0", Type::Blocks(256, 54)),
+        35 => ("TQ2_0", Type::Blocks(256, 66)),
+        39 => ("MXFP4", Type::Blocks(32, 17)),
         _ => return None,
     })
 }
 
 /// The tensors of a GGUF file.
-pub(super) fn extents(input: &Input<'_>) -> Known {
+pub(super) fn tensors(input: &Input<'_>) -> Known {
     if !input.start()?.starts_with(MAGIC) {
         return Ok(None);
     }
@@ -111,7 +108,7 @@ pub(super) fn extents(input: &Input<'_>) -> Known {
     }
     let data = cursor.position().next_multiple_of(alignment);
     let mut claimed = 0;
-    for extent in &mut known {
+    for Named { extent, .. } in &mut known {
         extent.start = extent.start.checked_add(data).ok_or(Stop::Malformed)?;
         claimed = claimed.max(extent.start.checked_add(extent.len).ok_or(Stop::Malformed)?);
     }
@@ -122,8 +119,8 @@ pub(super) fn extents(input: &Input<'_>) -> Known {
 }
 
 /// A tensor, whose start counts from the first one; `None` if its type is unknown.
-fn tensor(cursor: &mut Cursor<'_>) -> Result<Option<Extent>> {
-    string(cursor)?;
+fn tensor(cursor: &mut Cursor<'_>) -> Result<Option<Named>> {
+    let name = string(cursor)?;
     let dimensions = cursor.u32()?;
     if dimensions > MAX_DIMENSIONS {
         return Err(Stop::Malformed);
@@ -133,21 +130,18 @@ fn tensor(cursor: &mut Cursor<'_>) -> Result<Option<Extent>> {
     shape.reverse();
     let (number, start) = (cursor.u32()?, cursor.u64()?);
     let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or(Stop::Malformed)?;
-    let extent = |len: Option<u64>, kind, row| {
-        let len = len.ok_or(Stop::Malformed)?;
-        Ok(Some(Extent { start, len, kind: Some(kind), row }))
-    };
-    match type_of(number) {
-        None => Ok(None),
-        Some(Type::Elements(kind)) => {
-            extent(count.checked_mul(kind.width() as u64), kind, row(1, &shape))
-        }
-        Some(Type::Blocks(weights, bytes)) => {
+    let Some((dtype, stored)) = type_of(number) else { return Ok(None) };
+    let (len, kind, row) = match stored {
+        Type::Elements(kind) => (count.checked_mul(kind.width() as u64), kind, row(1, &shape)),
+        Type::Blocks(weights, bytes) => {
             let row = LEAST_ROW.div_ceil(bytes) * bytes;
             let len = (count / weights).checked_mul(bytes as u64);
-            extent(len, ElementKind::Bytes { width: 1 }, Some(row))
+            (len, ElementKind::Bytes { width: 1 }, Some(row))
         }
-    }
+    };
+    let extent = Extent { start, len: len.ok_or(Stop::Malformed)?, kind: Some(kind), row };
+    let name = String::from_utf8_lossy(&name).into_owned();
+    Ok(Some(Named { name, dtype: dtype.to_owned(), shape, extent }))
 }
 
 fn string(cursor: &mut Cursor<'_>) -> Result<Vec<u8>> {

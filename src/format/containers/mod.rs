@@ -25,7 +25,7 @@ mod zip;
 
 pub use cursor::ReadAt;
 
-use super::extent::{Extent, cover};
+use super::extent::{Extent, cover, order};
 use crate::error::Result;
 use cursor::{Input, Stop};
 
@@ -45,8 +45,21 @@ pub enum Container {
     Incomplete(&'static str, u64),
 }
 
+/// A tensor that the header of a container describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements, as the container or its format spells it.
+    pub dtype: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Where it is in the file.
+    pub extent: Extent,
+}
+
 /// What a reader makes of a file: `None` if it is not of its format.
-type Known = cursor::Result<Option<Vec<Extent>>>;
+type Known = cursor::Result<Option<Vec<Named>>>;
 
 /// Reads the header of one format.
 type Reader = fn(&Input<'_>) -> Known;
@@ -56,22 +69,46 @@ type Reader = fn(&Input<'_>) -> Known;
 /// # Errors
 /// Those of `read`.
 pub fn container(read: ReadAt<'_>, len: u64) -> Result<Container> {
-    let readers: [(&str, Reader); 4] = [
-        ("GGUF", gguf::extents),
-        ("NumPy", npy::extents),
-        ("zip", archive),
-        ("ONNX", onnx::extents),
-    ];
-    for (name, extents) in readers {
-        match extents(&Input::new(read, len)) {
-            Ok(None) => {}
-            Ok(Some(known)) => return Ok(Container::Known(name, cover(known, len))),
-            Err(Stop::Malformed) => return Ok(Container::Malformed(name)),
-            Err(Stop::Cut(to)) => return Ok(Container::Incomplete(name, to)),
-            Err(Stop::Io(e)) => return Err(e),
+    Ok(match find(read, len) {
+        None => Container::Unknown,
+        Some((name, Ok(tensors))) => {
+            let extents = tensors.into_iter().map(|tensor| tensor.extent).collect();
+            Container::Known(name, cover(extents, len))
         }
+        Some((name, Err(Stop::Malformed))) => Container::Malformed(name),
+        Some((name, Err(Stop::Cut(to)))) => Container::Incomplete(name, to),
+        Some((_, Err(Stop::Io(e)))) => return Err(e),
+    })
+}
+
+/// The name of the container that a file of `len` bytes is, and its tensors in the order of their
+/// data; no two overlap and all end within the file. `None` if it is no container, or one whose
+/// header is inconsistent.
+///
+/// # Errors
+/// Those of `read`.
+pub fn container_tensors(read: ReadAt<'_>, len: u64) -> Result<Option<(&'static str, Vec<Named>)>> {
+    match find(read, len) {
+        Some((name, Ok(mut tensors))) => {
+            order(&mut tensors, len, |tensor| tensor.extent);
+            Ok(Some((name, tensors)))
+        }
+        Some((_, Err(Stop::Io(e)))) => Err(e),
+        None | Some((_, Err(Stop::Malformed | Stop::Cut(_)))) => Ok(None),
     }
-    Ok(Container::Unknown)
+}
+
+/// What the first reader makes of a file whose format it is.
+fn find(read: ReadAt<'_>, len: u64) -> Option<(&'static str, cursor::Result<Vec<Named>>)> {
+    let readers: [(&str, Reader); 4] = [
+        ("GGUF", gguf::tensors),
+        ("NumPy", npy::tensors),
+        ("zip", archive),
+        ("ONNX", onnx::inside),
+    ];
+    readers
+        .into_iter()
+        .find_map(|(name, tensors)| Some((name, tensors(&Input::new(read, len)).transpose()?)))
 }
 
 /// The tensors in the stored entries of a zip archive: those of NumPy, or those of PyTorch.

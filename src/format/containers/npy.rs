@@ -3,7 +3,7 @@
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
 use super::{
-    Known,
+    Known, Named,
     cursor::{Cursor, Input, Result, Stop},
     zip::Entry,
 };
@@ -18,25 +18,27 @@ const MAX_HEADER: usize = 64 << 10;
 const MAX_DIMENSIONS: usize = 64;
 
 /// The array of a file.
-pub(super) fn extents(input: &Input<'_>) -> Known {
+pub(super) fn tensors(input: &Input<'_>) -> Known {
     if !input.start()?.starts_with(&MAGIC) {
         return Ok(None);
     }
     let mut cursor = input.cursor(0..input.len());
-    let array = array(&mut cursor)?;
-    if let Some(extent) = array.filter(|extent| extent.end() > input.len()) {
-        return Err(Stop::Cut(extent.end()));
+    let array = array(&mut cursor, "array")?;
+    let end = array.as_ref().map_or(0, |array| array.extent.end());
+    if end > input.len() {
+        return Err(Stop::Cut(end));
     }
     Ok(Some(array.into_iter().collect()))
 }
 
 /// The arrays among the stored entries of an archive.
-pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Extent>> {
+pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Named>> {
     let mut known = Vec::new();
-    for entry in entries.iter().filter(|entry| entry.name.ends_with(b".npy")) {
+    let arrays = entries.iter().filter_map(|e| Some((e, e.name.strip_suffix(b".npy")?)));
+    for (entry, name) in arrays {
         let end = entry.start + entry.len;
-        match array(&mut input.cursor(entry.start..end)) {
-            Ok(array) => known.extend(array.filter(|extent| extent.end() <= end)),
+        match array(&mut input.cursor(entry.start..end), &String::from_utf8_lossy(name)) {
+            Ok(array) => known.extend(array.filter(|array| array.extent.end() <= end)),
             Err(Stop::Io(e)) => return Err(Stop::Io(e)),
             Err(Stop::Malformed | Stop::Cut(_)) => {}
         }
@@ -44,8 +46,8 @@ pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Extent
     Ok(known)
 }
 
-/// The array at a cursor; `None` if its type is not one of little-endian numbers.
-fn array(cursor: &mut Cursor<'_>) -> Result<Option<Extent>> {
+/// The array at a cursor, called `name`; `None` if its type is not one of little-endian numbers.
+fn array(cursor: &mut Cursor<'_>, name: &str) -> Result<Option<Named>> {
     if cursor.array()? != MAGIC {
         return Err(Stop::Malformed);
     }
@@ -56,8 +58,10 @@ fn array(cursor: &mut Cursor<'_>) -> Result<Option<Extent>> {
         _ => return Err(Stop::Malformed),
     };
     let header = cursor.bytes(len.into(), MAX_HEADER)?;
-    let Some(kind) = value(&header, "descr").and_then(kind) else { return Ok(None) };
-    let mut shape = value(&header, "shape").and_then(shape).ok_or(Stop::Malformed)?;
+    let Some(dtype) = value(&header, "descr").and_then(dtype) else { return Ok(None) };
+    let Some(kind) = kind(dtype) else { return Ok(None) };
+    let shown = value(&header, "shape").and_then(shape).ok_or(Stop::Malformed)?;
+    let mut shape = shown.clone();
     if value(&header, "fortran_order").is_some_and(|order| order.starts_with(b"True")) {
         shape.reverse();
     }
@@ -67,7 +71,9 @@ fn array(cursor: &mut Cursor<'_>) -> Result<Option<Extent>> {
     start.checked_add(len).ok_or(Stop::Malformed)?;
     // A complex number is two elements.
     let row = row(kind.1 / kind.0.width(), &shape);
-    Ok(Some(Extent { start, len, kind: Some(kind.0), row }))
+    let extent = Extent { start, len, kind: Some(kind.0), row };
+    let (name, dtype) = (name.to_owned(), String::from_utf8_lossy(dtype).into_owned());
+    Ok(Some(Named { name, dtype, shape: shown, extent }))
 }
 
 /// What follows the key in the header, a dictionary that Python would print in this way.
@@ -77,9 +83,13 @@ fn value<'a>(header: &'a [u8], key: &str) -> Option<&'a [u8]> {
     Some(header[at + key.len()..].trim_ascii_start())
 }
 
-/// The kind of an element, and the bytes of a number, of a type such as `'<f4'`.
-fn kind(value: &[u8]) -> Option<(ElementKind, usize)> {
-    let name = value.strip_prefix(b"'")?.split(|&byte| byte == b'\'').next()?;
+/// The name of a type: what is between the quotes of `'<f4'`.
+fn dtype(value: &[u8]) -> Option<&[u8]> {
+    value.strip_prefix(b"'")?.split(|&byte| byte == b'\'').next()
+}
+
+/// The kind of an element, and the bytes of a number, of a type such as `<f4`.
+fn kind(name: &[u8]) -> Option<(ElementKind, usize)> {
     // What NumPy does not know itself is written as bytes without a type: BF16, nearly always.
     if matches!(name, [b'<' | b'|', b'V', b'2']) {
         return Some((ElementKind::Float { width: 2, exponent: 8 }, 2));

@@ -4,7 +4,7 @@
 //! Format: <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 
 use super::{
-    Known, MAX_TENSORS,
+    Known, MAX_TENSORS, Named,
     cursor::{Cursor, Input, Result, Stop},
 };
 use crate::{
@@ -23,6 +23,7 @@ const ATTRIBUTE_TENSOR: u64 = 5;
 const DIMS: u64 = 1;
 const DATA_TYPE: u64 = 2;
 const FLOAT_DATA: u64 = 4;
+const NAME: u64 = 8;
 const RAW_DATA: u64 = 9;
 const DOUBLE_DATA: u64 = 10;
 const EXTERNAL_DATA: u64 = 13;
@@ -32,7 +33,7 @@ const MAX_IR_VERSION: u64 = 64;
 /// Nodes that are smaller hold no tensors that matter, in bytes.
 const MIN_NODE: u64 = 4096;
 const MAX_DIMENSIONS: usize = 8;
-/// The longest path of external data, in bytes.
+/// The longest path of external data, and the longest name that is kept, in bytes.
 const MAX_TEXT: usize = 256;
 /// The least bytes of a file that is taken for a model.
 const MIN_MODEL: u64 = 64;
@@ -55,6 +56,7 @@ struct External {
 
 #[derive(Default)]
 struct Tensor {
+    name: Vec<u8>,
     shape: Vec<u64>,
     data_type: u64,
     /// Where its bytes are in the model, and their type if the field says it.
@@ -63,7 +65,7 @@ struct Tensor {
 }
 
 /// The tensors inside a model.
-pub(super) fn extents(input: &Input<'_>) -> Known {
+pub(super) fn inside(input: &Input<'_>) -> Known {
     // There is no signature: a model starts with its version, and consists of known fields.
     let start = input.start()?;
     let is_version = |&v: &u8| (1..=MAX_IR_VERSION).contains(&u64::from(v));
@@ -151,6 +153,9 @@ fn tensor(input: &Input<'_>, part: Range<u64>) -> Result<Tensor> {
                 }
             }
             Field::Number(DATA_TYPE, number) => tensor.data_type = number,
+            Field::Bytes(NAME, name) if name.end - name.start <= MAX_TEXT as u64 => {
+                tensor.name = input.cursor(name.clone()).bytes(name.end - name.start, MAX_TEXT)?;
+            }
             Field::Bytes(RAW_DATA, data) => tensor.data = Some((data, None)),
             Field::Bytes(FLOAT_DATA, data) => {
                 let kind = ElementKind::Float { width: 4, exponent: 8 };
@@ -220,10 +225,13 @@ fn varint(cursor: &mut Cursor<'_>) -> Result<u64> {
 }
 
 impl Tensor {
-    /// Its extent in the model.
-    fn inside(&self) -> Option<Extent> {
+    /// It, if its data is in the model.
+    fn inside(&self) -> Option<Named> {
         let (data, kind) = self.data.clone()?;
-        self.extent(data.start, data.end - data.start, kind)
+        let extent = self.extent(data.start, data.end - data.start, kind)?;
+        let name = String::from_utf8_lossy(&self.name).into_owned();
+        let dtype = dtype(self.data_type).to_owned();
+        Some(Named { name, dtype, shape: self.shape.clone(), extent })
     }
 
     /// Its extent in the file beside the model.
@@ -243,6 +251,38 @@ impl Tensor {
         let row = row(parts, &self.shape).filter(fits);
         Some(Extent { start, len, kind: Some(kind), row })
     }
+}
+
+/// The name of a type in the format's own list.
+fn dtype(data_type: u64) -> &'static str {
+    const NAMES: [&str; 25] = [
+        "UNDEFINED",
+        "FLOAT",
+        "UINT8",
+        "INT8",
+        "UINT16",
+        "INT16",
+        "INT32",
+        "INT64",
+        "STRING",
+        "BOOL",
+        "FLOAT16",
+        "DOUBLE",
+        "UINT32",
+        "UINT64",
+        "COMPLEX64",
+        "COMPLEX128",
+        "BFLOAT16",
+        "FLOAT8E4M3FN",
+        "FLOAT8E4M3FNUZ",
+        "FLOAT8E5M2",
+        "FLOAT8E5M2FNUZ",
+        "UINT4",
+        "INT4",
+        "FLOAT4E2M1",
+        "FLOAT8E8M0",
+    ];
+    usize::try_from(data_type).ok().and_then(|n| NAMES.get(n)).unwrap_or(&NAMES[0])
 }
 
 /// The kind of an element, and how many of them make a number.

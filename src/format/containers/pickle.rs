@@ -17,6 +17,8 @@ const MAX_DEPTH: u8 = 3;
 /// A tensor as a view of a storage.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct View {
+    /// Its key in a dictionary, if it is in one.
+    pub name: Option<Vec<u8>>,
     /// The key of the storage, which is the name of its entry.
     pub key: Vec<u8>,
     /// The name of the type of its elements, such as `HalfStorage` or `float16`.
@@ -40,6 +42,8 @@ enum Value {
     Tuple(Rc<[Value]>, u8),
     /// A storage: its key and the name of its type.
     Storage(Rc<[u8]>, Rc<[u8]>),
+    /// A tensor: its number.
+    Tensor(usize),
 }
 
 /// The reader of a pickle. Every step returns `None` where the pickle is malformed, or uses what
@@ -93,9 +97,19 @@ impl<'a> Reader<'a> {
             // LIST, DICT, FROZENSET.
             b'l' | b'd' | 0x91 => self.marked().and_then(|()| self.push(Value::Other)),
             // APPENDS, SETITEMS, ADDITEMS leave what is below the mark; APPEND, SETITEM, BUILD.
-            b'e' | b'u' | 0x90 => self.marked(),
+            b'e' | 0x90 => self.marked(),
+            b'u' => {
+                let at = *self.marks.last()?;
+                let items = self.stack.get(at..)?.as_chunks().0;
+                items.iter().for_each(|[key, value]| name(&mut self.views, key, value));
+                self.marked()
+            }
             b'a' | b'b' => self.pop().map(drop),
-            b's' => self.pop().and_then(|_| self.pop()).map(drop),
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                name(&mut self.views, &key, &value);
+                Some(())
+            }
             b'c' => {
                 self.line()?;
                 let name = self.line()?.into();
@@ -220,10 +234,19 @@ impl<'a> Reader<'a> {
     /// What a function makes of its arguments: a tensor if the function rebuilds one.
     fn call(&mut self) -> Option<()> {
         let (Some(arguments), Some(function)) = (self.pop(), self.pop()) else { return None };
+        let mut made = Value::Other;
         if let (Value::Name(name), Value::Tuple(arguments, _)) = (&function, &arguments) {
-            self.views.extend(view(name, arguments));
+            match (view(name, arguments), &**arguments) {
+                (Some(view), _) => {
+                    made = Value::Tensor(self.views.len());
+                    self.views.push(view);
+                }
+                // A parameter is a tensor.
+                (None, [Value::Tensor(number), ..]) => made = Value::Tensor(*number),
+                _ => {}
+            }
         }
-        self.push(Value::Other)
+        self.push(made)
     }
 
     fn memorize(&mut self, op: u8) -> Option<()> {
@@ -254,6 +277,15 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A tensor of a dictionary gets its key as its name.
+fn name(views: &mut [View], key: &Value, value: &Value) {
+    if let (Value::Text(key), Value::Tensor(number)) = (key, value)
+        && let Some(view) = views.get_mut(*number)
+    {
+        view.name.get_or_insert_with(|| key.to_vec());
+    }
+}
+
 fn int(n: i64) -> Value {
     u64::try_from(n).map_or(Value::Other, Value::Int)
 }
@@ -281,6 +313,7 @@ fn view(function: &[u8], arguments: &[Value]) -> Option<View> {
         _ => return None,
     };
     Some(View {
+        name: None,
         key: key.to_vec(),
         dtype: dtype.to_vec(),
         offset: *offset,

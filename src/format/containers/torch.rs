@@ -2,7 +2,7 @@
 //! they are of, and which tensors are views of them.
 
 use super::{
-    MAX_TENSORS,
+    MAX_TENSORS, Named,
     cursor::{Input, Result},
     pickle::{View, views},
     zip::Entry,
@@ -20,7 +20,7 @@ const STORAGES: &[u8] = b"/data/";
 const MAX_PICKLE: usize = 16 << 20;
 
 /// The storages among the entries of an archive, as far as its pickle describes them.
-pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Extent>> {
+pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Named>> {
     let pickle = entries.iter().find_map(|e| Some((e, e.name.strip_suffix(PICKLE)?)));
     let Some((pickle, folder)) = pickle.filter(|(e, _)| e.len <= MAX_PICKLE as u64) else {
         return Ok(Vec::new());
@@ -36,11 +36,14 @@ pub(super) fn entries(input: &Input<'_>, entries: &[Entry]) -> Result<Vec<Extent
             *largest = view;
         }
     }
-    let extent = |entry: &Entry| {
+    let tensor = |entry: &Entry| {
         let key = entry.name.strip_prefix(folder)?.strip_prefix(STORAGES)?;
-        storage(of_key.get(key)?, entry)
+        let view = of_key.get(key)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (name, dtype) = (text(view.name.as_deref().unwrap_or(key)), text(&view.dtype));
+        Some(Named { name, dtype, shape: view.shape.clone(), extent: storage(view, entry)? })
     };
-    Ok(entries.iter().filter_map(extent).collect())
+    Ok(entries.iter().filter_map(tensor).collect())
 }
 
 fn count(shape: &[u64]) -> u64 {
