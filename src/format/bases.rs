@@ -45,7 +45,7 @@ pub(super) fn to_bytes(bases: &[Base]) -> Vec<u8> {
 pub(super) fn is_name(name: &str) -> bool {
     (1..=255).contains(&name.len())
         && !matches!(name, "." | "..")
-        && !name.contains(|c: char| c == '/' || c == '\0')
+        && !name.contains(['/', '\0'])
 }
 
 /// Reads a table of `count` bases that takes all of `input`.

@@ -43,7 +43,7 @@ fn power(e8m0: u8) -> f32 {
 /// The nearest of these numbers, which ascend, and the sign above it.
 fn nearest(numbers: &[f32], w: f32) -> u8 {
     let code = numbers.windows(2).filter(|n| w.abs() > (n[0] + n[1]) / 2.0).count();
-    code as u8 | u8::from(w.is_sign_negative()) * numbers.len() as u8
+    code as u8 | (u8::from(w.is_sign_negative()) * numbers.len() as u8)
 }
 
 /// E4M3, rounded to nearest; 448 is the largest number.
