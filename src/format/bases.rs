@@ -2,6 +2,7 @@
 //! (`docs/FORMAT.md`, "Bases").
 
 use crate::error::{Error, Result};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 /// Bytes of an entry before its name.
 const FIXED: usize = 41;
@@ -27,6 +28,24 @@ impl Base {
     pub fn hex(&self) -> String {
         self.sha256.iter().map(|b| format!("{b:02x}")).collect()
     }
+
+    /// The file name of its pin: a hard link of the base's archive that is kept beside those that
+    /// need it.
+    pub fn pin_name(&self) -> String {
+        format!("{PIN}{}{PIN_END}", self.hex())
+    }
+}
+
+const PIN: &str = ".bsz-base-";
+const PIN_END: &str = ".bsz";
+
+/// Whether a file called `name` is the pin of a base, which nobody is shown.
+pub fn is_pin(name: &OsStr) -> bool {
+    let hex = name.as_bytes().strip_prefix(PIN.as_bytes());
+    let hex = hex.and_then(|rest| rest.strip_suffix(PIN_END.as_bytes()));
+    hex.is_some_and(|hex| {
+        hex.len() == 64 && hex.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// The wire form of a table.
@@ -73,6 +92,16 @@ pub(super) fn from_bytes(mut input: &[u8], count: usize) -> Result<Vec<Base>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pin_is_known_by_its_name() {
+        let base = Base { sha256: [0xab; 32], len: 1, name: "m.safetensors".to_owned() };
+        let pin = base.pin_name();
+        assert!(is_pin(pin.as_ref()));
+        let others = [&pin[1..], &pin[..pin.len() - 1], ".bsz-base-.bsz", "m.bsz"];
+        assert!(others.iter().all(|name| !is_pin(name.as_ref())));
+        assert!(!is_pin(pin.replace("ab", "AB").as_ref()));
+    }
 
     #[test]
     fn a_table_equals_what_is_read_back_and_names_are_no_paths() {

@@ -16,7 +16,7 @@ mod record;
 mod safetensors;
 mod writer;
 
-pub use bases::{Base, MAX_BASES};
+pub use bases::{Base, MAX_BASES, is_pin};
 pub use containers::{Container, Named, ReadAt, container, container_tensors, onnx_data};
 pub use extent::Extent;
 pub use footer::{FOOTER_LEN, Footer, check_header, header, peek, read_exact};
