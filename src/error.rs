@@ -92,6 +92,11 @@ impl Error {
         }
     }
 
+    /// The reason alone.
+    pub fn reason(&self) -> &str {
+        &self.why
+    }
+
     /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind

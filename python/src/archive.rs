@@ -53,6 +53,7 @@ impl Archive {
         if current.process != std::process::id() {
             let again = current.archive.local_file().try_clone().map_err(bszfs::Error::from);
             let again = again.and_then(read::Archive::from_file);
+            let again = again.map(|archive| archive.beside(Path::new(&self.path)));
             // The locks that the old one owns must not even be dropped.
             let old = std::mem::replace(current, Opened::new(again.map_err(|e| self.raise(e))?));
             std::mem::forget(old);

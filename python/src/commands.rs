@@ -109,8 +109,9 @@ pub fn unpack(path: &Bound<'_, PyAny>, output: Option<&Bound<'_, PyAny>>) -> PyR
     let output = output.map(self::path).transpose()?.map(PathBuf::from);
     let done = work::run(py, None, |stop| {
         let watch = Watch::new(stop);
-        let open = |file: File| -> bszfs::Result<Box<dyn OpenArchive>> {
-            Ok(Box::new(Opened { archive: Archive::from_file(file)?, stop: stop.clone() }))
+        let open = |file: File, path: &Path| -> bszfs::Result<Box<dyn OpenArchive>> {
+            let archive = Archive::from_file(file)?.beside(path);
+            Ok(Box::new(Opened { archive, stop: stop.clone() }))
         };
         let options = UnpackOptions::default();
         if !std::fs::metadata(&source).about_path(&source)?.is_dir() {

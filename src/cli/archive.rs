@@ -1,5 +1,6 @@
 //! `bsz verify` and `bsz info`.
 
+use super::bases::BaseArgs;
 use super::common::{Common, verify_with};
 use super::outcome;
 use super::progress::Watch;
@@ -8,7 +9,7 @@ use super::source::{self, Item, Items, RemoteArgs};
 use crate::codec;
 use crate::error::{Context, Error, Result};
 use crate::escape;
-use crate::read::{self, Coded};
+use crate::read::{self, Coded, DescribedBase};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -32,6 +33,8 @@ pub struct VerifyArgs {
     #[arg(long)]
     quick: bool,
     #[command(flatten)]
+    bases: BaseArgs,
+    #[command(flatten)]
     common: Common,
     #[command(flatten)]
     remote: RemoteArgs,
@@ -52,12 +55,15 @@ pub struct InfoArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    bases: BaseArgs,
+    #[command(flatten)]
     remote: RemoteArgs,
 }
 
 /// `bsz verify`: check every archive, even if some are damaged.
 pub fn verify(args: VerifyArgs, quiet: bool) -> Result<()> {
     args.common.start_threads()?;
+    args.bases.apply();
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     for source in &args.sources {
         match source::archives(source, &args.remote, &mut |e| watch.fail(&e)) {
@@ -114,6 +120,7 @@ struct Described {
 
 /// `bsz info`: describe the tensors of an archive, or the archives of a directory.
 pub fn info(args: InfoArgs) -> Result<()> {
+    args.bases.apply();
     let output = Output::new(args.json, false);
     let describe = |item: Item| -> Result<Described> {
         let archive = item.open()?;
@@ -178,6 +185,25 @@ fn info_lines(Described { path, description: d, .. }: &Described) -> Vec<String>
         d.tensors.len(),
         d.chunks,
     );
-    [vec![head, format!("SHA-256 of the original: {}", d.sha256)], report::table(&rows, &[3, 4])]
-        .concat()
+    let mut lines = vec![head, format!("SHA-256 of the original: {}", d.sha256)];
+    lines.extend(d.bases.iter().map(base_line));
+    lines.extend(report::table(&rows, &[3, 4]));
+    lines
+}
+
+fn base_line(base: &DescribedBase) -> String {
+    let place = match (&base.path, &base.missing) {
+        (Some(path), _) => format!("found at {}", escape::path(path)),
+        (None, Some(why)) => format!("MISSING: {why}"),
+        (None, None) => "not looked for".to_owned(),
+    };
+    format!(
+        "base {} ({}, SHA-256 {}…): {} in {} chunks differ from it, stored in {}; {place}",
+        escape::text(&base.name),
+        report::bytes(base.len),
+        &base.sha256[..12],
+        report::bytes(base.coded.bytes),
+        base.chunks,
+        report::bytes(base.coded.stored),
+    )
 }

@@ -56,7 +56,7 @@ pub fn cp(args: &CpArgs, quiet: bool) -> Result<()> {
             let why = "neither is a URL; cp(1) copies files on this machine";
             return Err(Error::invalid(why).about("cp"));
         }
-        (Some(place), None) => remote::copy(&place, &args.to, args.force, &watch)?,
+        (Some(place), None) => remote::copy(&place.into(), &args.to, args.force, &watch)?,
         (None, Some(to)) => Upward { to, watch: &watch }.copy_files(&args.source)?,
         (Some(place), Some(to)) => Upward { to, watch: &watch }.copy_objects(Arc::new(place))?,
     }

@@ -9,6 +9,7 @@
 mod archive;
 #[cfg(feature = "mount")]
 mod ask;
+mod bases;
 mod bench;
 #[cfg(feature = "mount")]
 mod cache;

@@ -5,7 +5,7 @@ use crate::{
     error::{Context, Error, ErrorKind, Result},
     output::{Attributes, Dir, Existing, Output, is_temporary, same_bytes},
     pack::{self, Action, FileReport, Progress, Task, UnpackOptions},
-    read::Archive,
+    read::{Archive, PlaceBases},
     remote::{
         self, Deadlines, DiskCacheOptions, Entry, Facts, Found, Object, Place, RemoteOptions,
         is_remote,
@@ -105,7 +105,7 @@ impl RemoteArgs {
 
 /// Unpack what is at `place`: an archive, or a directory with all that is in it.
 pub(super) fn unpack(
-    place: &Place,
+    place: &Arc<Place>,
     output: Option<&Path>,
     options: UnpackOptions,
     watch: &Watch,
@@ -130,7 +130,7 @@ pub(super) fn unpack(
 
 /// Copy what is at `place`, as it is: a file to `output`, or into it if that is a directory; all
 /// that is in a directory into `output`.
-pub(super) fn copy(place: &Place, output: &Path, force: bool, watch: &Watch) -> Result<()> {
+pub(super) fn copy(place: &Arc<Place>, output: &Path, force: bool, watch: &Watch) -> Result<()> {
     let path = place.name("");
     let options = UnpackOptions { force, ..UnpackOptions::default() };
     let copier = Unpacker { place, unpacks: false, options, watch };
@@ -153,7 +153,7 @@ pub(super) fn copy(place: &Place, output: &Path, force: bool, watch: &Watch) -> 
 }
 
 struct Unpacker<'a> {
-    place: &'a Place,
+    place: &'a Arc<Place>,
     /// Whether archives are unpacked rather than copied.
     unpacks: bool,
     options: UnpackOptions,
@@ -205,6 +205,8 @@ impl Unpacker<'_> {
         if self.unpacks && name.ends_with(".bsz") {
             match Archive::from_object(Arc::clone(&object)) {
                 Ok(archive) => {
+                    let bases = PlaceBases::beside(self.place, path);
+                    let archive = archive.with_bases(Arc::new(bases));
                     let original = pack::original_name(archive.footer(), &shown)?;
                     if original.to_str().is_some_and(|name| names.contains(name)) {
                         let why =

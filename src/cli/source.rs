@@ -3,6 +3,8 @@
 #[cfg(feature = "remote")]
 pub(super) use super::remote::RemoteArgs;
 #[cfg(feature = "remote")]
+use crate::read::PlaceBases;
+#[cfg(feature = "remote")]
 use crate::remote::{Entry, Facts, Found, Object, Place, join};
 use crate::{
     error::{Context, Error, Result},
@@ -48,7 +50,8 @@ impl Item {
             #[cfg(feature = "remote")]
             At::Entry(place, path, facts) => {
                 let object = Arc::new(place.open(path, Some(facts))?);
-                Archive::from_object(object).about_path(&self.path)
+                let archive = Archive::from_object(object).about_path(&self.path)?;
+                Ok(archive.with_bases(Arc::new(PlaceBases::beside(place, path))))
             }
             #[cfg(feature = "remote")]
             At::Object(object) => Archive::from_object(Arc::clone(object)).about_path(&self.path),

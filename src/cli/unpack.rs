@@ -1,5 +1,6 @@
 //! `bsz unpack`.
 
+use super::bases::BaseArgs;
 use super::common::{Common, Opened};
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
@@ -10,7 +11,7 @@ use crate::pack::{self, OpenArchive, UnpackOptions};
 use crate::read::Archive;
 use clap::Args;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Restore originals, byte for byte
 #[derive(Args)]
@@ -36,6 +37,8 @@ pub struct UnpackArgs {
     #[arg(long)]
     preserve: bool,
     #[command(flatten)]
+    bases: BaseArgs,
+    #[command(flatten)]
     common: Common,
     #[command(flatten)]
     #[cfg_attr(not(feature = "remote"), allow(dead_code))]
@@ -46,13 +49,14 @@ pub struct UnpackArgs {
 pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     clean_up_when_interrupted()?;
     args.common.start_threads()?;
+    args.bases.apply();
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     let (source, output) = (&args.source, args.output.as_deref());
     let trust = args.preserve && rustix::process::geteuid().is_root();
     let options = UnpackOptions { force: args.force, trust };
     #[cfg(feature = "remote")]
     if let Some(place) = args.remote.place(source)? {
-        super::remote::unpack(&place, output, options, &watch)?;
+        super::remote::unpack(&place.into(), output, options, &watch)?;
         return watch.finish("unpack");
     }
     if fs::metadata(source).about_path(source)?.is_dir() {
@@ -65,6 +69,6 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     watch.finish("unpack")
 }
 
-fn open(file: File) -> Result<Box<dyn OpenArchive>> {
-    Ok(Box::new(Opened(Archive::from_file(file)?)))
+fn open(file: File, path: &Path) -> Result<Box<dyn OpenArchive>> {
+    Ok(Box::new(Opened(Archive::from_file(file)?.beside(path))))
 }

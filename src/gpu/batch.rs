@@ -25,7 +25,8 @@ const PADDING: u32 = 3;
 /// Payloads start at a multiple of this many bytes, or one byte after it. Models start at one.
 const ALIGN: usize = 16;
 
-/// Whether the kernels decode this coding.
+/// Whether the kernels decode this coding. Differences need the bytes of another file, and are left
+/// to the CPU.
 pub fn supports(coding: Coding) -> bool {
     matches!(coding, Coding::Raw | Coding::Planes)
 }
@@ -123,7 +124,7 @@ impl Batch {
             let known = matches!(
                 (item.coding, item.model),
                 (Coding::Raw, None) | (Coding::Planes, Some(_))
-            );
+            ) && item.model.is_none_or(|model| model.delta().is_none());
             if !known || item.len == 0 || item.len.max(item.stored_len) > MAX_CHUNK {
                 return Err(Error::invalid("the GPU cannot decode such a chunk"));
             }

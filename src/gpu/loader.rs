@@ -272,12 +272,12 @@ fn chunks_of(archive: &Archive, part: &Part) -> Result<Range<usize>> {
 impl Chunk {
     fn new(job: &Job<'_>, id: usize, parts: Vec<usize>, scratch: DevicePtr) -> Result<Self> {
         let indexed = job.archive.index().chunk(id)?;
-        let (coding, stored_len) = if supports(indexed.coding) {
-            (indexed.coding, indexed.stored_len as usize)
+        let (coding, model, stored_len) = if supports(indexed.coding) {
+            let model = job.archive.model_of(&indexed)?;
+            (indexed.coding, model, indexed.stored_len as usize)
         } else {
-            (Coding::Raw, indexed.len())
+            (Coding::Raw, None, indexed.len())
         };
-        let model = job.archive.model_of(&indexed)?;
         let whole = &indexed.original;
         let only = if let [only] = parts[..] { Some(job.parts[only]) } else { None };
         let direct = only

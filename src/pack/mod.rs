@@ -123,7 +123,7 @@ pub trait Progress: Sync {
 pub type Check<'a> = &'a (dyn Fn(&File, &dyn Progress) -> Result<()> + Sync);
 
 /// Opens an archive for unpacking.
-pub type Opener<'a> = &'a (dyn Fn(File) -> Result<Box<dyn OpenArchive>> + Sync);
+pub type Opener<'a> = &'a (dyn Fn(File, &Path) -> Result<Box<dyn OpenArchive>> + Sync);
 
 /// An open archive that can be unpacked.
 pub trait OpenArchive {

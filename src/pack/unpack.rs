@@ -28,7 +28,7 @@ pub fn unpack_file(
     open: Opener<'_>,
     p: &dyn Progress,
 ) -> Result<FileReport> {
-    let archive = open(input::open(src)?).about_path(src)?;
+    let archive = open(input::open(src)?, src).about_path(src)?;
     let beside = src.parent().unwrap_or(Path::new(""));
     let (dir, name) = unpacked_at(archive.footer(), src, out, beside)?;
     unpack_archive(&*archive, src, (&dir, &name), o, p)

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     escape,
-    format::{Footer, Naming, peek},
+    format::{Footer, Naming, is_pin, peek},
     output::{Dir, DirEntry, Form, Place, is_temporary, sha256},
 };
 use rustix::fs::fstat;
@@ -134,10 +134,12 @@ impl Walk<'_> {
 
     /// Unpack the directory `from`, which is `at` in the tree, into `to`.
     fn directory(&mut self, from: &Arc<Dir>, to: &Arc<Dir>, at: &Path) {
-        let entries = match from.entries() {
+        let mut entries = match from.entries() {
             Ok(entries) => entries,
             Err(e) => return self.mirror.fail(&e),
         };
+        // What is unpacked needs no bases.
+        entries.retain(|entry| !is_pin(&entry.name));
         let mut plan = Plan::new(from, &entries);
         let targets: HashMap<OsString, (OsString, bool)> =
             plan.names.drain().map(|(to, (name, unpacked))| (name, (to, unpacked))).collect();
@@ -182,7 +184,7 @@ impl Walk<'_> {
             return self.mirror.copy(&file, &stat, &path, to);
         }
         if !self.mirror.link_again(&stat, &path, UNPACKED, to)? {
-            let archive = (self.open)(file).about_path(&path)?;
+            let archive = (self.open)(file, &path).about_path(&path)?;
             let report = self.unpacker.run(&*archive, &path, to.dir, to.name)?;
             self.mirror.report.files.push(report);
             self.mirror.wrote(&stat, UNPACKED, to);

@@ -1,6 +1,7 @@
 //! An open archive: positional reads, with the checksum of each chunk verified after decoding.
 
 use super::{
+    bases::{BaseBytes, Bases, FindBase, Place},
     memory::ArchiveMemory,
     scratch::{PAGE, Scratch},
     storage::{Fetched, Priority, Storage},
@@ -11,9 +12,8 @@ use crate::{
     codec::{ChunkDecoder, Coding, EntropyModel, verify_checksum},
     error::{Context, Error, ErrorKind, Result},
     format::{Chunk, FOOTER_LEN, Footer, Index, NO_MODEL},
-    input,
 };
-use std::{fs::File, ops::Range, path::Path, sync::Arc};
+use std::{fs::File, ops::Range, sync::Arc};
 
 /// A chunk and its number in the index.
 pub type IndexedChunk = (usize, Chunk);
@@ -24,6 +24,8 @@ pub struct StoredChunk {
     model: Option<Arc<EntropyModel>>,
     payload: Vec<u8>,
     len: usize,
+    /// What it differs from, and where.
+    base: Option<(Arc<dyn BaseBytes>, u64)>,
 }
 
 impl StoredChunk {
@@ -37,11 +39,15 @@ impl StoredChunk {
         (self.coding, self.model.as_ref(), &self.payload)
     }
 
-    /// Decode into `out`, which is as long as the chunk. The checksum is not verified.
+    /// Decode into `out`, which is as long as the chunk, and what the chunk differs from before.
+    /// The checksum is not verified.
     ///
     /// # Errors
-    /// As [`ChunkDecoder::decode`].
+    /// As [`ChunkDecoder::decode`]; Io, if a base cannot be read.
     pub fn decode(&self, decoder: &dyn ChunkDecoder, out: &mut [u8]) -> Result<()> {
+        if let Some((base, at)) = &self.base {
+            base.read(*at, out, decoder)?;
+        }
         decoder.decode(self.coding, self.model.as_deref(), &self.payload, out)
     }
 }
@@ -51,20 +57,13 @@ pub struct Archive {
     storage: Arc<Storage>,
     footer: Footer,
     index: Index,
+    bases: Bases,
     memory: Arc<ArchiveMemory>,
     /// The key of its models in `memory`.
     id: u64,
 }
 
 impl Archive {
-    /// Open the archive at `path`.
-    ///
-    /// # Errors
-    /// Io; invalid argument, if the file is not an archive; and as [`Archive::from_file`].
-    pub fn open(path: &Path) -> Result<Self> {
-        input::open(path).and_then(Self::from_file).about_path(path)
-    }
-
     /// Open an archive, and verify its footer and index.
     ///
     /// # Errors
@@ -120,7 +119,26 @@ impl Archive {
             Index::read(Box::new(source), &footer, memory.indexes())?
         };
         let (id, memory) = (memory.archive_id(), Arc::clone(memory));
-        Ok(Self { storage: Arc::clone(storage), footer, index, id, memory })
+        let bases = Bases::new(index.bases().len());
+        Ok(Self { storage: Arc::clone(storage), footer, index, bases, id, memory })
+    }
+
+    /// Look for the bases of the archive with `finder`, when they are needed.
+    #[must_use]
+    pub fn with_bases(mut self, finder: Arc<dyn FindBase>) -> Self {
+        self.bases.find_with(finder);
+        self
+    }
+
+    /// The bytes of base `number` of the index.
+    ///
+    /// # Errors
+    /// As [`FindBase::find`].
+    ///
+    /// # Panics
+    /// If there is no such base.
+    pub fn base(&self, number: usize) -> Result<Arc<dyn BaseBytes>> {
+        self.bases.find(number, &self.index.bases()[number])
     }
 
     /// The footer: size, mode and time of the original, and so on.
@@ -271,26 +289,44 @@ impl Archive {
         out: &mut [u8],
     ) -> Result<()> {
         let model = self.model_of(chunk)?;
-        if chunk.coding == Coding::Delta {
-            return Err(Error::unsupported("the chunk needs a base, which this bsz cannot read"));
+        let decode = |out: &mut [u8]| {
+            decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
+            Ok(verify_checksum(out, chunk.checksum)?)
+        };
+        match self.place_of(chunk, model.as_deref())? {
+            Some(place) => self.bases.decode(&place, decoder, out, &decode),
+            None => decode(out),
         }
-        decoder.decode(chunk.coding, model.as_deref(), stored, out)?;
-        Ok(verify_checksum(out, chunk.checksum)?)
+    }
+
+    /// From where a chunk differs, if it is stored so.
+    fn place_of(&self, chunk: &Chunk, model: Option<&EntropyModel>) -> Result<Option<Place<'_>>> {
+        match model.and_then(EntropyModel::delta) {
+            Some(delta) if chunk.coding == Coding::Delta => {
+                Place::of(delta, &chunk.original, self.index.bases()).map(Some)
+            }
+            // A chunk of differences without a model of them is for the decoder to refuse.
+            _ => Ok(None),
+        }
     }
 
     /// The stored bytes of chunk `id`, to decode them without the archive.
     ///
     /// # Errors
-    /// Io; corruption, if its model is malformed.
+    /// Io, also if its base is missing; corruption, if its model is malformed.
     pub fn stored_chunk(&self, id: usize) -> Result<StoredChunk> {
         let chunk = self.index.chunk(id)?;
-        let mut payload = vec![0; chunk.stored_len as usize];
-        let model = self
-            .storage
-            .read_to(chunk.stored_at, &mut payload)
-            .and_then(|()| self.model_of(&chunk));
-        let (coding, len) = (chunk.coding, chunk.len());
-        name_chunk(model, id, &chunk).map(|model| StoredChunk { coding, model, payload, len })
+        let read = || {
+            let mut payload = vec![0; chunk.stored_len as usize];
+            self.storage.read_to(chunk.stored_at, &mut payload)?;
+            let model = self.model_of(&chunk)?;
+            let base = match self.place_of(&chunk, model.as_deref())? {
+                Some(place) => Some((self.bases.get(&place)?, place.range.start)),
+                None => None,
+            };
+            Ok(StoredChunk { coding: chunk.coding, model, payload, len: chunk.len(), base })
+        };
+        name_chunk(read(), id, &chunk)
     }
 
     /// Read the stored bytes of chunk `id` into `out`, which is as long as they are.

@@ -4,10 +4,11 @@ use super::archive::Archive;
 use crate::{
     codec::{ChunkDecoder, Coding},
     error::{Error, Result},
-    format::{Header, MAX_HEADER, Named, Naming, container_tensors, header_len},
+    escape,
+    format::{Base, Chunk, Header, MAX_HEADER, Named, Naming, container_tensors, header_len},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
 /// How a part of the original is stored.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,6 +33,37 @@ pub struct TensorDescription {
     /// How it is stored.
     #[serde(flatten)]
     pub coded: Coded,
+}
+
+/// A file from which an archive stores differences.
+#[derive(Clone, Debug, Serialize)]
+pub struct DescribedBase {
+    /// Its file name when the archive was written.
+    pub name: String,
+    /// SHA-256 of its original, in hexadecimal.
+    pub sha256: String,
+    /// Bytes of its original.
+    pub len: u64,
+    /// Number of chunks that differ from it.
+    pub chunks: u64,
+    /// Their bytes, and what these take.
+    #[serde(flatten)]
+    pub coded: Sizes,
+    /// Where it was found.
+    #[serde(flatten, serialize_with = "escape::field::path")]
+    pub path: Option<PathBuf>,
+    /// Why it was not found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+/// Bytes of the original, and of what is stored of them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Sizes {
+    /// In the original.
+    pub bytes: u64,
+    /// In the archive.
+    pub stored: u64,
 }
 
 /// A whole archive.
@@ -60,6 +92,9 @@ pub struct Description {
     pub models: u32,
     /// Size of the index and the footer, in bytes.
     pub overhead: u64,
+    /// The files from which chunks store differences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<DescribedBase>,
     /// The tensors, in the order of their data.
     pub tensors: Vec<TensorDescription>,
     /// Everything but tensors: the header and gaps, or all of a file that has no such header.
@@ -67,14 +102,20 @@ pub struct Description {
 }
 
 /// Describe `archive`. Only the chunks of the header are decoded: in other containers than
-/// safetensors, those in which descriptions of tensors are.
+/// safetensors, those in which descriptions of tensors are. Its bases are looked for.
 ///
 /// # Errors
 /// As [`Archive::read_chunk`].
 pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Description> {
     let f = archive.footer();
+    let mut bases = bases(archive);
     let mut rest = Coded::default();
-    let (container, found) = match tensors(archive, decoder)? {
+    let found = match tensors(archive, decoder) {
+        // The header may be the base's.
+        Err(_) if bases.iter().any(|base| base.missing.is_some()) => None,
+        found => found?,
+    };
+    let (container, found) = match found {
         Some((name, tensors)) => (Some(name), tensors),
         None => (None, Vec::new()),
     };
@@ -93,9 +134,14 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         coded.bytes += chunk.len() as u64;
         coded.stored += u64::from(chunk.stored_len);
         *coded.codings.entry(Coding::name(chunk.coding)).or_default() += 1;
+        if let Some(base) = base_of(archive, &chunk)?.and_then(|number| bases.get_mut(number)) {
+            base.chunks += 1;
+            base.coded.bytes += chunk.len() as u64;
+            base.coded.stored += u64::from(chunk.stored_len);
+        }
     }
     Ok(Description {
-        version: crate::format::VERSION,
+        version: f.version(),
         original: f.original_len,
         archive: archive.stored_len(),
         sha256: f.sha256.iter().map(|b| format!("{b:02x}")).collect(),
@@ -106,6 +152,7 @@ pub fn describe(archive: &Archive, decoder: &dyn ChunkDecoder) -> Result<Descrip
         chunks: archive.index().len(),
         models: f.model_count,
         overhead: archive.stored_len() - f.index_offset,
+        bases,
         tensors,
         rest,
     })
@@ -140,6 +187,32 @@ fn tensors(
         });
         (container, tensors.collect())
     }))
+}
+
+/// The bases of an archive, and where they are.
+fn bases(archive: &Archive) -> Vec<DescribedBase> {
+    let described = |(number, base): (usize, &Base)| {
+        let found = archive.base(number);
+        DescribedBase {
+            name: base.name.clone(),
+            sha256: base.hex(),
+            len: base.len,
+            chunks: 0,
+            coded: Sizes::default(),
+            path: found.as_ref().ok().map(|found| found.path().to_owned()),
+            missing: found.err().map(|e| e.detail()),
+        }
+    };
+    archive.index().bases().iter().enumerate().map(described).collect()
+}
+
+/// The number of the base that a chunk differs from.
+fn base_of(archive: &Archive, chunk: &Chunk) -> Result<Option<usize>> {
+    if chunk.coding != Coding::Delta {
+        return Ok(None);
+    }
+    let model = archive.model_of(chunk)?;
+    Ok(model.and_then(|model| model.delta().map(|delta| delta.base.into())))
 }
 
 /// The safetensors header of the original; an empty one if the original has none.

@@ -206,6 +206,20 @@ impl Archive {
         })
     }
 
+    /// Like [`Archive::read_with`], but all of `out` must be within the original.
+    pub(crate) fn read_exactly(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        decoder: &dyn ChunkDecoder,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        match self.read_with(offset, out, decoder, scratch)? {
+            n if n == out.len() => Ok(()),
+            _ => Err(Error::truncated("the original ends before the bytes that are needed")),
+        }
+    }
+
     /// Like [`Archive::read_at`], with scratch memory to reuse.
     pub(crate) fn read_with(
         &self,

@@ -1,6 +1,7 @@
 //! Finding the archives in a directory.
 
 use crate::error::{Context, Error, Result};
+use crate::format::is_pin;
 use crate::output::is_temporary;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ fn find(dir: &Path, found: &mut Vec<PathBuf>, fail: &mut dyn FnMut(Error)) -> Re
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => find(&path, found, fail).unwrap_or_else(&mut *fail),
             Ok(kind) if kind.is_file() && path.extension().is_some_and(|e| e == "bsz") => {
-                if !is_temporary(&entry.file_name()) {
+                // A pin is read for those that need it.
+                if !is_temporary(&entry.file_name()) && !is_pin(&entry.file_name()) {
                     found.push(path);
                 }
             }

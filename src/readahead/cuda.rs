@@ -69,6 +69,7 @@ impl<'a> Decodable<'a> {
             // The cache's threads report malformed models.
             if gpu::supports(indexed.coding)
                 && let Ok(model) = chunk.archive().model_of(indexed)
+                && model.as_ref().is_none_or(|model| model.delta().is_none())
             {
                 let (stored_len, len) = (indexed.stored_len as usize, indexed.len());
                 // Whoever receives the bytes compares their checksum.

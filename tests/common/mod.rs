@@ -6,6 +6,7 @@ pub mod bucket;
 pub mod containers;
 pub mod crafted;
 pub mod cxx;
+pub mod dependants;
 pub mod disks;
 pub mod models;
 pub mod mounts;
