@@ -2,7 +2,7 @@
 
 use super::{buffer::Buffer, file::CachedFile, store::ChunkStore};
 use crate::{
-    codec::{ChunkDecoder, verify_checksum},
+    codec::{ChunkDecoder, Coding, verify_checksum},
     error::{Error, ErrorKind, Result},
     format::Chunk,
     read::{
@@ -59,6 +59,12 @@ impl Batch {
         let (here, range) = (thread::current().id(), stored_range(&first, &last));
         let (ids, of, shared) = (self.ids(), Arc::clone(&file), Arc::clone(&store));
         file.archive().fetch(range.clone(), priority, move |fetched| {
+            if self.has_differences() {
+                // Their base may have to be fetched, too, which must not hold up this thread.
+                let archive = Arc::clone(&self.file);
+                let decode = move || self.decode_fetched(fetched, decoder, how);
+                return archive.archive().spawn(decode).into_iter().for_each(|decode| decode());
+            }
             if thread::current().id() == here {
                 return self.decode_fetched(fetched, decoder, how);
             }
@@ -106,6 +112,11 @@ impl Batch {
             let batch = Self { store, file, flights: vec![flight] };
             batch.fetch(Arc::clone(&decoder), Fetching { ahead: None, again: true });
         }
+    }
+
+    /// Whether chunks are stored as differences from another file.
+    fn has_differences(&self) -> bool {
+        self.flights.iter().any(|flight| flight.chunk.1.coding == Coding::Delta)
     }
 
     /// Whether a reader waits for one of the chunks.

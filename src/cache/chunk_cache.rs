@@ -296,6 +296,11 @@ impl ChunkCache {
         self.store.budget.archives()
     }
 
+    /// What the parts of the cache share.
+    pub(super) fn store(&self) -> &Arc<ChunkStore> {
+        &self.store
+    }
+
     /// The decoder of this cache.
     pub fn decoder(&self) -> &dyn ChunkDecoder {
         &*self.options.decoder

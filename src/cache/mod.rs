@@ -14,6 +14,8 @@
 //! 5. Each chunk completes the `request`s that wait for it, and stays in the table until it is
 //!    evicted, or dropped because the kernel's page cache has all of it.
 //!
+//! A chunk that is stored as differences takes those of its `base` from the same table.
+//!
 //! All memory is accounted for in `budget`: decoded chunks are `buffer`s in `slab`s of populated
 //! pages, stored bytes are in the `scratch_pool`, and open indexes share what [`crate::read`] calls
 //! archive memory. `file` is what the cache knows of an archive, including its `access_history`,
@@ -23,6 +25,7 @@
 mod access_history;
 mod activity;
 mod admission;
+mod base;
 mod batch;
 mod budget;
 mod buffer;

@@ -41,12 +41,22 @@ impl ScratchPool {
     /// Call `work` with room for `len` bytes. Waits while other threads use too much of the limit,
     /// so `work` must not call this again.
     pub(super) fn with<T>(&self, len: usize, work: impl FnOnce(&mut Scratch) -> T) -> T {
-        let acquired = self.acquire(len.next_multiple_of(HUGE_PAGE) as u64);
+        self.use_block(len, true, work)
+    }
+
+    /// The same within such work: does not wait, and exceeds the limit rather than that. What is
+    /// beyond it is returned to the system afterwards.
+    pub(super) fn with_more<T>(&self, len: usize, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        self.use_block(len, false, work)
+    }
+
+    fn use_block<T>(&self, len: usize, may_wait: bool, work: impl FnOnce(&mut Scratch) -> T) -> T {
+        let acquired = self.acquire(len.next_multiple_of(HUGE_PAGE) as u64, may_wait);
         let mut guard = ReturnOnDrop { pool: self, acquired: Some(acquired) };
         work(&mut guard.acquired.as_mut().expect("taken on drop only").scratch)
     }
 
-    fn acquire(&self, bytes: u64) -> Block {
+    fn acquire(&self, bytes: u64, may_wait: bool) -> Block {
         let mut pool = self.lock();
         loop {
             if let Some(i) = pool.idle.iter().rposition(|idle| idle.bytes >= bytes) {
@@ -59,6 +69,9 @@ impl ScratchPool {
             }
             if let Some(Block { bytes, .. }) = pool.idle.pop() {
                 self.resize(&mut pool, |all| all - bytes);
+            } else if !may_wait {
+                self.resize(&mut pool, |all| all + bytes);
+                return Block { scratch: Scratch::default(), bytes };
             } else {
                 pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
             }
@@ -95,7 +108,15 @@ struct ReturnOnDrop<'p> {
 
 impl Drop for ReturnOnDrop<'_> {
     fn drop(&mut self) {
-        self.pool.lock().idle.extend(self.acquired.take());
+        let mut pool = self.pool.lock();
+        let block = self.acquired.take();
+        match &block {
+            Some(block) if pool.bytes > self.pool.limit && pool.bytes > block.bytes => {
+                self.pool.resize(&mut pool, |all| all - block.bytes);
+            }
+            _ => pool.idle.extend(block),
+        }
+        drop(pool);
         // Wake all, because the first one may need more than this.
         self.pool.returned.notify_all();
     }
@@ -123,6 +144,11 @@ mod tests {
                     }
                 });
             }
+        });
+        // What another block is used for cannot wait for that one.
+        pool.with(3 * HUGE_PAGE, |_| {
+            pool.with_more(1, |_| assert_eq!(bytes(), 4 * HUGE_PAGE as u64));
+            assert_eq!(bytes(), 3 * HUGE_PAGE as u64);
         });
         // A single thread may exceed the limit.
         pool.with(5 * HUGE_PAGE, |_| assert_eq!(bytes(), 5 * HUGE_PAGE as u64));

@@ -91,6 +91,15 @@ impl ChunkStore {
         }
     }
 
+    /// Keep a chunk that was decoded for another file, unless it is present or in flight.
+    pub(super) fn keep_base(&self, file: &CachedFile, id: usize, chunk: &Arc<Buffer>) {
+        let mut table = self.lock();
+        table.keep(file, id, chunk);
+        let evicted = table.evict(self.buffers.in_use().saturating_sub(self.capacity));
+        drop(table);
+        drop(evicted);
+    }
+
     /// Populate memory for more chunks like this one in the background. Doing it on demand takes
     /// longer than decoding.
     fn preallocate(&self, chunk: &Buffer) {

@@ -120,6 +120,22 @@ impl ChunkTable {
         Some(chunk)
     }
 
+    /// A chunk, if it is present, for a file that differs from this one: no program reads it.
+    pub(super) fn base_chunk(&mut self, file: &CachedFile, id: usize) -> Option<Arc<Buffer>> {
+        let key = (file.id(), id);
+        let requested = self.requested.get(&key).map(|requested| &requested.chunk);
+        requested.or_else(|| self.read_ahead.peek(&key).map(|ahead| &ahead.chunk)).cloned()
+    }
+
+    /// Keep a chunk of which nothing was read, unless it is present or in flight.
+    pub(super) fn keep(&mut self, file: &CachedFile, id: usize, chunk: &Arc<Buffer>) {
+        if self.is_absent(file, id) {
+            let requested = Requested { chunk: Arc::clone(chunk), read: 0 };
+            self.requested.put((file.id(), id), requested);
+            self.peak_present = self.peak_present.max(self.requested.len() + self.read_ahead.len());
+        }
+    }
+
     /// A chunk of `len` bytes that was decoded ahead has been requested.
     fn count_used(&mut self, file: &CachedFile, len: usize) {
         self.readahead_bytes -= footprint(len);

@@ -118,6 +118,9 @@ pub struct MountArgs {
     /// Let other users access the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long, help_heading = HEADING)]
     allow_other: bool,
+    /// Look for bases in DIR, too, if they are not beside the archives that need them [default: BSZ_BASES]
+    #[arg(long, value_name = "DIR", help_heading = HEADING)]
+    bases: Vec<PathBuf>,
     /// Unmount when the daemon dies for any reason: a second process waits for its death
     #[arg(long, help_heading = HEADING)]
     auto_unmount: bool,
@@ -265,6 +268,7 @@ pub fn mount(given: Given) -> Result<()> {
 fn run(line: &[OsString]) -> Result<()> {
     let args = MountArgs::parse(line)?;
     let options = args.options()?;
+    super::bases::apply(&args.bases);
     if args.daemon {
         program::close_inherited(options.descriptor())?;
     }

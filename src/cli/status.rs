@@ -74,6 +74,7 @@ pub fn status(args: &StatusArgs, quiet: bool) -> Result<()> {
         let rows: Vec<_> = std::iter::once(head.to_vec()).chain(all.iter().map(row)).collect();
         table(&rows, &[3, 4, 5, 6]).into_iter().for_each(|line| output.line(line));
         all.iter().filter_map(store_line).for_each(|line| output.line(line));
+        all.iter().flat_map(missing_lines).for_each(|line| output.line(line));
     }
     output.finish(&all)?;
     // Unless it was named, a mount of another user that does not answer is not our concern.
@@ -260,6 +261,13 @@ fn store_line(described: &Described) -> Option<String> {
     Some(format!("{at}: {}", packer_line(store)))
 }
 
+/// The bases that are missing.
+fn missing_lines(described: &Described) -> Vec<String> {
+    let at = escape::path(&described.status.mountpoint);
+    let bases = described.status.bases.iter();
+    bases.map(|base| format!("{at}: a base is missing: {}", escape::text(&base.why))).collect()
+}
+
 /// A line of `--watch`.
 fn rates_row(described: &Described) -> Vec<String> {
     let c = &described.status.cache;
@@ -304,7 +312,8 @@ fn figures(described: &Described) -> Vec<String> {
     ];
     let packer = status.store.as_ref().map(|store| ("packer", packer_line(store)));
     let remote = status.remote.as_ref().map(|remote| ("network", remote_line(remote)));
-    let rows = rows.into_iter().chain(remote).chain(packer);
+    let bases = status.bases.iter().map(|base| ("missing", escape::text(&base.why).into_owned()));
+    let rows = rows.into_iter().chain(remote).chain(packer).chain(bases);
     let rows: Vec<_> = rows.map(|(name, figures)| vec![name.to_owned(), figures]).collect();
     table(&rows, &[])
 }

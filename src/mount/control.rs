@@ -3,6 +3,7 @@
 //! Both are extended attributes of the mount's root. Thus even a read-only mount can be controlled,
 //! no other channel is needed, and the kernel tells which user makes the request.
 
+use super::bases::BaseFinder;
 use super::mountinfo::{self, Mount};
 use super::status::{RemoteStatus, Status, StoreStatus};
 use crate::cache::ChunkCache;
@@ -28,6 +29,8 @@ pub(crate) struct Control {
     /// The status without current statistics.
     status: Status,
     cache: Arc<ChunkCache>,
+    /// Knows which bases are missing.
+    bases: Arc<BaseFinder>,
     /// Adds what the file system itself reports.
     store: OnceLock<Box<dyn Fn() -> StoreStatus + Send + Sync>>,
     /// Adds what was fetched from other machines.
@@ -44,18 +47,25 @@ impl Control {
     pub fn new(
         status: Status,
         cache: Arc<ChunkCache>,
+        bases: Arc<BaseFinder>,
         hangup: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let (store, remote) = (OnceLock::new(), OnceLock::new());
         let (ending, mount) = (OnceLock::new(), OnceLock::new());
-        Self { status, cache, store, remote, ending, mount, hangup: Box::new(hangup) }
+        Self { status, cache, bases, store, remote, ending, mount, hangup: Box::new(hangup) }
     }
 
     /// The current status.
     pub fn status(&self) -> Status {
         let store = self.store.get().map(|status| status());
         let remote = self.remote.get().map(|status| status());
-        Status { cache: self.cache.stats(), store, remote, ..self.status.clone() }
+        let (cache, bases) = (self.cache.stats(), self.bases.missing());
+        Status { cache, bases, store, remote, ..self.status.clone() }
+    }
+
+    /// What finds the bases of the archives of the mount.
+    pub fn bases(&self) -> &Arc<BaseFinder> {
+        &self.bases
     }
 
     /// Report what was fetched from other machines, too.

@@ -5,10 +5,10 @@
 //! thread that does: reads, and opens that load an index, are passed to the cache's threads, which
 //! send the reply.
 
-#[cfg(feature = "remote")]
-use super::archives::errno_of;
 use super::control::{self, Control};
 use super::convert::{errno, file_type, reply_opened, reply_statfs, reply_value, reply_xattr};
+#[cfg(feature = "remote")]
+use super::failure::errno_of;
 use super::handles::Opener;
 use super::negotiate::negotiate;
 use super::opened::Content;

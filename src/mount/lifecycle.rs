@@ -1,5 +1,6 @@
 //! The life of a mount: check, mount, report ready, serve, and unmount.
 
+use super::bases::BaseFinder;
 use super::control::Control;
 use super::files::Files;
 use super::fuse::BszFs;
@@ -56,7 +57,7 @@ pub fn run(
             None => Some(Waiting::start(Arc::clone(&parts.replier))?),
         };
         let view = View::new(parts.files, parts.only)?;
-        let tree = Arc::new(Tree::new(view, parts.cache.archive_memory()));
+        let tree = Arc::new(Tree::new(view, parts.control.bases())?);
         let shards = Arc::clone(&tree);
         let readahead =
             parts.readahead.start(Box::new(move |archive: &OpenArchive| shards.shards(archive)));
@@ -113,7 +114,7 @@ pub(crate) fn serve<F: Filesystem + Send + 'static>(
     // Before mounting: from now on, a signal ends the mount, and not only the process.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).about("signal handlers")?;
     let errors: Arc<LogOnce> = Arc::default();
-    let control = control(&plan, &cache, &errors, hangup);
+    let control = control(o, &plan, &cache, &errors, hangup);
     #[cfg(feature = "remote")]
     report_remote(&plan.files, &control);
     let reporter = control.clone();
@@ -183,6 +184,7 @@ fn start_cache(o: &MountOptions) -> Result<Arc<ChunkCache>> {
 }
 
 fn control(
+    o: &MountOptions,
     plan: &Plan,
     cache: &Arc<ChunkCache>,
     errors: &Arc<LogOnce>,
@@ -195,13 +197,16 @@ fn control(
         version: env!("CARGO_PKG_VERSION").into(),
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         cache: cache.stats(),
+        bases: Vec::new(),
         store: None,
         remote: None,
     };
     let errors = errors.clone();
     #[cfg(feature = "remote")]
     let remote = plan.files.remote().cloned();
-    Arc::new(Control::new(status, cache.clone(), move || {
+    // Before mounting, which may hide directories.
+    let bases = BaseFinder::new(cache, o.allow_other);
+    Arc::new(Control::new(status, cache.clone(), bases, move || {
         hangup();
         errors.reset();
         #[cfg(feature = "remote")]

@@ -19,6 +19,8 @@
 //! | `access` | access control beyond permission bits |
 //! | `links` | where symlinks lead inside the source |
 //! | `footers`, `archives` | archives: what they show, and opening them once |
+//! | `bases` | where the archives that are stored as differences find the rest |
+//! | `failure` | errors as error numbers |
 //! | `view` | names: which source entry a name of the view stands for |
 //! | `handles`, `opened` | file handles, and the open files behind them |
 //! | `inodes` | which file a nodeid of the kernel stands for |
@@ -57,9 +59,11 @@
 mod access;
 mod archives;
 mod attr;
+mod bases;
 mod client;
 mod control;
 mod convert;
+mod failure;
 mod files;
 mod footers;
 mod fuse;
@@ -98,8 +102,10 @@ mod waiting;
 mod xattrs;
 
 pub(crate) use access::{Access, DEFAULT_ACL};
-pub(crate) use archives::Archives;
+pub(crate) use archives::{Archives, FilesOf};
 pub(crate) use attr::{Attr, Packed, ROOT, attr, inode_number};
+pub(crate) use bases::BaseFinder;
+pub use bases::MissingBase;
 pub use client::{PackerCommand, command_packer, drop_cache, space, status};
 pub(crate) use control::{Control, DROP_CACHE, PACK_NOW, PAUSE, RESUME, STATUS, may_control};
 pub(crate) use convert::{errno, file_type, reply_statfs, reply_xattr};

@@ -3,7 +3,7 @@
 //! Inode numbers are hashes: of the path and the state of an object, so that an object which
 //! replaces another one is another file.
 
-use super::archives::open_failed;
+use super::failure::open_failed;
 use super::footers::Footers;
 use super::listing::{Listing, Seen, is_same};
 use crate::error::{Error, Result as Outcome};
@@ -16,7 +16,7 @@ use rustix::io::{Errno, Result};
 use rustix::process::{getegid, geteuid};
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -124,6 +124,11 @@ impl RemoteSource {
         if let Some(dir) = path.parent().and_then(Path::to_str) {
             self.listings().pop(dir);
         }
+    }
+
+    /// What messages call the file at `path`.
+    pub fn name(&self, path: &Path) -> PathBuf {
+        self.place.name(&path.to_string_lossy())
     }
 
     /// Run `job` on a thread that may wait for the network. If none can be started, it is dropped.

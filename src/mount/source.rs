@@ -190,6 +190,20 @@ impl Source {
         self.root.try_clone().map_err(|_| Errno::MFILE)
     }
 
+    /// The same source.
+    pub fn try_clone(&self) -> Result<Self> {
+        let (root, paths) = (self.root_fd()?, self.paths.clone());
+        Ok(Self { root, paths, has_openat2: self.has_openat2 })
+    }
+
+    /// A descriptor of the directory at `path`.
+    pub fn dir_fd(&self, path: &Path) -> Result<OwnedFd> {
+        match self.dir(path)? {
+            DirHandle::Root(_) => self.root_fd(),
+            DirHandle::Below(fd) => Ok(fd),
+        }
+    }
+
     /// The source directory itself.
     pub fn root_entry(&self) -> Result<Entry> {
         self.root.try_clone().map(Entry).map_err(|_| Errno::MFILE)

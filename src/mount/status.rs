@@ -1,5 +1,6 @@
 //! What a daemon reports about its mount. It travels as JSON.
 
+use super::bases::MissingBase;
 use crate::cache::CacheStats;
 use crate::escape;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct Status {
     pub since: u64,
     /// The statistics of its cache.
     pub cache: CacheStats,
+    /// The bases that were not found when they were needed at last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<MissingBase>,
     /// What its packer does, if the mount is a store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
@@ -62,6 +66,8 @@ struct Wire {
     since: u64,
     cache: CacheStats,
     #[serde(default)]
+    bases: Vec<MissingBase>,
+    #[serde(default)]
     store: Option<StoreStatus>,
     #[serde(default)]
     remote: Option<RemoteStatus>,
@@ -76,6 +82,7 @@ impl From<Wire> for Status {
             version: wire.version,
             since: wire.since,
             cache: wire.cache,
+            bases: wire.bases,
             store: wire.store,
             remote: wire.remote,
         }

@@ -4,9 +4,10 @@
 //! of files that are not open, so the view follows the source as it changes.
 
 use super::access::{self, Access};
-use super::archives::Archives;
+use super::archives::{Archives, FilesOf};
 use super::attr::{Attr, Identity, ROOT, attr};
-use super::files::Directory;
+use super::bases::BaseFinder;
+use super::files::{Directory, Files};
 use super::handles::{Handles, Opener};
 use super::inodes::{Inodes, Node};
 use super::opened::{Content, Opened, SourceEntry, stored};
@@ -16,7 +17,6 @@ use super::source::{Entry, is_name};
 use super::view::{Found, Listed, View};
 use crate::cache::CachedFile;
 use crate::format::Naming;
-use crate::read::ArchiveMemory;
 use crate::readahead::{OpenArchive, Shard, shard_pattern};
 use rustix::fs::{FileType, Stat, StatVfs};
 use rustix::io::{Errno, Result};
@@ -53,15 +53,20 @@ pub(super) struct Tree {
 const MAX_SHARDS: usize = 1024;
 
 impl Tree {
-    pub fn new(view: View, memory: &Arc<ArchiveMemory>) -> Self {
-        Self {
+    pub fn new(view: View, bases: &Arc<BaseFinder>) -> Result<Self> {
+        let source = match view.files() {
+            Files::Local(source) => FilesOf::Local(source.try_clone()?),
+            #[cfg(feature = "remote")]
+            Files::Remote(source) => FilesOf::Remote(Arc::clone(source)),
+        };
+        Ok(Self {
+            archives: Archives::new(bases, source),
             view,
             access: Access::default(),
             inodes: Mutex::new(Inodes::new()),
             files: Handles::new(),
             dirs: Handles::new(),
-            archives: Archives::new(memory),
-        }
+        })
     }
 
     /// The source, if it is on other machines.

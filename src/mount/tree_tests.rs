@@ -1,8 +1,9 @@
 //! Tests of the tree, without a kernel.
 
 use super::*;
+use crate::cache::{CacheOptions, ChunkCache};
+use crate::codec;
 use crate::mount::files::Files;
-use crate::mount::source::Source;
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 
@@ -11,11 +12,14 @@ fn tree() -> (TempDir, Tree) {
     std::fs::create_dir_all(dir.path().join("sub/deep")).expect("mkdir");
     std::fs::write(dir.path().join("sub/file"), "content").expect("write");
     symlink("sub/file", dir.path().join("link")).expect("symlink");
+    let options =
+        CacheOptions { capacity: 0, threads: 1, decoder: codec::reference(), readahead: None };
+    let cache = ChunkCache::new(options).expect("starts");
     let tree = Tree::new(
         View::new(Files::Local(Source::open(dir.path()).expect("source")), None).expect("view"),
-        &Arc::default(),
+        &BaseFinder::new(&cache, false),
     );
-    (dir, tree)
+    (dir, tree.expect("a tree"))
 }
 
 /// The nodeid and the attributes of a file that was looked up.

@@ -5,6 +5,7 @@
 //! - If an archive and another file would have the same name, the archive is hidden.
 //! - A `.bsz` file is shown as it is if it is not a valid archive, or if the name of its original
 //!   is not a valid file name.
+//! - The pins of bases, which keep what other archives need, are not shown.
 //! - A symlink to an archive is shown under the name of the original, and leads to the original.
 
 use super::attr::{Identity, Packed, inode_number};
@@ -12,7 +13,7 @@ use super::files::{Directory, Files};
 use super::footers::Footers;
 use super::links;
 use super::source::{Entry, Source, is_name};
-use crate::format::Naming;
+use crate::format::{Naming, is_pin};
 use rustix::fs::{FileType, Stat};
 use rustix::io::{Errno, Result};
 use std::collections::HashSet;
@@ -107,6 +108,9 @@ impl View {
             let found = self.entry(&handle, dir, only)?;
             return if found.shown_name() == name { Ok(found) } else { Err(Errno::NOENT) };
         }
+        if is_pin(name) {
+            return Err(Errno::NOENT);
+        }
         match self.entry(&handle, dir, name) {
             Ok(found) if found.naming.is_none() => return Ok(found),
             // The name may be too long for the source, and that of the archive may not; or vice
@@ -114,7 +118,7 @@ impl View {
             Ok(_) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
             Err(e) => return Err(e),
         }
-        for archive in candidate_archives(name) {
+        for archive in candidate_archives(name).filter(|archive| !is_pin(archive)) {
             match self.entry(&handle, dir, &archive) {
                 Ok(found) if found.naming.is_some() && found.shown_name() == name => {
                     return Ok(found);
@@ -136,7 +140,8 @@ impl View {
         if let Some(only) = &self.only {
             return Ok(vec![shown(&self.entry(&self.files.dir(dir)?, dir, only)?)]);
         }
-        let listing = self.files.list(dir)?;
+        let mut listing = self.files.list(dir)?;
+        listing.entries.retain(|(name, ..)| !is_pin(name));
         let renamed = listing.entries.iter().filter(|(name, kind, _)| may_be_renamed(name, *kind));
         let renamed: Vec<&OsStr> = renamed.map(|(name, ..)| name.as_os_str()).collect();
         listing.dir.look_ahead(&renamed, |handle, name| self.entry(handle, dir, name).map(drop))?;

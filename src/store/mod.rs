@@ -114,7 +114,9 @@ pub fn run(
     let outcome = mount::serve(o, start, hangup, move |parts| {
         let elsewhere = || Error::invalid("is on another machine, and cannot be changed");
         let source = parts.files.into_local().ok_or_else(elsewhere)?;
-        let tree = Arc::new(Tree::new(source, parts.cache.clone(), Packer::new(policy))?);
+        let tree =
+            Tree::new(source, parts.cache.clone(), parts.control.bases(), Packer::new(policy))?;
+        let tree = Arc::new(tree);
         let reporter = Arc::clone(&tree);
         parts.control.report_store(move || reporter.status());
         // Another daemon may show the directory soon, and knows nothing of what this one changes.

@@ -15,7 +15,7 @@
 //! store carries the attribute [`PLAIN_MARK`], and is shown under its own name.
 
 use super::marks;
-use crate::format::Naming;
+use crate::format::{Naming, is_pin};
 use crate::mount::{Footers, Packed, open_regular};
 use crate::output::is_temporary;
 use lru::LruCache;
@@ -217,13 +217,12 @@ impl Names {
             Some((Form::Packed, packed_name(name))),
             Some((Form::Old, old_name(name))),
         ];
-        candidates.into_iter().flatten().filter_map(move |(form, source_name)| {
-            match self.entry(dir, &source_name) {
-                Ok(found) => (found.form == form).then_some(Ok(found)),
-                Err(Errno::NOENT) => None,
-                Err(Errno::NAMETOOLONG) if source_name != name => None,
-                Err(e) => Some(Err(e)),
-            }
+        let candidates = candidates.into_iter().flatten().filter(|(_, name)| !is_pin(name));
+        candidates.filter_map(move |(form, source_name)| match self.entry(dir, &source_name) {
+            Ok(found) => (found.form == form).then_some(Ok(found)),
+            Err(Errno::NOENT) => None,
+            Err(Errno::NAMETOOLONG) if source_name != name => None,
+            Err(e) => Some(Err(e)),
         })
     }
 
@@ -255,7 +254,7 @@ impl Names {
         while let Some(entry) = listing.read() {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name == "." || name == ".." || is_temporary(name) {
+            if name == "." || name == ".." || is_temporary(name) || is_pin(name) {
                 continue;
             }
             let (mut kind, mut ino, mut form) = (entry.file_type(), entry.ino(), Form::Plain);

@@ -6,6 +6,7 @@ use super::node::Node;
 use super::steps::{Step, reached};
 use super::tree::{DirFd, Tree, stat_at, write};
 use super::unpack::{Keep, proc_path};
+use crate::format::is_pin;
 use crate::mount::{Attr, DEFAULT_ACL};
 use crate::output::is_temporary;
 use rustix::fs::{
@@ -221,7 +222,8 @@ impl Tree {
             let entry = entry?;
             let name: &OsStr =
                 std::os::unix::ffi::OsStrExt::from_bytes(entry.file_name().to_bytes());
-            if is_temporary(name) {
+            // Nothing is left that needs a base.
+            if is_temporary(name) || is_pin(name) {
                 unlinkat(&inside, name, AtFlags::empty())?;
             }
         }
@@ -252,7 +254,7 @@ impl Tree {
     /// has that very name in the source, that file is unpacked first.
     pub fn free(&self, parent: u64, name: &OsStr, limited: bool) -> Result<DirFd> {
         check(name)?;
-        if is_temporary(name) {
+        if is_temporary(name) || is_pin(name) {
             // Hidden in listings.
             return Err(Errno::PERM);
         }

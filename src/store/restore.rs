@@ -13,7 +13,7 @@ use super::unpack::{Keep, unlink_if};
 use crate::cache::{CacheOptions, ChunkCache};
 use crate::codec;
 use crate::error::{Context, Error};
-use crate::mount::{Entry, ROOT, Source, default_threads};
+use crate::mount::{BaseFinder, Entry, ROOT, Source, default_threads};
 use crate::output::{sha256, sync_dir};
 use crate::read::peek;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, linkat, openat};
@@ -113,7 +113,8 @@ impl Restore {
             decoder: codec::fastest(),
             readahead: None,
         })?;
-        let tree = Tree::new(source, cache, Packer::new(POLICY)).about_path(dir)?;
+        let bases = BaseFinder::new(&cache, true);
+        let tree = Tree::new(source, cache, &bases, Packer::new(POLICY)).about_path(dir)?;
         let root = tree.dir(ROOT).about_path(dir)?;
         loop {
             if let Some(lock) = Lock::take(&*root).about_path(dir)? {

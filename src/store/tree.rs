@@ -9,7 +9,7 @@ use super::nodes::{Link, Nodes};
 use super::packer::Packer;
 use super::twins::Twins;
 use crate::cache::ChunkCache;
-use crate::mount::{Access, Archives, Attr, Entry, ROOT, Source, attr};
+use crate::mount::{Access, Archives, Attr, BaseFinder, Entry, FilesOf, ROOT, Source, attr};
 use crate::output::sync_dir;
 use lru::LruCache;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfs, fstat, openat, readlinkat};
@@ -68,9 +68,14 @@ pub(super) struct Located {
 impl Tree {
     /// # Errors
     /// The source is gone.
-    pub fn new(source: Source, cache: Arc<ChunkCache>, packer: Packer) -> Result<Self> {
+    pub fn new(
+        source: Source,
+        cache: Arc<ChunkCache>,
+        bases: &Arc<BaseFinder>,
+        packer: Packer,
+    ) -> Result<Self> {
         let root = Key::of(&source.stat_root()?);
-        let archives = Archives::new(cache.archive_memory());
+        let archives = Archives::new(bases, FilesOf::Local(source.try_clone()?));
         Ok(Self {
             root: Arc::new(source.root_fd()?),
             source,
