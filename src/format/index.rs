@@ -3,7 +3,7 @@
 use super::{
     bases::{self, Base},
     check::{Checker, PART},
-    footer::Footer,
+    footer::{Footer, peek, read_exact},
     memory::{IndexMemory, Reservation},
     parts::{Parts, ReadIndex},
     record::{Chunk, RECORD},
@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     sha256::State,
 };
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 /// Bytes of memory that a reader may keep per chunk for its access history, besides the record.
 const HISTORY: u64 = 8;
@@ -200,4 +200,18 @@ impl Index {
         };
         Ok(*part[at..].first_chunk().expect("tables were checked when the index was opened"))
     }
+}
+
+/// The files that an archive needs; `None` if `file` is not an archive.
+///
+/// # Errors
+/// As [`peek`] and [`Index::read`].
+pub fn bases_of(file: &File) -> Result<Option<Vec<Base>>> {
+    let Some(footer) = peek(file)? else { return Ok(None) };
+    if footer.base_count == 0 {
+        return Ok(Some(Vec::new()));
+    }
+    let (file, start) = (file.try_clone()?, footer.index_offset);
+    let source = move |at: u64, out: &mut [u8]| read_exact(&file, out, start + at);
+    Ok(Some(Index::read(Box::new(source), &footer, &Arc::default())?.bases))
 }

@@ -20,7 +20,7 @@ pub use bases::{Base, MAX_BASES, is_pin};
 pub use containers::{Container, Named, ReadAt, container, container_tensors, onnx_data};
 pub use extent::Extent;
 pub use footer::{FOOTER_LEN, Footer, check_header, header, peek, read_exact};
-pub use index::Index;
+pub use index::{Index, bases_of};
 pub use memory::IndexMemory;
 pub use naming::Naming;
 pub use parts::ReadIndex;

@@ -4,7 +4,7 @@
 //! Each system call on a path walks that path again, and whoever can rename inside a tree can
 //! redirect the walk. A descriptor stays where it was opened.
 
-use super::support::{sync_dir, sync_file};
+use super::support::{link_open, sync_dir, sync_file};
 use crate::{
     error::{Context, Error, Result},
     input,
@@ -251,6 +251,14 @@ impl Dir {
     /// Io.
     pub fn link(&self, name: &OsStr, to: &Self, other: &OsStr) -> Result<()> {
         linkat(&self.fd, name, &to.fd, other, AtFlags::empty()).about_path(&to.path(other))
+    }
+
+    /// Link an open file as `name`, which must be free.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn link_file(&self, file: &File, name: &OsStr) -> Result<()> {
+        link_open(file, &self.fd, name).about_path(&self.path(name))
     }
 
     /// Whether `name` exists, and is the file `id`.

@@ -7,18 +7,17 @@
 
 use super::{
     Attributes, Dir, Existing, FileId, Lost, copy, file_id, same_bytes,
-    support::{is_unsupported, sync_file},
+    support::{is_unsupported, link_open, sync_file},
     temporary::{Temporary, fresh_name, unfinished},
 };
 use crate::error::{Context, Error, Result};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, linkat, openat, renameat, unlinkat},
+    fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, renameat, unlinkat},
     io::Errno,
 };
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
-    os::fd::AsRawFd,
     path::PathBuf,
     sync::Arc,
 };
@@ -138,12 +137,7 @@ impl Output {
 
     /// Link the unnamed file as `name`, which must be free.
     fn link_as(&self, name: &OsStr) -> Result<(), Errno> {
-        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        match linkat(CWD, own, &self.dir, name, AtFlags::SYMLINK_FOLLOW) {
-            // Without /proc. Before Linux 6.10, this takes CAP_DAC_READ_SEARCH.
-            Err(Errno::NOENT) => linkat(&self.file, "", &self.dir, name, AtFlags::EMPTY_PATH),
-            other => other,
-        }
+        link_open(&self.file, &self.dir, name)
     }
 
     /// Link the unnamed file, and rename it over the file that has its name.
