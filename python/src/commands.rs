@@ -217,7 +217,7 @@ impl Log {
         let files = PyList::empty(py);
         for file in &self.files {
             let (action, why) = match &file.action {
-                Action::Packed => ("packed", None),
+                Action::Packed | Action::PackedFrom(_) => ("packed", None),
                 Action::Unpacked => ("unpacked", None),
                 Action::Copied => ("copied", None),
                 Action::Linked => ("linked", None),

@@ -93,6 +93,7 @@ fn verify_one(item: &Item, quick: bool, watch: &Watch) {
         output: None,
         outcome,
         why,
+        bases: Vec::new(),
         original,
         stored: item.stored(),
         seconds: begun.elapsed().as_secs_f64(),

@@ -170,14 +170,19 @@ impl pack::Progress for Watch {
         let took =
             self.log().running.remove(&report.path).map_or(Duration::ZERO, |begun| begun.elapsed());
         let (outcome, why) = match &report.action {
-            Action::Packed => (Outcome::Packed, None),
+            Action::Packed | Action::PackedFrom(_) => (Outcome::Packed, None),
             Action::Unpacked => (Outcome::Unpacked, None),
             Action::Copied => (Outcome::Copied, None),
             Action::Linked => (Outcome::Linked, None),
             Action::AlreadyDone => (Outcome::AlreadyDone, None),
             Action::Skipped(why) => (Outcome::Skipped, Some(why.clone())),
         };
+        let bases = match &report.action {
+            Action::PackedFrom(bases) => &bases[..],
+            _ => &[],
+        };
         self.add(Row {
+            bases: bases.iter().map(|base| escape::path(base).into_owned()).collect(),
             path: report.path.clone(),
             output: Some(report.output.clone()),
             outcome,

@@ -96,6 +96,9 @@ pub struct Row {
     /// Why it was skipped, or how it is damaged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// The archives that it was packed against.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<String>,
     /// Bytes of the original, and of the archive.
     pub original: u64,
     pub stored: u64,
@@ -111,10 +114,14 @@ impl Row {
             (Outcome::Copied | Outcome::Linked, _) => None,
             (_, Some(why)) => Some(format!("{path}: {word}: {why}")),
             (Outcome::AlreadyDone, _) => Some(format!("{path}: {word}")),
-            (_, None) => Some(format!(
-                "{path}: {word}, {}",
-                figures(self.original, self.stored, self.seconds)
-            )),
+            (_, None) => {
+                let figures = figures(self.original, self.stored, self.seconds);
+                let bases = match &self.bases[..] {
+                    [] => String::new(),
+                    bases => format!(" against {}", bases.join(", ")),
+                };
+                Some(format!("{path}: {word}{bases}, {figures}"))
+            }
         }
     }
 }

@@ -3,13 +3,14 @@
 use super::{
     regions::{detect_unknown, weights},
     signature::{START, foreign},
+    tensors::{Tensor, header_json, tensors},
 };
 use crate::{
     codec::ElementKind,
     error::{Context, Error, Result},
     format::{
         Container, Extent, HEADER_LEN, Header, MAX_HEADER, Naming, VERSION, claimed_len, container,
-        header, header_len, onnx_data,
+        header, onnx_data,
     },
     output::Dir,
 };
@@ -149,22 +150,7 @@ impl Content<'_> {
     }
 
     fn header_json(&self) -> Result<Option<Vec<u8>>> {
-        let mut prefix = [0; 8];
-        if self.len < 8 {
-            return Ok(None);
-        }
-        self.read_at(0, &mut prefix)?;
-        let Some(n) = header_len(prefix, self.len) else { return Ok(None) };
-        debug_assert!(n <= MAX_HEADER);
-        // Checked first: in other files, the first bytes can amount to any length.
-        let mut brace = [0];
-        self.read_at(8, &mut brace)?;
-        if !matches!(brace, [b'{'] | [b' '] | [b'\t'] | [b'\n'] | [b'\r']) {
-            return Ok(None);
-        }
-        let mut json = vec![0; n as usize];
-        self.read_at(8, &mut json)?;
-        Ok(Some(json))
+        header_json(&|start, out| self.read_at(start, out), self.len)
     }
 
     /// The safetensors header, if there is a valid one.
@@ -207,6 +193,11 @@ impl Content<'_> {
             _ => Header::default().extents(self.len),
         };
         detect_unknown(&|at, out, len| self.read(at, out, len), extents)
+    }
+
+    /// The tensors among these extents of the file.
+    pub(super) fn tensors(&self, extents: &[Extent]) -> Result<Vec<Tensor>> {
+        tensors(&|start, out| self.read_at(start, out), self.len, extents)
     }
 }
 

@@ -6,12 +6,17 @@
 
 use super::{
     Progress,
+    bases::{BaseFile, Bases},
+    coder::Coder,
+    differences::{Differences, from_base, is_shared},
+    pairs::Pairs,
     plan::{Planned, plan},
     source::Source,
     twins::{BeforeWrite, MIN_TWIN, Piece, Twin, Twins, put},
+    windows::{Groups, Part, WINDOW, parts, range},
 };
 use crate::{
-    codec::{self, Coding, EncodeMemory, Encoder},
+    codec::{self, Coding, EncodeMemory},
     error::{Context, Error, ErrorKind, Result},
     format::{
         Chunk, Extent, FOOTER_LEN, Footer, HEADER_LEN, IndexWriter, NO_MODEL, Naming, VERSION,
@@ -23,9 +28,6 @@ use crate::{
 use rayon::prelude::*;
 use std::{collections::HashMap, ops::Range, os::unix::fs::FileExt, sync::Arc};
 
-/// Bytes of the source that are encoded together. Two windows are in memory at a time, and the
-/// encoded chunks of two.
-const WINDOW: usize = 16 << 20;
 /// Smaller extents are not deduplicated.
 const MIN_SHARED: u64 = 64 << 10;
 
@@ -44,24 +46,53 @@ pub(super) struct Input<'a> {
     pub(super) before: BeforeWrite<'a>,
     /// Archives that equal tensors are cloned from. Large tensors start at blocks then.
     pub(super) twins: Option<&'a dyn Twins>,
+    /// What it may be stored as differences from.
+    pub(super) bases: &'a Bases,
 }
 
 /// An archive that has been written.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Written {
     /// Its length in bytes.
     pub(super) stored: u64,
     /// How many of them it shares with other archives.
     pub(super) cloned: u64,
+    /// The bases that it needs.
+    pub(super) bases: Vec<Arc<dyn BaseFile>>,
+    /// SHA-256 of the original.
+    sha256: [u8; 32],
 }
 
 /// Write `input` to `output` as an archive.
 pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Result<Written> {
-    let Input { source, naming, chunk_size, .. } = input;
+    let (source, path) = (input.source, output.path());
     let extents = source.content().extents()?;
+    let mut bases = input.bases.of(source.path(), source.len())?;
+    loop {
+        let pairs = Pairs::of(&source.content(), &extents, bases.clone())?;
+        let written = write(input, &extents, &pairs, output, p)?;
+        // A copy of a base is none of its dependants: who looks for the base may find the copy.
+        let sha256 = written.sha256;
+        if written.bases.iter().all(|used| used.base().sha256 != sha256) {
+            return Ok(written);
+        }
+        bases.retain(|base| base.base().sha256 != sha256);
+        output.file().set_len(0).about_path(&path)?;
+    }
+}
+
+fn write(
+    input: Input<'_>,
+    extents: &[Extent],
+    pairs: &Pairs,
+    output: &Output,
+    p: &dyn Progress,
+) -> Result<Written> {
+    let Input { source, chunk_size, .. } = input;
     let mut writer = Writer {
         input,
         output,
+        pairs,
         at: 0,
         cloned: 0,
         index: IndexWriter::default(),
@@ -69,12 +100,14 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         memory: Arc::default(),
         pending: Vec::new(),
         extents: HashMap::new(),
+        bases: Vec::new(),
+        equal: HashMap::new(),
     };
     writer.write(&header(VERSION))?;
     debug_assert_eq!(writer.at, HEADER_LEN);
-    let mut groups = Groups(&extents);
+    let mut groups = Groups(extents);
     let read = |start, out: &mut Vec<u8>, len| source.read(start, out, len);
-    let plan = |group| plan(&read, group, chunk_size as usize);
+    let plan = |group| plan(&read, group, chunk_size as usize, pairs);
     let mut planned = groups.next().map(plan).transpose()?;
     while let Some(group) = planned.take() {
         let following = groups.next();
@@ -83,52 +116,14 @@ pub(super) fn archive(input: Input<'_>, output: &Output, p: &dyn Progress) -> Re
         written?;
         planned = next?;
     }
-    writer.cloned += put(output, writer.pending.drain(..), input.before)?;
-    let (sha256, states) = std::mem::take(&mut writer.hash).finish();
-    let footer = Footer {
-        original_len: source.len(),
-        sha256,
-        mtime: mtime(source.stat()),
-        mode: source.stat().st_mode & 0o7777,
-        naming,
-        index_offset: writer.at,
-        index_len: 0,
-        index_checksum: 0,
-        chunk_count: 0,
-        model_count: 0,
-        max_chunk: 0,
-        base_count: 0,
-        bases_len: 0,
-    };
-    let (index, footer) = std::mem::take(&mut writer.index).finish(footer, &states);
-    writer.write(&index)?;
-    writer.write(&footer.to_bytes())?;
-    debug_assert_eq!(writer.at, footer.index_offset + footer.index_len + FOOTER_LEN);
-    Ok(Written { stored: writer.at, cloned: writer.cloned })
-}
-
-/// Groups of extents that fit into a window; each has at least one extent.
-struct Groups<'a>(&'a [Extent]);
-
-impl<'a> Iterator for Groups<'a> {
-    type Item = &'a [Extent];
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut bytes = 0;
-        let fit = self.0.iter().take_while(|e| {
-            bytes += e.len;
-            bytes <= WINDOW as u64
-        });
-        let (group, rest) = self.0.split_at(fit.count().max(1).min(self.0.len()));
-        self.0 = rest;
-        (!group.is_empty()).then_some(group)
-    }
+    writer.finish()
 }
 
 /// The archive that is being written.
 struct Writer<'a> {
     input: Input<'a>,
     output: &'a Output,
+    pairs: &'a Pairs,
     /// Where the next bytes belong.
     at: u64,
     /// Bytes shared with other archives so far.
@@ -141,13 +136,10 @@ struct Writer<'a> {
     /// The first extent by length and checksum of its first chunk. A later extent with the same key
     /// may share its chunks.
     extents: HashMap<(u64, u64), u64>,
-}
-
-/// A part of an extent that becomes a chunk.
-struct Part {
-    /// The index of the extent in its group.
-    extent: usize,
-    original: Range<u64>,
+    /// By its number in the archive: the index of a base.
+    bases: Vec<usize>,
+    /// By base and distance: the model of tensors that equal the base's.
+    equal: HashMap<(usize, i64), u32>,
 }
 
 /// What is known of an extent while its chunks are added to the index.
@@ -155,22 +147,17 @@ struct Part {
 struct State {
     /// The number of its model, which it gets when its first chunk uses the model.
     model: Option<u32>,
+    /// The same for its model of differences.
+    differences: Option<u32>,
     twin: Option<Twin>,
 }
 
 /// How a part is stored.
 enum Stored {
     /// As its own bytes.
-    Own(Coding, Vec<u8>),
+    Own((Coding, Vec<u8>)),
     /// As an earlier chunk that holds the same bytes.
     Shared(Chunk),
-}
-
-impl Stored {
-    fn own(bytes: &[u8], encoder: Option<&Encoder>, planned: &Planned) -> Self {
-        let (coding, stored) = codec::encode(bytes, encoder, planned.try_zstd);
-        Self::Own(coding, stored)
-    }
 }
 
 impl Writer<'_> {
@@ -181,12 +168,44 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Write what follows the chunks.
+    fn finish(mut self) -> Result<Written> {
+        let Input { source, naming, before, .. } = self.input;
+        self.cloned += put(self.output, self.pending.drain(..), before)?;
+        let (sha256, states) = std::mem::take(&mut self.hash).finish();
+        let footer = Footer {
+            original_len: source.len(),
+            sha256,
+            mtime: mtime(source.stat()),
+            mode: source.stat().st_mode & 0o7777,
+            naming,
+            index_offset: self.at,
+            index_len: 0,
+            index_checksum: 0,
+            chunk_count: 0,
+            model_count: 0,
+            max_chunk: 0,
+            base_count: 0,
+            bases_len: 0,
+        };
+        let (index, footer) = std::mem::take(&mut self.index).finish(footer, &states);
+        self.write(&index)?;
+        self.write(&footer.to_bytes())?;
+        debug_assert_eq!(self.at, footer.index_offset + footer.index_len + FOOTER_LEN);
+        let stored = self.at;
+        if footer.version() != VERSION {
+            self.at = 0;
+            self.write(&header(footer.version()))?;
+        }
+        let bases = self.bases.iter().map(|&i| Arc::clone(&self.pairs.bases[i])).collect();
+        Ok(Written { stored, cloned: self.cloned, bases, sha256 })
+    }
+
     /// Code and write a group of neighbouring extents.
     fn extents(&mut self, group: &[Planned], p: &dyn Progress) -> Result<()> {
         let Input { source, after, before, .. } = self.input;
         let memory = Arc::clone(&self.memory);
-        let encoder = |model| Encoder::with_memory(model, &memory);
-        let encoders: Vec<_> = group.iter().map(|g| g.model.as_ref().map(encoder)).collect();
+        let coders: Vec<_> = group.iter().map(|planned| Coder::new(planned, &memory)).collect();
         let twins = group.iter().map(|g| self.twin(g)).collect::<Result<Vec<_>>>()?;
         let parts = parts(group);
         let per_window =
@@ -202,7 +221,7 @@ impl Writer<'_> {
         read(windows[0], &mut data)?;
         for (i, parts) in windows.iter().enumerate() {
             let start = range(parts).start;
-            let index = &self.index;
+            let (index, pairs) = (&self.index, self.pairs);
             let encode = |part: &Part| -> Result<(u64, Stored)> {
                 if p.is_cancelled() {
                     return Err(Error::new(ErrorKind::Io, "packing was interrupted"));
@@ -214,7 +233,7 @@ impl Writer<'_> {
                 let checksum = codec::checksum(bytes);
                 let stored = match shared(source, index, twin, bytes, checksum)? {
                     Some(chunk) => Stored::Shared(chunk),
-                    None => Stored::own(bytes, encoders[part.extent].as_ref(), planned),
+                    None => Stored::Own(coders[part.extent].encode(pairs, planned, from, bytes)?),
                 };
                 p.advance(bytes.len() as u64);
                 Ok((checksum, stored))
@@ -256,7 +275,7 @@ impl Writer<'_> {
                 self.index.chunk(&Chunk { original, ..chunk });
                 return Ok(None);
             }
-            Stored::Own(coding, bytes) => (coding, bytes),
+            Stored::Own(own) => own,
         };
         if part.original.start == planned.extent.start {
             state.twin = self.twin_elsewhere(planned);
@@ -264,6 +283,7 @@ impl Writer<'_> {
         let model = match (coding, &planned.model, state.model) {
             (Coding::Planes, _, Some(n)) => n,
             (Coding::Planes, Some(model), None) => *state.model.insert(self.index.model(model)?),
+            (Coding::Delta, ..) => self.model_of_differences(planned, state)?,
             _ => NO_MODEL,
         };
         let stored_len = bytes.len() as u32;
@@ -278,6 +298,31 @@ impl Writer<'_> {
         let at = self.at;
         self.at += u64::from(stored_len);
         Ok(Some(Piece { at, bytes, twin: state.twin.clone() }))
+    }
+
+    /// The number of the model by which an extent differs from a base.
+    fn model_of_differences(&mut self, planned: &Planned, state: &mut State) -> Result<u32> {
+        let (None, Some(Differences { pair, model, .. })) =
+            (state.differences, &planned.differences)
+        else {
+            return Ok(state.differences.unwrap_or(NO_MODEL));
+        };
+        let equal = (pair.base, pair.distance);
+        let known = self.equal.get(&equal).filter(|_| is_shared(model)).copied();
+        let n = match known {
+            Some(n) => n,
+            None => {
+                let base = self.index.base(self.pairs.bases[pair.base].base())?;
+                if usize::from(base) == self.bases.len() {
+                    self.bases.push(pair.base);
+                }
+                self.index.model(&from_base(model, base)?)?
+            }
+        };
+        if is_shared(model) {
+            self.equal.insert(equal, n);
+        }
+        Ok(*state.differences.insert(n))
     }
 
     /// Start a large tensor at a block, and find another archive that may hold it.
@@ -303,21 +348,6 @@ impl Writer<'_> {
     }
 }
 
-/// The parts of a group of extents, in order.
-fn parts(group: &[Planned]) -> Vec<Part> {
-    let parts = group.iter().enumerate().flat_map(|(extent, g)| {
-        let end = g.extent.start + g.extent.len;
-        let chunks = (g.extent.start..end).step_by(g.chunk);
-        chunks.map(move |at| Part { extent, original: at..end.min(at + g.chunk as u64) })
-    });
-    parts.collect()
-}
-
-/// The range of the original that neighbouring parts cover.
-fn range(parts: &[Part]) -> Range<u64> {
-    parts[0].original.start..parts[parts.len() - 1].original.end
-}
-
 /// The chunk that starts at `twin`, if it holds exactly `bytes`.
 fn shared(
     source: &Source,
@@ -327,7 +357,9 @@ fn shared(
     checksum: u64,
 ) -> Result<Option<Chunk>> {
     let Some(chunk) = twin.and_then(|at| index.find(at)) else { return Ok(None) };
-    if chunk.checksum != checksum || chunk.len() != bytes.len() {
+    // Differences are from a place in the base that belongs to one place of the original.
+    let moves = chunk.coding != Coding::Delta;
+    if chunk.checksum != checksum || chunk.len() != bytes.len() || !moves {
         return Ok(None);
     }
     let mut there = Vec::new();

@@ -4,6 +4,7 @@
 
 use super::{
     content::{Content, Kind},
+    pairs::Pairs,
     plan::{Planned, SAMPLE, plan_large},
 };
 use crate::{
@@ -160,7 +161,7 @@ fn trial(content: &Content<'_>, extent: Extent, points: &[u64]) -> Result<Trial>
     let width = extent.kind.map_or(1, |k| k.width());
     let sample = if points.is_empty() { SAMPLE } else { MODELLED / width };
     let read = |start, out: &mut Vec<u8>, len| content.read(start, out, len);
-    let planned = plan_large(&read, extent, DEFAULT_CHUNK as usize, sample)?;
+    let planned = plan_large(&read, extent, DEFAULT_CHUNK as usize, sample, &Pairs::default())?;
     let chunk = planned.chunk as u64;
     let mut starts: Vec<u64> = points.iter().map(|point| point / chunk * chunk).collect();
     if points.is_empty() {

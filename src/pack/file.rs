@@ -6,6 +6,7 @@ use super::{
     encode::{self, Input},
     lease::Lease,
     names::{Names, shown},
+    pins::{Needs, commit, packed_from},
     source::Source,
 };
 use crate::{
@@ -121,9 +122,10 @@ pub(super) fn naming(original: &OsStr, archive: &OsStr) -> Naming {
 }
 
 /// What an archive is made from if nobody waits meanwhile.
-pub(super) fn input<'a>(source: &'a Source, naming: Naming, o: &Options) -> Input<'a> {
+pub(super) fn input<'a>(source: &'a Source, naming: Naming, o: &'a Options) -> Input<'a> {
     let chunk_size = o.chunk_size;
-    Input { source, naming, chunk_size, after: &|_, _| Ok(()), before: &|| Ok(()), twins: None }
+    let (after, before) = (&|_, _| Ok(()), &|| Ok(()));
+    Input { source, naming, chunk_size, after, before, twins: None, bases: &o.bases }
 }
 
 /// Set the attributes of `output`, sync it and verify it. Returns the attributes that it could not
@@ -196,8 +198,8 @@ enum Occupant {
 
 /// The outcome of writing an archive.
 enum Written {
-    /// Its length and identity.
-    Archive(u64, FileId),
+    /// Its length, its identity, and how it was made.
+    Archive(u64, FileId, Action),
     /// There is no archive, for this reason.
     Nothing(Action),
 }
@@ -240,8 +242,8 @@ impl Job<'_> {
                 // Another run has just made it.
                 Err(e) if e.errno() == Some(libc::EEXIST) && attempt < ATTEMPTS => {}
                 Err(e) => return Err(e),
-                Ok(Written::Archive(stored, id)) => {
-                    (report.stored, report.action) = (stored, Action::Packed);
+                Ok(Written::Archive(stored, id, action)) => {
+                    (report.stored, report.action) = (stored, action);
                     if let Some((name, shadow)) = &shadow {
                         to.dir.unlink(name, *shadow)?;
                     }
@@ -342,7 +344,8 @@ impl Job<'_> {
     fn write(self, source: &Source, to: &Place, existing: Existing) -> Result<Written> {
         let output = Output::create(&to.dir, &to.name)?;
         let input = input(source, to.naming, self.o);
-        let stored = encode::archive(input, &output, self.p)?.stored;
+        let written = encode::archive(input, &output, self.p)?;
+        let stored = written.stored;
         let gone = || match shown(&to.dir, &to.name) {
             Some(name) if name == source.name() => Written::Nothing(Action::AlreadyDone),
             _ => Written::Nothing(Action::Skipped("was renamed or removed meanwhile".to_owned())),
@@ -358,9 +361,11 @@ impl Job<'_> {
         if self.o.in_place && !source.unchanged()? {
             return Ok(gone());
         }
-        let id = output.commit(existing)?;
+        let warn = |why: &Error| self.p.warn(source.path(), &why.to_string());
+        let needs = Needs { bases: &written.bases, unpinned: self.o.bases.unpinned, warn: &warn };
+        let id = commit(output, existing, (&to.dir, &to.name), &needs)?;
         self.warn_of_lost(source.path(), lost);
-        Ok(Written::Archive(stored, id))
+        Ok(Written::Archive(stored, id, packed_from(&written.bases)))
     }
 
     /// Warn of the attributes that an archive could not be given.

@@ -7,7 +7,10 @@
 //! This room knows no reader of archives: what verifies them is handed in as a [`Check`], what
 //! unpacks them as an [`Opener`].
 
+mod bases;
+mod coder;
 mod content;
+mod differences;
 mod encode;
 mod estimate;
 mod file;
@@ -15,19 +18,24 @@ mod lease;
 mod links;
 mod mirror;
 mod names;
+mod pairs;
+mod pins;
 mod plan;
 mod prepare;
 mod regions;
+mod repack;
 mod replace;
 mod select;
 mod send;
 mod signature;
 mod sort;
 mod source;
+mod tensors;
 mod tree;
 mod twins;
 mod unpack;
 mod unpack_tree;
+mod windows;
 mod writers;
 
 use crate::{
@@ -39,11 +47,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use bases::{BaseFile, Bases, FindBases};
 pub use estimate::{Estimate, estimate};
 pub use file::{archive_names, file, unnamed};
 pub use lease::release_lease;
 pub use mirror::refuse_inside;
 pub use prepare::{Preparation, PrepareOptions, Prepared, prepare};
+pub use repack::repack;
 pub use select::{Pattern, Selection};
 pub use send::{Destination, Sender};
 pub use signature::{START, may_be_model};
@@ -63,12 +73,15 @@ pub struct Options {
     pub force: bool,
     /// Which files of a directory to pack.
     pub selection: Selection,
+    /// What to store files as differences from.
+    pub bases: Bases,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let selection = Selection::default();
-        Self { chunk_size: DEFAULT_CHUNK, in_place: false, force: false, selection }
+        let bases = Bases::default();
+        Self { chunk_size: DEFAULT_CHUNK, in_place: false, force: false, selection, bases }
     }
 }
 
@@ -144,6 +157,8 @@ pub trait OpenArchive {
 pub enum Action {
     /// It was packed.
     Packed,
+    /// It was packed as differences from the originals of these archives.
+    PackedFrom(Vec<PathBuf>),
     /// It was unpacked.
     Unpacked,
     /// It was copied as it is.

@@ -1,7 +1,11 @@
 //! Decisions about each extent before it is encoded: its entropy model, the length of its chunks,
 //! and whether to try zstd.
 
-use super::twins::{fingerprint, sampled_chunks};
+use super::{
+    differences::{Differences, Planes},
+    pairs::{MIN_MODELLED, Pairs},
+    twins::{fingerprint, sampled_chunks},
+};
 use crate::{
     codec::{self, Encoder, EntropyModel, Sample, should_try_zstd},
     error::Result,
@@ -10,8 +14,6 @@ use crate::{
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Smaller extents have no model: its tables would cost more than they save. In bytes.
-const MIN_MODELLED: u64 = 8 << 10;
 /// The approximate number of elements of a large tensor that its model is built from.
 pub(super) const SAMPLE: usize = 1 << 20;
 /// The approximate number of elements of one piece of that sample.
@@ -23,6 +25,8 @@ pub(super) struct Planned {
     /// Decoded bytes of its chunks.
     pub(super) chunk: usize,
     pub(super) model: Option<EntropyModel>,
+    /// How it is stored as differences from a base, if that saves enough.
+    pub(super) differences: Option<Differences>,
     pub(super) try_zstd: bool,
     /// By which equal tensors of other archives are found.
     pub(super) fingerprint: u64,
@@ -32,9 +36,14 @@ pub(super) struct Planned {
 pub(super) type Read<'a> = &'a (dyn Fn(u64, &mut Vec<u8>, usize) -> Result<()> + Sync);
 
 /// Plan a group of extents: many small ones at once, or a large one by a sample.
-pub(super) fn plan(read: Read<'_>, group: &[Extent], chunk: usize) -> Result<Vec<Planned>> {
+pub(super) fn plan(
+    read: Read<'_>,
+    group: &[Extent],
+    chunk: usize,
+    pairs: &Pairs,
+) -> Result<Vec<Planned>> {
     if let [extent] = group {
-        return Ok(vec![plan_large(read, *extent, chunk, SAMPLE)?]);
+        return Ok(vec![plan_large(read, *extent, chunk, SAMPLE, pairs)?]);
     }
     let start = group[0].start;
     let mut data = Vec::new();
@@ -46,32 +55,33 @@ pub(super) fn plan(read: Read<'_>, group: &[Extent], chunk: usize) -> Result<Vec
             let pieces = sampled(extent, SAMPLE).flat_map(|r| &data[r]);
             let sample = pieces.copied().collect::<Vec<u8>>();
             let model = model(extent, chunk, &sample)?;
-            let chunk = chunk_len(extent, chunk);
-            let samples = samples(extent.len as usize, chunk).map(|r| &data[r]);
-            Ok(planned(extent, chunk, model, &samples))
+            let samples = samples(extent.len as usize, chunk_len(extent, chunk)).map(|r| &data[r]);
+            let most = SAMPLE;
+            planned(&Examined { extent, chunk, most, sample: &sample, samples, pairs }, model)
         })
         .collect()
 }
 
-/// Plan an extent by about `sample` elements of it and three of its chunks.
+/// Plan an extent by about `most` elements of it and three of its chunks.
 pub(super) fn plan_large(
     read: Read<'_>,
     extent: Extent,
     chunk: usize,
-    sample: usize,
+    most: usize,
+    pairs: &Pairs,
 ) -> Result<Planned> {
     let read = |range: Range<usize>| {
         let mut data = Vec::new();
         read(extent.start + range.start as u64, &mut data, range.len()).map(|()| data)
     };
     let sample = match extent.kind {
-        Some(_) => sampled(extent, sample).map(read).collect::<Result<Vec<_>>>()?.concat(),
+        Some(_) => sampled(extent, most).map(read).collect::<Result<Vec<_>>>()?.concat(),
         None => Vec::new(),
     };
     let model = model(extent, chunk, &sample)?;
-    let chunk = chunk_len(extent, chunk);
-    let [a, b, c] = samples(extent.len as usize, chunk).map(read);
-    Ok(planned(extent, chunk, model, &[&a?, &b?, &c?]))
+    let [a, b, c] = samples(extent.len as usize, chunk_len(extent, chunk)).map(read);
+    let samples: [&[u8]; 3] = [&a?, &b?, &c?];
+    planned(&Examined { extent, chunk, most, sample: &sample, samples, pairs }, model)
 }
 
 /// The bytes of an extent that its model is built from: all, or about `most` elements in evenly
@@ -108,17 +118,45 @@ fn chunk_len(extent: Extent, chunk: usize) -> usize {
     row.map_or(chunk, |row| chunk / row * row)
 }
 
-fn planned(
+/// What is known of an extent.
+struct Examined<'a> {
     extent: Extent,
+    /// Decoded bytes of a chunk, before it is made to consist of whole rows.
     chunk: usize,
-    model: Option<EntropyModel>,
-    samples: &[&[u8]; 3],
-) -> Planned {
+    /// About how many elements the sample has, at most, and its bytes.
+    most: usize,
+    sample: &'a [u8],
+    /// Three chunks.
+    samples: [&'a [u8]; 3],
+    pairs: &'a Pairs,
+}
+
+fn planned(of: &Examined<'_>, model: Option<EntropyModel>) -> Result<Planned> {
+    let Examined { extent, samples, .. } = *of;
     let encoder = model.as_ref().map(Encoder::new);
-    let try_zstd = extent.len < MIN_MODELLED || should_try_zstd(samples, encoder.as_ref());
+    let try_zstd = extent.len < MIN_MODELLED || should_try_zstd(&samples, encoder.as_ref());
+    let differences = differences(of, &Planes { encoder: encoder.as_ref(), try_zstd })?;
     drop(encoder);
     let fingerprint = fingerprint(extent.len, samples.map(codec::checksum));
-    Planned { extent, chunk, model, try_zstd, fingerprint }
+    let chunk = chunk_len(extent, of.chunk);
+    Ok(Planned { extent, chunk, model, differences, try_zstd, fingerprint })
+}
+
+/// How an extent is stored as differences, if it has a pair and they save enough.
+fn differences(of: &Examined<'_>, planes: &Planes<'_>) -> Result<Option<Differences>> {
+    let Examined { extent, chunk, most, sample, samples, pairs } = *of;
+    let Some(pair) = pairs.pair(&extent).filter(|_| extent.len >= MIN_MODELLED) else {
+        return Ok(None);
+    };
+    let read = |range: Range<usize>| {
+        let mut bytes = vec![0; range.len()];
+        pairs.read(pair, extent.start + range.start as u64, &mut bytes).map(|()| bytes)
+    };
+    let there = sampled(extent, most).map(read).collect::<Result<Vec<_>>>()?.concat();
+    let places = self::samples(extent.len as usize, chunk_len(extent, chunk)).map(read);
+    let [a, b, c] = places;
+    let row = short_row(extent, chunk);
+    Differences::of(extent, row, (sample, &there), (samples, [&a?, &b?, &c?]), (pair, planes))
 }
 
 /// The first, a middle and the last chunk of an extent of `len` bytes.

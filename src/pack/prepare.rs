@@ -6,7 +6,7 @@
 //! about it would be lost.
 
 use super::{
-    Action, Check, FileReport, Progress, Task,
+    Action, Bases, Check, FileReport, Progress, Task,
     content::Kind,
     encode::{self, Input, Written},
     estimate,
@@ -315,7 +315,8 @@ fn write(
     };
     let (naming, chunk_size) = (Naming::Appended, o.chunk_size);
     let (before, twins) = (o.between, o.twins);
-    let input = Input { source, naming, chunk_size, after: &after, before, twins };
+    let bases = &Bases::default();
+    let input = Input { source, naming, chunk_size, after: &after, before, twins, bases };
     let written = encode::archive(input, output, p)?;
     if !source.unchanged()? {
         return Err(Error::invalid("was renamed or removed meanwhile").about_path(source.path()));

@@ -7,6 +7,7 @@ use super::{
     file::{Job, Place},
     links::{self, HardLinks, Places},
     names::{Names, shown},
+    pins::pin_again,
     source::Source,
 };
 use crate::{
@@ -124,6 +125,7 @@ fn skipped(source: &Source, why: String) -> FileReport {
 
 /// Link the archive `first`, which is the file `id`, as the archive of another name.
 fn link_archive(first: &Place, (dir, name, archive): &Name, id: FileId) -> Result<()> {
+    let _pinned = pin_again(&first.dir, &first.name, dir)?;
     match first.dir.link(&first.name, dir, archive) {
         Err(e) if e.errno() == Some(libc::EEXIST) => {
             let is_linked = matches!(dir.has(archive, id), Ok(true));

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    format::Naming,
+    format::{Naming, is_pin},
     output::{Dir, DirEntry, is_temporary},
 };
 use std::{
@@ -102,6 +102,9 @@ impl<'a> Sorter<'a> {
         let mut files = Files::default();
         for DirEntry { name, .. } in entries.iter().filter(|e| e.kind.is_file()) {
             let path = src.path(name);
+            if is_pin(name) && self.in_place {
+                continue;
+            }
             if is_temporary(name) {
                 self.p.warn(&path, TEMPORARY);
                 continue;

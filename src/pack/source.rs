@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
+    format::Footer,
     input,
     output::{Attributes, Dir, FileId, file_id, mtime},
 };
@@ -55,6 +56,20 @@ impl Source {
             return Err(Error::invalid("was removed meanwhile").about_path(path));
         }
         Ok(Self { file, dir, name, path: path.to_owned(), stat, lease: None })
+    }
+
+    /// The original of an archive, which was called `name` in `dir` and is unpacked to `file`;
+    /// messages name it `path`.
+    pub(super) fn unpacked(
+        file: File,
+        (dir, name, path): (&Arc<Dir>, OsString, &Path),
+        footer: &Footer,
+    ) -> Result<Self> {
+        let mut stat = fstat(&file).about_path(path)?;
+        stat.st_mode = stat.st_mode & !0o7777 | footer.mode;
+        (stat.st_mtime, stat.st_mtime_nsec) = (footer.mtime.0, footer.mtime.1.into());
+        let (dir, path) = (Arc::clone(dir), path.to_owned());
+        Ok(Self { file, dir, name, path, stat, lease: None })
     }
 
     pub(super) fn file(&self) -> &File {
