@@ -6,6 +6,7 @@
 // A build that cannot mount leaves out whole subcommands, not the lines that only they use.
 #![cfg_attr(not(feature = "mount"), allow(dead_code))]
 
+mod against;
 mod archive;
 #[cfg(feature = "mount")]
 mod ask;
@@ -31,6 +32,7 @@ mod generate;
 mod guard;
 #[cfg(feature = "mount")]
 mod hf;
+mod hints;
 mod interrupt;
 mod logfile;
 #[cfg(feature = "mount")]
@@ -45,6 +47,7 @@ mod pack;
 mod progress;
 #[cfg(feature = "remote")]
 mod remote;
+mod repack;
 mod report;
 mod size;
 mod source;
@@ -107,6 +110,8 @@ struct Cli {
 enum Command {
     Pack(pack::PackArgs),
     Unpack(unpack::UnpackArgs),
+    Detach(repack::DetachArgs),
+    Rebase(repack::RebaseArgs),
     Verify(archive::VerifyArgs),
     Info(archive::InfoArgs),
     #[cfg(feature = "remote")]
@@ -141,6 +146,8 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
     let outcome = match cli.command {
         Command::Pack(args) => pack::pack(args, cli.quiet),
         Command::Unpack(args) => unpack::unpack(args, cli.quiet),
+        Command::Detach(args) => repack::detach(&args, cli.quiet),
+        Command::Rebase(args) => repack::rebase(&args, cli.quiet),
         Command::Verify(args) => archive::verify(args, cli.quiet),
         Command::Info(args) => archive::info(args),
         #[cfg(feature = "remote")]

@@ -1,6 +1,7 @@
 //! `bsz pack`. Where each source goes is decided before anything is written.
 
-use super::common::{Common, check};
+use super::against::{AgainstArgs, Opened, near};
+use super::common::Common;
 use super::interrupt::clean_up_when_interrupted;
 use super::progress::Watch;
 use super::report::Output;
@@ -10,12 +11,13 @@ use super::{remote::TimeoutArgs, upload};
 use crate::error::{Context, Error, Result};
 use crate::escape;
 use crate::format::DEFAULT_CHUNK;
-use crate::pack::{self, Options, Pattern, Selection};
+use crate::pack::{self, Bases, Options, Pattern, Selection};
 use clap::Args;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Compress models without loss
 #[derive(Args)]
@@ -26,7 +28,9 @@ use std::path::{Path, PathBuf};
   bsz pack llama/ -o llama-packed/        packs the models of a directory, copies the rest
   bsz pack llama/ --in-place              replaces each model by its verified archive
   bsz pack llama/ -o s3://models/llama    to a bucket, and so to gs:// and az://
-  bsz pack llama/ --in-place --only '*.safetensors' --exclude 'optimizer*'")]
+  bsz pack llama/ --in-place --only '*.safetensors' --exclude 'optimizer*'
+  bsz pack tune.safetensors --base llama/model.bsz   stores what differs from its base
+  bsz pack checkpoints/ --in-place --base auto       each model against the nearest archive")]
 pub struct PackArgs {
     /// Files, or directories; of these, files that hold weights are packed
     #[arg(required = true, value_name = "SRC")]
@@ -49,6 +53,8 @@ pub struct PackArgs {
     /// Decode SIZE at a time when the archive is read: a multiple of 64KiB up to 4MiB
     #[arg(long, value_name = "SIZE", value_parser = size::parse_chunk)]
     chunk_size: Option<u32>,
+    #[command(flatten)]
+    bases: AgainstArgs,
     #[command(flatten)]
     common: Common,
     #[cfg(feature = "remote")]
@@ -73,28 +79,46 @@ pub fn pack(args: PackArgs, quiet: bool) -> Result<()> {
     let chunk_size = args.chunk_size.unwrap_or(DEFAULT_CHUNK);
     let patterns = |texts: &[OsString]| texts.iter().map(Pattern::new).collect();
     let selection = Selection { only: patterns(&args.only), exclude: patterns(&args.exclude) };
-    let options = Options { chunk_size, in_place: args.in_place, force: args.force, selection };
+    let (in_place, force, bases) = (args.in_place, args.force, Bases::default());
+    let options = Options { chunk_size, in_place, force, selection, bases };
     let watch = Watch::new(Output::new(args.common.json, quiet), quiet);
     // Once the original is removed, its SHA-256 is all that is left of it.
-    let check = |file: &File, p: &dyn pack::Progress| check(file, !args.in_place, p);
+    let opened = Arc::new(Opened::default());
+    let check = |file: &File, p: &dyn pack::Progress| opened.check(file, !args.in_place, p);
     #[cfg(feature = "remote")]
     if let Some(output) = &args.output
         && let Some(to) = args.remote.uploads(output, args.force, &watch)?
     {
+        if !args.bases.is_empty() {
+            let why = "an archive there could not find its base; pack it without --base";
+            return Err(Error::invalid(why).about_path(output));
+        }
         upload::pack(&args.sources, &to, &options, &check, &watch)?;
         drop(to);
         return watch.finish("pack");
     }
+    // What is wrong with them is wrong for all.
+    args.bases.open(Vec::new(), &opened)?;
     let jobs = plan(&args)?;
     if let (Some(output), true) = (&args.output, args.sources.len() > 1) {
         fs::create_dir_all(output).about_path(output)?;
     }
     for (source, job) in args.sources.iter().zip(jobs) {
-        let done = match job {
-            Job::File(out) => pack::file(source, &out, &options, &check, &watch).map(drop),
-            Job::Directory(out) => pack::tree(source, &out, &options, &check, &watch).map(drop),
+        let against = |near| -> Result<Options> {
+            Ok(Options { bases: args.bases.open(near, &opened)?, ..options.clone() })
+        };
+        let pack = || match job {
+            Job::File(out) => {
+                let options = against(near(out.parent().unwrap_or(Path::new(""))))?;
+                pack::file(source, &out, &options, &check, &watch).map(drop)
+            }
+            Job::Directory(out) => {
+                let options = against(near(&out))?;
+                pack::tree(source, &out, &options, &check, &watch).map(drop)
+            }
             Job::Failed(e) => Err(e),
         };
+        let done = pack();
         done.unwrap_or_else(|e| watch.fail(&e));
     }
     watch.finish("pack")

@@ -69,6 +69,7 @@ pub fn unpack(args: UnpackArgs, quiet: bool) -> Result<()> {
     watch.finish("unpack")
 }
 
-fn open(file: File, path: &Path) -> Result<Box<dyn OpenArchive>> {
+/// An archive for unpacking; its bases are looked for beside it.
+pub(super) fn open(file: File, path: &Path) -> Result<Box<dyn OpenArchive>> {
     Ok(Box::new(Opened(Archive::from_file(file)?.beside(path))))
 }

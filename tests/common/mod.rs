@@ -8,6 +8,7 @@ pub mod crafted;
 pub mod cxx;
 pub mod dependants;
 pub mod disks;
+pub mod families;
 pub mod models;
 pub mod mounts;
 pub mod objects;
