@@ -1,9 +1,12 @@
 //! The parts of objects that are in memory or on their way. Each is fetched once, whoever wants it,
 //! and the last ones are kept within a bound.
 
-use super::{demand::Demand, identity::Identity, store::Store};
+use super::{
+    demand::{Demand, Stored},
+    identity::Identity,
+    store::Store,
+};
 use crate::error::Error;
-use bytes::Bytes;
 use lru::LruCache;
 use std::{
     collections::HashMap,
@@ -17,6 +20,10 @@ use tokio::time::Instant;
 
 /// Bytes of a block: what streams are divided into.
 pub const BLOCK: u64 = 1 << 20;
+
+/// The most bytes that are kept of what was read: it was decoded or passed on, and others keep
+/// that. Memory that is used again is in the processor's caches, and needs no page faults.
+const MOST_READ: u64 = 16 << 20;
 
 /// An object to fetch from.
 pub struct Source {
@@ -118,16 +125,36 @@ pub struct Blocks {
     capacity: u64,
 }
 
+/// The most bytes of what was read, out of so many in all.
+fn most_read(capacity: u64) -> u64 {
+    MOST_READ.min(capacity / 4)
+}
+
 struct Table {
     flights: HashMap<PartKey, Flight>,
-    kept: LruCache<PartKey, Bytes>,
+    /// What is to be read yet.
+    unread: Shelf,
+    /// What was read whole.
+    read: Shelf,
+}
+
+/// Parts that are here, least recently used first.
+struct Shelf {
+    parts: LruCache<PartKey, Kept>,
     bytes: u64,
+}
+
+/// A part that is here.
+struct Kept {
+    bytes: Stored,
+    /// How many bytes of it were read.
+    read: usize,
 }
 
 /// What is known of a part.
 pub enum Lookup {
     /// It is here.
-    Kept(Bytes),
+    Kept(Stored),
     /// It is on its way; whoever asked waits for it now.
     Joined(Arc<Request>),
     /// It has to be fetched.
@@ -137,7 +164,8 @@ pub enum Lookup {
 impl Blocks {
     /// Keep at most `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
-        let table = Table { flights: HashMap::new(), kept: LruCache::unbounded(), bytes: 0 };
+        let (unread, read) = (Shelf::new(), Shelf::new());
+        let table = Table { flights: HashMap::new(), unread, read };
         Self { table: Mutex::new(table), capacity }
     }
 
@@ -152,13 +180,14 @@ impl Blocks {
 
     /// Look for a part. If it is on its way, `waiter` waits for it.
     pub fn find(&self, key: PartKey, waiter: Option<&Waiter>) -> Lookup {
-        self.lock().find(key, waiter)
+        self.lock().find(key, waiter, self.capacity)
     }
 
     /// Whether a part is here or on its way.
     pub fn has(&self, key: PartKey) -> bool {
         let table = self.lock();
-        table.kept.contains(&key) || table.flights.contains_key(&key)
+        let shelves = [&table.unread, &table.read];
+        shelves.iter().any(|shelf| shelf.parts.contains(&key)) || table.flights.contains_key(&key)
     }
 
     /// Register those of the parts that are still absent as being on their way by the requests that
@@ -172,7 +201,7 @@ impl Blocks {
         let (mut absent, mut others) = (Vec::new(), Vec::new());
         let mut waiters = HashMap::new();
         for (key, waiter) in wanted {
-            match table.find(key, waiter.as_ref()) {
+            match table.find(key, waiter.as_ref(), self.capacity) {
                 Lookup::Absent => {
                     absent.push(key);
                     waiters.insert(key, waiter);
@@ -191,13 +220,15 @@ impl Blocks {
     }
 
     /// A part has arrived: keep it, and answer those who wait for it.
-    pub fn complete(&self, key: PartKey, bytes: &Bytes) {
+    pub fn complete(&self, key: PartKey, bytes: &Stored) {
         let waiters = {
             let mut table = self.lock();
-            table.keep(key, bytes, self.capacity);
-            table.flights.remove(&key).map(|flight| flight.waiters)
+            let waiters = table.flights.remove(&key).map_or(Vec::new(), |flight| flight.waiters);
+            let read = waiters.iter().map(|(demand, number)| demand.wanted(*number)).sum();
+            table.keep(key, Kept { bytes: bytes.clone(), read }, self.capacity);
+            waiters
         };
-        for (demand, number) in waiters.into_iter().flatten() {
+        for (demand, number) in waiters {
             demand.supply(number, bytes);
         }
     }
@@ -252,15 +283,18 @@ impl Blocks {
         let overlaps = |key: &PartKey| {
             key.object == object && key.start < range.end && range.start < key.end()
         };
-        let keys: Vec<PartKey> = table.kept.iter().map(|(key, _)| *key).filter(overlaps).collect();
-        keys.iter().for_each(|key| table.drop_kept(key));
+        let Table { unread, read, .. } = &mut *table;
+        for shelf in [unread, read] {
+            let keys = shelf.parts.iter().map(|(key, _)| *key);
+            let keys: Vec<_> = keys.filter(overlaps).collect();
+            keys.iter().for_each(|key| drop(shelf.take(key)));
+        }
     }
 
     /// Forget all that is here.
     pub fn clear(&self) {
         let mut table = self.lock();
-        table.kept.clear();
-        table.bytes = 0;
+        (table.unread, table.read) = (Shelf::new(), Shelf::new());
     }
 
     /// Forget everything, and answer everybody with an error.
@@ -275,30 +309,92 @@ impl Blocks {
 }
 
 impl Table {
-    fn find(&mut self, key: PartKey, waiter: Option<&Waiter>) -> Lookup {
-        if let Some(bytes) = self.kept.get(&key) {
-            return Lookup::Kept(bytes.clone());
+    fn find(&mut self, key: PartKey, waiter: Option<&Waiter>, capacity: u64) -> Lookup {
+        let wanted = waiter.map_or(0, |(demand, number)| demand.wanted(*number));
+        if let Some(kept) = self.unread.parts.get_mut(&key) {
+            kept.read += wanted;
+            let bytes = kept.bytes.clone();
+            if kept.is_read()
+                && let Some(kept) = self.unread.take(&key)
+            {
+                self.read.put(key, kept, most_read(capacity));
+            }
+            return Lookup::Kept(bytes);
+        }
+        if let Some(kept) = self.read.parts.get(&key) {
+            return Lookup::Kept(kept.bytes.clone());
         }
         let Some(flight) = self.flights.get_mut(&key) else { return Lookup::Absent };
         flight.waiters.extend(waiter.cloned());
         Lookup::Joined(Arc::clone(&flight.request))
     }
 
-    fn keep(&mut self, key: PartKey, bytes: &Bytes, capacity: u64) {
-        if let Some(old) = self.kept.put(key, bytes.clone()) {
-            self.bytes -= old.len() as u64;
+    fn keep(&mut self, key: PartKey, kept: Kept, capacity: u64) {
+        drop((self.unread.take(&key), self.read.take(&key)));
+        match kept.is_read() {
+            true => self.read.put(key, kept, most_read(capacity)),
+            false => self.unread.put(key, kept, capacity.saturating_sub(self.read.bytes)),
         }
-        self.bytes += bytes.len() as u64;
-        while self.bytes > capacity
-            && let Some((_, old)) = self.kept.pop_lru()
+    }
+}
+
+impl Kept {
+    /// Whether nearly all of it was read: there are gaps between the chunks of an archive.
+    fn is_read(&self) -> bool {
+        self.read >= self.bytes.len() - self.bytes.len() / 8
+    }
+}
+
+impl Shelf {
+    fn new() -> Self {
+        Self { parts: LruCache::unbounded(), bytes: 0 }
+    }
+
+    /// Add a part, and drop others until `most` bytes are left.
+    fn put(&mut self, key: PartKey, kept: Kept, most: u64) {
+        self.bytes += kept.bytes.len() as u64;
+        self.parts.put(key, kept);
+        while self.bytes > most
+            && let Some((_, old)) = self.parts.pop_lru()
         {
-            self.bytes -= old.len() as u64;
+            self.bytes -= old.bytes.len() as u64;
         }
     }
 
-    fn drop_kept(&mut self, key: &PartKey) {
-        if let Some(old) = self.kept.pop(key) {
-            self.bytes -= old.len() as u64;
+    fn take(&mut self, key: &PartKey) -> Option<Kept> {
+        let kept = self.parts.pop(key)?;
+        self.bytes -= kept.bytes.len() as u64;
+        Some(kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn key(block: u64) -> PartKey {
+        PartKey { object: 1, start: block * BLOCK, len: BLOCK as u32 }
+    }
+
+    /// How many of the blocks are there, after reading so much of each.
+    fn there(capacity: u64, read: usize, blocks: u64) -> usize {
+        let all = Blocks::new(capacity);
+        let bytes = Stored::from(Bytes::from(vec![1; BLOCK as usize]));
+        for block in 0..blocks {
+            all.complete(key(block), &bytes);
+            let demand = Demand::new([0..read], Box::new(drop));
+            all.find(key(block), Some(&(Arc::new(demand), 0)));
         }
+        (0..blocks).filter(|block| all.has(key(*block))).count()
+    }
+
+    #[test]
+    fn what_was_read_whole_goes_before_what_was_not() {
+        let whole = BLOCK as usize;
+        assert_eq!(there(200 * BLOCK, whole / 2, 150), 150);
+        assert_eq!(there(100 * BLOCK, whole / 2, 150), 100);
+        assert_eq!(there(1000 * BLOCK, whole - 1000, 150), (MOST_READ / BLOCK) as usize);
+        assert_eq!(there(8 * BLOCK, whole, 150), 2);
     }
 }

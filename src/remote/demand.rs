@@ -2,7 +2,10 @@
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// Stored bytes of a range, in one or several pieces.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +29,28 @@ impl Stored {
         self.len() == 0
     }
 
+    /// A range of them, without a copy.
+    ///
+    /// # Panics
+    /// If there are fewer bytes.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let (mut at, mut pieces) = (0, Vec::new());
+        for piece in &self.pieces {
+            let (from, to) = (range.start.max(at), range.end.min(at + piece.len()));
+            if from < to {
+                pieces.push(piece.slice(from - at..to - at));
+            }
+            at += piece.len();
+        }
+        assert!(range.end <= at, "the range is within the bytes");
+        Self { pieces }
+    }
+
     /// A range of them, copied if it is not within one piece.
     ///
     /// # Panics
     /// If there are fewer bytes.
-    pub fn bytes(&self, range: std::ops::Range<usize>) -> std::borrow::Cow<'_, [u8]> {
+    pub fn bytes(&self, range: Range<usize>) -> std::borrow::Cow<'_, [u8]> {
         let mut at = 0;
         let mut copy = Vec::new();
         for piece in &self.pieces {
@@ -63,37 +83,53 @@ impl Stored {
     }
 }
 
+impl From<Vec<Bytes>> for Stored {
+    fn from(pieces: Vec<Bytes>) -> Self {
+        Self { pieces }
+    }
+}
+
+impl From<Bytes> for Stored {
+    fn from(piece: Bytes) -> Self {
+        vec![piece].into()
+    }
+}
+
 /// Called once with the bytes, or with the reason why there are none: on the thread that asks if
 /// all bytes are at hand, else on one that must not be held up.
 pub type Done = Box<dyn FnOnce(Result<Stored>) + Send>;
 
 /// A read that is waiting.
-pub struct Demand(Mutex<State>);
+pub struct Demand {
+    /// The bytes of each of its parts that are wanted.
+    wanted: Vec<Range<usize>>,
+    state: Mutex<State>,
+}
 
 struct State {
-    parts: Vec<Part>,
+    /// What is here, by part.
+    parts: Vec<Option<Stored>>,
     missing: usize,
     done: Option<Done>,
     timer: Option<tokio::task::AbortHandle>,
 }
 
-struct Part {
-    /// The bytes of the part that are wanted.
-    wanted: std::ops::Range<usize>,
-    bytes: Option<Bytes>,
-}
-
 impl Demand {
     /// A read of these ranges, one in each of its parts.
-    pub fn new(wanted: impl IntoIterator<Item = std::ops::Range<usize>>, done: Done) -> Self {
-        let parts: Vec<Part> =
-            wanted.into_iter().map(|wanted| Part { wanted, bytes: None }).collect();
-        let missing = parts.len();
-        Self(Mutex::new(State { parts, missing, done: Some(done), timer: None }))
+    pub fn new(wanted: impl IntoIterator<Item = Range<usize>>, done: Done) -> Self {
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        let (parts, missing) = (vec![None; wanted.len()], wanted.len());
+        let state = Mutex::new(State { parts, missing, done: Some(done), timer: None });
+        Self { wanted, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many bytes of part `number` are wanted.
+    pub fn wanted(&self, number: usize) -> usize {
+        self.wanted[number].len()
     }
 
     /// Whether it has not got a result yet.
@@ -102,16 +138,17 @@ impl Demand {
     }
 
     /// Part `number` has arrived, as a whole.
-    pub fn supply(&self, number: usize, part: &Bytes) {
+    pub fn supply(&self, number: usize, part: &Stored) {
         let mut state = self.lock();
         let here = &mut state.parts[number];
-        if here.bytes.is_some() {
+        if here.is_some() {
             return;
         }
-        here.bytes = Some(part.slice(here.wanted.clone()));
+        *here = Some(part.slice(self.wanted[number].clone()));
         state.missing -= 1;
         if state.missing == 0 {
-            let pieces = state.parts.iter_mut().filter_map(|part| part.bytes.take()).collect();
+            let parts = state.parts.iter_mut().filter_map(Option::take);
+            let pieces = parts.flat_map(|part| part.pieces).collect();
             finish(state, Ok(Stored { pieces }));
         }
     }
@@ -159,9 +196,9 @@ mod tests {
         let (send, got) = mpsc::channel();
         let done = Box::new(move |result| send.send(result).expect("listened to"));
         let demand = Demand::new([1..3, 0..2], done);
-        demand.supply(1, &Bytes::from_static(b"cde"));
+        demand.supply(1, &Bytes::from_static(b"cde").into());
         assert!(demand.is_waiting() && got.try_recv().is_err());
-        demand.supply(0, &Bytes::from_static(b"xab"));
+        demand.supply(0, &[&b"xa"[..], b"b"].map(Bytes::from_static).to_vec().into());
         demand.fail(&Error::invalid("too late"));
         let mut out = [0; 4];
         got.recv().expect("answered").expect("succeeded").copy_to(&mut out);
@@ -179,6 +216,11 @@ mod tests {
             assert_eq!(*stored.bytes(range), *text.as_bytes());
         }
         assert!(matches!(stored.bytes(3..5), std::borrow::Cow::Borrowed(_)));
+        let slice = stored.slice(2..5);
+        assert_eq!(
+            (slice.pieces(), slice.len()),
+            (&[&b"c"[..], b"de"].map(Bytes::from_static)[..], 3)
+        );
     }
 
     #[test]

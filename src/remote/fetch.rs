@@ -7,7 +7,7 @@
 use super::{
     blocks::{Blocks, Lookup, PartKey, Request, Source, Waiter},
     counters::{Counters, RemoteStats},
-    demand::{Demand, Done},
+    demand::{Demand, Done, Stored},
     disk::DiskCache,
     failure::Failure,
     options::{Deadlines, RemoteOptions},
@@ -18,7 +18,6 @@ use super::{
     writer::Writer,
 };
 use crate::error::{Error, Result};
-use bytes::Bytes;
 use std::{
     collections::HashMap,
     future::Future,
@@ -127,11 +126,11 @@ impl Fetcher {
     }
 
     /// Keep a part that arrived by another way.
-    pub fn keep(&self, source: &Source, part: PartKey, bytes: &Bytes) {
-        self.shared.counters.fetched(bytes.len());
-        self.shared.blocks.complete(part, bytes);
+    pub fn keep(&self, source: &Source, part: PartKey, bytes: Stored) {
+        self.shared.counters.fetched(part.len as usize);
+        self.shared.blocks.complete(part, &bytes);
         if let Some(writer) = self.shared.writer_for(source) {
-            let _ = writer.write(part, bytes.clone());
+            let _ = writer.write(part, bytes);
         }
     }
 
@@ -145,7 +144,7 @@ impl Fetcher {
         done: Done,
     ) {
         if range.is_empty() {
-            return done(Ok(super::demand::Stored::default()));
+            return done(Ok(Stored::default()));
         }
         let size = source.identity.facts.size;
         let keys = parts::blocks(source.id, &range, size);
@@ -249,6 +248,7 @@ impl Fetcher {
                 && let Some(bytes) = self.shared.disk.as_ref().and_then(|disk| disk.read(key))
             {
                 self.shared.counters.found_on_disk(bytes.len());
+                let bytes = bytes.into();
                 self.shared.blocks.complete(key, &bytes);
                 found = Lookup::Kept(bytes);
             }
@@ -348,7 +348,7 @@ impl Shared {
 }
 
 impl Progress for Shared {
-    async fn arrived(&self, request: &Request, part: PartKey, bytes: Bytes) {
+    async fn arrived(&self, request: &Request, part: PartKey, bytes: Stored) {
         self.counters.fetched(bytes.len());
         self.queue.arrived(bytes.len() as u64);
         self.blocks.complete(part, &bytes);

@@ -57,7 +57,7 @@ impl Object {
         fetcher.opened(&object.source);
         if let Some(bytes) = tail.filter(|bytes| !bytes.is_empty()) {
             let part = object.end(bytes.len() as u64);
-            object.fetcher.keep(&object.source, part, &bytes);
+            object.fetcher.keep(&object.source, part, bytes.into());
         }
         if !object.identity().facts.is_strong() {
             log::info!("{name}: has no strong ETag: nothing of it is kept on disk");

@@ -4,6 +4,7 @@
 use super::{
     answer::{Answer, Wanted},
     blocks::{PartKey, Request},
+    demand::Stored,
     failure::Failure,
     options::Deadlines,
     retry::{Retry, within},
@@ -20,7 +21,7 @@ pub trait Progress: Sync {
         &self,
         request: &Request,
         part: PartKey,
-        bytes: Bytes,
+        bytes: Stored,
     ) -> impl Future<Output = ()> + Send;
     /// A request is about to be sent.
     fn asking(&self);
@@ -28,12 +29,19 @@ pub trait Progress: Sync {
     fn failed(&self, request: &Request, failure: &Failure);
 }
 
+/// Pieces of an answer that are shorter are put together: many of them would cost more than a copy.
+const SHORT: usize = 32 << 10;
+
 /// Where a request stands.
+#[derive(Default)]
 struct Position {
     /// The part that arrives.
     part: usize,
-    /// Its bytes so far.
-    bytes: Vec<u8>,
+    /// How many bytes of it are here.
+    len: usize,
+    /// These bytes, as they arrived, and the short pieces behind them.
+    pieces: Vec<Bytes>,
+    short: Vec<u8>,
 }
 
 /// Fetch all parts of a request.
@@ -46,7 +54,7 @@ pub async fn run<P: Progress>(
     progress: &P,
 ) -> Result<(), Failure> {
     let mut retry = Retry::new();
-    let mut at = Position { part: 0, bytes: Vec::new() };
+    let mut at = Position::default();
     loop {
         let before = at.offset(request);
         let Err(failure) = attempt(request, deadlines, progress, &mut at).await else {
@@ -62,7 +70,7 @@ pub async fn run<P: Progress>(
 
 impl Position {
     fn offset(&self, request: &Request) -> u64 {
-        request.parts.get(self.part).map_or(u64::MAX, |part| part.start + self.bytes.len() as u64)
+        request.parts.get(self.part).map_or(u64::MAX, |part| part.start + self.len as u64)
     }
 
     /// Take a piece of the answer.
@@ -77,18 +85,38 @@ impl Position {
                 return Err(Failure::Fatal("the server sends more than it was asked for".into()));
             };
             let len = part.len as usize;
-            if self.bytes.capacity() == 0 {
-                self.bytes.reserve_exact(len);
-            }
-            let here = piece.split_to(piece.len().min(len - self.bytes.len()));
-            self.bytes.extend_from_slice(&here);
-            if self.bytes.len() == len {
-                self.part += 1;
-                let bytes = std::mem::take(&mut self.bytes).into();
+            self.add(piece.split_to(piece.len().min(len - self.len)), len);
+            if self.len == len {
+                self.gather();
+                let bytes = std::mem::take(&mut self.pieces).into();
+                (self.part, self.len) = (self.part + 1, 0);
                 progress.arrived(request, *part, bytes).await;
             }
         }
         Ok(())
+    }
+
+    /// Add a piece of a part of `whole` bytes.
+    fn add(&mut self, piece: Bytes, whole: usize) {
+        if piece.len() >= SHORT {
+            self.gather();
+            self.len += piece.len();
+            return self.pieces.push(piece);
+        }
+        if self.len == 0 {
+            // The others are likely to be short, too.
+            self.short.reserve_exact(whole);
+        }
+        self.len += piece.len();
+        self.short.extend_from_slice(&piece);
+    }
+
+    /// Put the short pieces together.
+    fn gather(&mut self) {
+        if !self.short.is_empty() {
+            let short = std::mem::take(&mut self.short).into_boxed_slice();
+            self.pieces.push(short.into());
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The thread that writes to the disk cache, so that the network's threads need not.
 
-use super::{blocks::PartKey, disk::DiskCache};
-use bytes::Bytes;
+use super::{blocks::PartKey, demand::Stored, disk::DiskCache};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,7 +12,7 @@ use std::{
 /// Parts that may wait to be written.
 const WAITING: usize = 64;
 
-type Job = (PartKey, Bytes);
+type Job = (PartKey, Stored);
 
 /// Writes parts, one after the other.
 pub struct Writer {
@@ -40,7 +39,7 @@ impl Writer {
     }
 
     /// Write a part soon; returns it if too many others wait to be written.
-    pub fn write(&self, part: PartKey, bytes: Bytes) -> Result<(), Bytes> {
+    pub fn write(&self, part: PartKey, bytes: Stored) -> Result<(), Stored> {
         let Some(sender) = self.sender() else { return Ok(()) };
         match sender.try_send((part, bytes)) {
             Err(TrySendError::Full((_, bytes))) => Err(bytes),
@@ -76,6 +75,6 @@ impl Writer {
 /// Runs until the sender is dropped.
 fn work(disk: &DiskCache, jobs: &Receiver<Job>) {
     while let Ok((part, bytes)) = jobs.recv() {
-        disk.write(part, &bytes);
+        disk.write(part, &bytes.bytes(0..bytes.len()));
     }
 }
