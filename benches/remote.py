@@ -229,9 +229,11 @@ class Bench:
         with link.near(self.a.work / "near", self.files.root) as site:
             curl, url = self.curl(site, archive), site.url(self.files.path(archive))
             client = [self.a.examples / "fetch_raw", url]
+            library = [client[0], "--library", url]
             reference = {
                 "HTTP client": lambda: self.fetch(site, archive, lambda: run(client)),
                 "curl x 8": lambda: self.fetch(site, archive, curl),
+                "library, no mount": lambda: self.fetch(site, archive, lambda: run(library)),
             }
             found = self.in_turn(reference | self.readers(site))
         return compared(found, "stored")
@@ -379,6 +381,7 @@ class Bench:
             ("rates", "bsz", "ratio", ">=", 0.95),
             ("rates", "bsz", "fetched", "<=", 1.02),
             ("rates", "bsz", "mib_each", ">=", 4),
+            ("loopback", "library, no mount", "ratio", ">=", 0.7),
             ("random", "bsz", "beyond_ms", "<=", 10),
             ("warm", "warm disk cache", "before_ready", "<=", 3),
             ("huge", "bsz", "first_ms", "<=", 3 * self.a.rtt + 200),
