@@ -383,7 +383,7 @@ mod tests {
         let bytes = Stored::from(Bytes::from(vec![1; BLOCK as usize]));
         for block in 0..blocks {
             all.complete(key(block), &bytes);
-            let demand = Demand::new([0..read], Box::new(drop));
+            let demand = Demand::new(std::iter::once(0..read), Box::new(drop));
             all.find(key(block), Some(&(Arc::new(demand), 0)));
         }
         (0..blocks).filter(|block| all.has(key(*block))).count()
