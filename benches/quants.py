@@ -17,9 +17,9 @@ where these are smaller.
 | mxfp8 | F8_E4M3 `weight`, U8 `weight_scale` (E8M0) for 32 in a row |
 | mxfp4 | U8 `*_blocks` [experts, rows, k / 32, 16], U8 `*_scales` (E8M0), as gpt-oss |
 | mxfp4-typed | the same as F4 and F8_E8M0 |
-| nvfp4 | U8 `weight`, F8_E4M3 `weight_scale` for 16 in a row, F32 `weight_scale_2`, as ModelOpt |
+| nvfp4 | U8 `weight`, F8_E4M3 `weight_scale` for 16 in a row, F32 `weight_scale_2`: ModelOpt |
 | mxfp6 | F6_E2M3, F8_E8M0 for 32 in a row |
-| int4-packed | I32 `weight_packed` (8 in each), BF16 `weight_scale` for 128, as compressed-tensors |
+| int4-packed | I32 `weight_packed` (8 in each), BF16 `weight_scale` for 128, as llm-compressor |
 """
 
 import json

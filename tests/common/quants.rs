@@ -10,8 +10,8 @@ const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 pub const ROWS: usize = 768;
 pub const COLUMNS: usize = 2880;
 
-/// The weights by row.
-pub fn weights(seed: u64) -> Vec<f32> {
+/// The weights by row: normal, or with tails that are longer by so many octaves.
+pub fn weights(seed: u64, tails: f32) -> Vec<f32> {
     let mut random = Random(seed);
     let mut normal = || {
         let unit = |bits: u64| ((bits >> 40) + 1) as f32 / (1 << 24) as f32;
@@ -21,7 +21,7 @@ pub fn weights(seed: u64) -> Vec<f32> {
     let mut out = Vec::with_capacity(ROWS * COLUMNS);
     for _ in 0..ROWS {
         let scale = 0.02 * (0.8 * normal()).exp2();
-        out.extend((0..COLUMNS).map(|_| scale * normal()));
+        out.extend((0..COLUMNS).map(|_| scale * (tails * normal()).exp2() * normal()));
     }
     out
 }
