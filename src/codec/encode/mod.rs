@@ -38,5 +38,7 @@ pub fn encode(chunk: &[u8], encoder: Option<&Encoder<'_>>, try_zstd: bool) -> (C
 /// Asking this of a few chunks of a tensor decides whether zstd is tried on all of them.
 pub(super) fn zstd_competes(chunk: &[u8], planes: usize) -> bool {
     let most = (planes + planes / 20).min(chunk.len() - chunk.len() / 50);
-    zstd::bulk::compress(chunk, 1).is_ok_and(|z| z.len() < most)
+    // Where little is left, as of scales, a fast level says little about the one that is used.
+    let level = if planes < chunk.len() / 4 { ZSTD_LEVEL } else { 1 };
+    zstd::bulk::compress(chunk, level).is_ok_and(|z| z.len() < most)
 }
