@@ -118,7 +118,8 @@ pub struct MountArgs {
     /// Let other users access the mount (ordinary users need user_allow_other in /etc/fuse.conf)
     #[arg(long, help_heading = HEADING)]
     allow_other: bool,
-    /// Look for bases in DIR, too, if they are not beside the archives that need them [default: BSZ_BASES]
+    /// Look for bases in DIR, too, if they are not beside the archives that need them; may be
+    /// repeated [default: the directories in BSZ_BASES]
     #[arg(long, value_name = "DIR", help_heading = HEADING)]
     bases: Vec<PathBuf>,
     /// Unmount when the daemon dies for any reason: a second process waits for its death

@@ -7,8 +7,8 @@
 //! `describe` lists what an archive contains.
 //!
 //! Chunks that are stored as differences need the bytes of another file. `bases` remembers where
-//! these come from, `base_search` looks for them in directories, and `local_bases` reads them there;
-//! `remote_bases` does both for objects.
+//! these come from. `base_search` looks for them in directories, `local_bases` reads them there,
+//! and `remote_bases` does both for objects.
 
 mod archive;
 mod base_search;
