@@ -232,7 +232,7 @@ fn a_base_that_may_not_be_read_is_named() {
         return;
     }
     let family = Family::new();
-    fs::set_permissions(family.path("base.bsz"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(family.path("base.bsz"), fs::Permissions::from_mode(0o000)).unwrap();
     family.fails("Permission denied");
 }
 

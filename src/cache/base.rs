@@ -61,7 +61,7 @@ impl BaseBytes for CachedBase {
                 .scratch
                 .with_more(len, |scratch| archive.read_exactly(offset, out, decoder, scratch));
         }
-        archive.for_chunks(offset, out, &mut |chunk, part, out| {
+        archive.for_chunks(offset, out, |chunk, part, out| {
             out.copy_from_slice(&self.chunk(chunk, decoder)?[part]);
             Ok(())
         })

@@ -255,6 +255,11 @@ fn archive_beside(path: &Path, file: &File) -> Result<PathBuf> {
     Err(Error::invalid(why).about_path(path))
 }
 
+/// Whether a path that is not among those that were `found` has the ending of archives.
+fn is_new(path: &Path, found: &[PathBuf]) -> bool {
+    path.extension() == Some(OsStr::new("bsz")) && !found.iter().any(|known| known == path)
+}
+
 /// Find archives below `dir`, at most `depth` directories deep. Links are not followed.
 fn look(dir: &Path, depth: u32, budget: &mut usize, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
@@ -268,11 +273,7 @@ fn look(dir: &Path, depth: u32, budget: &mut usize, found: &mut Vec<PathBuf>) {
         let path = entry.path();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && depth > 0 => look(&path, depth - 1, budget, found),
-            Ok(kind) if kind.is_file() && path.extension() == Some(OsStr::new("bsz")) => {
-                if !found.contains(&path) {
-                    found.push(path);
-                }
-            }
+            Ok(kind) if kind.is_file() && is_new(&path, found) => found.push(path),
             _ => {}
         }
     }

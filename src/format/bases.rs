@@ -62,9 +62,7 @@ pub(super) fn to_bytes(bases: &[Base]) -> Vec<u8> {
 
 /// Whether `name` can be stored: the name of a file, not a path.
 pub(super) fn is_name(name: &str) -> bool {
-    (1..=255).contains(&name.len())
-        && !matches!(name, "." | "..")
-        && !name.contains(['/', '\0'])
+    (1..=255).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(['/', '\0'])
 }
 
 /// Reads a table of `count` bases that takes all of `input`.

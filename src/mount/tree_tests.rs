@@ -4,6 +4,7 @@ use super::*;
 use crate::cache::{CacheOptions, ChunkCache};
 use crate::codec;
 use crate::mount::files::Files;
+use crate::mount::source::Source;
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 

@@ -194,7 +194,7 @@ impl ArchiveBase {
 
 impl BaseBytes for ArchiveBase {
     fn read(&self, offset: u64, out: &mut [u8], decoder: &dyn ChunkDecoder) -> Result<()> {
-        self.archive.for_chunks(offset, out, &mut |chunk, part, out| {
+        self.archive.for_chunks(offset, out, |chunk, part, out| {
             if out.len() == chunk.1.len() {
                 return self.decode(chunk, decoder, out);
             }
@@ -218,7 +218,7 @@ impl Archive {
         &self,
         offset: u64,
         mut out: &mut [u8],
-        each: &mut dyn FnMut(&IndexedChunk, Range<usize>, &mut [u8]) -> Result<()>,
+        mut each: impl FnMut(&IndexedChunk, Range<usize>, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
         let index = self.index();
         let mut id = index.find(offset)?;

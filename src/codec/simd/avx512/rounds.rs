@@ -55,7 +55,7 @@ impl States {
         }
     }
 
-    /// Decodes a symbol for each of the lanes. There are so many `CLASSES`, or any number if that is
+    /// Decodes a symbol for each of the lanes. So many `CLASSES` exist, or any number if that is
     /// 0; if there are several, `classes` holds that of each lane. Returns how many words the lanes
     /// took.
     ///
