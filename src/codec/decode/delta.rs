@@ -4,15 +4,17 @@
 //! All symbols come first: the end of the raw bits may be in the final states.
 
 use super::{
+    changes::{Changes, CutOf, classes},
+    element::Element,
     kernel::{Kernel, RoundTables, Rounds},
-    merge::{Element, STEP},
+    merge::STEP,
     parser::Coded,
     raw::RawBits,
 };
 use crate::codec::{
     ChunkError, EntropyModel, LANES,
     bytes::{take, take_array},
-    model::{ALPHABET, Cut, Delta, MAX_TABLES, ValueMap, ZERO},
+    model::{Delta, MAX_TABLES, ValueMap},
     planes::GROUP,
     wire::StorageMode,
 };
@@ -68,7 +70,7 @@ pub(in crate::codec) fn decode_delta<K: Kernel>(
 }
 
 #[inline(always)]
-fn decode<'a, E: Element, K: Kernel>(
+fn decode<'a, E: Width, K: Kernel>(
     kernel: K,
     model: &'a EntropyModel,
     delta: &Delta,
@@ -80,7 +82,9 @@ fn decode<'a, E: Element, K: Kernel>(
     let (mut coded, escapes) = Coded::parse_stream(model, &mut payload, count)?;
     let escapes = escapes.checked_mul(E::BYTES).and_then(|n| take(&mut payload, n));
     let mut escapes = escapes.ok_or(ChunkError::Truncated)?;
-    let counts = decode_symbols::<E, K>(kernel, model, delta, &mut coded, symbols, out)?;
+    let mut second = vec![0; symbols.len() / GROUP];
+    let all = (&mut *symbols, &mut *second);
+    let counts = decode_symbols::<E, K>(kernel, model, delta, &mut coded, all, out)?;
     let mut raw = RawBits::parse(delta, &counts, &mut payload)?;
     if !payload.is_empty() {
         return Err(ChunkError::TrailingBytes);
@@ -92,11 +96,12 @@ fn decode<'a, E: Element, K: Kernel>(
     let classes = model.classes();
     let escape = model.escape();
     let block = model.block();
-    let symbols = symbols.as_chunks::<GROUP>().0.chunks(block / GROUP);
-    for (i, (symbols, out)) in symbols.zip(out.chunks_mut(block * E::BYTES)).enumerate() {
+    let groups = symbols.as_chunks::<GROUP>().0.chunks(block / GROUP);
+    let groups = groups.zip(second.chunks(block / GROUP));
+    for (i, ((symbols, second), out)) in groups.zip(out.chunks_mut(block * E::BYTES)).enumerate() {
         let table = usize::from(coded.choices[i * (block / LANES)]) * classes;
         let cuts = [&cuts[table], &cuts[table + classes - 1]];
-        let block = Block { kernel, threshold, table, cuts, symbols, out, raw: &mut raw };
+        let block = Block { kernel, threshold, table, cuts, symbols, second, out, raw: &mut raw };
         block.change();
         for (symbols, out) in symbols.iter().zip(out.chunks_mut(GROUP * E::BYTES)) {
             if symbols.iter().fold(false, |any, &s| any | (s == escape)) {
@@ -107,40 +112,15 @@ fn decode<'a, E: Element, K: Kernel>(
     if escapes.is_empty() { Ok(()) } else { Err(ChunkError::UnusedEscapes) }
 }
 
-/// A cut, for elements of one width.
-struct CutOf<E> {
-    raw_bits: u8,
-    /// By symbol, if they are listed.
-    values: Option<Box<[E; ALPHABET]>>,
-    cut: Cut,
-}
-
-impl<E: Element> CutOf<E> {
-    fn new(cut: &Cut) -> Self {
-        let mut of = Self { raw_bits: cut.raw_bits, values: None, cut: cut.clone() };
-        of.values = cut.values.is_some().then(|| Box::new(of.all()));
-        of
-    }
-
-    /// By symbol: the difference without raw bits.
-    fn all(&self) -> [E; ALPHABET] {
-        match &self.values {
-            Some(values) => **values,
-            None => std::array::from_fn(|symbol| {
-                E::from_i64(self.cut.value(symbol as u8)).shl(self.raw_bits)
-            }),
-        }
-    }
-}
-
-/// Decodes all symbols. Returns the number of elements that each table codes.
+/// Decodes all symbols. Sets the bits of the elements of the second class in `second`, a number for
+/// each group. Returns the number of elements that each table codes.
 #[inline(always)]
-fn decode_symbols<E: Element, K: Kernel>(
+fn decode_symbols<E: Width, K: Kernel>(
     kernel: K,
     model: &EntropyModel,
     delta: &Delta,
     coded: &mut Coded<'_>,
-    symbols: &mut [u8],
+    (symbols, second): (&mut [u8], &mut [u64]),
     out: &[u8],
 ) -> Result<[usize; MAX_TABLES], ChunkError> {
     let map = ValueMap::new(model);
@@ -148,38 +128,39 @@ fn decode_symbols<E: Element, K: Kernel>(
     let mut values = [[0; LANES]; STEP / LANES];
     let mut classes = [0; STEP];
     let mut counts = [0; MAX_TABLES];
-    let steps = symbols.chunks_mut(STEP).zip(out.chunks(STEP * E::BYTES));
-    for (step, (symbols, out)) in steps.enumerate() {
+    let steps = symbols.chunks_mut(STEP).zip(second.chunks_mut(STEP / GROUP));
+    for (step, ((symbols, second), out)) in steps.zip(out.chunks(STEP * E::BYTES)).enumerate() {
         let choices = &coded.choices[step * (STEP / LANES)..];
         if model.classes() > 1 {
+            let groups = second.iter_mut().zip(classes.as_chunks_mut().0);
+            for ((second, classes), base) in groups.zip(out.chunks(GROUP * E::BYTES)) {
+                let count = base.len() / E::BYTES;
+                *second = E::classes(kernel, base, threshold, classes) & members(count);
+            }
             classes[out.len() / E::BYTES..].fill(0);
-            let mut elements = [E::ZERO; LANES];
-            let rounds = out.chunks(LANES * E::BYTES).zip(classes.as_chunks_mut::<LANES>().0);
-            for (out, classes) in rounds {
-                E::read_all(out, &mut elements);
-                let count = out.len() / E::BYTES;
-                for (class, base) in classes[..count].iter_mut().zip(elements) {
-                    *class = base.magnitude_below(threshold).into();
-                }
-            }
         }
-        let rounds = out.chunks(LANES * E::BYTES).zip(classes.as_chunks::<LANES>().0);
-        for (&choice, (out, classes)) in choices.iter().zip(rounds) {
-            let table = usize::from(choice) * model.classes();
-            let second: u8 = classes.iter().sum();
-            counts[table] += out.len() / E::BYTES - usize::from(second);
-            if second > 0 {
-                counts[table + 1] += usize::from(second);
-            }
+        let groups = second.iter().zip(out.chunks(GROUP * E::BYTES));
+        for (i, (second, out)) in groups.enumerate() {
+            let table = usize::from(choices[i / (LANES / GROUP)]) * model.classes();
+            let second = second.count_ones() as usize;
+            counts[table] += out.len() / E::BYTES - second;
+            counts[table + model.classes() - 1] += second;
         }
         let of_elements = if model.classes() > 1 { &classes[..] } else { &[] };
         let tables = model.decode_tables();
         let tables = RoundTables { model, tables, map: &map, choices, column: 0, of_elements };
         let symbols = symbols.as_chunks_mut().0;
         let values = &mut values[..symbols.len()];
-        kernel.symbols(&mut coded.stream, tables, Rounds { symbols, values, elements: &[] })?;
+        let rounds = Rounds { symbols, values, elements: &[], want_values: false };
+        kernel.symbols(&mut coded.stream, tables, rounds)?;
     }
     Ok(counts)
+}
+
+/// A bit for each of the first `count` elements of a group.
+#[inline(always)]
+fn members(count: usize) -> u64 {
+    u64::MAX >> (GROUP - count)
 }
 
 /// Adds what is escaped to the elements of a group.
@@ -207,69 +188,83 @@ struct Block<'b, 'p, E, K> {
     /// By class.
     cuts: [&'b CutOf<E>; 2],
     symbols: &'b [[u8; GROUP]],
+    second: &'b [u64],
     out: &'b mut [u8],
     raw: &'b mut RawBits<'p>,
 }
 
-impl<E: Element, K: Kernel> Block<'_, '_, E, K> {
+impl<E: Width, K: Kernel> Block<'_, '_, E, K> {
     /// Adds the differences to the base's elements, save what is escaped.
     #[inline(always)]
     fn change(self) {
         let [first, second] = self.cuts.map(|cut| cut.raw_bits);
-        if self.cuts.iter().any(|cut| cut.values.is_some()) {
-            let all = self.cuts.map(CutOf::all);
-            return self.change_by::<8>(|symbol| all.map(|all| all[usize::from(symbol & 63)]));
-        }
-        let units = |symbol: u8| {
-            let unit = E::from_i64(i64::from(symbol as i8 - ZERO as i8));
-            [unit.shl(first), unit.shl(second)]
-        };
         match first.max(second).div_ceil(8) {
-            0 => self.change_by::<0>(units),
-            1 => self.change_by::<1>(units),
-            2 => self.change_by::<2>(units),
-            3 => self.change_by::<3>(units),
-            _ => self.change_by::<8>(units),
+            0 => self.change_by::<0>(),
+            1 => self.change_by::<1>(),
+            2 => self.change_by::<2>(),
+            3 => self.change_by::<3>(),
+            _ => self.change_by::<8>(),
         }
     }
 
-    /// The same by the differences without raw bits, which `of` gives for a symbol in each class.
-    /// Raw bits take up to `BYTES` bytes.
+    /// The same where raw bits take up to `BYTES` bytes.
     #[inline(always)]
-    fn change_by<const BYTES: usize>(self, of: impl Fn(u8) -> [E; 2]) {
-        let threshold = self.threshold;
-        for (symbols, out) in self.symbols.iter().zip(self.out.chunks_mut(GROUP * E::BYTES)) {
-            let mut elements = [E::ZERO; GROUP];
-            E::read_all(out, &mut elements);
+    fn change_by<const BYTES: usize>(self) {
+        let groups =
+            self.symbols.iter().zip(self.second).zip(self.out.chunks_mut(GROUP * E::BYTES));
+        for ((symbols, &second), out) in groups {
+            let all = members(out.len() / E::BYTES);
+            let (threshold, cuts) = (self.threshold, self.cuts);
             let mut raw = [[0; GROUP]; BYTES];
             if BYTES > 0 {
-                let all = u64::MAX >> (GROUP - out.len() / E::BYTES);
-                let second = second_class(threshold, &elements);
-                raw = self.raw.next(self.kernel, self.table, [all & !second, all & second]);
+                raw = self.raw.next(self.kernel, self.table, [all & !second, second]);
             }
-            for (i, (element, &symbol)) in elements.iter_mut().zip(symbols).enumerate() {
-                let [first, second] = of(symbol);
-                let in_second = element.magnitude_below(threshold);
-                let mut difference = if in_second { second } else { first };
-                for (j, raw) in raw.iter().enumerate().take(E::BYTES) {
-                    difference = difference.with_byte(j, raw[i]);
-                }
-                *element = element.wrapping_add(difference);
-            }
-            E::write_all(&elements, out);
+            let changes = Changes { symbols, threshold, second, cuts, raw };
+            E::change(self.kernel, out, &changes);
         }
     }
 }
 
-/// A bit for each of the elements of a group that are of the second class.
-#[inline(always)]
-fn second_class<E: Element>(threshold: E, base: &[E; GROUP]) -> u64 {
-    let classes = base.map(|base| u8::from(base.magnitude_below(threshold)));
-    let mut bits = 0;
-    for (i, eight) in classes.as_chunks::<8>().0.iter().enumerate() {
-        // Gathers the lowest bits of eight bytes in the top byte.
-        let eight = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        bits |= eight << (8 * i);
-    }
-    bits
+/// How a kernel treats elements of a width. The last group may have fewer elements than others.
+trait Width: Element {
+    /// [`Kernel::classes16`] for this width.
+    fn classes<K: Kernel>(_: K, base: &[u8], threshold: Self, of: &mut [u8; GROUP]) -> u64;
+    /// [`Kernel::change16`] for this width.
+    fn change<K: Kernel, const BYTES: usize>(
+        _: K,
+        out: &mut [u8],
+        changes: &Changes<'_, Self, BYTES>,
+    );
+}
+
+macro_rules! widths {
+    ($($t:ty $(: $classes:ident, $change:ident)?;)*) => {$(
+        impl Width for $t {
+            #[inline(always)]
+            fn classes<K: Kernel>(_kernel: K, base: &[u8], below: $t, of: &mut [u8; GROUP]) -> u64 {
+                $(if let Some(base) = base.first_chunk() {
+                    return _kernel.$classes(base, below, of);
+                })?
+                classes(base, below, of)
+            }
+
+            #[inline(always)]
+            fn change<K: Kernel, const BYTES: usize>(
+                _kernel: K,
+                out: &mut [u8],
+                changes: &Changes<'_, $t, BYTES>,
+            ) {
+                $(if let Some(out) = out.first_chunk_mut() {
+                    return _kernel.$change(out, changes);
+                })?
+                changes.add_to(out);
+            }
+        }
+    )*};
+}
+widths! {
+    u8;
+    u16: classes16, change16;
+    u32: classes32, change32;
+    u64;
 }

@@ -1,5 +1,6 @@
 //! The interface between the pipeline and the inner loops, which differ by instruction set.
 
+use super::changes::{self, Changes};
 use crate::codec::{
     ChunkError, EntropyModel, LANES,
     model::{DecodeTable, ValueMap},
@@ -64,6 +65,8 @@ pub(in crate::codec) struct Rounds<'a> {
     pub values: &'a mut [[u16; LANES]],
     /// The memory that the elements will be merged into, which may not be in the CPU's caches yet.
     pub elements: &'a [u8],
+    /// Whether the values are needed. A kernel may write them anyway.
+    pub want_values: bool,
 }
 
 impl<'a> Rounds<'a> {
@@ -75,7 +78,8 @@ impl<'a> Rounds<'a> {
 
     /// The rounds after the first `n`.
     pub fn after(self, n: usize) -> Self {
-        Self { symbols: &mut self.symbols[n..], values: &mut self.values[n..], elements: &[] }
+        let (symbols, values) = (&mut self.symbols[n..], &mut self.values[n..]);
+        Self { symbols, values, elements: &[], ..self }
     }
 }
 
@@ -124,6 +128,39 @@ pub(in crate::codec) trait Kernel: Copy {
     /// A group that has one of `values` after the other in the places whose bits are set in
     /// `members`, and 0 elsewhere.
     fn spread(self, values: &[u8; GROUP], members: u64) -> [u8; GROUP];
+
+    /// The classes of elements of two bytes by those of the base: 1 where they, without their top
+    /// bit, are below `threshold`. Returns a bit for each of these, too.
+    #[inline(always)]
+    fn classes16(self, base: &[u8; 2 * GROUP], threshold: u16, classes: &mut [u8; GROUP]) -> u64 {
+        changes::classes(base, threshold, classes)
+    }
+
+    /// The same for elements of four bytes.
+    #[inline(always)]
+    fn classes32(self, base: &[u8; 4 * GROUP], threshold: u32, classes: &mut [u8; GROUP]) -> u64 {
+        changes::classes(base, threshold, classes)
+    }
+
+    /// Adds differences to the elements of two bytes in `out`.
+    #[inline(always)]
+    fn change16<const BYTES: usize>(
+        self,
+        out: &mut [u8; 2 * GROUP],
+        changes: &Changes<'_, u16, BYTES>,
+    ) {
+        changes.add_to(out);
+    }
+
+    /// The same for elements of four bytes.
+    #[inline(always)]
+    fn change32<const BYTES: usize>(
+        self,
+        out: &mut [u8; 4 * GROUP],
+        changes: &Changes<'_, u32, BYTES>,
+    ) {
+        changes.add_to(out);
+    }
 }
 
 /// [`Kernel::spread`], one byte at a time.

@@ -5,7 +5,9 @@
 //! [`merge`] puts together with the symbol values. The [`scalar`] kernel defines the bits; those in
 //! [`super::simd`] decode the same faster.
 
+mod changes;
 mod delta;
+mod element;
 mod kernel;
 mod merge;
 mod parser;
@@ -17,6 +19,7 @@ mod simple;
 use super::{ChunkError, Coding, EntropyModel};
 use crate::error::Result;
 
+pub(super) use changes::Changes;
 pub(super) use delta::decode_delta;
 #[cfg(target_arch = "aarch64")]
 pub(super) use kernel::spread;

@@ -2,8 +2,9 @@
 //! enough for their data to stay in the first-level cache.
 
 use super::{
+    element::Element,
     kernel::{Kernel, RoundTables, Rounds},
-    merge::{Element, MAX_STEP, Merge, STEP},
+    merge::{MAX_STEP, Merge, STEP},
     parser::{Coded, ParsedChunk, Symbols},
 };
 use crate::codec::{ChunkError, EntropyModel, LANES, model::ValueMap, planes::GROUP};
@@ -60,6 +61,7 @@ fn decode<E: Element, K: Kernel>(
                 symbols: &mut symbols[..rounds],
                 values: &mut values[..rounds],
                 elements: &*out,
+                want_values: true,
             };
             decode_symbols(kernel, model, &map, coded, first, rounds)?;
             if first + n == count {

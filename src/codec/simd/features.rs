@@ -117,6 +117,7 @@ mod tests {
         ];
         let avx512 = [
             include_str!("avx512/mod.rs"),
+            include_str!("avx512/changes.rs"),
             include_str!("avx512/encode.rs"),
             include_str!("avx512/rounds.rs"),
             include_str!("avx512/spread.rs"),

@@ -9,15 +9,15 @@ use super::{
 #[cfg(target_arch = "aarch64")]
 use super::{features::Neon, neon};
 use crate::codec::{
-    ChunkError, EntropyModel,
-    decode::{Kernel, RoundTables, Rounds, ScalarKernel, Stream},
+    ChunkError, EntropyModel, LANES,
+    decode::{Changes, Kernel, RoundTables, Rounds, Stream},
     encode::{EncodeKernel, Encoder, scalar_costs, scalar_rounds},
     planes::GROUP,
 };
 
 /// Makes the inner loops of an instruction set, `$module`, a [`Kernel`].
 macro_rules! simd_kernel {
-    ($features:ident, $name:literal, $module:ident) => {
+    ($features:ident, $name:literal, $module:ident, $($changes:ident)?) => {
         impl Kernel for $features {
             const NAME: &'static str = $name;
 
@@ -50,8 +50,15 @@ macro_rules! simd_kernel {
             ) -> Result<(), ChunkError> {
                 // SAFETY: as above.
                 let done = unsafe { $module::decode_rounds(stream, &mut tables, &mut out) };
-                // The last rounds may need words that are not there.
-                ScalarKernel.symbols(stream, tables, out.after(done))
+                let out = out.after(done);
+                if out.symbols.is_empty() {
+                    return Ok(());
+                }
+                // The last rounds may read beyond the words that are there.
+                decode_last(stream, tables, out, |stream, tables, out| {
+                    // SAFETY: as above.
+                    unsafe { $module::decode_rounds(stream, tables, out) }
+                })
             }
 
             #[inline(always)]
@@ -76,16 +83,77 @@ macro_rules! simd_kernel {
                 // SAFETY: as above.
                 unsafe { $module::spread(values, members) }
             }
+
+            $($changes!($module);)?
+        }
+    };
+}
+
+/// What changes elements, if a kernel does not leave it to the compiler.
+#[cfg(target_arch = "x86_64")]
+macro_rules! changes {
+    ($module:ident) => {
+        changes! { $module 2 u16 classes16 change16 }
+        changes! { $module 4 u32 classes32 change32 }
+    };
+    ($module:ident $width:literal $element:ident $classes:ident $change:ident) => {
+        #[inline(always)]
+        fn $classes(
+            self,
+            base: &[u8; $width * GROUP],
+            threshold: $element,
+            classes: &mut [u8; GROUP],
+        ) -> u64 {
+            // SAFETY: as above.
+            unsafe { $module::$classes(base, threshold, classes) }
+        }
+
+        #[inline(always)]
+        fn $change<const BYTES: usize>(
+            self,
+            out: &mut [u8; $width * GROUP],
+            changes: &Changes<'_, $element, BYTES>,
+        ) {
+            // SAFETY: as above.
+            unsafe { $module::$change(out, changes) }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-simd_kernel!(Avx2, "avx2", avx2);
+simd_kernel!(Avx2, "avx2", avx2,);
 #[cfg(target_arch = "x86_64")]
-simd_kernel!(Avx512, "avx512", avx512);
+simd_kernel!(Avx512, "avx512", avx512, changes);
 #[cfg(target_arch = "aarch64")]
-simd_kernel!(Neon, "neon", neon);
+simd_kernel!(Neon, "neon", neon,);
+
+/// The most bytes that the `decode_rounds` of any instruction set reads in a round, and the fewest
+/// with which it decodes one.
+const REACH: usize = 2 * LANES;
+
+/// Decodes the rounds for which fewer than [`REACH`] bytes of words are left.
+///
+/// # Errors
+/// [`ChunkError::Truncated`] if they take more.
+fn decode_last(
+    stream: &mut Stream<'_>,
+    mut tables: RoundTables<'_>,
+    mut out: Rounds<'_>,
+    decode_rounds: impl Fn(&mut Stream<'_>, &mut RoundTables<'_>, &mut Rounds<'_>) -> usize,
+) -> Result<(), ChunkError> {
+    let mut padded = [0; 2 * REACH];
+    let Some(words) = padded.get_mut(..stream.words.len()) else {
+        return Err(ChunkError::Truncated);
+    };
+    words.copy_from_slice(stream.words);
+    let mut last = Stream { states: stream.states, words: &padded };
+    // Stops when fewer bytes are left than the padding has.
+    decode_rounds(&mut last, &mut tables, &mut out);
+    let taken = padded.len() - last.words.len();
+    stream.words = stream.words.get(taken..).ok_or(ChunkError::Truncated)?;
+    stream.states = last.states;
+    Ok(())
+}
 
 /// The encoder's pipeline for an instruction set.
 #[cfg(target_arch = "x86_64")]

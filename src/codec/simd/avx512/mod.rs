@@ -1,6 +1,7 @@
 //! The AVX-512 kernels for decoding and encoding.
 #![allow(unsafe_code)]
 
+mod changes;
 mod encode;
 mod rounds;
 mod spread;
@@ -9,6 +10,7 @@ mod unpack;
 use crate::codec::decode::{RoundTables, Rounds, Stream};
 use std::arch::x86_64::{__m512i, _mm512_loadu_si512};
 
+pub(super) use changes::{change16, change32, classes16, classes32};
 pub(super) use encode::{costs, rounds as encode_rounds};
 pub(super) use spread::spread;
 pub(super) use unpack::unpack;
@@ -21,10 +23,12 @@ pub(super) fn decode_rounds(
     tables: &mut RoundTables<'_>,
     out: &mut Rounds<'_>,
 ) -> usize {
-    match tables.model.classes() {
-        1 => rounds::decode_rounds::<1>(stream, tables, out),
-        2 => rounds::decode_rounds::<2>(stream, tables, out),
-        _ => rounds::decode_rounds::<0>(stream, tables, out),
+    match (tables.model.classes(), out.want_values) {
+        (1, true) => rounds::decode_rounds::<1, true>(stream, tables, out),
+        (1, false) => rounds::decode_rounds::<1, false>(stream, tables, out),
+        (2, false) => rounds::decode_rounds::<2, false>(stream, tables, out),
+        (2, true) => rounds::decode_rounds::<2, true>(stream, tables, out),
+        _ => rounds::decode_rounds::<0, true>(stream, tables, out),
     }
 }
 

@@ -56,14 +56,14 @@ impl States {
     }
 
     /// Decodes a symbol for each of the lanes. So many `CLASSES` exist, or any number if that is
-    /// 0; if there are several, `classes` holds that of each lane. Returns how many words the lanes
-    /// took.
+    /// 0; if there are several, `classes` holds that of each lane. Symbol values are written only if
+    /// `VALUES`. Returns how many words the lanes took.
     ///
     /// # Safety
     /// 128 bytes must be readable at `words`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-    unsafe fn next<const CLASSES: usize>(
+    unsafe fn next<const CLASSES: usize, const VALUES: bool>(
         &mut self,
         tables: &[DecodeTable],
         classes: &[u8],
@@ -92,13 +92,15 @@ impl States {
         };
         let symbols = _mm512_and_si512(found.symbols, _mm512_set1_epi8(63));
         let in_order = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), symbols);
-        let [low, high] = map.map(|m| _mm512_permutexvar_epi8(symbols, m));
         // SAFETY: `out` is 64 bytes and `values` 128.
         unsafe {
             _mm512_storeu_si512(out.as_mut_ptr().cast(), in_order);
-            let values: *mut __m512i = values.as_mut_ptr().cast();
-            _mm512_storeu_si512(values, _mm512_unpacklo_epi8(low, high));
-            _mm512_storeu_si512(values.add(1), _mm512_unpackhi_epi8(low, high));
+            if VALUES {
+                let [low, high] = map.map(|m| _mm512_permutexvar_epi8(symbols, m));
+                let values: *mut __m512i = values.as_mut_ptr().cast();
+                _mm512_storeu_si512(values, _mm512_unpacklo_epi8(low, high));
+                _mm512_storeu_si512(values.add(1), _mm512_unpackhi_epi8(low, high));
+            }
         }
         let [scaled, shift] = [found.scaled, found.shift]
             .map(|[l, h]| [_mm512_unpacklo_epi8(l, h), _mm512_unpackhi_epi8(l, h)]);
@@ -207,7 +209,7 @@ fn look_up_classes(
 
 /// Decodes rounds while there are enough words whatever they decode to; returns how many.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt")]
-pub(super) fn decode_rounds<const CLASSES: usize>(
+pub(super) fn decode_rounds<const CLASSES: usize, const VALUES: bool>(
     stream: &mut Stream<'_>,
     tables: &mut RoundTables<'_>,
     out: &mut Rounds<'_>,
@@ -235,9 +237,16 @@ pub(super) fn decode_rounds<const CLASSES: usize>(
         let words = stream.words.as_ptr();
         // SAFETY: the first half takes at most 64 words, so both halves are within REACH.
         let taken = unsafe {
-            let taken = first.next::<CLASSES>(of_round, classes, map, words, (s0, t0));
+            let taken = first.next::<CLASSES, VALUES>(of_round, classes, map, words, (s0, t0));
             let classes = classes.get(64..).unwrap_or_default();
-            taken + second.next::<CLASSES>(of_round, classes, map, words.add(2 * taken), (s1, t1))
+            taken
+                + second.next::<CLASSES, VALUES>(
+                    of_round,
+                    classes,
+                    map,
+                    words.add(2 * taken),
+                    (s1, t1),
+                )
         };
         stream.words = &stream.words[2 * taken..];
         done += 1;
