@@ -165,16 +165,23 @@ fn members(count: usize) -> u64 {
 
 /// Adds what is escaped to the elements of a group.
 #[cold]
+#[inline(never)]
 fn add_escaped<E: Element>(
     symbols: &[u8],
     escape: u8,
     escapes: &mut &[u8],
     out: &mut [u8],
 ) -> Result<(), ChunkError> {
-    let elements = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
-    for (_, out) in elements.filter(|(s, _)| **s == escape) {
-        let escaped = take(escapes, E::BYTES).ok_or(ChunkError::Truncated)?;
-        E::read(out).wrapping_add(E::read(escaped)).write(out);
+    // Escapes are few: most of each eight symbols are passed over together.
+    for (symbols, out) in symbols.chunks(8).zip(out.chunks_mut(8 * E::BYTES)) {
+        if symbols.iter().fold(true, |none, &s| none & (s != escape)) {
+            continue;
+        }
+        let elements = symbols.iter().zip(out.chunks_exact_mut(E::BYTES));
+        for (_, out) in elements.filter(|(s, _)| **s == escape) {
+            let escaped = take(escapes, E::BYTES).ok_or(ChunkError::Truncated)?;
+            E::read(out).wrapping_add(E::read(escaped)).write(out);
+        }
     }
     Ok(())
 }
