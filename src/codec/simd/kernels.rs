@@ -8,9 +8,11 @@ use super::{
 };
 #[cfg(target_arch = "aarch64")]
 use super::{features::Neon, neon};
+#[cfg(target_arch = "x86_64")]
+use crate::codec::decode::Changes;
 use crate::codec::{
     ChunkError, EntropyModel, LANES,
-    decode::{Changes, Kernel, RoundTables, Rounds, Stream},
+    decode::{Kernel, RoundTables, Rounds, Stream},
     encode::{EncodeKernel, Encoder, scalar_costs, scalar_rounds},
     planes::GROUP,
 };
