@@ -56,8 +56,8 @@ impl States {
     }
 
     /// Decodes a symbol for each of the lanes. So many `CLASSES` exist, or any number if that is
-    /// 0; if there are several, `classes` holds that of each lane. Symbol values are written only if
-    /// `VALUES`. Returns how many words the lanes took.
+    /// 0; if there are several, `classes` holds that of each lane. Symbol values are written only
+    /// if `VALUES`. Returns how many words the lanes took.
     ///
     /// # Safety
     /// 128 bytes must be readable at `words`.
