@@ -1,6 +1,11 @@
 //! Differences, as section 6 of `docs/FORMAT.md` describes them.
 
-use super::{Bytes, Seen, le, packed_len, packed_value, slots};
+use super::common::{
+    program::run,
+    random::Random,
+    samples::{Fill, matrices, tensor},
+};
+use super::{Bytes, Seen, le, packed_len, packed_value, read_archive, slots};
 
 /// How the differences that a table codes are cut.
 struct Cut {
@@ -204,4 +209,72 @@ fn raw_bits(
         }
     }
     raw
+}
+
+/// Weights of `rows` rows of 384, and others that training has moved: some rows not at all, some by
+/// a few steps of decay, the others by noise, now and then by a lot.
+fn weights(dtype: &str, rows: usize, seed: u64) -> [Vec<u8>; 2] {
+    let mut random = Random(seed);
+    let mut pair = [Vec::new(), Vec::new()];
+    for row in 0..rows {
+        for _ in 0..384 {
+            let (w, noise) = (random.weight() as f32, random.weight() as f32 * 0.01);
+            let jump = if random.next() % 500 == 0 { 1.0 } else { 0.0 };
+            let steps = 492 * (2 + random.next() as u32 % 2);
+            let tuned = w + noise + jump;
+            if dtype == "BF16" {
+                let [w, tuned] = [w, tuned].map(half::bf16::from_f32);
+                let tuned = if row % 3 == 0 { w } else { tuned };
+                pair[0].extend_from_slice(&w.to_le_bytes());
+                pair[1].extend_from_slice(&tuned.to_le_bytes());
+            } else {
+                let decayed = f32::from_bits(w.to_bits().wrapping_sub(steps));
+                let tuned = if row % 3 == 0 { tuned } else { decayed };
+                pair[0].extend_from_slice(&w.to_le_bytes());
+                pair[1].extend_from_slice(&tuned.to_le_bytes());
+            }
+        }
+    }
+    pair
+}
+
+/// What differences can hold.
+const FEATURES: [&str; 10] = [
+    "a distance",
+    "an escaped difference",
+    "carried raw bits",
+    "differences of 2 bytes",
+    "differences of 4 bytes",
+    "equal to the base",
+    "listed values",
+    "raw bits",
+    "several choices of differences",
+    "two classes of differences",
+];
+
+#[test]
+fn the_specification_suffices_to_read_differences() {
+    let (bf16, f32) = (weights("BF16", 700, 1), weights("F32", 500, 2));
+    let equal = tensor("BF16", 384 * 400, Fill::Weights, 3);
+    let file = |i: usize, first: usize| {
+        matrices(&[
+            ("0", "U8", None, vec![7; first]),
+            ("a", "BF16", Some(384), bf16[i].clone()),
+            ("b", "F32", Some(384), f32[i].clone()),
+            ("c", "BF16", Some(384), equal.clone()),
+        ])
+    };
+    let (base, tuned) = (file(0, 0x40), file(1, 0x90));
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("base.safetensors"), &base).expect("written");
+    std::fs::write(at("tuned.safetensors"), &tuned).expect("written");
+    run(dir.path(), &["pack", "base.safetensors"]).ok();
+    run(dir.path(), &["pack", "tuned.safetensors", "--base", "base.bsz"]).ok();
+    let archive = std::fs::read(at("tuned.bsz")).expect("read");
+    assert_eq!(archive[8], 2);
+    let mut seen = Seen::new();
+    assert!(read_archive(&archive, &[base], &mut seen) == tuned);
+    let missing: Vec<_> = FEATURES.iter().filter(|feature| !seen.contains(*feature)).collect();
+    assert!(missing.is_empty(), "not reached: {missing:?}");
 }
