@@ -61,6 +61,7 @@ def xor_len(base, tuned, level, directory):
 def packed_len(bsz, tuned, directory, *base):
     """Bytes of the archive of `tuned`, which must come back exactly."""
     archive = directory / "tuned.safetensors.bsz"
+    archive.unlink(missing_ok=True)
     command = [bsz, "--quiet", "pack", str(tuned), "-o", str(archive), "--force", *base]
     subprocess.run(command, check=True)
     back = directory / "back"
