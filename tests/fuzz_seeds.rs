@@ -49,7 +49,7 @@ fn matrix(scale: impl Fn(usize) -> usize) -> Vec<u8> {
     let element = |i: usize| (r.next() >> 62) as u8 + [0x20, 0x30, 0x38][scale(i) % 3];
     let data: Vec<u8> = (0..256 * 100).map(element).collect();
     let json = r#"{"a":{"dtype":"F8_E4M3","shape":[100,256],"data_offsets":[0,25600]}}"#;
-    samples::with_header(json, &data)
+    containers::with_header(json, &data)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![no_main]
 
 use bszfs::codec::checksum;
-use bszfs::format::{NO_MODEL, header};
+use bszfs::format::{NO_MODEL, VERSION, header};
 use bszfs::read::{Archive, Scratch, describe, verify};
 use bszfs::sha256::Hasher;
 use bszfs_fuzz::{DECODERS, FOOTER, Tested, correct_footer, decode, seal_footer};
@@ -107,7 +107,7 @@ impl Sealed {
     fn new(bytes: &[u8]) -> Option<Self> {
         let mut bytes = bytes.to_vec();
         let before = bytes.len().checked_sub(FOOTER).filter(|&n| n >= 16)?;
-        bytes[..16].copy_from_slice(&header());
+        bytes[..16].copy_from_slice(&header(VERSION));
         let index = correct_footer(bytes[before..].as_mut_array()?, before);
         let mut sealed = Self { bytes, index };
         sealed.seal();

@@ -32,10 +32,23 @@ pub fn decode(
     len: usize,
     skew: usize,
 ) -> Result<Vec<u8>, String> {
+    decode_onto(coding, model, payload, len, &[], skew)
+}
+
+/// The same where the output holds the bytes of `base`, as many as there are.
+pub fn decode_onto(
+    coding: Coding,
+    model: Option<&EntropyModel>,
+    payload: &[u8],
+    len: usize,
+    base: &[u8],
+    skew: usize,
+) -> Result<Vec<u8>, String> {
     let payload: Box<[u8]> = [&vec![0xee; skew], payload].concat().into();
     let mut results = DECODERS.iter().enumerate().map(|(i, decoder)| {
         let fill = [0x00, 0xff, 0xaa, 0x55][i % 4];
         let mut out = vec![fill; skew + len].into_boxed_slice();
+        out[skew..].iter_mut().zip(base).for_each(|(out, base)| *out = *base);
         let decoded = decoder.decode(coding, model, &payload[skew..], &mut out[skew..]);
         assert!(
             out[..skew].iter().all(|&b| b == fill),

@@ -1,8 +1,6 @@
 //! Small containers of weights, made as the libraries make them: GGUF, NumPy, PyTorch, ONNX, and
 //! safetensors to compare them with.
 
-use super::samples::with_header;
-
 /// A tensor: its name, its dtype as safetensors spells it, its shape, and its bytes.
 pub struct Tensor {
     pub name: String,
@@ -15,6 +13,11 @@ impl Tensor {
     pub fn new(name: &str, dtype: &'static str, shape: &[u64], data: Vec<u8>) -> Self {
         Self { name: name.to_owned(), dtype, shape: shape.to_vec(), data }
     }
+}
+
+/// A safetensors file with this header, which may be malformed, and these data.
+pub fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
+    [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
 }
 
 /// A safetensors file of these tensors.

@@ -1,5 +1,6 @@
 //! Small files of every kind, made from seeds, and how to pack and unpack them in a test.
 
+use super::containers::with_header;
 use super::random::Random;
 use bszfs::{
     codec::{self, ChunkDecoder},
@@ -243,11 +244,6 @@ pub fn pack_tensors(
     let bytes = matrices(&made);
     pack_bytes(dir, "x.safetensors", &bytes, chunk_size);
     bytes
-}
-
-/// A file with this header, which may be malformed, and these data.
-pub fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
-    [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()
 }
 
 /// Named files that together cover every coding, every dtype and every fill.
