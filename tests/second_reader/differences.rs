@@ -219,7 +219,7 @@ fn weights(dtype: &str, rows: usize, seed: u64) -> [Vec<u8>; 2] {
     for row in 0..rows {
         for _ in 0..384 {
             let (w, noise) = (random.weight() as f32, random.weight() as f32 * 0.01);
-            let jump = if random.next() % 500 == 0 { 1.0 } else { 0.0 };
+            let jump = if random.next().is_multiple_of(500) { 1.0 } else { 0.0 };
             let steps = 492 * (2 + random.next() as u32 % 2);
             let tuned = w + noise + jump;
             if dtype == "BF16" {
