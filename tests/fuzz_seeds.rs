@@ -6,7 +6,7 @@ mod common;
 use bszfs::{format::NO_MODEL, read::Archive};
 use common::containers::{self, Tensor};
 use common::random::Random;
-use common::samples::{self, Fill, pack_bytes, safetensors, tensor};
+use common::samples::{Fill, pack_bytes, safetensors, tensor};
 use std::path::Path;
 
 /// Longer inputs are slow to mutate.
