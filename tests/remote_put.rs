@@ -8,7 +8,7 @@ use common::program::{bsz, names, object_models, run, same_tree};
 use common::web::{Act, Request};
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -314,6 +314,22 @@ fn a_signal_aborts_an_upload_that_the_store_has_not_named_yet() {
     });
 }
 
+/// The same command, whose signals are not ignored, as SIGINT is behind the `&` of a shell.
+fn heeding_signals(command: &Command) -> Command {
+    let mut heeding = Command::new("env");
+    heeding.arg("--default-signal").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => heeding.env(name, value),
+            None => heeding.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        heeding.current_dir(dir);
+    }
+    heeding
+}
+
 /// Send a signal once the bucket has got the first request that `script` holds up.
 fn is_aborted(signal: &str, mut script: impl FnMut(&Request) -> Act + Send + 'static) {
     let (dir, bucket) = (TempDir::new().expect("a directory"), Bucket::start());
@@ -326,14 +342,14 @@ fn is_aborted(signal: &str, mut script: impl FnMut(&Request) -> Act + Send + 'st
         }
         script(request)
     });
-    let mut command = bucket.bsz(dir.path(), &["cp", "large", "s3://bucket/large"]);
+    let command = bucket.bsz(dir.path(), &["cp", "large", "s3://bucket/large"]);
+    let mut command = heeding_signals(&command);
     let mut child = command.stderr(Stdio::piped()).spawn().expect("bsz starts");
     let begun = Duration::from_secs(60);
     held_up.recv_timeout(begun).expect("an upload begins");
     // If it is this request that is held up, no part is sent before the signal.
     let _ = held_up.recv_timeout(Duration::from_millis(500));
-    let kill =
-        std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+    let kill = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
     assert!(kill.expect("kill").success());
     let ended = child.wait().expect("it ends");
     assert!(!ended.success(), "{ended:?}");

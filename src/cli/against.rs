@@ -172,14 +172,15 @@ impl Opened {
         for (dir, depth) in dirs {
             look(dir, *depth, &mut budget, &mut found);
         }
-        let mut ranked: Vec<(bool, bool, u64, PathBuf)> = Vec::new();
-        for archive in found {
+        // Of equals the one that was found first: its path is the shortest.
+        let mut ranked: Vec<(bool, bool, u64, usize, PathBuf)> = Vec::new();
+        for (i, archive) in found.into_iter().enumerate() {
             let footer = input::open(&archive).and_then(|file| read::peek(&file));
             let Ok(Some(footer)) = footer else { continue };
             if footer.base_count == 0 && footer.original_len >= len / 16 {
                 let is_named = hints::names_archive(&named, &archive);
                 let pin = is_pin(archive.file_name().unwrap_or_default());
-                ranked.push((!is_named, pin, footer.original_len.abs_diff(len), archive));
+                ranked.push((!is_named, pin, footer.original_len.abs_diff(len), i, archive));
             }
         }
         ranked.sort();
